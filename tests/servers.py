@@ -77,7 +77,7 @@ class ModelServer:
     largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts, "base" if it
     does so without adapters, "fails" if it cannot. weighs: adapters that it has from its start,
     which requests weigh, as llama.cpp's server does. named: adapters that it has from its start
-    under their names, and it loads no others. sglang: its paths and names are those of SGLang.
+    under their names. loads: whether it loads others. sglang: its paths and names are SGLang's.
     kept: what other servers of the same base answered, so that it is computed once.
     """
 
@@ -90,6 +90,7 @@ class ModelServer:
         scores: str = "vllm",
         weighs: Mapping[str, Path] = {},
         named: Mapping[str, Path] = {},
+        loads: bool = True,
         sglang: bool = False,
         kept: dict[str, dict[str, Any]] | None = None,
     ) -> None:
@@ -101,7 +102,7 @@ class ModelServer:
         self.loaded: dict[str, str] = {}  # name -> hash of the files
         self.kept, self.asked = {} if kept is None else kept, 0
         self.lock = threading.Lock()
-        self.weighs, self.named, self.sglang = list(weighs), list(named), sglang
+        self.weighs, self.loads, self.sglang = list(weighs), loads, sglang
         for name, directory in {**weighs, **named}.items():
             self.load(name, directory)
 
@@ -122,11 +123,11 @@ class ModelServer:
             if path == ("/server_info" if self.sglang else "/version"):
                 return 200, {"version": "0.test"}
             loading = "" if self.sglang else "/v1"
-            if self.named and self.sglang and path == "/load_lora_adapter":
+            if self.sglang and path == "/load_lora_adapter" and not self.loads:
                 return 400, {"success": False, "error_message": "Dynamic loading is off."}
-            if path == f"{loading}/load_lora_adapter" and not self.named:
+            if path == f"{loading}/load_lora_adapter" and self.loads:
                 return self.load(body["lora_name"], Path(body["lora_path"]))
-            if path == f"{loading}/unload_lora_adapter" and not self.named:
+            if path == f"{loading}/unload_lora_adapter" and self.loads:
                 self.loaded.pop(body["lora_name"], None)
                 return 200, b"Success"
             if path != "/v1/completions":

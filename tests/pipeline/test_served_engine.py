@@ -66,12 +66,28 @@ def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
     return {(row["system"], row["part"]): row["value"] for row in document["evaluation"]}
 
 
-# Servers, what asks them, and what transformers answer because the server cannot.
+# Servers, what asks them, and what a note tells of: systems that transformers answer, and why.
 SERVERS: dict[str, tuple[dict[str, Any], str, list[str], set[str]]] = {
     "vllm": ({}, "vllm 0.test", ["--method", "ties", "--router", "arrow"], {"arrow"}),
     "sglang": ({"sglang": True}, "sglang 0.test", ["--method", "sum"], set()),
-    "names": ({"named": True}, "vllm 0.test", [], {"sum", "uniform", "arrow", "random-partner"}),
-    "sglang, names": ({"named": True, "sglang": True}, "sglang 0.test", [], {"sum", "uniform"}),
+    "names": (
+        {"named": True, "loads": False},
+        "vllm 0.test",
+        [],
+        {"sum", "uniform", "arrow", "random-partner", "while it runs"},
+    ),
+    "names, rank": (
+        {"named": True, "most": 16},
+        "vllm 0.test",
+        ["--method", "sum"],
+        {"sum", "--max-lora-rank 32"},
+    ),
+    "sglang, names": (
+        {"named": True, "loads": False, "sglang": True},
+        "sglang 0.test",
+        ["--method", "sum"],
+        {"sum", "while it runs"},
+    ),
     "llama.cpp": ({"weighs": True}, "llama.cpp b1-test", ["--method", "sum"], {"random-partner"}),
     "balanced": ({"weighs": True}, "llama.cpp b1-test", ["--balance", "norm"], {"sum", "uniform"}),
 }
@@ -81,9 +97,9 @@ SERVERS: dict[str, tuple[dict[str, Any], str, list[str], set[str]]] = {
 def test_a_server_answers_as_transformers_do(world, kind):
     """Base, singles, merges by gates and by new weights, routers, chain, controls; hops and worked
     steps. What a server cannot run is asked by transformers and named."""
-    options, version, more, by_transformers = SERVERS[kind]
+    options, version, more, told_of = SERVERS[kind]
     adapters = world.scenario("skill-and-facts").adapters
-    held = {key: adapters if value and key != "sglang" else value for key, value in options.items()}
+    held = {key: adapters if key in ("named", "weighs") else options[key] for key in options}
     made = served_base(world, **held)
     with server(made) as (url, _):
         ended = run(world, url, *more)
@@ -96,15 +112,15 @@ def test_a_server_answers_as_transformers_do(world, kind):
     assert served["provenance"]["engine"] == f"{version}, model base"
     assert here["provenance"]["engine"] == "transformers"
     (told,) = [note for note in served["notes"] if "asked by transformers here: " in note] or [""]
-    assert by_transformers == {name for name in by_transformers if name in told}
-    assert bool(told) is bool(by_transformers)
+    assert told_of == {part for part in told_of if part in told}
+    assert bool(told) is bool(told_of)
     assert set(made.loaded) == (set(adapters) if held.keys() & {"weighs", "named"} else set())
 
 
 @pytest.mark.parametrize("kind", ["named", "weighs"])
 def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(world, kind):
     (first, place), (_, other) = world.scenario("skill-and-facts").adapters.items()
-    made = served_base(world, **{kind: {first: place, "another": other}})
+    made = served_base(world, loads=False, **{kind: {first: place, "another": other}})
     with server(made) as (url, _):
         ended = run(world, url)
     error = json.loads(ended.stdout)["error"]

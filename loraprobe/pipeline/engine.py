@@ -260,10 +260,10 @@ class _Naming(Placing):
         self.why = f"the server is asked the adapters that it has; {self.told}"
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
-        """What a request says of a single adapter."""
-        name = composition.experts[0].name
-        alone = _weights(composition) == (1.0,) and name in self.held
-        return {"model": self.held[name]} if alone else None
+        """What a request says of a single adapter; with others below it, it is not what is held."""
+        first = composition.experts[0]
+        alone = _weights(composition) == (1.0,) and first.name in self.held and not first.below
+        return {"model": self.held[first.name]} if alone else None
 
 
 @dataclass

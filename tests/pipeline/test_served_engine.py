@@ -117,6 +117,21 @@ def test_a_server_answers_as_transformers_do(world, kind):
     assert set(made.loaded) == (set(adapters) if held.keys() & {"weighs", "named"} else set())
 
 
+@pytest.mark.parametrize("held", ["files", "named", "weighs"])
+def test_what_is_below_an_adapter_is_served_with_it(world, held):
+    lower = world.path / "adapters" / "city"
+    known = {"city": lower, **world.scenario("skill-and-facts").adapters}
+    found = {}
+    with server(served_base(world, **({} if held == "files" else {held: known}))) as (url, _):
+        for engine, on in ((url, f",on={lower}"), (None, f",on={lower}"), (None, "")):
+            command, first, *rest = call(engine, "--method", "sum", "--router", "none")
+            ended = CliRunner().invoke(app, [command, first + on, *rest])
+            assert ended.exit_code in (0, 1, 3), ended.stderr
+            found[engine, on] = scores(json.loads(ended.stdout))
+    served, here, alone = found.values()
+    assert served == here != alone
+
+
 @pytest.mark.parametrize("kind", ["named", "weighs"])
 def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(world, kind):
     (first, place), (_, other) = world.scenario("skill-and-facts").adapters.items()

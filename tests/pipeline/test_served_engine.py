@@ -2,6 +2,7 @@
 behind vLLM's interface. docs/serving.md has the same with a real vLLM."""
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -28,18 +29,15 @@ from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring import server as client
 
-
-@pytest.fixture(scope="module")
-def world():
-    return shipped_world()
-
-
 KEPT: dict[str, dict[str, Any]] = {}
 
 
-def served_base(world, **settings: Any) -> ModelServer:
+WORLD = shipped_world()
+
+
+def served_base(**settings: Any) -> ModelServer:
     """A server of the shipped base, which computes no answer that another one has computed."""
-    return ModelServer(world.path / "base", kept=KEPT, **settings)
+    return ModelServer(WORLD.base, kept=KEPT, **settings)
 
 
 @pytest.fixture(autouse=True)
@@ -56,9 +54,15 @@ def call(engine: str | None, *more: str) -> list[str]:
     return ["merge-and-eval", *making.shipped("skill-and-facts"), *few, *where, *more]
 
 
-def run(world, engine: str | None, *more: str, **env: str) -> Any:
+def run(engine: str | None, *more: str, **env: str) -> Any:
     """What `call` prints in an environment."""
     return CliRunner().invoke(app, call(engine, *more), env={"NO_COLOR": "1", **env})
+
+
+@functools.cache
+def answered_here(*more: str) -> dict[str, Any]:
+    """The document of `call` by transformers."""
+    return json.loads(run(None, *more).stdout)
 
 
 def scores(document: dict[str, Any]) -> dict[tuple[str, str], float]:
@@ -94,17 +98,17 @@ SERVERS: dict[str, tuple[dict[str, Any], str, list[str], set[str]]] = {
 
 
 @pytest.mark.parametrize("kind", SERVERS)
-def test_a_server_answers_as_transformers_do(world, kind):
+def test_a_server_answers_as_transformers_do(kind):
     """Base, singles, merges by gates and by new weights, routers, chain, controls; hops and worked
     steps. What a server cannot run is asked by transformers and named."""
     options, version, more, told_of = SERVERS[kind]
-    adapters = world.scenario("skill-and-facts").adapters
+    adapters = WORLD.scenario("skill-and-facts").adapters
     held = {key: adapters if key in ("named", "weighs") else options[key] for key in options}
-    made = served_base(world, **held)
+    made = served_base(**held)
     with server(made) as (url, _):
-        ended = run(world, url, *more)
+        ended = run(url, *more)
     assert ended.exit_code in (0, 1, 3), ended.stderr
-    served, here = json.loads(ended.stdout), json.loads(run(world, None, *more).stdout)
+    served, here = json.loads(ended.stdout), answered_here(*more)
     assert scores(served) == scores(here)
     assert {"chain", "random-partner"} <= {system for system, _ in scores(served)}
     assert served["verdict"]["decision"] == here["verdict"]["decision"]
@@ -118,11 +122,11 @@ def test_a_server_answers_as_transformers_do(world, kind):
 
 
 @pytest.mark.parametrize("held", ["files", "named", "weighs"])
-def test_what_is_below_an_adapter_is_served_with_it(world, held):
-    lower = world.path / "adapters" / "city"
-    known = {"city": lower, **world.scenario("skill-and-facts").adapters}
+def test_what_is_below_an_adapter_is_served_with_it(held):
+    lower = WORLD.path / "adapters" / "city"
+    known = {"city": lower, **WORLD.scenario("skill-and-facts").adapters}
     found = {}
-    with server(served_base(world, **({} if held == "files" else {held: known}))) as (url, _):
+    with server(served_base(**({} if held == "files" else {held: known}))) as (url, _):
         for engine, on in ((url, f",on={lower}"), (None, f",on={lower}"), (None, "")):
             command, first, *rest = call(engine, "--method", "sum", "--router", "none")
             ended = CliRunner().invoke(app, [command, first + on, *rest])
@@ -133,11 +137,11 @@ def test_what_is_below_an_adapter_is_served_with_it(world, held):
 
 
 @pytest.mark.parametrize("kind", ["named", "weighs"])
-def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(world, kind):
-    (first, place), (_, other) = world.scenario("skill-and-facts").adapters.items()
-    made = served_base(world, loads=False, **{kind: {first: place, "another": other}})
+def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(kind):
+    (first, place), (_, other) = WORLD.scenario("skill-and-facts").adapters.items()
+    made = served_base(loads=False, **{kind: {first: place, "another": other}})
     with server(made) as (url, _):
-        ended = run(world, url)
+        ended = run(url)
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and "another" in error["message"]
     assert "NAME=REF" in error["cure"]
@@ -172,39 +176,39 @@ def test_a_composition_is_not_taken_for_one_that_is_gone():
     assert len(asked) == 20
 
 
-def choices(world, place: Path) -> list[str]:
+def choices(place: Path) -> list[str]:
     """merge-and-eval on three questions with choices."""
-    task = world.scenario("disjoint").tasks[0]
+    task = WORLD.scenario("disjoint").tasks[0]
     lines = [json.loads(line) for line in task.read_text().splitlines()[:3]]
     answers = [line["answer"] for line in lines]
     rows = [
         {"prompt": line["prompt"], "answer": line["answer"], "choices": answers} for line in lines
     ]
     (place / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    adapters = [str(path) for path in world.scenario("disjoint").adapters.values()]
-    words = ["merge-and-eval", *adapters, "--base", str(world.path / "base"), "--json"]
+    adapters = [str(path) for path in WORLD.scenario("disjoint").adapters.values()]
+    words = ["merge-and-eval", *adapters, "--base", str(WORLD.base), "--json"]
     words += ["--task", str(place / "choices.jsonl"), "--method", "sum", "--router", "none"]
     return [*words, "--chat-template", "off"]
 
 
 @pytest.mark.parametrize("way", ["vllm", "echo"])
-def test_choices_are_scored_by_prompts(world, tmp_path, way):
+def test_choices_are_scored_by_prompts(tmp_path, way):
     """The log-probabilities of a server are those of transformers."""
-    words = choices(world, tmp_path)
-    with server(served_base(world, scores=way)) as (url, _):
+    words = choices(tmp_path)
+    with server(served_base(scores=way)) as (url, _):
         served = CliRunner().invoke(app, [*words, "--engine", url])
     here = CliRunner().invoke(app, words)
     assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
 
 
-def asked_alike(command: str, world, *more: str) -> list[Any]:
+def asked_alike(command: str, *more: str) -> list[Any]:
     """The documents of a command on adapters of the world, by transformers and by a server."""
     names = ("newcomers", "steps", "spouse", "city")[: 4 if command == "screen" else 2]
-    adapters = [str(world.path / "adapters" / name) for name in names]
-    words = [command, *adapters, "--base", str(world.path / "base"), "--json", "--exit-zero"]
-    words += ["--task", str(world.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
+    adapters = [str(WORLD.path / "adapters" / name) for name in names]
+    words = [command, *adapters, "--base", str(WORLD.base), "--json", "--exit-zero"]
+    words += ["--task", str(WORLD.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
     words += ["--max-new-tokens", "16", *more]
-    made, documents = served_base(world), []
+    made, documents = served_base(), []
     with server(made) as (url, _):
         for where in ([], ["--engine", url]):
             ended = CliRunner().invoke(app, [*words, *where])
@@ -216,11 +220,11 @@ def asked_alike(command: str, world, *more: str) -> list[Any]:
 
 
 @pytest.mark.slow
-def test_a_screen_by_a_server_is_that_by_transformers(world, monkeypatch):
+def test_a_screen_by_a_server_is_that_by_transformers(monkeypatch):
     """A library of more adapters than a server holds at once."""
     monkeypatch.setattr(client, "HELD", 3)
     few = ("--items", "20", "--limit", "50", "--keep", "1", "--method", "sum", "--router", "none")
-    here, served = asked_alike("screen", world, *few)
+    here, served = asked_alike("screen", *few)
     assert scores(served) == scores(here)
     assert served["library"] == here["library"]
     places = [[row["adapters"], row["place"]] for row in here["shortlist"]]
@@ -231,8 +235,8 @@ def test_a_screen_by_a_server_is_that_by_transformers(world, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_first_look_by_a_server_is_that_by_transformers(world):
-    here, served = asked_alike("inspect", world, "--limit", "40")
+def test_a_first_look_by_a_server_is_that_by_transformers():
+    here, served = asked_alike("inspect", "--limit", "40")
     mine, theirs = scores(here), scores(served)
     for form in ("question", "steps"):  # a file is rounded to 16 bits, which noise may show
         assert abs(mine.pop(("random-partner", form)) - theirs.pop(("random-partner", form))) < 0.1
@@ -240,9 +244,9 @@ def test_a_first_look_by_a_server_is_that_by_transformers(world):
     assert served["coverage"] == here["coverage"]
 
 
-def test_next_tokens_of_a_server_are_those_of_the_model(world):
+def test_next_tokens_of_a_server_are_those_of_the_model():
     """Several continuations of one row, and a row behind which nothing is wanted."""
-    made = served_base(world)
+    made = served_base()
     local = Scorer(made.model, made.tokenizer)
     rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 1), ((7, 3), 1)]
     wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
@@ -259,13 +263,13 @@ def test_next_tokens_of_a_server_are_those_of_the_model(world):
 
 
 @pytest.mark.parametrize("command", ["inspect", "screen"])
-def test_a_server_without_questions_is_a_wrong_usage(world, command):
-    adapters = [str(path) for path in world.scenario("disjoint").adapters.values()]
+def test_a_server_without_questions_is_a_wrong_usage(command):
+    adapters = [str(path) for path in WORLD.scenario("disjoint").adapters.values()]
     words = [
         command,
         *adapters,
         "--base",
-        str(world.path / "base"),
+        str(WORLD.base),
         "--engine",
         "http://127.0.0.1:9",
     ]
@@ -273,12 +277,12 @@ def test_a_server_without_questions_is_a_wrong_usage(world, command):
     assert ended.exit_code == 2 and "--task" in ended.stderr
 
 
-def test_a_library_that_no_server_loads_is_a_wrong_usage(world, tmp_path):
+def test_a_library_that_no_server_loads_is_a_wrong_usage(tmp_path):
     peft_adapter(tmp_path / "one", tiny_llama(), use_dora=True)
     peft_adapter(tmp_path / "two", tiny_llama(), seed=1, use_dora=True)
     words = ["screen", *(str(tmp_path / name) for name in ("one", "two")), "--json"]
     words += ["--base", str(other_base(tmp_path / "base")), "--engine", "http://127.0.0.1:9"]
-    words += ["--task", str(world.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
+    words += ["--task", str(WORLD.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
     ended = CliRunner().invoke(app, words)
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "usage"), error
@@ -290,9 +294,9 @@ MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no lo
 
 
 @pytest.mark.parametrize("way", MISTAKEN)
-def test_prompts_that_a_server_scores_wrongly_end_the_run(world, tmp_path, way):
-    with server(served_base(world, scores=way)) as (url, _):
-        ended = CliRunner().invoke(app, [*choices(world, tmp_path), "--engine", url])
+def test_prompts_that_a_server_scores_wrongly_end_the_run(tmp_path, way):
+    with server(served_base(scores=way)) as (url, _):
+        ended = CliRunner().invoke(app, [*choices(tmp_path), "--engine", url])
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and MISTAKEN[way] in error["message"]
 
@@ -311,54 +315,54 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("told", REFUSED)
-def test_what_a_server_misreads_ends_the_run(world, told):
-    made = served_base(world, **REFUSED[told])
+def test_what_a_server_misreads_ends_the_run(told):
+    made = served_base(**REFUSED[told])
     with server(made) as (url, _):
-        ended = run(world, url)
+        ended = run(url)
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and told in error["message"]
     assert error["cure"] and not made.loaded
 
 
-def test_a_server_with_another_base_is_refused(world):
+def test_a_server_with_another_base_is_refused():
     import torch
 
-    made = ModelServer(world.path / "base")
+    made = ModelServer(WORLD.base)
     with torch.no_grad():
         made.model.get_input_embeddings().weight *= 0.2
     with server(made) as (url, _):
-        ended = run(world, url)
+        ended = run(url)
     assert ended.exit_code == 2 and "another base" in json.loads(ended.stdout)["error"]["message"]
 
 
-def test_a_busy_server_is_asked_again(world):
-    made, busy = served_base(world), iter([429, 503])
+def test_a_busy_server_is_asked_again():
+    made, busy = served_base(), iter([429, 503])
 
     def reply(path: str, body: dict) -> tuple[int, Any]:
         status = next(busy, 200) if path == "/v1/completions" else 200
         return made(path, body) if status == 200 else (status, b"later")
 
     with server(reply) as (url, _):
-        ended = run(world, url, "--method", "sum")
+        ended = run(url, "--method", "sum")
     assert ended.exit_code in (0, 1, 3), ended.stderr
 
 
-def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
-    made = served_base(world)
+def test_a_lost_server_ends_the_run_and_resume_goes_on():
+    made = served_base()
 
     def dying(path: str, body: dict) -> tuple[int, Any]:
         return made(path, body) if made.asked < 40 else (500, b"lost")
 
     with server(dying) as (url, _):
-        assert run(world, url, "--method", "sum").exit_code == 2
+        assert run(url, "--method", "sum").exit_code == 2
     made.asked = 0
     with server(made) as (url, _):
-        ended = run(world, url, "--method", "sum", "--resume")
+        ended = run(url, "--method", "sum", "--resume")
     assert ended.exit_code in (0, 1, 3), ended.stderr
     kept = made.asked
     made.asked = 0
     with server(made) as (url, _):
-        again = run(world, url, "--method", "sum")
+        again = run(url, "--method", "sum")
     assert scores(json.loads(again.stdout)) == scores(json.loads(ended.stdout))
     assert kept < made.asked
 
@@ -369,19 +373,19 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on(world):
         (["--executor", "ray"], "--engine transformers"),
     ],
 )
-def test_what_needs_the_model_here_is_refused_before_anything_is_asked(world, more, told):
-    ended = run(world, "http://127.0.0.1:9", *more)
+def test_what_needs_the_model_here_is_refused_before_anything_is_asked(more, told):
+    ended = run("http://127.0.0.1:9", *more)
     error = json.loads(ended.stdout)["error"]
     assert ended.exit_code == 2 and told in error["message"] and error["cure"]
 
 
 @pytest.mark.parametrize("engine", ["llama", "ftp://host", "vllm:1"])
-def test_a_bad_engine_is_a_wrong_usage(world, engine):
-    ended = run(world, engine)
+def test_a_bad_engine_is_a_wrong_usage(engine):
+    ended = run(engine)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "usage"
 
 
-def test_an_adapter_with_more_than_factors_is_refused(tmp_path, world):
+def test_an_adapter_with_more_than_factors_is_refused(tmp_path):
     adapter = peft_adapter(
         tmp_path / "dora", tiny_llama(), use_dora=True, target_modules=["q_proj"]
     )
@@ -394,10 +398,10 @@ def test_an_adapter_with_more_than_factors_is_refused(tmp_path, world):
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["cure"]
 
 
-def test_a_server_that_died_is_not_waited_for(world, monkeypatch):
+def test_a_server_that_died_is_not_waited_for(monkeypatch):
     """vLLM's server answers no request any more when its engine is gone, and its /health tells."""
     monkeypatch.setattr(client, "HEALTH", 0.05)
-    made, over = served_base(world), threading.Event()
+    made, over = served_base(), threading.Event()
 
     def dead(path: str, body: dict) -> tuple[int, Any]:
         if path == "/v1/completions" and made.asked > 20:
@@ -405,16 +409,16 @@ def test_a_server_that_died_is_not_waited_for(world, monkeypatch):
         return (503, b"") if path == "/health" and made.asked > 20 else made(path, body)
 
     with server(dead) as (url, _):
-        ended = run(world, url)
+        ended = run(url)
         over.set()
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and "/health" in error["message"]
 
 
-def test_patience_has_an_end(world, monkeypatch):
+def test_patience_has_an_end(monkeypatch):
     monkeypatch.setattr(client, "PATIENCE", 0.3)
     with server(lambda path, body: (503, b"never")) as (url, _):
-        ended = run(world, url)
+        ended = run(url)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"
 
 
@@ -467,12 +471,12 @@ def has_ended(environment: dict[str, str]) -> bool:
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0], ids=["the end", "an error"])
-def test_vllm_is_started_and_stopped(world, vllm, scale):
-    with server(served_base(world, scale=scale)) as (url, _):
-        ended = run(world, "vllm", "--method", "sum", **vllm, BEHIND=url)
+def test_vllm_is_started_and_stopped(vllm, scale):
+    with server(served_base(scale=scale)) as (url, _):
+        ended = run("vllm", "--method", "sum", **vllm, BEHIND=url)
     assert ended.exit_code in ((0, 1, 3) if scale == 1.0 else (2,)), ended.stderr
     started = Path(vllm["PIDS"]).read_text().split()
-    adapters = world.scenario("skill-and-facts").adapters.values()
+    adapters = WORLD.scenario("skill-and-facts").adapters.values()
     ranks = [loraprobe.load(path).rank_range[1] for path in adapters]
     assert int(started[started.index("--max-lora-rank") + 1]) >= sum(ranks)
     assert started[started.index("--dtype") + 1] == "float32"
@@ -483,8 +487,8 @@ def test_vllm_is_started_and_stopped(world, vllm, scale):
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
-def test_vllm_ends_with_a_run_that_is_stopped(world, tmp_path, vllm, name):
-    made, asked, over = served_base(world), [], threading.Event()
+def test_vllm_ends_with_a_run_that_is_stopped(tmp_path, vllm, name):
+    made, asked, over = served_base(), [], threading.Event()
 
     def until_it_is_stopped(path: str, body: dict) -> tuple[int, Any]:
         if path == "/v1/completions":
@@ -506,14 +510,14 @@ def test_vllm_ends_with_a_run_that_is_stopped(world, tmp_path, vllm, name):
     assert code == (130 if kept else -getattr(signal, name))
 
 
-def test_a_vllm_that_does_not_start_says_why(world, vllm):
-    ended = run(world, "vllm", **vllm)
+def test_a_vllm_that_does_not_start_says_why(vllm):
+    ended = run("vllm", **vllm)
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server")
     assert "no such base" in error["message"] and has_ended(vllm)
 
 
-def test_vllm_has_to_be_installed(world, tmp_path):
-    ended = run(world, "vllm", PATH=str(tmp_path))
+def test_vllm_has_to_be_installed(tmp_path):
+    ended = run("vllm", PATH=str(tmp_path))
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "usage") and error["cure"]

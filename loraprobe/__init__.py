@@ -249,8 +249,9 @@ def verify(
 
 @takes(
     "all_items allow answer_after answer_pattern balance batch_size chat_template device "
-    "device_map dtype engine executor fields limit margin max_new_tokens methods metric prior "
-    "prompt_template quantize rank resume retention router_prompts routers run_unsafe_code seed "
+    "device_map dtype engine executor fields guard_margin guards limit margin max_new_tokens "
+    "methods metric prior prompt_template quantize rank resume retention router_prompts routers "
+    "run_unsafe_code seed "
     "serve space state subtract systems threads trust_remote_code weights"
 )
 def merge_and_eval(
@@ -270,7 +271,8 @@ def merge_and_eval(
 
 @takes(
     "all_items allow answer_after answer_pattern balance batch_size budget chat_template device "
-    "device_map dtype engine executor fields items keep limit margin max_new_tokens methods "
+    "device_map dtype engine executor fields guard_margin guards items keep limit margin "
+    "max_new_tokens methods "
     "metric prior prompt_template quantize rank resume retention routers run_unsafe_code seed "
     "serve space state threads trust_remote_code"
 )

@@ -217,6 +217,21 @@ class EvaluationOptions:
         least=0,
         most=1,
     )
+    guards: tuple[Any, ...] = option(
+        (),
+        "TASK|FILE",
+        "What must not get worse than the base: a task, as --task takes it, or the file of a text, "
+        "judged by its loss; may be repeated.",
+        "--guard",
+    )
+    guard_margin: float = option(
+        MARGIN,
+        "X",
+        "What may be lost on a --guard: accuracy, or nats a token of a text (0.05 nats are 5 % of "
+        "perplexity).",
+        least=0.001,
+        most=1,
+    )
     retention: float = option(
         RETENTION,
         "X",
@@ -366,6 +381,8 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             raise UsageError(
                 "--metric=answer_loss needs --margin; give the loss difference that matters."
             )
+        if self.guard_margin != MARGIN and not self.guards:
+            raise UsageError("--guard-margin goes with --guard=TASK, which it is about; add that.")
         if self.prior is not None and not 0 < self.prior < 1:
             raise UsageError(
                 "--prior, the share of compositions expected to gain, must be above 0 and below 1, "

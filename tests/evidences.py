@@ -4,7 +4,16 @@ import dataclasses
 
 from hypothesis import strategies as st
 
-from loraprobe.records import QUESTION, Audit, Comparison, EvaluationRecords, Gain, ItemPart, Score
+from loraprobe.records import (
+    QUESTION,
+    Audit,
+    Comparison,
+    EvaluationRecords,
+    Gain,
+    GuardScore,
+    ItemPart,
+    Score,
+)
 from loraprobe.verdict import Evidence, decide
 
 N = 100
@@ -46,6 +55,17 @@ def score(system, value, part="question", task="t", spread=0.05, **rest):
 def versus(system, against, difference, half=0.04, part="question", task="t"):
     ci = (difference - half, difference + half)
     return Comparison(system, against, task, ItemPart(part), difference, ci, N, adjusted_ci95=ci)
+
+
+def guards(margin=0.05, half=0.02, task="g", **lost):
+    """What systems score beside a base of 0.8 on a guard."""
+    return tuple(
+        GuardScore(
+            *(task, system, QUESTION, "exact_match", 0.8 + gap, 0.8, gap),
+            *((gap - half, gap + half), margin, N),
+        )
+        for system, gap in lost.items()
+    )
 
 
 def needed(difference, half, margin):

@@ -25,7 +25,7 @@ from loraprobe.cli.parameters import (
     setting,
 )
 from loraprobe.cli.running import options_from, run, write
-from loraprobe.defaults import KEEP, LOSS, RETENTION, SCREENING_ITEMS
+from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -104,6 +104,8 @@ def merge_and_eval(
     router_prompts: Texts = None,
     metric: Texts = None,
     margin: float | None = None,
+    guards: Texts = None,
+    guard_margin: float = MARGIN,
     retention: float = RETENTION,
     prior: float | None = None,
     limit: int | None = None,
@@ -203,6 +205,8 @@ def screen(
     budget: float | None = None,
     metric: Texts = None,
     margin: float | None = None,
+    guards: Texts = None,
+    guard_margin: float = MARGIN,
     retention: float = RETENTION,
     prior: float | None = None,
     limit: int | None = None,
@@ -261,6 +265,8 @@ def demo(
     ] = "disjoint",
     serve: Texts = None,
     margin: float | None = None,
+    guards: Texts = None,
+    guard_margin: float = MARGIN,
     prior: float | None = None,
     all_items: bool = False,
     seed: int = 0,
@@ -275,7 +281,10 @@ def demo(
     quiet: bool = False,
     exit_zero: bool = False,
 ) -> None:
-    """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes."""
+    """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes.
+
+    --scenario skill-and-facts --guard familiar also asks what the base knew before.
+    """
     options, output = options_from(locals())
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
@@ -285,12 +294,15 @@ def demo(
     world = shipped_world()
     chosen = world.scenario(scenario)
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
+    given = tuple(chosen.guards.get(guard, guard) for guard in options.guards)
+    options = replace(options, guards=given)
     output.say(f"Scenario {scenario}: {chosen.description}")
     base = open_base(world.path / "base", reference=world.base_name)
     outcome = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
     assert outcome.audit.verdict is not None
-    asked = (("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve))
-    own = Command("merge-and-eval", ("owner/one", "owner/two"), asked)
+    asked = [("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve)]
+    asked += [("--guard", Path(guard).name) for guard in options.guards]
+    own = Command("merge-and-eval", ("owner/one", "owner/two"), tuple(asked))
     audit = replace(outcome.audit, verdict=replace(outcome.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
     output.result(audit, demo_text(audit, others, world.path / "base"), samples=outcome.samples)

@@ -38,6 +38,7 @@ WORDS = {
     "forecast": "forecast every set",
     "estimate": "estimate the time",
     "template": "ask with and without the chat template",
+    "guard": "ask what must not get worse",
     "cover": "measure what the base knows",
     "hash": "hash the base",
     "write": "write the model",

@@ -94,6 +94,7 @@ def _checked_outputs(
         raise UsageError("--public goes with --push=OWNER/NAME; add that.")
     read = [Path(file) for file in files if file]
     read += [file for _, file in options.router_prompts]
+    read += [Path(guard) for guard in options.guards if isinstance(guard, (str, Path))]
     for reference in (*refs, *options.subtract):
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):

@@ -37,7 +37,8 @@ class WorldError(LoraprobeError):
 class Scenario:
     """Adapters by name, and the task files on which their composition is evaluated.
 
-    `world` names the class of scenarios, `axes` the parameters of this one.
+    `guards` are task files of what must not get worse, by name. `world` names the class of
+    scenarios, `axes` the parameters of this one.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Scenario:
     description: str = ""
     world: str = ""
     axes: Mapping[str, Any] = field(default_factory=dict)
+    guards: Mapping[str, Path] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ class World:
                 row.get("description", ""),
                 row.get("world", manifest.get("kind", "")),
                 row.get("axes", {}),
+                {Path(task).stem: path / task for task in row.get("guards", ())},
             )
             for name, row in manifest["scenarios"].items()
         }

@@ -13,6 +13,7 @@ from loraprobe.evaluation.gains import (
     best_system,
     compare,
     gains,
+    guard_scores,
     near_ceiling,
     retention,
     score,

@@ -11,7 +11,7 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.plan import System
+from loraprobe.evaluation.plan import BASE, System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
 from loraprobe.records import (
     BASELINES,
@@ -22,6 +22,7 @@ from loraprobe.records import (
     STEPS,
     Comparison,
     Gain,
+    GuardScore,
     Interval,
     ItemPart,
     ItemResult,
@@ -397,6 +398,51 @@ def gains(
         for grid, one in zip(found, contends, strict=True):
             rows += grid.gains(alpha, margin, seed, sum(contends) if one else len(found))
     return tuple(sorted(rows, key=lambda row: row.part != QUESTION))
+
+
+def guard_scores(
+    results: Sequence[ItemResult], guards: Sequence[Task], margin: float, alpha: float
+) -> tuple[GuardScore, ...]:
+    """How every system but the base did on each guard, beside the base on the same items.
+
+    The form counts in which the base scores more. alpha: that of the round. All guards have to be
+    kept, so each lower end uses all of it; one that is lost is enough, so the upper ends divide it.
+    A system that answered only an earlier round has a row where it was shown to lose the guard.
+    """
+    found = list[GuardScore]()
+    for guard in guards:
+        own = [row for row in results if row.task == guard.name]
+        whole = tabulate(own, [(BASE, part) for part in FORMS])
+        answered = np.isfinite(whole.values).sum(0) == len(guard.items)
+        if not answered.any():
+            continue
+        best = int(np.where(answered, whole.values.mean(0), -np.inf).argmax())
+        part = FORMS[best]
+        for name in dict.fromkeys(row.system for row in own if row.system != BASE):
+            table = tabulate(own, [(name, part), (BASE, part)])
+            both = np.isfinite(table.values).all(1)
+            x, clusters = table.values[both, :1] - table.values[both, 1:], table.clusters[both]
+            compared = statistics.estimate(x, clusters, bounded=table.bounded)
+            low = compared.interval(compared.critical(1 - alpha))[0]
+            high = compared.interval(compared.critical(1 - alpha / len(guards)))[1]
+            sign = 1 if table.bounded else -1
+            value, base = (sign * table.values[both]).mean(0).tolist()
+            row = GuardScore(
+                task=guard.name.rpartition("@")[0],
+                system=name,
+                part=part,
+                metric="+".join(sorted({r.metric for r in own if r.part == part})),
+                value=value,
+                base=base,
+                difference=float(compared.difference[0]),
+                ci95=(float(low[0]), float(high[0])),
+                margin=margin,
+                n=len(x),
+                clusters=_clusters_of(clusters),
+            )
+            if len(x) == len(guard.items) or row.outcome == "unlikely":
+                found.append(row)
+    return tuple(found)
 
 
 def beaten(results: Sequence[ItemResult], names: Sequence[str], alpha: float) -> set[str]:

@@ -33,6 +33,7 @@ from loraprobe.records import (
     SystemKind,
     hop_part,
 )
+from loraprobe.results import digest
 from loraprobe.tasks import (
     METRICS,
     Item,
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 BASE = "base"  # the name of the base without an adapter
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 FEW_EXPONENT = 4.0  # the same where the first round has more than half of the clusters
+DIGITS = 12  # of a digest
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
 
@@ -238,13 +240,16 @@ def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage
 class Round:
     """Round `number` of `planned`: the tasks with all items asked by then, and the round's alpha.
 
-    alpha: both sides together; intervals of level 1 - alpha decide after this round.
+    alpha: both sides together; intervals of level 1 - alpha decide after this round. guards: what
+    must not get worse, likewise; a name ends in a digest of the guard's items, by which answers are
+    kept, so that a guard of other items under the same name gets none of them.
     """
 
     number: int
     planned: int
     tasks: tuple[Task, ...]
     alpha: float
+    guards: tuple[Task, ...] = ()
 
     @property
     def last(self) -> bool:
@@ -260,30 +265,28 @@ class Round:
         return f"{ROUND}{self.number}" if self.planned > 1 else ""
 
 
-def rounds(tasks: Sequence[Task], seed: int, *, all_items: bool = False) -> tuple[Round, ...]:
+def rounds(
+    tasks: Sequence[Task], seed: int, *, all_items: bool = False, guards: Sequence[Task] = ()
+) -> tuple[Round, ...]:
     """The rounds of these tasks, the last one with all items.
 
     The first has FIRST_ROUND clusters of the smallest task, each further one about twice as many as
-    the one before; every task gives the same share of its clusters. There is one round if the
-    smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`.
+    the one before; every task and every guard gives the same share of its clusters. There is one
+    round if the smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`.
     """
-    orders = [clusters_in_order(task, seed) for task in tasks]
-    fewest = min(map(len, orders))
+    named = [replace(one, name=f"{one.name}@{digest(one.items)[:DIGITS]}") for one in guards]
+    orders = [clusters_in_order(task, seed) for task in (*tasks, *named)]
+    fewest = min(map(len, orders[: len(tasks)]))
     shares = (1.0,) if all_items or fewest < ROUNDS_FROM else round_shares(fewest)
-    return tuple(
-        Round(
-            number,
-            len(shares),
-            tuple(
-                _part(task, order[: math.ceil(share * len(order) - 1e-9)])
-                for task, order in zip(tasks, orders, strict=True)
-            ),
-            alpha,
-        )
-        for number, (share, alpha) in enumerate(
-            zip(shares, round_alphas(shares), strict=True), start=1
-        )
-    )
+    found = []
+    for number, (share, alpha) in enumerate(zip(shares, round_alphas(shares), strict=True), 1):
+        parts = [
+            _part(task, order[: math.ceil(share * len(order) - 1e-9)])
+            for task, order in zip((*tasks, *named), orders, strict=True)
+        ]
+        own, kept = tuple(parts[: len(tasks)]), tuple(parts[len(tasks) :])
+        found.append(Round(number, len(shares), own, alpha, kept))
+    return tuple(found)
 
 
 def pilot_round(tasks: Sequence[Task], items: int, seed: int) -> Round:

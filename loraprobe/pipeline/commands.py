@@ -432,7 +432,7 @@ def screen(
     be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
     tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
     """
-    found, opened, read = _opened_library(adapters, session, base, tasks)
+    found, opened, read, guards = _opened_library(adapters, session, base, tasks)
     if not read:
         inputs = Inputs((), (), opened)
         return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
@@ -441,7 +441,8 @@ def screen(
     from loraprobe.pipeline.screen_proof import choose_and_prove, steps_of_screen
 
     assert opened is not None
-    with _workers_of(session), open_screen(found.members, opened, read, session) as asking:
+    given = found.members, opened, read, session, guards
+    with _workers_of(session), open_screen(*given) as asking:
         session.expect(lambda: steps_of_screen(asking))
         return audit_of_screen(found.library, read, choose_and_prove(asking))
 
@@ -459,27 +460,28 @@ def estimate_screen(
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")
-    found, opened, read = _opened_library(adapters, session, base, tasks)
+    found, opened, read, guards = _opened_library(adapters, session, base, tasks)
     assert opened is not None
-    with _nothing_kept(session), open_screen(found.members, opened, read, session) as asking:
+    given = found.members, opened, read, session, guards
+    with _nothing_kept(session), open_screen(*given) as asking:
         return estimate_of_screen(asking)
 
 
 def _opened_library(
     adapters: Adapters, session: Session, base: Base | Ref | None, given: Tasks
-) -> tuple[Arranged, Base | None, Sequence[Task]]:
-    """The library, read, checked and compared, and its base and tasks.
+) -> tuple[Arranged, Base | None, Sequence[Task], Sequence[Task]]:
+    """The library, read, checked and compared, its base, its tasks and its guards.
 
     The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
     and with tasks where none can be composed.
     """
     from loraprobe import library
     from loraprobe.pipeline.splits import split_for_screening
-    from loraprobe.pipeline.task_files import open_tasks
+    from loraprobe.pipeline.task_files import open_guarded
 
     session.command, options = "screen", session.options
     check_names(options)
-    tasks = open_tasks(given, options)
+    tasks, guards = open_guarded(given, options)
     check_engine(options, tasks)
     if tasks:
         check_state(session)
@@ -504,7 +506,7 @@ def _opened_library(
         found = library.arranged(members)
     if tasks:
         _require_composable(found, options)
-    return found, found_base, tasks
+    return found, found_base, tasks, guards
 
 
 def _require_composable(found: Arranged, options: Options) -> None:

@@ -103,6 +103,7 @@ def evidence_of(
         compatibility=examined.compatibility,
         diagnostics=examined.diagnostics,
         tasks=len(inputs.tasks),
+        guarded=tuple(guard.name for guard in inputs.guards),
         level=level,
         margin=options.needed_gain,
         retention=options.retention,
@@ -134,12 +135,14 @@ def with_next(
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     spec = spec or verdict.system
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
+    open_ = {row.task for row in measured.guards if row.outcome == "inconclusive"}
     request = replace(
         requested(options, inputs, kind),
         library=tuple(library),
         chain=measured.chain,
         fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
+        open_guards=tuple(one.reference for one in inputs.guards if one.name in open_),
     )
     if kind == "router":
         from loraprobe.routing import ROUTERS  # a merge needs none of them
@@ -164,7 +167,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     # How questions are read, asked and judged.
     asked = [*TASK_FIELDS, "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
-    asked.append("serve")
+    asked += ["serve", "guard_margin"]
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     repeated = [*options.fingerprint(), *enough, "dtype"]
@@ -179,7 +182,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         base=base,
         bases=tuple(filter(None, named)),
         tasks=tuple(task.reference for task in inputs.tasks),
-        asked=tuple(_words(options, asked)),
+        asked=(*_words(options, asked), *(("--guard", one.reference) for one in inputs.guards)),
         kind=kind,
         options=_composing(options),
         most_tokens=options.max_new_tokens or PLAIN_TOKENS,
@@ -288,6 +291,7 @@ def audit_of(
             run,
             arguments=arguments,
             tasks=tuple(task.summary() for task in inputs.tasks),
+            guards=tuple(guard.summary() for guard in inputs.guards),
         ),
         adapters=tuple(
             _licensed(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
@@ -313,7 +317,7 @@ def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
     for adapter in inputs.given:
         typed = reference_of(adapter, lambda source: source.reference)
         places[reference_of(adapter)].append(typed)
-    for task in inputs.tasks:
+    for task in (*inputs.tasks, *inputs.guards):
         places[task.reference].append(task.path or task.name)
     declared = next((adapter.base_model for adapter in inputs.given), None)
     if inputs.base is not None:

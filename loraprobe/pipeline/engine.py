@@ -70,18 +70,19 @@ def open_served(
     local: Scorer,
     others: Sequence[Adapter] = (),
     together: int | None = None,
+    guards: Sequence[Task] = (),
 ) -> ServedScorer:
     """A scorer on the server that --engine names or starts.
 
     adapters: those that are asked and composed. others: those that only enter merges, or, where at
-    most `together` are composed, the other ones of a library. plan: what is asked. local: the base
-    by transformers, for the acceptance test and for what the server cannot run. Raises UsageError
-    for what a server cannot be asked, UnsupportedAdapter for an adapter that it cannot load,
-    ServerError for a server that does not run this base, lacks an adapter that it cannot load, or
-    takes no adapter of the largest rank.
+    most `together` are composed, the other ones of a library. plan, guards: what is asked. local:
+    the base by transformers, for the acceptance test and for what the server cannot run. Raises
+    UsageError for what a server cannot be asked, UnsupportedAdapter for an adapter that it cannot
+    load, ServerError for a server that does not run this base, lacks an adapter that it cannot
+    load, or takes no adapter of the largest rank.
     """
     options, engine = session.options, session.options.engine
-    for task in plan.tasks:
+    for task in (*plan.tasks, *guards):
         if task.of_harness:
             raise UsageError(
                 f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "

@@ -30,6 +30,7 @@ from loraprobe.tasks import Task
 
 READ = 1 / 8  # units of a text that is read and not written
 ASK = "evaluate "  # how a step starts that asks one system
+GUARD = "guard"  # the step that asks what must not get worse
 LONG = 600.0  # seconds of a run on a GPU from which another engine is named
 FEWEST, TIMED = 4, 8  # items of a task that are timed: an eighth, but not fewer
 
@@ -64,7 +65,8 @@ def steps_of_plan(inputs: Inputs, plan: Plan, options: Options, pace: Pace = uni
         system.name: int(system.kind == "adapter") for system in baseline_systems(inputs.adapters)
     }
     composed = [spec for spec in plan.specs if spec != "chain"]
-    steps |= steps_of_rounds(plan.tasks, {**systems, **dict.fromkeys(composed, n)}, options, pace)
+    asked = {**systems, **dict.fromkeys(composed, n)}
+    steps |= steps_of_rounds(plan.tasks, asked, options, pace, inputs.guards)
     # A chain's hops are answers of the base and the adapters; the last one is asked again.
     last = units_of(plan.tasks, options, ("question",)) * pace(1)
     steps |= {ASK + "chain": last} if "chain" in plan.specs else {}
@@ -97,15 +99,25 @@ def steps_before_asking(inputs: Inputs, plan: Plan, options: Options, pace: Pace
 
 
 def steps_of_rounds(
-    tasks: Sequence[Task], systems: Mapping[str, int], options: Options, pace: Pace = unit
+    tasks: Sequence[Task],
+    systems: Mapping[str, int],
+    options: Options,
+    pace: Pace = unit,
+    guards: Sequence[Task] = (),
 ) -> Steps:
-    """The steps of systems in each round. systems: how many adapters each puts into the base."""
+    """The steps of systems in each round. systems: how many adapters each puts into the base.
+
+    guards: asked of the base, an adapter and a composition.
+    """
     steps, before = dict[str, float](), 0
+    each = pace(0) + pace(1) + pace(max(systems.values(), default=0))
     for this in evaluation.rounds(tasks, options.seed, all_items=options.all_items):
         share = (this.items - before) / sum(len(task.items) for task in tasks)
         units = share * units_of(tasks, options)
         for name, adapters in systems.items():
             steps[f"{ASK}{name}{this.suffix}"] = units * pace(adapters)
+        if guards:
+            steps[f"{GUARD}{this.suffix}"] = share * units_of(guards, options) * each
         before = this.items
     return steps
 

@@ -24,10 +24,10 @@ from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, Round, System, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
-from loraprobe.evaluation.plan import Question
+from loraprobe.evaluation.plan import BASE, Question
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import steps_of_plan
+from loraprobe.pipeline.estimate import GUARD, steps_of_plan
 from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
@@ -72,8 +72,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
-    where a server is the scorer. suffix: of the steps that are told to progress. As a context it
-    closes the ledger.
+    where a server is the scorer. suffix: of the steps that are told to progress. step: what is told
+    in place of each system. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -86,10 +86,18 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     template: tuple[Coverage, ...] = ()
     local: Any = None
     suffix: str = ""
+    step: str = ""
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
         self.scorer.close()
+
+    def rounds(self) -> tuple[Round, ...]:
+        """The rounds in which the tasks and the guards are asked."""
+        options, guards = self.session.options, self.inputs.guards
+        return evaluation.rounds(
+            self.tasks, options.seed, all_items=options.all_items, guards=guards
+        )
 
     def run(
         self, systems: Sequence[System], parts: Collection[str] | None = None
@@ -107,7 +115,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 self.ledger,
                 metric=options.metric,
                 max_new_tokens=options.max_new_tokens,
-                progress=lambda step, *counts: self.session.tell(step + self.suffix, *counts),
+                progress=lambda step, *counts: self.session.tell(
+                    (self.step or step) + self.suffix, *counts
+                ),
                 parts=parts,
                 asking=None if here else self._by_workers,
             )
@@ -168,7 +178,9 @@ def open_evaluator(
     if session.options.served:
         from loraprobe.pipeline.engine import open_served
 
-        scorer = open_served(inputs.base, adapters, plan, session, local, others, together)
+        scorer = open_served(
+            inputs.base, adapters, plan, session, local, others, together, inputs.guards
+        )
         notes.append(
             f"Questions were answered by {session.engine}; coverage and gates, where they are "
             "measured, by transformers here."
@@ -196,7 +208,8 @@ class Asked:
     """What systems answered by a round.
 
     systems: all, in the order in which they are reported, controls last. dropped: those that could
-    no longer win, each with its last round.
+    no longer win, each with its last round. guarded: answers to the guards, of the base and of what
+    a verdict rested on.
     """
 
     evaluator: Evaluator
@@ -204,6 +217,7 @@ class Asked:
     systems: Sequence[System]
     results: Sequence[ItemResult]
     dropped: Mapping[str, Round] = field(default_factory=dict)
+    guarded: Sequence[ItemResult] = ()
 
     @property
     def stayed(self) -> list[System]:
@@ -214,14 +228,18 @@ class Asked:
     def measured(self) -> EvaluationRecords:
         """What guessing would score, scores, comparisons and gains, on which a decision rests."""
         options, here, level = self.evaluator.session.options, self.round, 1 - self.round.alpha
-        results, systems = self.results, self.systems
+        results, systems, most = self.results, self.systems, options.guard_margin
+        guards = evaluation.guard_scores(self.guarded, here.guards, most, here.alpha)
+        unsafe = EvaluationRecords(guards=guards).unsafe
         return EvaluationRecords(
+            guards=guards,
             coverage=evaluation.guessing(here.tasks, options.metric),
             scores=evaluation.score(results, systems, level=level),
             comparisons=evaluation.compare(results, systems, seed=options.seed, level=level),
             gains=evaluation.gains(
                 results,
-                self.stayed,
+                # An adapter that loses a guard is no alternative.
+                [one for one in self.stayed if one.kind != "adapter" or one.name not in unsafe],
                 margin=options.needed_gain,
                 seed=options.seed,
                 alpha=here.alpha,
@@ -240,6 +258,25 @@ class Asked:
     def candidates(self) -> list[Candidate]:
         """The merges and routers with all that decides on them, in each form of the question."""
         return [one for part in FORMS for one in candidates(self.evidence, part)]
+
+    def unguarded(self, verdict: Verdict) -> set[str]:
+        """What a verdict rests on and has not answered the guards of this round.
+
+        These are the leading composition, what it is compared with, and what is advised; with
+        --serve also the best merge, because that may be advised; without a composition the best
+        adapter. What was shown to lose a guard is not asked again.
+        """
+        if not self.round.guards:
+            return set()
+        best, scores = verdict.gain, self.measured.scores
+        names = {verdict.system, verdict.action.partition(":")[2]}
+        names |= {best.system, best.against} if best is not None else set()
+        kinds = [] if self.candidates else ["adapter"]
+        kinds += ["merge"] if self.evaluator.session.options.serve else []
+        names |= {evaluation.best_system(scores, (kind,)) for kind in kinds}
+        known = {row.system for row in self.measured.guards}
+        own = {one.name for one in self.systems if one.kind in ("adapter", *COMPOSITIONS)}
+        return {name for name in names if name in own - known}
 
     def losers(self) -> list[str]:
         """The compositions that can no longer win.
@@ -309,7 +346,8 @@ def ask_rounds(
     together would answer.
     """
     asking, checks, dropped = list(systems), list[System](), dict[str, Round]()
-    results, last, decision = list[ItemResult](), schedule[0], ""
+    results, guarded = list[ItemResult](), list[ItemResult]()
+    last, decision = schedule[0], ""
 
     def ask_systems(asked: Sequence[System], on: Round, suffix: str = "") -> Asked:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
@@ -317,9 +355,26 @@ def ask_rounds(
         names = {system.name for system in asked}
         here = replace(evaluator, tasks=on.tasks, suffix=suffix)
         results = [row for row in results if row.system not in names] + here.run(asked)
-        own = [*asking, *checks]
+        return found_by(on, [*asking, *checks])
+
+    def found_by(on: Round, own: Sequence[System]) -> Asked:
         names = {system.name for system in own}
-        return Asked(evaluator, on, own, [row for row in results if row.system in names])
+        rows = [row for row in results if row.system in names]
+        return Asked(evaluator, on, own, rows, dropped, guarded)
+
+    def ask_guards(found: Asked) -> tuple[Asked, Verdict]:
+        """Asks the guards of what the verdict rests on, until that has answered them."""
+        nonlocal guarded
+        verdict = decide_compositions(found.evidence)
+        while names := found.unguarded(verdict):
+            names.add(BASE)
+            on = found.round
+            here = replace(evaluator, tasks=on.guards, suffix=on.suffix, step=GUARD)
+            asked = [system for system in found.systems if system.name in names]
+            guarded = [row for row in guarded if row.system not in names] + here.run(asked, FORMS)
+            found = replace(found, guarded=guarded)
+            verdict = decide_compositions(found.evidence)
+        return found, verdict
 
     for this in schedule:
         more = (this.items - last.items) * (len(asking) + len(checks))
@@ -332,19 +387,20 @@ def ask_rounds(
             checks = controls(results, asking)
             found = ask_systems(checks, this)
         verdict = decide_compositions(found.evidence)
+        if final or gains or verdict.decision in DECIDED:
+            found, verdict = ask_guards(found)
         decision = verdict.decision
         if final or (decision in DECIDED and settled(found.evidence, verdict)):
             break
         dropped |= dict.fromkeys(found.losers(), this)
         asking = [system for system in asking if system.name not in dropped]
-    checks = controls(results, asking)
+    safe = [system for system in asking if system.name not in found.measured.unsafe]
+    checks = controls(results, safe) or controls(results, asking)
     asked = {row.system for row in results} & {control.name for control in checks}
     few = decision == "unlikely" and not last.last and not asked
     # Controls do not count for a composition that does not gain: a first round of them is enough.
     ask_systems(checks, schedule[0] if few else last)
-    every = [*systems, *checks]
-    names = {system.name for system in every}
-    return Asked(evaluator, last, every, [row for row in results if row.system in names], dropped)
+    return ask_guards(found_by(last, [*systems, *checks]))[0]
 
 
 def controls_of_best(
@@ -393,7 +449,7 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
         found = ask_rounds(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
-            evaluation.rounds(plan.tasks, options.seed, all_items=options.all_items),
+            evaluator.rounds(),
             lambda results, systems: controls_of_best(builder, composed, results, systems, session),
         )
         asked = found.round.tasks

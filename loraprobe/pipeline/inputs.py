@@ -27,13 +27,14 @@ class Inputs:
     """The opened inputs of a command.
 
     `adapters` have one layout of fused projections, the base's if there is one; `given` are the
-    same adapters in the layout of their files.
+    same adapters in the layout of their files. `guards` are what must not get worse.
     """
 
     adapters: Sequence[Adapter]
     given: Sequence[Adapter]
     base: Base | None = None
     tasks: Sequence[Task] = ()
+    guards: Sequence[Task] = ()
 
 
 def open_inputs(
@@ -46,19 +47,19 @@ def open_inputs(
     """
     options = session.options
     check_names(options)
-    read: Sequence[Task] = ()
+    read: tuple[Sequence[Task], Sequence[Task]] = (), ()
     names, default = (*TASK_FIELDS, "metric"), Options()  # what is checked with the tasks
     if tasks or any(getattr(options, name) != getattr(default, name) for name in names):
-        from loraprobe.pipeline.task_files import open_tasks
+        from loraprobe.pipeline.task_files import open_guarded
 
-        read = open_tasks(tasks, options)
+        read = open_guarded(tasks, options)
     loaded = hub.with_stacks(hub.load_all(adapters))
     loaded = changed_together(loaded, lambda every: hub.one_base(every, _hub_name(base)))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(loaded))
     found = base_apart(loaded, session, base)
-    return Inputs(compatibility.aligned(loaded, found), loaded, found, read)
+    return Inputs(compatibility.aligned(loaded, found), loaded, found, *read)
 
 
 def reference_of(adapter: Adapter, place: Callable[[Source], str] = lambda s: s.public) -> str:

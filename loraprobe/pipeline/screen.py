@@ -273,7 +273,11 @@ def ask_alone(
 
 @contextmanager
 def open_screen(
-    members: Iterable[Member], base: Base, tasks: Sequence[Task], session: Session
+    members: Iterable[Member],
+    base: Base,
+    tasks: Sequence[Task],
+    session: Session,
+    guards: Sequence[Task] = (),
 ) -> Iterator[Screen]:
     """Loads the base, on which the usable members are asked the items that choose.
 
@@ -293,7 +297,7 @@ def open_screen(
     few = opened[:: max(1, len(opened) // TEMPLATE_ADAPTERS)][:TEMPLATE_ADAPTERS]
     names = {adapter.name for adapter in few}
     others = [adapter for adapter in opened if adapter.name not in names]
-    inputs = Inputs(compatibility.aligned(few, base), few, base, tasks)
+    inputs = Inputs(compatibility.aligned(few, base), few, base, tasks, guards)
     plan = Plan(tasks=parts.apart, parts=parts)
     with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
         del opened, others  # a thousand of them take memory until the end of the run

@@ -53,7 +53,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
     with session.stage("statistics"):
         measured = asked.records()
     given = tuple(proved.adapters)
-    inputs = Inputs(given, given, evaluator.inputs.base, tasks)
+    inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
     verdict, serve, examined = _verdict(library, inputs, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]

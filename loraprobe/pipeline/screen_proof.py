@@ -159,9 +159,9 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
         near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
         return near is not None and screen.affords(more)
 
-    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
-    asked = ask_rounds(proving, systems, planned, lambda *_: [], goes_on=goes_on)
-    measured = EvaluationRecords(scores=evaluation.score(asked.results, systems))
+    asked = ask_rounds(proving, systems, proving.rounds(), lambda *_: [], goes_on=goes_on)
+    scores = evaluation.score(asked.results, systems)
+    measured = EvaluationRecords(scores=scores, guards=asked.measured.guards)
     evidence = evidence_of(options, proving.inputs, "base", measured)
     return asked if asked.round.last and at_ceiling(evidence) is not None else None
 
@@ -169,7 +169,7 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
 def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
     options, names = proving.session.options, ranking.names
-    planned = evaluation.rounds(proving.tasks, options.seed, all_items=options.all_items)
+    planned = proving.rounds()
     keep, first = options.keep, planned[0].items
     while keep > 1 and not screen.affords(first * (1 + BEST_SINGLES + FINALIST * keep)):
         keep -= 1
@@ -194,7 +194,8 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
         return screen.affords(more)
 
     sizes = {system.name: len(system.members) for system in systems}
-    proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options))
+    guards = proving.inputs.guards
+    proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options, guards=guards))
     asked = ask_rounds(proving, systems, planned, controls, goes_on=goes_on)
     return Proved(screen, asked, finalists, ranking)
 
@@ -227,7 +228,8 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
         steps[screening.step] = (units_of(screening.tasks, options) + READ * texts) * everybody
     sets, singles, specs = _proved_at_most(screen)
     each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
-    return {**steps, "prove sets of them": units_of(parts.left, options) * each}
+    guarded = units_of(screen.evaluator.inputs.guards, options) * (pace(0) + pace(1) + pace(2))
+    return {**steps, "prove sets of them": units_of(parts.left, options) * each + guarded}
 
 
 def _proved_at_most(screen: Screen) -> tuple[int, int, Sequence[str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
@@ -17,9 +18,12 @@ from loraprobe.tasks import (
     ProbePrompts,
     Task,
     check_metrics,
+    is_text,
     load_probe,
     load_task,
+    load_text,
     read_task,
+    with_item_metrics,
     with_metric,
 )
 from loraprobe.tasks.harness import check_losses, load_harness
@@ -27,24 +31,55 @@ from loraprobe.tasks.harness import check_losses, load_harness
 
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
+    return open_guarded(tasks, options)[0]
+
+
+def open_guarded(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]]:
+    """The tasks, and the guards of the options. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
-    opened: list[Task] = []
-    for given, layout in zip(several, _layouts(options, len(several)), strict=True):
-        if isinstance(given, Task):
-            opened.append(given)
-        elif str(given).startswith(HARNESS):
-            opened += _of_harness(str(given), options, layout)
-        else:
-            opened.append(_open(given, options.limit, layout))
-    check_losses(opened, options.metric, options.margin)
-    check_metrics(opened, options.metric)
-    return [with_metric(task, options.metric) for task in opened]
+    if options.guards and not several:
+        raise UsageError("--guard says what a gain on a task may not cost; add --task=FILE.")
+    layouts = _layouts(options, len(several), len(options.guards))
+    found, guards = list[Task](), list[Task]()
+    for at, (one, layout) in enumerate(zip((*several, *options.guards), layouts, strict=True)):
+        into = found if at < len(several) else guards
+        into += _open(one, options, layout, guard=into is guards)
+    check_losses(found, options.metric, options.margin)
+    check_metrics([*found, *guards], options.metric)
+    found = [with_metric(task, options.metric) for task in found]
+    # What their items say does not depend on a name, which is another one where answers are kept.
+    guards = [with_item_metrics(with_metric(g, options.metric), options.metric) for g in guards]
+    for at, guard in enumerate(guards):
+        for others, flag in ((found, "--task"), (guards[:at], "--guard")):
+            if any(guard.name == one.name or guard.items == one.items for one in others):
+                raise UsageError(
+                    f"The guard {guard.name} is also given by {flag}: give what nothing else asks, "
+                    "or rename the file."
+                )
+    return found, guards
 
 
-def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
+def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> list[Task]:
+    """The task of a reference; several of the harness. guard: a file may also be a text."""
+    if isinstance(one, Task):
+        return [one]
+    if str(one).startswith(HARNESS):
+        return _of_harness(str(one), options, layout, guard)
+    if guard and is_text(one):
+        return [load_text(one, options.limit)]
+    if not str(one).startswith(hub.DATASET):
+        return [load_task(one, options.limit, layout)]
+    from loraprobe.hub.datasets import resolve_dataset
+
+    found = resolve_dataset(str(one))
+    source = Task(found.name, (), found.reference, commit=found.commit, benchmark=found.benchmark)
+    return [read_task(found.files, source, options.limit, layout)]
+
+
+def _of_harness(task: str, options: Options, layout: FieldMap, guard: bool) -> list[Task]:
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
-        ("--weights=learn", options.learns),
+        ("--weights=learn", options.learns and not guard),
         ("--fields and the template", layout != FieldMap()),
     ):
         if given:
@@ -58,31 +93,24 @@ def _of_harness(task: str, options: Options, layout: FieldMap) -> list[Task]:
     )
 
 
-def _open(task: str | Path, limit: int | None, layout: FieldMap) -> Task:
-    if not str(task).startswith(hub.DATASET):
-        return load_task(task, limit, layout)
-    from loraprobe.hub.datasets import resolve_dataset
+def _layouts(options: Options, tasks: int, guards: int) -> list[FieldMap]:
+    """The layout of each task, then of each guard.
 
-    dataset = resolve_dataset(str(task))
-    source = Task(
-        dataset.name, (), dataset.reference, commit=dataset.commit, benchmark=dataset.benchmark
-    )
-    return read_task(dataset.files, source, limit, layout)
-
-
-def _layouts(options: Options, tasks: int) -> list[FieldMap]:
-    """The layout of each task: an option given once is for all, else for the tasks in order."""
+    An option given once is for all tasks, else for the tasks in order, after which guards may have
+    theirs.
+    """
     rows = []
     for name in TASK_FIELDS:
         texts, flag = getattr(options, name), flag_of(name)
         if texts and not tasks:
             raise UsageError(f"{flag} says how a task is read; add --task=FILE.")
-        if len(texts) not in (0, 1, tasks):
+        if len(texts) not in (0, 1, tasks, tasks + guards):
             raise UsageError(
                 f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
                 "all, or once for each in order ('' where a task needs none)."
             )
-        rows.append([*(texts or [""])] * (1 if len(texts) > 1 else tasks))
+        own = texts * tasks if len(texts) == 1 else texts
+        rows.append([*own, *[""] * (tasks + guards - len(own))])
     return [FieldMap.of(*texts) for texts in zip(*rows, strict=True)]
 
 

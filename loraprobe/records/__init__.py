@@ -51,6 +51,7 @@ from loraprobe.records.measurements import (
     Forecast,
     Gain,
     GateStatistics,
+    GuardScore,
     ItemResult,
     LearnedWeights,
     Library,

@@ -199,3 +199,4 @@ class Provenance:
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory_bytes: int = 0
     tasks: tuple[TaskSummary, ...] = ()
+    guards: tuple[TaskSummary, ...] = ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from loraprobe.defaults import LOSS
-from loraprobe.records.estimates import Estimate, Interval
+from loraprobe.records.estimates import Estimate, Interval, Standing
 from loraprobe.records.inputs import Issue
 from loraprobe.records.kinds import QUESTION, ItemPart, SystemKind
 
@@ -242,6 +242,39 @@ class Gain:
 
 
 @dataclass(frozen=True)
+class GuardScore:
+    """How one system did on a guard, which must not get worse than it is for the base.
+
+    `value` and `base` are the scores of the two on the same items, in the form in which the base
+    scores more. `difference` is system minus base, of losses with its sign turned, so more is
+    better. The lower end of `ci95` shows that the guard is kept, the upper end that it is lost, of
+    more than `margin`; the upper end covers all guards together. `clusters` is that of `Score`.
+    """
+
+    task: str
+    system: str
+    part: ItemPart
+    metric: str
+    value: float
+    base: float
+    difference: float
+    ci95: Interval
+    margin: float
+    n: int
+    clusters: int | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        """The difference with its interval."""
+        return Estimate(self.difference, *self.ci95, self.n, self.clusters or self.n)
+
+    @property
+    def outcome(self) -> Standing:
+        """Whether the guard is kept: no more is lost than the margin."""
+        return self.estimate.exceeds(-self.margin)
+
+
+@dataclass(frozen=True)
 class Retention:
     """The share of its specialist's gain over the base that a composition keeps on one task."""
 
@@ -342,12 +375,18 @@ class EvaluationRecords:
     gains: tuple[Gain, ...] = ()
     attribution: tuple[Attribution, ...] = ()
     chain: tuple[ChainHop, ...] = ()
+    guards: tuple[GuardScore, ...] = ()
     rounds: Rounds | None = None
 
     @property
     def tasks(self) -> list[str]:
         """The names of the tasks that systems were asked, in their order."""
         return list(dict.fromkeys(score.task for score in self.scores))
+
+    @property
+    def unsafe(self) -> set[str]:
+        """The systems that are shown to lose a guard."""
+        return {row.system for row in self.guards if row.outcome == "unlikely"}
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,15 @@ Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
 # What would tell more than was asked, see `Verdict`.
 Missing = Literal[
-    "metric", "controls", "items", "compositions", "chain", "rank", "wording", "harder-items"
+    "metric",
+    "controls",
+    "items",
+    "guard-items",
+    "compositions",
+    "chain",
+    "rank",
+    "wording",
+    "harder-items",
 ]
 PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
@@ -265,9 +273,9 @@ class Verdict:
     for the reader.
 
     `missing` is what would tell more: the "metric" that the gold answers need, "controls", more
-    "items", "compositions" (or a "chain" and these) where none was asked, a higher "rank" of the
-    compositions, another "wording" of what counts as right, "harder-items" where nothing is left to
-    gain on these; None where it is none of them.
+    "items", more "guard-items", "compositions" (or a "chain" and these) where none was asked, a
+    higher "rank" of the compositions, another "wording" of what counts as right, "harder-items"
+    where nothing is left to gain on these; None where it is none of them.
     """
 
     decision: Decision

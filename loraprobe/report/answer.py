@@ -22,6 +22,7 @@ from loraprobe.formatting import (
     listing,
     number,
     probability,
+    signed,
     spread,
 )
 from loraprobe.records import (
@@ -38,14 +39,27 @@ from loraprobe.records import (
 )
 from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis
+from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import TASK, library_words, on_questions, to_fill_in
-from loraprobe.verdict.reasons import CODES, effect
+from loraprobe.verdict.reasons import CODES, effect, on_guard
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 # Labels, those first that change most what a person does. A second line of one label counts as much
 # as one that stands AGAIN places later.
 BY_EFFECT = (
-    *("use", "gain", "chosen", "why", "fix", "watch", "decide", "made", "stopped", "better"),
+    *(
+        "use",
+        "gain",
+        "guard",
+        "chosen",
+        "why",
+        "fix",
+        "watch",
+        "decide",
+        "made",
+        "stopped",
+        "better",
+    ),
     *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "sure"),
     *("reads it", "broken", "unfit", "copies", "families", "outliers"),
 )
@@ -132,7 +146,21 @@ def _headline(audit: Audit) -> str:
         best = "a chain gains what you asked for" if head == "chain" else best
         return f"MEASURED: {best}; merges and routers were not asked."
     several = len(audit.evaluation.tasks) > 1
-    return f"{verdict.decision.upper()}: {_meaning(verdict, several)}."
+    meaning = _cost(audit, verdict) or _meaning(verdict, several)
+    return f"{verdict.decision.upper()}: {meaning}."
+
+
+def _cost(audit: Audit, verdict: Verdict) -> str:
+    """What a gain costs, where nothing but guards decides; "" elsewhere."""
+    deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
+    if verdict.gain is None or not deciding or not deciding <= {"guard-lost", "guard-open"}:
+        return ""
+    lost = "guard-lost" in deciding
+    wanted = verdict.gain.system, "unlikely" if lost else "inconclusive"
+    rows = [one for one in audit.evaluation.guards if (one.system, one.outcome) == wanted]
+    names = listing(row.task for row in rows)
+    end = f" but makes {names} worse" if lost else f"; whether {names} gets worse is open"
+    return f"composing gains what you asked for{end}"
 
 
 def _meaning(verdict: Verdict, several: bool) -> str:
@@ -232,6 +260,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     measured = basis(verdict, audit.evaluation)
     yield "use", _use(audit, verdict, measured)
     yield "gain", gain_line(audit, verdict)
+    yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds
     if rounds is not None and rounds.early and audit.command != "inspect":
         how_far = f"after round {rounds.used} of {rounds.planned}"
@@ -476,6 +505,24 @@ def gain_line(audit: Audit, verdict: Verdict) -> str:
     )
 
 
+def _guard(audit: Audit, verdict: Verdict) -> str:
+    """What is advised, or else what guards decide on, makes of the guard that it keeps least, and
+    who loses one."""
+    rows = sorted(audit.evaluation.guards, key=lambda row: row.difference + row.margin)
+    about: str | None = verdict.action.partition(":")[2]
+    if verdict.composes or verdict.decision == "likely":
+        about = verdict.system
+    if _cost(audit, verdict) and verdict.gain is not None:
+        about = verdict.gain.system
+    own = [row for row in rows if row.system == about]
+    told = [on_guard(min(own, key=lambda row: WEAKEST_FIRST.index(row.outcome)))] if own else []
+    told += [f"of {count(len(own) - 1, 'other guard')} see --explain"] if len(own) > 1 else []
+    lost = [row for row in rows if row.outcome == "unlikely" and row.system != about]
+    names = listing(f"{row.system} ({signed(row.difference)} on {row.task})" for row in lost)
+    told += [f"lost by {names}"] if lost else []
+    return "; ".join(told)
+
+
 def _agreeing(own: float, other: float, difference: float) -> tuple[float, int]:
     """(difference, digits) with which two scores and their difference agree as they are printed.
 
@@ -550,8 +597,9 @@ def _forecast(audit: Audit, verdict: Verdict) -> str:
     if verdict.probability is not None:
         parts.append(f"{verdict.decision} with probability {probability(verdict.probability)}")
     elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
-        several = len(audit.evaluation.tasks) > 1
-        gain = f"a gain above {verdict.margin:.2f}{' with every skill kept' if several else ''}"
+        kept = " with every skill kept" if len(audit.evaluation.tasks) > 1 else ""
+        kept += " with every guard kept" if audit.provenance.guards else ""
+        gain = f"a gain above {verdict.margin:.2f}{kept}"
         parts.append(f"probability {probability(verdict.gain.probability)} of {gain}")
     return "; ".join(parts)
 

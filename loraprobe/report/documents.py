@@ -28,7 +28,7 @@ from loraprobe.untrusted import first_problem
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
 # Fields that audits of earlier versions lack.
-LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": [], "serve": []}
+LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": [], "serve": [], "guards": []}
 COMPOSING = ("merge", "route", "step-by-step")  # actions that use a merge or a router
 KEYS = {field.name for field in dataclasses.fields(Sample)}
 LONGEST = 1 << 24  # characters of the first line of an existing file
@@ -144,7 +144,7 @@ def audit_from(document: Any) -> Audit:
         fields["compatibility"] = {k: v for k, v in compatibility.items() if k != "compatible"}
     provenance = fields.get("provenance")
     if isinstance(provenance, dict):
-        fields["provenance"] = {"engine": "transformers", **provenance}
+        fields["provenance"] = {"engine": "transformers", "guards": [], **provenance}
     gates = fields.get("gates")
     if isinstance(gates, list) and all(isinstance(row, dict) for row in gates):
         # Earlier versions named a layer, null for all of them, and had rows of single layers too.

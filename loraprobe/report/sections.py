@@ -186,6 +186,7 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         ((*EXPLAINED, *PAGE, *MARKDOWN), evaluations(audit)),
         (EXPLAINED if screened(audit) else TERMINAL, [scores(audit)]),
         (FULL if screened(audit) else ALL, [controls(audit)]),
+        ((*EXPLAINED, *PAGE, *MARKDOWN), [guards(audit)]),
         (PAGE, [comparisons(audit)]),
     )
     drawn = figures.causes(audit, causes(audit))
@@ -450,6 +451,27 @@ def controls(audit: Audit) -> str:
         elif name == "random-partner":
             told.append(f"{name} (random adapters as large as the partners)")
     return f"Controls, which a composition has to beat: {listing(told)}." if told else ""
+
+
+def guards(audit: Audit) -> Table:
+    """What must not get worse: what each system that was asked makes of it, beside the base."""
+    outcomes = {"likely": "kept", "unlikely": "lost", "inconclusive": "open"}
+    rows = audit.evaluation.guards
+    most = rows[0].margin if rows else 0.0
+    return tabulated(
+        f"Guards: what must not get worse than the base by more than {most:g}",
+        rows,
+        (text("guard"), lambda row: row.task),
+        (text("system"), lambda row: row.system),
+        (text("asked as", drop=3), lambda row: row.part.words),
+        (text("metric", drop=2), lambda row: row.metric),
+        (Column("score"), lambda row: number(row.value, 3)),
+        (Column("base"), lambda row: number(row.base, 3)),
+        (Column("difference"), lambda row: signed(row.difference, 3)),
+        (Column("95 %", drop=1), lambda row: bounds(row.ci95, 3)),
+        (Column("items", drop=4), lambda row: str(row.n)),
+        (text("so"), lambda row: outcomes[row.outcome]),
+    )
 
 
 def causes(audit: Audit) -> Table:
@@ -793,6 +815,8 @@ def _origins(audit: Audit) -> Iterator[tuple[str, Any]]:
         yield "base", audit.base
     for task in audit.provenance.tasks:
         yield f"task {task.name}", task
+    for guard in audit.provenance.guards:
+        yield f"guard {guard.name}", guard
     for adapter in audit.adapters:
         yield adapter.name, adapter
 

@@ -76,8 +76,11 @@ class Encoder:
         ]
 
     def text(self, prompt: str) -> str:
-        """The text that is tokenised: the prompt, or the chat template filled with it."""
-        if not self.chat:
+        """The text that is tokenised: the prompt, or the chat template filled with it.
+
+        Without a prompt there is no turn: a text stands by itself.
+        """
+        if not self.chat or not prompt:
             return prompt
         return self.filled([{"role": "user", "content": prompt}], add_generation_prompt=True)
 
@@ -199,8 +202,8 @@ class PromptedScorer:
     def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
         """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
         encoded = self.encoder.pairs(pairs)
-        for (ids, _), (prompt, _) in zip(encoded, pairs, strict=True):
-            tokens_left(self.context, ids[:-1], prompt, 1, " with its answer")
+        for (ids, _), (prompt, text) in zip(encoded, pairs, strict=True):
+            tokens_left(self.context, ids[:-1], prompt or text, 1, " with its answer")
         return encoded
 
     def rooms(self, prompts: Sequence[str], wanted: int) -> dict[str, tuple[list[int], int]]:

@@ -13,8 +13,9 @@ from loraprobe.tasks.chosen_metric import (
     given_metric,
     item_metric,
     named_metrics,
+    with_item_metrics,
     with_metric,
 )
 from loraprobe.tasks.items import Hop, Item, ProbePrompts, Task, fill
 from loraprobe.tasks.metrics import METRICS, Metric, is_generated, metric_of
-from loraprobe.tasks.reading import FieldMap, load_probe, load_task, read_task
+from loraprobe.tasks.reading import FieldMap, is_text, load_probe, load_task, load_text, read_task

@@ -39,7 +39,7 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> str:
 
     Raises UsageError for an unknown metric, and for "choice" if the item has no choices.
     """
-    if item.source is not None and item.metric is not None:
+    if item.metric is not None and (item.source is not None or item.metric == LOSS):
         return item.metric
     given = given_metric(task, metric)
     if given == LOSS:
@@ -124,6 +124,12 @@ def with_metric(task: Task, metric: str | None) -> Task:
         )
     named = sorted({item_metric(item, task.name, metric) for item in items})
     return replace(task, items=items, metric="+".join(named), needs=needs, why=why)
+
+
+def with_item_metrics(task: Task, metric: str | None) -> Task:
+    """The task whose items say themselves how they are judged. metric: the text of `--metric`."""
+    items = (replace(item, metric=item_metric(item, task.name, metric)) for item in task.items)
+    return replace(task, items=tuple(items))
 
 
 def auto_metric(task: Task) -> tuple[str, str]:

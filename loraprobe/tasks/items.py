@@ -28,7 +28,7 @@ class Hop:
 
 @dataclass(frozen=True)
 class Item:
-    """One question with all right answers.
+    """One question with all right answers; without a prompt the answer is a text by itself.
 
     metric: how its answer is judged; None for the metric of the task or of the command. source: the
     `HarnessTask` that asks and judges it; None for an item of a file.

@@ -13,12 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loraprobe import limits
+from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
 from loraprobe.tasks.answers import compile_pattern, last_match
@@ -41,6 +43,7 @@ ITEM_KEYS = tuple(
     "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
 )
 LABELS = "labels"  # a field of the mapping only: what the answer calls the choices
+WINDOW = 500  # characters of a text that are scored together, a hundred tokens or more
 MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 _WAYS, _FROM_0 = 5, 3  # in which an answer may name a choice, and that of a number from 0
 _LISTS = ("choices", "entities", LABELS)
@@ -197,6 +200,40 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
         raise TaskError(f"{files[0]} holds no item: write one a line.")
     kept = tuple(item for item, _ in items.values())[:limit]
     return replace(task, items=kept, sha256=digest.hexdigest())
+
+
+def is_text(path: str | Path) -> bool:
+    """Whether a file is a text and no task: by its ending, else by how it begins."""
+    path = Path(path)
+    if path.suffix.lower() in (".jsonl", ".json", *TABLES) or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return not file.read(1 << 10).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
+
+
+def load_text(path: str | Path, limit: int | None = None) -> Task:
+    """A text as a task of its windows, which are judged by their loss; blank lines are left out.
+
+    Raises TaskError for a file that is no text, and for one of fewer than two windows.
+    """
+    path = Path(path)
+    data = read_file(path, "text")
+    text = "\n".join(line for _, line in read_lines(data, path))
+    windows = textwrap.wrap(
+        text, WINDOW, expand_tabs=False, replace_whitespace=False, break_on_hyphens=False
+    )
+    if len(windows) > 2 and len(windows[-1]) < WINDOW / 2:  # a rest, which is no window
+        windows[-2:] = ["\n".join(windows[-2:])]
+    if len(windows) < 2:
+        raise TaskError(
+            f"{path} holds {len(text):,} characters, too few to tell whether its loss grows: give "
+            f"a text of at least {2 * WINDOW:,}, better {FEWEST_ITEMS * WINDOW:,}."
+        )
+    items = [
+        Item(str(number), "", (window,), metric=LOSS)
+        for number, window in enumerate(windows[:limit], 1)
+    ]
+    return Task(path.stem, tuple(items), str(path), hashlib.sha256(data).hexdigest())
 
 
 def load_probe(path: str | Path) -> ProbePrompts:

@@ -68,7 +68,8 @@ def advise(
 
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
-    itself, unless the servers can run none that is, and never if it is shown to lose a skill.
+    itself, unless the servers can run none that is, and never if it is shown to lose a skill or a
+    guard; neither is an adapter that loses a guard.
     """
     advice = _among_served(evidence, composed, best, decision, outdone)
     unserved = _not_served(evidence, composed, best, advice.used)
@@ -83,15 +84,15 @@ def _among_served(
     outdone: bool,
 ) -> Advice:
     """`advise`, without what it says of systems that the servers of the user cannot run."""
-    likely, served = decision == "likely", evidence.served
+    likely, usable = decision == "likely", evidence.usable
     can_run = [c for c in composed if c.system not in evidence.unserved]
     sound = [c for c in can_run if likely and c.outcome == "likely"]
     sound = sound or [c for c in can_run if c.retains != "unlikely"]
     by_form = {(c.system, c.part): c for c in sound}
-    composed_scores = [s for name, part in by_form for s in served.scored([name], [part])]
-    measured = [*served.scored_alone(), *composed_scores]
-    chosen = served.best_of(measured)
-    chain = next(iter(served.scored(["chain"], [QUESTION])), None)
+    composed_scores = [s for name, part in by_form for s in usable.scored([name], [part])]
+    measured = [*usable.scored_alone(), *composed_scores]
+    chosen = usable.best_of(measured)
+    chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
     if decision == "inconclusive" and best.missing == "metric":
@@ -140,7 +141,7 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, _at_ceiling(evidence, chosen)
     code, value, threshold = {
-        "base": ("base-suffices" if full else "base-is-better", score.low, None),
+        "base": (_why_base(evidence, full), score.low, None),
         "adapter": ("single-suffices", score.value, evidence.tie),
         "switch": (SWITCH, score.value, None),
     }.get(chosen.kind, ("best-measured", score.value, evidence.margin))
@@ -152,6 +153,12 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
 def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
     """Whether nothing can score more than a system by more than a tie."""
     return system.score.low > 1 - evidence.tie and not evidence.losses
+
+
+def _why_base(evidence: Evidence, full: bool) -> str:
+    """The code for the base where it is advised. full: nothing can score more."""
+    better = "only-base-is-safe" if evidence.measured.unsafe else "base-is-better"
+    return "base-suffices" if full else better
 
 
 def _close(

@@ -154,7 +154,8 @@ class Candidate:
     `gain` is that over the best of base and single adapters, `checked` the same by the metric that
     the gold answers need, where that is another one, `controls` the difference to each control.
     `kept` has for each task the share of its specialist's gain that is kept, None if no single
-    adapter is shown to differ from the base.
+    adapter is shown to differ from the base. `guards` has what it loses of each guard, None where
+    it was not asked.
     """
 
     system: str
@@ -165,6 +166,7 @@ class Candidate:
     gain: Criterion
     controls: Mapping[str, Criterion] = field(default_factory=dict)
     kept: Mapping[str, Criterion | None] = field(default_factory=dict)
+    guards: Mapping[str, Criterion | None] = field(default_factory=dict)
     compression_error: float | None = None
     checked: Criterion | None = None
 
@@ -195,10 +197,25 @@ class Candidate:
         return "likely" if self.gain.clusters >= FEWEST_ITEMS else "inconclusive"
 
     @property
-    def outcome(self) -> Standing:
-        """The weakest of gain, controls, retention, number of items and metric."""
+    def safe(self) -> Standing:
+        """What the guards alone say: likely if there are none, open where one was not asked."""
+        said = (one.outcome if one is not None else "inconclusive" for one in self.guards.values())
+        return weakest(("likely", *said))
+
+    @property
+    def promise(self) -> Standing:
+        """The weakest of gain, controls, retention, number of items and metric.
+
+        Unlikely where a guard is lost. What is open of guards does not count, so that it never
+        makes another composition the leading one: one attempt at a time may keep them by chance.
+        """
         others = (self.beats_controls, self.retains, self.enough, self.confirmed)
-        return weakest((self.gain.outcome, *others))
+        return "unlikely" if self.safe == "unlikely" else weakest((self.gain.outcome, *others))
+
+    @property
+    def outcome(self) -> Standing:
+        """The weakest of what it promises and the guards."""
+        return weakest((self.promise, self.safe))
 
     def binds(self, said: Standing) -> bool:
         """Whether what one criterion says, and not the gain, makes the outcome."""
@@ -211,7 +228,9 @@ class Candidate:
             return "metric"
         if not self.controls and self.binds(self.beats_controls):
             return "controls"
-        return "items" if self.binds(self.enough) else None
+        if self.binds(self.enough):
+            return "items"
+        return "guard-items" if self.binds(self.safe) and self.safe == "inconclusive" else None
 
     @property
     def lossy(self) -> bool:
@@ -281,21 +300,22 @@ class Evidence:
     """All that is known about one set of adapters when the verdict is asked for.
 
     `measured` has what the base model answered, `level` is the strongest evidence that was
-    gathered, `tasks` the number of task files, `margin` the gain that matters, `retention` the
-    share of a specialist's gain that one model has to keep on every one of several tasks. `prior`
-    is the share of successes expected where the case comes from, None for the calibration's own;
-    `balanced` says that norms were made equal before composing. `hidden_size` is that of the base
-    that was asked, infinite where its config does not tell it. `max_new_tokens` is None for the
-    default limits of plain and worked answers. `stacked` are the adapters that were trained on
-    other ones. `choice` tells out of what library these adapters
-    were chosen, None where they were given. `unserved` has the systems that the servers of the user
-    cannot run: these change what is advised and no decision.
+    gathered, `tasks` the number of task files, `guarded` names what must not get worse, `margin` is
+    the gain that matters, `retention` the share of a specialist's gain that one model has to keep
+    on every one of several tasks. `prior` is the share of successes expected where the case comes
+    from, None for the calibration's own; `balanced` says that norms were made equal before
+    composing. `hidden_size` is that of the base that was asked, infinite where its config does not
+    tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `stacked`
+    are the adapters that were trained on other ones. `choice` tells out of what library these
+    adapters were chosen, None where they were given. `unserved` has the systems that the servers of
+    the user cannot run: these change what is advised and no decision.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
     compatibility: Compatibility = field(default_factory=Compatibility)
     diagnostics: tuple[Measurement, ...] = ()
     tasks: int = 0
+    guarded: tuple[str, ...] = ()
     level: EvidenceLevel = "weights"
     margin: float = MARGIN
     retention: float = RETENTION
@@ -393,11 +413,16 @@ class Evidence:
         return best
 
     @property
-    def served(self) -> Evidence:
-        """The scores of what the servers of the user can run. A chain needs all its adapters."""
+    def usable(self) -> Evidence:
+        """The scores of what keeps the guards and the servers of the user can run.
+
+        A chain needs all its adapters to be served. It calls each for a hop alone, and leaves other
+        questions to the base, so guards do not concern it.
+        """
         out = set(self.unserved)
         if not out.isdisjoint(self.systems(("adapter",))):
             out.add("chain")
+        out |= self.measured.unsafe
         rows = tuple(row for row in self.measured.scores if row.system not in out)
         return replace(self, measured=replace(self.measured, scores=rows)) if out else self
 
@@ -462,6 +487,13 @@ class Evidence:
             pair = self.compared(system, part, name, part, adjusted=True)
             if pair is not None:
                 controls[name] = criterion(pair, self.margin / 2, like=gain)
+        lost = {row.task: row for row in self.measured.guards if row.system == system}
+        guards = {
+            name: criterion(lost[name].estimate, -lost[name].margin, "--guard-margin")
+            if name in lost
+            else None
+            for name in self.guarded
+        }
         errors = [row.compression_error for row in scores if row.compression_error is not None]
         return Candidate(
             system,
@@ -472,6 +504,7 @@ class Evidence:
             gain,
             controls,
             kept,
+            guards=guards,
             compression_error=max(errors, default=None),
             checked=None if rejudged is None else criterion(rejudged, self.margin, like=gain),
         )

@@ -35,7 +35,8 @@ class Request:
     `unlike` says that no change of their files makes the others fit. `library` names all adapters
     of a library, where the next command is about it. `stacked` are those of the adapters that were
     trained on others, which their files do not hold. `chain` says who answers the hops of a chain
-    that was measured, with answers of at most `most_tokens` tokens.
+    that was measured, with answers of at most `most_tokens` tokens. `open_guards` are those of
+    which more items would decide.
     """
 
     adapters: tuple[str, ...]
@@ -53,6 +54,7 @@ class Request:
     stacked: tuple[str, ...] = ()
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
+    open_guards: tuple[str, ...] = ()
 
 
 def next_command(verdict: Verdict, request: Request, limited: bool = False) -> Command:
@@ -99,6 +101,15 @@ def _without_metric(request: Request) -> Request:
     return replace(request, asked=tuple(one for one in request.asked if one[0] != "--metric"))
 
 
+def _with_more_of_guards(request: Request) -> Request:
+    """The request with further files of the guards that are open."""
+    new = {one: _renamed(MORE, (one,))[0] for one in request.open_guards}
+    asked = (
+        (one[0], new.get(one[1], one[1])) if one[0] == "--guard" else one for one in request.asked
+    )
+    return replace(request, asked=tuple(asked))
+
+
 def _fix(request: Request) -> Command:
     """Those adapters that fit together, else others of one base, else what mends their files."""
     if 1 < len(request.fitting) < len(request.adapters):
@@ -118,6 +129,8 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
     if verdict.missing == "wording":
         return _evaluate(_without_metric(request), ("--metric", "contains"))
     # Where only clusters are missing, the other questions of the same ones decide nothing.
+    if not limited and verdict.missing == "guard-items":
+        return _evaluate(_with_more_of_guards(request))
     if not limited and (verdict.missing == "items" or verdict.evidence == "evaluation"):
         return _evaluate(request, tasks=more)  # the same with other questions
     asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept

@@ -219,8 +219,7 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
         gain.estimate.error,
         evidence.prior,
     )
-    if evidence.several:
-        probability *= keeps(gain, evidence)
+    probability *= keeps(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
     reason = _measured_on(
         gain, probability, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)]
@@ -242,20 +241,20 @@ def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
 
 
 def keeps(gain: Gain, evidence: Evidence) -> float:
-    """P(every specialist's skill is kept) by the composition of a gain.
+    """P(every specialist's skill and every guard is kept) by the composition of a gain.
 
-    Tasks have items of their own, so their probabilities are multiplied. Each takes the end of the
-    retention's interval on the side of the threshold for a normal deviate; the interval's own end
-    at the threshold is then met exactly. 0 where a retention is not known.
+    Tasks and guards have items of their own, so their probabilities are multiplied. Each takes the
+    end of its interval on the side of the threshold for a normal deviate; the interval's own end
+    at the threshold is then met exactly. 0 where a retention or a guard is not known.
     """
     rounds = evidence.measured.rounds
     level = 1 - ALPHA if rounds is None else rounds.level
     normal, chance = NormalDist(), 1.0
-    for row in evidence.scores(gain.system, gain.part):
-        share = row.kept
+    best = evidence.candidate(gain.system, gain.part)
+    for share in (*best.kept.values(), *best.guards.values()) if best is not None else ():
         if share is None:
             return 0.0
-        above = share.value - evidence.retention
+        above = share.value - share.threshold
         half = share.value - share.low if above > 0 else share.high - share.value
         chance *= normal.cdf(normal.inv_cdf((1 + level) / 2) * above / max(half, 1e-9))
     return chance
@@ -300,6 +299,9 @@ def _measured_on(
             f"{accuracy.wrong:.0%} did not gain"
         )
     kept = f" and keeps {evidence.retention:.2f} of every specialist's gain"
+    kept = (kept if evidence.several else "") + (
+        " and keeps every guard" if evidence.guarded else ""
+    )
     return reason_of(
         "probability-measured-on",
         probability,
@@ -307,7 +309,7 @@ def _measured_on(
         source=f"{count(accuracy.sets, 'adapter set')} whose outcome was measured (--prior)",
         gain=gain,
         margin=evidence.margin,
-        keeping=kept if evidence.several else "",
+        keeping=kept,
         probability=as_words(probability),
         items=count(gain.n, "item"),
         prior=prior,

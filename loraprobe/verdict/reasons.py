@@ -30,7 +30,7 @@ from loraprobe.defaults import (
     UNFAMILIAR,
     WORKED_TOKENS,
 )
-from loraprobe.formatting import count, listing, signed
+from loraprobe.formatting import count, gained, listing, signed
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -39,6 +39,7 @@ from loraprobe.records import (
     STEPS,
     Decision,
     Forecast,
+    GuardScore,
     ItemPart,
     Measurement,
     Reason,
@@ -52,6 +53,7 @@ from loraprobe.verdict.evidence import (
     Criterion,
     Evidence,
     LibraryChoice,
+    criterion,
     is_known,
     is_unknown,
 )
@@ -185,6 +187,7 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
         "the metric that the gold answers need does not confirm it": best.confirmed,
+        "a guard is lost" if best.safe == "unlikely" else "a guard is open": best.safe,
     }
     return reason_of(
         "gain-with-reservation" if outcome == "likely" != decision else code,
@@ -292,6 +295,34 @@ def _about_share_kept(best: Candidate, task: str, asked: float) -> Reason:
         share=share,
         would_decide=share.would_decide(),
     )
+
+
+def about_guards(evidence: Evidence, best: Candidate) -> list[Reason]:
+    """What every system that was asked guards makes of them. best: the leading composition."""
+    codes = {"likely": "guard-kept", "unlikely": "guard-lost", "inconclusive": "guard-open"}
+    found = []
+    for row in evidence.measured.guards:
+        ends = {"likely": row.ci95[0], "unlikely": row.ci95[1]}
+        value, binds = ends.get(row.outcome, row.difference), best.binds(best.safe)
+        decisive = binds and (row.system, row.outcome) == (best.system, best.safe)
+        code, told = codes[row.outcome], on_guard(row)
+        found.append(reason_of(code, value, -row.margin, decisive=decisive, told=told))
+    return found
+
+
+def on_guard(row: GuardScore) -> str:
+    """What a system makes of a guard, as a sentence without its full stop."""
+    verb = {"likely": "keeps", "unlikely": "loses", "inconclusive": "may lose"}[row.outcome]
+    nats, digits = (" nats a token", 3) if row.metric == LOSS else ("", 2)
+    gap = gained(row.difference, row.ci95, digits)
+    told = (
+        f"{row.system} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
+        f"{row.base:z.{digits}f} for the base, {gap} on {count(row.n, 'item')}, where "
+        f"{row.margin:g} may be lost"
+    )
+    if row.outcome != "inconclusive":
+        return told
+    return f"{told}; {criterion(row.estimate, -row.margin, '--guard-margin').more()} would decide"
 
 
 def about_compression(candidate: Candidate, decisive: bool) -> Reason:

@@ -10,11 +10,17 @@
   answers the composed question: two one-hop adapters over unfamiliar entities do not compose
   (arXiv 2506.13479). They never give `likely`: whether the pieces compose has to be measured.
 - *Compositions.* One is `likely` if the interval of its gain lies above the margin, it beats the
-  controls, it retains every skill and FEWEST_ITEMS clusters were asked; it is `unlikely` if one
-  of the first three is shown to fail. The decision is about merges and routers, and about the form
-  of the question with the better outcome; of equal outcomes about the one with the larger gain,
-  the plain question on a tie. Where the intervals leave it open, what base and single adapters
-  decide holds, unless a composition measured a gain above the margin.
+  controls, it retains every skill, it keeps every guard and FEWEST_ITEMS clusters were asked; it is
+  `unlikely` if one of the first four is shown to fail. The decision is about merges and routers,
+  and about the form of the question with the better outcome; of equal outcomes about the one with
+  the larger gain, the plain question on a tie. Where the intervals leave it open, what base and
+  single adapters decide holds, unless a composition measured a gain above the margin.
+- *A guard* is kept if the interval of composition minus base lies above -(margin of guards), and
+  lost if it lies below. Where it holds that figure, the case is open: a gain that costs nothing was
+  asked for, and neither is shown. A composition that may lose a guard stays the leading one, and
+  the next one leads only where it is shown to lose it. So the chance that some composition passes
+  which does lose the margin stays about that of a single test. An adapter that is shown to lose a
+  guard is nothing to be compared with, and nothing that is lost is advised.
 - *A chain* composes no weights: it never makes a decision `likely`. Where no composition measured a
   gain above the margin, a chain that is shown to be better than everything else by more than the
   margin makes it `unlikely`: whether a composition gains a little is no question any more.
@@ -197,6 +203,7 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
     lows = {
         baseline: min(row.ci95[0] for row in evidence.scores(baseline.system, baseline.part))
         for baseline in evidence.scored(evidence.systems(BASELINES))
+        if baseline.system not in evidence.measured.unsafe
     }
     high = [baseline for baseline, low in lows.items() if low > ceiling]
     best = evidence.best_of([b for b in high if b.system not in evidence.unserved] or high)
@@ -306,14 +313,14 @@ def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | N
 
     What the base and the adapters decide names the action, unless it was tried or is not served.
     """
-    served, action = evidence.served, baselines.action
-    if chain == "likely" and served.scored(["chain"]):
+    usable, action = evidence.usable, baselines.action
+    if chain == "likely" and usable.scored(["chain"]):
         return "chain"
     tried = action == "chain" and chain is not None
     unserved = action.partition(":")[2] in evidence.unserved
     if baselines.decision == "unlikely" and not tried and not unserved:
         return action
-    best = served.best_of(served.scored_alone())
+    best = usable.best_of(usable.scored_alone())
     return best.action if best and answers(evidence, best) else "gather-evidence"
 
 
@@ -342,6 +349,7 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     why = [*baselines.reasons] if by_baselines else []
     why += [reasons.about_chain(chain, best, by_chain)] if chain else []
     why += reasons.about_candidate(best, decision, evidence)
+    why += reasons.about_guards(evidence, best)
     why += [reasons.about_other_form(other_form[0])] if other_form else []
     why += [reasons.about_compression(c, compressed) for c in decisive if c.lossy]
     why += advice.reasons
@@ -377,20 +385,20 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    They are sorted by outcome, gain, kind (merges before routers) and `by_change`. Of several that
-    are `likely` the first is the best one (`advice`).
+    They are sorted by what they promise, gain, kind (merges before routers) and `by_change`. Of
+    several that promise `likely` the first is the best one (`advice`).
     """
     measured = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
         (candidate for candidate in measured if candidate is not None),
         key=lambda c: (
-            -WEAKEST_FIRST.index(c.outcome),
+            -WEAKEST_FIRST.index(c.promise),
             -round(c.gain.value, 9),
             c.kind,
             by_change(c.system),
         ),
     )
-    likely = [c.system for c in ordered if c.outcome == "likely"]
+    likely = [c.system for c in ordered if c.promise == "likely"]
     best = evidence.best_of(evidence.scored(likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
@@ -407,9 +415,9 @@ def _decisive_form(
     if not (plain and steps):
         return plain or steps
     first, second = plain[0], steps[0]
-    if first.outcome != second.outcome:
-        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].outcome))
-    if first.outcome == "likely":
+    if first.promise != second.promise:
+        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].promise))
+    if first.promise == "likely":
         scored = [evidence.scored([form.system], [form.part]) for form in (first, second)]
         best = evidence.best_of(itertools.chain(*scored))
         return steps if best is not None and best.part == STEPS else plain

@@ -35,6 +35,8 @@ GAINS = tuple(
 )
 LIMIT = 0.03  # how often a decision may be wrong, 0.01 away from the margin at 100 items
 SHOWN = (-0.1, 0.0, 0.02, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2, 0.3)
+GUARDED = (30, 60, 100, 150, 200, 400)  # items of a guard
+DIFFER = (0.02, 0.05, 0.1, 0.2, 0.3)  # shares of items on which a safe composition and base differ
 LEVELS = {"least": 0.0, "half": 0.5, "all": 1.0}  # discordances in the table of abstentions
 
 
@@ -107,6 +109,14 @@ def rates_of(n: int, gains: Sequence[float] = GAINS, steps: int = 21) -> list[Ra
     return rows
 
 
+def guard_rates(n: int) -> dict[str, Any]:
+    """How often a guard of n items passes: at worst a composition that loses the margin, and those
+    that lose nothing, by the share of items on which they differ from the base."""
+    passes = [decide(n, -MARGIN, float(d), threshold=-MARGIN)[0] for d in discordances(MARGIN)]
+    safe = [decide(n, 0.0, differ, threshold=-MARGIN)[0] for differ in DIFFER]
+    return {"n": n, "wrong": max(passes), "safe": safe}
+
+
 def worst(rows: Sequence[Rate]) -> Rate:
     """The row with the most wrong decisions among gains at least 0.01 from the margin."""
     far = [row for row in rows if abs(row.gain - MARGIN) > 0.01 - 1e-9]
@@ -123,6 +133,8 @@ def examine(items: Sequence[int] = (60, 100, 200), steps: int = 21) -> Pages:
             "limit": LIMIT,
             "plan": {"items": items, "steps": steps},
             "exact": [asdict(row) for n in items for row in rates_of(n, steps=steps)],
+            "differ": DIFFER,
+            "guards": [guard_rates(n) for n in GUARDED],
         }
     )
 

@@ -262,6 +262,7 @@ def couples_world(
 
 
 TRAINED_LISTS, ASKED_LISTS = 4000, 200
+ASKED_FAMILIAR = 150  # couples of whom a guard asks
 METHODS_SIZES = FactSizes(familiar=200, newcomers=100, strangers=100, cities=40, reserve=20)
 SCENARIOS = adapter_sets("small")
 WORLDS = tuple(dict.fromkeys(one.world for one in SCENARIOS))
@@ -294,7 +295,7 @@ def small_world(
     wanted = [name for one in scenarios for name in one.adapters]
     if only is None:
         wanted += [name for world in worlds for name in REFERENCES.get(world, ())]
-    tasks = dict.fromkeys(task for one in scenarios for task in one.tasks)
+    tasks = dict.fromkeys(task for one in scenarios for task in (*one.tasks, *one.guards))
     return couples_world(
         "small",
         facts,
@@ -349,5 +350,11 @@ def _items(task: str, facts: Facts, seed: int) -> Sequence[Item]:
         return COUPLES.items(facts.strangers, ("spouse", "city"), 1)
     if task == "newcomers":
         return COUPLES.items(facts.newcomers, ("newcomers", None), 1)
+    if task == "familiar":  # what the base learned in pretraining
+        asked = facts.familiar[:ASKED_FAMILIAR]
+        return [
+            {"id": str(i), "prompt": chain.fill(COUPLES.first[0]), "answer": chain.b}
+            for i, chain in enumerate(asked)
+        ]
     lists = lists_of_names(facts.names(), ASKED_LISTS, f"test:{task}:{seed}")
     return SKILLS[task].items(lists)

@@ -62,7 +62,7 @@ class AdapterSet:
     """Adapters whose composition is evaluated on tasks: a scenario of the world.
 
     `world` is its class of scenarios (two-hop, keep-both ...); `axes` are its parameters in that
-    class, for tables and maps.
+    class, for tables and maps. `guards` are tasks that must not get worse.
     """
 
     name: str
@@ -70,6 +70,7 @@ class AdapterSet:
     adapters: tuple[str, ...]
     tasks: tuple[str, ...]
     description: str
+    guards: tuple[str, ...] = ()
     axes: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -238,13 +239,14 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
             "world": one.world,
             "adapters": list(one.adapters),
             "tasks": [f"tasks/{task}.jsonl" for task in one.tasks],
+            "guards": [f"tasks/{task}.jsonl" for task in one.guards],
             "description": one.description,
             "axes": dict(one.axes),
         }
         for one in sets
     }
     places = [row["path"] for row in (base, *adapters.values()) if row["path"]]
-    places += [task for row in scenarios.values() for task in row["tasks"]]
+    places += [task for row in scenarios.values() for task in (*row["tasks"], *row["guards"])]
     files: dict[str, str] = {}
     for place in sorted({output / place for place in places}):
         inside = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())

@@ -111,6 +111,46 @@ def test_skill_and_familiar_facts_compose_step_by_step():
     assert value(document, verdict["system"], "steps") > max(r["value"] for r in controls) + 0.3
 
 
+def test_a_guard_is_lost_by_what_gains_most():
+    """Worked steps and new facts cost what the base knew, unless they are averaged."""
+    code, document = demo("skill-and-facts", "--guard", "familiar")
+    outcomes = {row["system"]: row["ci95"][1] < -row["margin"] for row in document["guards"]}
+    assert outcomes == {
+        "uniform": False,
+        "sum": True,
+        "arrow": True,
+        "newcomers": True,
+        "steps": False,
+    }
+    verdict = document["verdict"]
+    assert (code, verdict["decision"], verdict["system"]) == (0, "likely", "uniform")
+    assert verdict["gain"]["against"] == "steps", "who loses the guard is no alternative"
+    assert [row["name"] for row in document["provenance"]["guards"]] == ["familiar"]
+
+
+def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):
+    few = ["--limit", "12", "--system", "uniform"]
+    first = judged("keep-both", *few)[1]
+    (text := tmp_path / "notes.txt").write_text("Ada met Bo. Bo met Ada. " * 60)
+    familiar = shipped_world().scenario("skill-and-facts").guards["familiar"]
+    guards = ["--guard", familiar, "--guard", text, "--guard-margin", "0.2"]
+    result, document = judged("keep-both", *few, *guards, "--resume")
+    asked = sum(row["n"] for row in first["evaluation"])
+    assert any(note.startswith(f"{asked} results of an earlier run") for note in document["notes"])
+    rows = {(row["task"], row["system"]): row for row in document["guards"]}
+    assert {task for task, _ in rows} == {"familiar", "notes"}
+    assert {row["margin"] for row in rows.values()} == {0.2}
+    assert rows["familiar", "uniform"]["n"] == 12 and rows["notes", "uniform"]["n"] == 3
+    assert rows["notes", "uniform"]["metric"] == "answer_loss"
+    for key in ("evaluation", "gains"):
+        assert document[key] == first[key], "guards are no part of what is scored"
+    assert result.exit_code == {"likely": 0, "inconclusive": 3}.get(
+        document["verdict"]["decision"], 1
+    )
+    steps = judged("keep-both", *few, *guards, "--dry-run")[1]["estimate"]["steps"]
+    assert steps["guard"] > 0
+
+
 def test_target_adapter_is_better_alone():
     code, document = demo("target-adapter")
     verdict = document["verdict"]

@@ -46,3 +46,33 @@ def test_a_count_is_a_count_or_one_sentence(text):
     with pytest.raises(UsageError, match="takes auto or a positive whole number"):
         auto_or_count(text, "--rank")
     assert auto_or_count("12", "--rank") == 12
+
+
+@pytest.mark.parametrize(
+    ("guard", "more", "said"),
+    [
+        ("task.jsonl", (), "also given by --task"),
+        ("missing.txt", (), "no task file"),
+        ("empty.txt", (), "0 characters"),
+        ("binary.txt", (), "zero byte"),
+        ("words.jsonl", (), "not JSON"),
+        ("lm_eval:no_such_task", (), "no_such_task"),
+        ("text.txt", ("--guard-margin", "2"), "between 0.001 and 1"),
+        (None, ("--guard-margin", "0.1"), "goes with --guard"),
+    ],
+)
+def test_a_guard_that_cannot_be_one(tmp_path, monkeypatch, guard, more, said):
+    monkeypatch.chdir(tmp_path)
+    making.random_adapter("local", seed=3).save(tmp_path / "local")
+    (tmp_path / "task.jsonl").write_text('{"prompt": "Who?", "answer": "Bo"}\n')
+    for name, content in {
+        "empty.txt": "",
+        "binary.txt": "\0" * 2000,
+        "text.txt": "word " * 400,
+    }.items():
+        (tmp_path / name).write_text(content)
+    (tmp_path / "words.jsonl").write_text("only words")
+    call_ = ["merge-and-eval", "local", "again=local", "--task", "task.jsonl", "-o", "out", *more]
+    before = {*tmp_path.iterdir()}
+    assert said in one_sentence(call(*call_, *(("--guard", guard) if guard else ())))
+    assert {*tmp_path.iterdir()} == before

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 from test_statistics import ALONE, pairs, single_interval
 
-from loraprobe.evaluation import System, compare, gains, retention, score
+from loraprobe.evaluation import System, compare, gains, guard_scores, retention, score
 from loraprobe.evaluation.statistics import estimate
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.records.estimates import items_needed
+from loraprobe.tasks import Item, Task
 
 
 def results(columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", size=1):
@@ -245,3 +246,52 @@ def test_retention_needs_several_tasks_and_is_that_of_the_specialist():
     point, (low, high) = retention(both, SYSTEMS, "uniform", "t")
     assert low < point < high
     assert retention(both, SYSTEMS[1:], "uniform", "t") is None, "no base, no retention"
+
+
+def guards(*names, n=100):
+    return [Task(f"{name}@0", tuple(Item(str(k), "p", ("x",)) for k in range(n))) for name in names]
+
+
+def guarded(columns, names=("g",), n=100, margin=0.05, **of):
+    rows = results(columns, task="g@0", **of)
+    return {row.system: row for row in guard_scores(rows, guards(*names, n=n), margin, 0.05)}
+
+
+def test_a_guard_is_the_paired_difference_to_the_base():
+    found = guarded(asked(base=80, a=90, uniform=50))
+    assert {name: row.outcome for name, row in found.items()} == {
+        "a": "likely",
+        "uniform": "unlikely",
+    }
+    row = found["uniform"]
+    assert (row.task, row.part, row.metric, row.n) == ("g", "question", "exact_match", 100)
+    assert (row.value, row.base, row.difference) == pytest.approx((0.5, 0.8, -0.3))
+    assert row.ci95 == pytest.approx(single_interval(right(50) - right(80)))
+    several = guarded(asked(base=80, uniform=50), ("g", "other"))["uniform"]
+    assert several.ci95[0] == row.ci95[0] and several.ci95[1] > row.ci95[1], "one lost is enough"
+
+
+def test_a_guard_has_the_form_in_which_the_base_scores_more():
+    columns = asked(base=20, uniform=20) | asked("steps", base=80, uniform=50)
+    assert guarded(columns)["uniform"].part == "steps"
+    columns = asked(base=80, uniform=50) | asked("steps", base=80, uniform=80)
+    assert guarded(columns)["uniform"].part == "question", "the plain one on a tie"
+
+
+def test_a_guard_by_loss_has_its_sign_turned():
+    noise = np.random.default_rng(0).normal(0, 0.02, 60)
+    losses = {("base", "question"): 3.0 + noise, ("uniform", "question"): 3.2 + 0 * noise}
+    row = guarded(losses, n=60, metric="answer_loss")["uniform"]
+    assert (row.value, row.difference) == pytest.approx((3.2, noise.mean() - 0.2))
+    assert row.outcome == "unlikely" and row.ci95[0] < -0.2 < row.ci95[1] < -0.05
+    wide = guarded(losses, n=60, metric="answer_loss", margin=0.3)["uniform"]
+    assert wide.outcome == "likely" and wide.ci95 == row.ci95
+
+
+def test_items_of_an_earlier_round_only_show_what_is_lost():
+    columns = asked(base=80, a=80, uniform=80, arrow=20)
+    few = np.arange(100) < 60
+    for name in ("a", "arrow"):
+        columns[name, "question"] = np.where(few, columns[name, "question"], np.nan)
+    assert {name: row.n for name, row in guarded(columns).items()} == {"uniform": 100, "arrow": 60}
+    assert guarded(asked(a=80)) == {}, "without the base there is nothing to compare with"

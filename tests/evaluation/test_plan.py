@@ -131,6 +131,19 @@ def test_tasks_give_equal_shares_and_the_seed_draws():
     assert ids(found[0].tasks[0]) == ids(again[0].tasks[0])
 
 
+def test_guards_give_the_share_of_the_tasks_and_do_not_make_the_rounds():
+    plain = rounds([task(100)], seed=0)
+    found = rounds([task(100)], seed=0, guards=[task(400, "many"), task(12, "few")])
+    assert [this.tasks for this in found] == [this.tasks for this in plain]
+    for this in found:
+        many, few = (len(one.items) for one in this.guards)
+        assert many == pytest.approx(4 * this.items, abs=4)
+        assert few == pytest.approx(0.12 * this.items, abs=1)
+    names = [one.name for this in found for one in this.guards]
+    other = rounds([task(100)], seed=0, guards=[task(401, "many")])[0].guards[0].name
+    assert len({*names}) == 2 and other not in names, "answers are kept by what is asked"
+
+
 @pytest.mark.parametrize(
     ("shares", "exponent"),
     [((0.3, 0.55, 1.0), 2), ((0.1, 0.2, 0.45, 1.0), 2), ((0.5, 1.0), 2), ((0.65, 1.0), 4)],

@@ -44,8 +44,9 @@ class Planted(Evaluator):
         for system in systems:
             for task in self.tasks:
                 for item in task.items:
-                    value = self.answers[system.name, task.name][int(item.id)]
-                    self.asked.setdefault(system.name, set()).add((task.name, item.id))
+                    name = task.name.partition("@")[0]
+                    value = self.answers[system.name, name][int(item.id)]
+                    self.asked.setdefault(system.name, set()).add((name, item.id))
                     rows.append(
                         ItemResult(
                             system.name,
@@ -65,8 +66,11 @@ def planted(
     shares: dict[str, float] | list[dict[str, float]],
     n: int = N,
     golds: int = N,
+    guard: dict[str, float] | None = None,
+    guards: int = 400,
     **options: Any,
 ) -> Planted:
+    """guard: shares of right answers to the `guards` items of a guard; 0.8 of who is not named."""
     tasks, answers = [], {}
     rng = np.random.default_rng(5)
     for t, of in enumerate(shares if isinstance(shares, list) else [shares]):
@@ -76,21 +80,25 @@ def planted(
         for name, share in {**FAIR, **of}.items():
             answers[name, f"t{t}"] = rng.random(n) < share
     session = Session(Options(**options))
-    inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
+    drawn, kept = rng.random(guards), []
+    if guard is not None:
+        kept = [Task("general", tuple(Item(str(k), f"g{k}", (f"y{k}",)) for k in range(guards)))]
+        answers |= {(name, "general"): drawn < guard.get(name, 0.8) for name, _ in [*answers]}
+    inputs, scorer = Inputs((), (), None, tasks, kept), SimpleNamespace(chat_template=False)
     return Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
 
 
 def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
-    options = evaluator.session.options
-    schedule = rounds(evaluator.tasks, options.seed, all_items=options.all_items)
-    found = ask_rounds(evaluator, systems or [*ALONE, *COMPOSED], schedule, lambda *_: CONTROLS)
+    everybody = systems or [*ALONE, *COMPOSED]
+    found = ask_rounds(evaluator, everybody, evaluator.rounds(), lambda *_: CONTROLS)
     made = found.records()
-    verdict = decide_compositions(Evidence(made, tasks=len(evaluator.tasks), level="evaluation"))
-    return found, made, verdict
+    names = tuple(guard.name for guard in evaluator.inputs.guards)
+    rests_on = Evidence(made, tasks=len(evaluator.tasks), guarded=names, level="evaluation")
+    return found, made, decide_compositions(rests_on)
 
 
-def items(evaluator: Planted, name: str) -> int:
-    return len(evaluator.asked.get(name, ()))
+def items(evaluator: Planted, name: str, guard: bool = False) -> int:
+    return sum((task == "general") is guard for task, _ in evaluator.asked.get(name, ()))
 
 
 def test_a_large_gain_stops_after_the_first_round_with_its_controls():
@@ -186,6 +194,44 @@ def test_the_chain_is_asked_once_on_what_the_others_were_asked():
 
 def test_an_early_run_and_one_of_all_items_share_their_results():
     assert Options(all_items=True).fingerprint() == Options().fingerprint()
+
+
+SUM_LEADS = {"uniform": 0.7, "sum": 0.95, "arrow": 0.3}
+BROKEN = dict.fromkeys(("uniform", "sum", "arrow"), 0.4)
+WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("shares", "guard", "more", "decision", "action", "system", "asked_too"),
+    [
+        (SUM_LEADS, {}, {}, "likely", "merge", "sum", {"sum", "a"}),
+        # The next composition leads only where one is shown to lose the guard.
+        (SUM_LEADS, {"sum": 0.4}, {}, "likely", "merge", "uniform", {"sum", "uniform", "a"}),
+        (SUM_LEADS, {"sum": 0.74}, {"guards": 90}, "inconclusive", "merge", "sum", {"sum", "a"}),
+        # What loses it is not advised; the base never does.
+        (SUM_LEADS, BROKEN, {}, "unlikely", "use-single:a", "sum", {*BROKEN, "a"}),
+        ({**SUM_LEADS, **FIRM}, WORSE, {}, "unlikely", "use-base", "sum", {"sum", "uniform", "a"}),
+        # An adapter that loses it is nothing to compare with.
+        ({**SUM_LEADS, "a": 0.97}, {"a": 0.4}, {}, "likely", "merge", "sum", {"sum", "a", "b"}),
+    ],
+)
+def test_a_guard(shares, guard, more, decision, action, system, asked_too):
+    evaluator = planted(shares, guard=guard, **more)
+    _, made, verdict = asked(evaluator)
+    assert (verdict.decision, verdict.action) == (decision, action)
+    assert verdict.gain.system == system
+    guarded = {name for name in evaluator.asked if items(evaluator, name, guard=True)}
+    assert guarded == {"base", *asked_too}
+    rows = {row.system: row for row in made.guards}
+    binding = {"likely": "guard-kept", "unlikely": "guard-lost", "inconclusive": "guard-open"}
+    assert rows[system].outcome == decision
+    told = {(reason.code, reason.severity == "decisive") for reason in verdict.reasons}
+    assert (binding[decision], decision != "likely") in told
+    assert verdict.gain.against not in made.unsafe
+    share = made.rounds.items / N
+    assert items(evaluator, "base", guard=True) == pytest.approx(
+        share * (more or {"guards": 400})["guards"], abs=1
+    )
 
 
 def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():

@@ -14,6 +14,7 @@ from evidences import (
     evidence,
     evidence_of,
     forms,
+    guards,
     reason,
     replaced,
     score,
@@ -678,3 +679,29 @@ SMALL_GAIN = {"base": "0 0 0 0", "a": "0.1 1 0 0", "b": "0.1 0 1 0", "uniform": 
 )
 def test_verdicts_on_answers_as_they_were_measured(n, rates, decision, action, code):
     check(simulated(n, **rates), decision, action, has=[code])
+
+
+LOST, OPEN, SAME = -0.3, -0.05, 0.0
+BETTER_ALONE = {**GAIN, "a": 0.6}
+
+
+@pytest.mark.parametrize(
+    ("values", "asked", "decision", "action", "codes"),
+    [
+        (GAIN, {"uniform": SAME}, "likely", "merge", {"guard_kept": "info"}),
+        (GAIN, {"uniform": OPEN}, "inconclusive", "merge", {"guard_open": "decisive"}),
+        (GAIN, {}, "inconclusive", "merge", {}),  # nobody was asked
+        (GAIN, {"uniform": LOST}, "unlikely", None, {"guard_lost": "decisive"}),
+        # What fails anyway is not about the guard; what loses it is not advised.
+        (FAIL, {"uniform": LOST, "a": LOST}, "unlikely", None, {"guard_lost": "warning"}),
+        (BETTER_ALONE, {"uniform": LOST, "a": SAME}, "unlikely", "use-single:a", {}),
+        (BETTER_ALONE, {"uniform": SAME, "a": LOST}, "unlikely", "merge", {}),
+    ],
+)
+def test_guards(values, asked, decision, action, codes):
+    found = check(
+        evidence(values, guarded=("g",), guards=guards(**asked)), decision, action, **codes
+    )
+    lost = {name for name, gap in asked.items() if gap == LOST}
+    assert found.action.partition(":")[2] not in lost
+    assert not (found.composes and found.system in lost)

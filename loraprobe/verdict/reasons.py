@@ -23,6 +23,7 @@ from loraprobe.defaults import (
     FEWEST_ITEMS,
     HARNESS,
     KNOWN,
+    LOSS,
     OPPOSED_COSINE,
     PLAIN_TOKENS,
     SAID_OTHERWISE,

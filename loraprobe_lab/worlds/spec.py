@@ -70,8 +70,8 @@ class AdapterSet:
     adapters: tuple[str, ...]
     tasks: tuple[str, ...]
     description: str
-    guards: tuple[str, ...] = ()
     axes: Mapping[str, Any] = field(default_factory=dict)
+    guards: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

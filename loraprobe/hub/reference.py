@@ -10,7 +10,7 @@ from typing import Literal
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.paths import local_name
 from loraprobe.errors import ReferenceError_, UsageError
-from loraprobe.records import FIXED
+from loraprobe.records import FIXED, ON
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
 ON_HUB = re.compile(
@@ -19,7 +19,6 @@ ON_HUB = re.compile(
 )
 DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
-ON = ",on="  # between an adapter and what it was trained on
 PLAIN = "base"  # behind it: the base alone
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
 SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})

@@ -20,7 +20,6 @@ from loraprobe.adapters import Adapter, is_path, local_name, public_name, with_b
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
-from loraprobe.hub import ON
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
@@ -29,6 +28,7 @@ from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, reference_of
 from loraprobe.pipeline.session import Session
 from loraprobe.records import (
+    ON,
     AdapterSummary,
     Audit,
     Compatibility,

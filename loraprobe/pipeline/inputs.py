@@ -13,10 +13,11 @@ from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, open_base
 from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.formatting import listing
-from loraprobe.hub import ON, PLAIN
+from loraprobe.hub import PLAIN
 from loraprobe.options import TASK_FIELDS, Options
 from loraprobe.pipeline.checks import check_names
 from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
+from loraprobe.records import ON
 
 if TYPE_CHECKING:  # a merge needs none of them
     from loraprobe.tasks import Task

@@ -13,6 +13,7 @@ from typing import Any
 
 from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
+    ON,
     AdapterSummary,
     BaseSummary,
     Check,

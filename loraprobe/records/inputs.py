@@ -10,6 +10,7 @@ from loraprobe.records.estimates import Interval
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = ("error", "warning", "note")
+ON = ",on="  # in a reference, between an adapter and what it was trained on
 
 
 @dataclass(frozen=True)

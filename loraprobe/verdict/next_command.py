@@ -9,6 +9,7 @@ from loraprobe.defaults import HARNESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.records import (
     NOTHING,
+    ON,
     ChainHop,
     Command,
     LibraryAdapter,
@@ -186,7 +187,12 @@ def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> l
     """
     usable = [row for row in rows if row.state == "usable"]
     known = {text for row in usable for text in (row.reference, f"{row.name}={row.reference}")}
-    given = [word for word in arguments if word in known or word == "-" or word.startswith("@")]
+    own = [word.partition(ON)[0] for word in arguments]
+    given = [
+        word
+        for word, first in zip(arguments, own, strict=True)
+        if first in known or word == "-" or word.startswith("@")
+    ]
     return given or [row.reference for row in usable]
 
 

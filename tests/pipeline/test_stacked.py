@@ -21,6 +21,7 @@ from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed, transform
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
+from loraprobe.verdict.next_command import library_words
 
 
 @pytest.fixture
@@ -128,7 +129,7 @@ def test_every_system_that_holds_it_has_what_is_below_at_gate_1(three):
     b, c, a = loraprobe.load("./b", on="./a"), loraprobe.load("./c"), read_adapter("a")
     builder = SystemBuilder([b, c], Transformed((b, c)), options)
     systems = [*baseline_systems([b, c])[1:], *map(builder.build, ("uniform", "ties", "arrow"))]
-    systems += builder.controls("b", systems[2]) + builder.controls("c", systems[2])
+    systems += builder.controls("b", "uniform") + builder.controls("c", "uniform")
     for system in systems:
         held = any(expert.below for expert in system.composition.experts) or system.merged
         assert bool(held) == (system.name not in ("c", "shrunk:c"))
@@ -139,6 +140,13 @@ def test_every_system_that_holds_it_has_what_is_below_at_gate_1(three):
         expected = logits(merged, alone.build(spec).composition)
         assert relative(logits(model, builder.build(spec).composition), expected) < 1e-4
     assert [one.name for one in a.below] == []
+
+
+def test_a_library_composes_no_adapter_with_what_is_below_it(three):
+    screened = loraprobe.screen(["./a", "B=./b,on=./a", "./c"])
+    assert [row.state for row in screened.library.adapters] == ["usable"] * 3
+    words = ["screen", "a", "B=b,on=a", "c", "--top", "3"]
+    assert library_words(screened.library.adapters, words) == ["a", "B=b,on=a", "c"]
 
 
 def test_kept_answers_are_those_of_the_same_stack():

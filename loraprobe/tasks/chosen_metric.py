@@ -39,7 +39,7 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> str:
 
     Raises UsageError for an unknown metric, and for "choice" if the item has no choices.
     """
-    if item.metric is not None and (item.source is not None or item.metric == LOSS):
+    if item.metric is not None and (item.source is not None or not item.prompt):
         return item.metric
     given = given_metric(task, metric)
     if given == LOSS:

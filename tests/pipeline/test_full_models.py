@@ -128,8 +128,7 @@ def test_what_is_done_to_the_files_of_the_base_is_said(world, tmp_path):
 def test_a_link_out_of_the_base_is_not_followed(world, tmp_path):
     base = Path(shutil.copytree(world[-1], tmp_path / "base"))
     (tmp_path / "secret").write_text("{}")
-    (base / "tokenizer.json").unlink()
-    (base / "tokenizer.json").symlink_to(tmp_path / "secret")
+    (base / "chat_template.jinja").symlink_to(tmp_path / "secret")
     told = refused("merge", *world[:2], "--base", base, "--full-model", tmp_path / "full")
     assert "leads out" in told and not (tmp_path / "full").exists()
 

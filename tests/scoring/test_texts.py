@@ -206,6 +206,11 @@ def test_chat_template_is_filled_without_a_second_bos():
     assert tokenizer.convert_ids_to_tokens(chat.encoder.opening()) == ["<s>", "who"]
     plain = Scorer(model, tokenizer).generate(["who ada lives . is"], max_new_tokens=5)
     assert chat.generate(["ada lives"], max_new_tokens=5) == plain
+    alone, plain = (
+        chat.encoded([("", "the fox")]),
+        chat.with_template(False).encoded([("", "the fox")]),
+    )
+    assert alone == plain, "a text without a prompt is no turn"
 
 
 def test_a_prompt_that_brings_its_own_bos_gets_no_second(words):

@@ -216,8 +216,9 @@ def slow_hub() -> Any:
     from huggingface_hub import constants
     from huggingface_hub.utils import _http
 
-    with tempfile.TemporaryDirectory() as made:
-        random_adapter("a", {"layers.0.up": (512, 256)}, 8, scaling=0.05).save(Path(made) / "a")
+    shapes = {"layers.0.up": (512, 256)}
+    with tempfile.TemporaryDirectory() as made:  # every repository holds it, so it names no base
+        random_adapter("a", shapes, 8, scaling=0.05, base_model=None).save(Path(made) / "a")
         files = {f.name: f.read_bytes() for f in (Path(made) / "a").iterdir()}
     server = Misbehaving(files)
     send = _Handler.send

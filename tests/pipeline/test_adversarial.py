@@ -3,7 +3,6 @@
 import pytest
 from adversarial import SLOW, load_cases, required
 
-from loraprobe import patterns
 from loraprobe.cli import failures
 from loraprobe.errors import as_document
 
@@ -19,7 +18,6 @@ def test_the_page_has_a_row_for_every_case():
 )
 def test_every_case_gives_the_required_outcome(tmp_path, name, monkeypatch):
     errors = []
-    monkeypatch.setattr(patterns, "SECONDS", 0.2)
     told = failures.reported
     monkeypatch.setattr(failures, "reported", lambda one: errors.append(told(one)) or errors[-1])
     assert CASES[name](tmp_path) == REQUIRED[name]

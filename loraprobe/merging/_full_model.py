@@ -173,10 +173,12 @@ def _base_of(merged: Merged) -> Base:
 def dequantised(base: Base, place: Path) -> Base:
     """The base in floating point, as transformers dequantises it and saves it in a directory.
 
-    Raises BaseError if transformers cannot.
+    Raises BaseError if transformers cannot, OutputError if the disk cannot hold it and the result.
     """
     try:
-        base.load_dequantised().save_pretrained(place)
+        model = base.load_dequantised()
+        check_space(place, 2 * sum(tensor.nbytes for tensor in model.state_dict().values()))
+        model.save_pretrained(place)
     except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
         raise BaseError(
             f"The quantised weights of {base.reference} cannot be dequantised here "

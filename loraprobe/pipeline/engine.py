@@ -292,8 +292,8 @@ class _Weighing(Placing):
         return self._request({one.name: w for one, w in zip(experts, weights, strict=True)})
 
     def _request(self, weights: Mapping[str, float]) -> dict[str, Any]:
-        # Adapters that a request leaves out keep the weight of the server's start. The server would
-        # take a prompt from its cache that it read with other weights.
+        # All adapters are named, also those of weight 0. With cache_prompt the server would take a
+        # prompt from its cache that it read with other weights.
         lora = [{"id": i, "scale": weights.get(name, 0.0)} for name, i in self.held.items()]
         return {"model": self.model, "lora": lora, "cache_prompt": False}
 
@@ -463,7 +463,9 @@ def _wait(
         session.tell(f"start vLLM, {passed:.0f} s so far", 0, 0)
         time.sleep(1.0)
     told.seek(0)
-    every = told.read().decode("utf-8", "replace").splitlines()
-    lines = [line for line in every if "error" in line.lower()]
-    why = lines[-1].strip()[-200:] if lines else f"no answer within {START:g} s"
+    lines = told.read().decode("utf-8", "replace").splitlines()
+    why = f"no answer within {START:g} s"
+    if process.poll() is not None:
+        why = "it ended and wrote no error"
+    why = [why, *(line.strip() for line in lines if "error" in line.lower())][-1][-200:]
     raise ServerError(f"vllm serve did not start ({why}); start it by hand and give its URL.")

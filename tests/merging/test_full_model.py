@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import making
 import pytest
@@ -222,7 +223,7 @@ def test_an_embedding_of_a_base_that_stores_its_tied_head_too(tmp_path):
     torch.testing.assert_close(change, wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_quantised_base_is_dequantised_first(tmp_path):
+def test_a_quantised_base_is_dequantised_first(tmp_path, monkeypatch):
     """FP8 with a scale for each block, as DeepSeek and Qwen publish it."""
     base = base_at(tmp_path / "base", making.tiny_llama(tied=False), dtype=torch.bfloat16)
     state = load_file(base.path / "model.safetensors")
@@ -247,6 +248,11 @@ def test_a_quantised_base_is_dequantised_first(tmp_path):
             wanted = (tensor.float() + making.dense(merged.adapter.modules[path])).bfloat16()
         torch.testing.assert_close(after[key], wanted, rtol=1e-2, atol=1e-6)
     loaded(tmp_path / "full")
+    free = base.path.stat().st_size + sum(file.stat().st_size for file in base.weight_files)
+    usage = SimpleNamespace(free=free)  # enough for the quantised size alone
+    with monkeypatch.context() as patched, pytest.raises(OutputError, match="GB"):
+        patched.setattr("shutil.disk_usage", lambda _: usage)
+        merged.save_full_model(tmp_path / "other")
     making.edit(base.path / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(BaseError, match="unquantised"):
         merge(adapters, base=open_base(base.path)).save_full_model(tmp_path / "other")

@@ -517,6 +517,13 @@ def test_a_vllm_that_does_not_start_says_why(vllm):
     assert "no such base" in error["message"] and has_ended(vllm)
 
 
+def test_a_vllm_that_ends_without_a_word(vllm, tmp_path):
+    program = tmp_path / "bin/vllm"
+    program.write_text("#!/bin/sh\nexit 7\n", encoding="utf-8")
+    error = json.loads(run("vllm", **vllm).stdout)["error"]
+    assert error["code"] == "server" and "within" not in error["message"]
+
+
 def test_vllm_has_to_be_installed(tmp_path):
     ended = run("vllm", PATH=str(tmp_path))
     error = json.loads(ended.stdout)["error"]

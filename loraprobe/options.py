@@ -201,7 +201,7 @@ class EvaluationOptions:
         SCREENING_ITEMS, "N", "Items of each task on which a library is screened.", least=10
     )
     keep: int = option(KEEP, "N", "Sets of a library that are proved.", least=1, most=64)
-    budget: float | None = option(None, "X", "Minutes that a screen may take.", least=0)
+    budget: float | None = option(None, "X", "Minutes that a screen may take.", least=0.001)
     max_new_tokens: int | None = option(None, "N", "Longest answer, in tokens.", least=1)
     metric: str = option(
         "auto",

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from loraprobe.adapters.paths import relation, unquantised
+from loraprobe.adapters.paths import layer_pattern, relation, unquantised
 from loraprobe.adapters.types import Adapter
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
@@ -92,8 +92,10 @@ def _check_pair(upper: Adapter, lower: Adapter) -> None:
             f"{names}: {lower.name} was trained on {theirs} and {upper.name} on {ours}; name an "
             "adapter of its base."
         )
+    of_kind = {layer_pattern(path): info.shape for path, info in lower.layout.items()}
     for path, info in upper.layout.items():
-        shape = lower.layout[path].shape if path in lower.layout else info.shape
+        same_path = lower.layout.get(path)  # else a module of the same kind in another layer
+        shape = same_path.shape if same_path else of_kind.get(layer_pattern(path), info.shape)
         if shape != info.shape:
             raise CompatibilityError(
                 f"{names}: module {path} is {list(info.shape)} in {upper.name} and {list(shape)} "

@@ -118,11 +118,11 @@ def described() -> list[dict[str, Any]]:
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
     """The rows of these names. Raises UsageError with the nearest one where there is none."""
     known = {row["name"] for row in rows}
-    wanted = [name.partition(":")[0].strip().replace("-", "_") for name in names]
-    for name in wanted:
+    wanted = [name.partition(":")[0].strip().replace("-", "_").lower() for name in names]
+    for given, name in zip(names, wanted, strict=True):
         if name not in known:
             hint = nearest(name, known, "see loraprobe methods, which lists all.")
-            raise UsageError(f"Nothing is called {name!r}: {hint}")
+            raise UsageError(f"Nothing is called {given!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]
 
 

@@ -377,7 +377,8 @@ def convert(
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
     place = session.target or Path("OUT")
-    made, changes = converted(original, place, like, portable)
+    before = "" if made_lora is None else made_lora[1]
+    made, changes = converted(original, place, like, portable, before)
     require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
@@ -385,9 +386,7 @@ def convert(
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())
     if made_lora is not None:
-        _, change, rows = made_lora
-        changes = f"{change} {changes}"
-        examined = replace(examined, diagnostics=(*examined.diagnostics, *rows))
+        examined = replace(examined, diagnostics=(*examined.diagnostics, *made_lora[2]))
     audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
     return Outcome(audit, made)
 

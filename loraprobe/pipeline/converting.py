@@ -53,13 +53,17 @@ class Converted:
 
 
 def converted(
-    given: Adapter, place: Path, like: str | Path | None = None, one_rank: bool = True
+    given: Adapter,
+    place: Path,
+    like: str | Path | None = None,
+    one_rank: bool = True,
+    before: str = "",
 ) -> tuple[Converted, str]:
     """The adapter as it is written to a place, and what differs from its file, in sentences.
 
     like: a base or an adapter whose names of modules it gets. one_rank: whether all modules get one
-    rank and one scaling. Raises BaseError where they are not
-    known, CompatibilityError for an adapter whose modules they do not name.
+    rank and one scaling. before: a sentence on what was done to the file before. Raises BaseError
+    where the names are not known, CompatibilityError for an adapter whose modules they do not name.
     """
     made = replace(mended(given), weights_file=None)
     if like is not None:
@@ -68,7 +72,8 @@ def converted(
     targets = common_targets([given], without_experts(made.layout))
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)
-    changes = " ".join(_changes(given, made)) or "Nothing had to be changed."
+    sentences = [before] if before else []
+    changes = " ".join([*sentences, *_changes(given, made)]) or "Nothing had to be changed."
     served = serve_commands(made, ".")
     card = converted_card(made, given.source.public, hub.model_card(given), changes, served)
     return Converted(made, card, given.source.path, targets), changes

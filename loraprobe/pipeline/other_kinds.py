@@ -94,9 +94,9 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
         try:
             model = PeftModel.from_pretrained(base.load_model(), str(place), adapter_name=NAME)
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            why = " ".join(str(error).split())[:200]
             raise AdapterError(
-                f"peft cannot load {place} on {base.reference}: {str(error).splitlines()[0]}; "
-                "check --base."
+                f"peft cannot load {place} on {base.reference} ({why}); check --base."
             ) from None
     if lost := [w for w in told if "missing adapter keys" in str(w.message)]:
         raise AdapterError(

@@ -189,6 +189,8 @@ def test_methods_explains_what_is_named():
     rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
     assert [row["name"] for row in rows] == ["ties"]
     assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
+    rows = json.loads(call("methods", "--json", "SD-LoRA").stdout)["methods"]
+    assert [row["name"] for row in rows] == ["sd_lora"]
 
 
 @pytest.mark.parametrize("columns", ["60", "80"])

@@ -145,19 +145,29 @@ def test_two_learnable_routers_are_not_one():
     assert len({one, other, one}) == 2
 
 
-def adapter(name="b", rows=16, base="owner/base", **fields):
+def adapter(name="b", rows=16, base="owner/base", path="layers.0.q", **fields):
     generator = torch.Generator().manual_seed(len(name) + rows)
     update = LowRank(torch.randn(2, 8, generator=generator), torch.randn(rows, 2), 1.0)
-    return adapter_of(name, {"q": update}, base_model=base, **fields)
+    return adapter_of(name, {path: update}, base_model=base, **fields)
 
 
 REFUSED = {
     "another base": (adapter(), adapter("a", base="owner/other"), CompatibilityError),
     "another shape": (adapter(), adapter("a", rows=12), CompatibilityError),
-    "dora": (adapter(magnitudes={"q": torch.ones(16)}), adapter("a"), UnsupportedAdapter),
-    "whole": (adapter(whole={"q.weight": torch.ones(16, 8)}), adapter("a"), UnsupportedAdapter),
+    "another shape in another layer": (
+        adapter(),
+        adapter("a", rows=12, base="/models/a", path="layers.1.q"),
+        CompatibilityError,
+    ),
+    "another layer": (adapter(), adapter("a", path="layers.1.q"), None),
+    "dora": (adapter(magnitudes={"layers.0.q": torch.ones(16)}), adapter("a"), UnsupportedAdapter),
+    "whole": (
+        adapter(whole={"layers.0.q.weight": torch.ones(16, 8)}),
+        adapter("a"),
+        UnsupportedAdapter,
+    ),
     "a copy of the base by its name": (adapter(base="owner/base-bnb-4bit"), adapter("a"), None),
-    "whole below": (adapter(), adapter("a", whole={"q.weight": torch.ones(16, 8)}), None),
+    "whole below": (adapter(), adapter("a", whole={"layers.0.q.weight": torch.ones(16, 8)}), None),
     "a base named by its path": (adapter(base="/models/a"), adapter("a"), None),
 }
 

@@ -78,7 +78,8 @@ def _verdict(
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
     passes = tuple((systems, items) for (_, items), systems in screen.counts.items())
-    choice = LibraryChoice(len(asked), screen.looked_at, len(proved.finalists), passes, left)
+    unasked, sets = len({*screen.unasked} - asked), len(proved.finalists)
+    choice = LibraryChoice(len(asked), screen.looked_at, sets, passes, left, unasked)
     options, examined = session.options, NOT_EXAMINED
     unserved = _unserved(inputs, proved) if options.serve else {}
     verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)

@@ -76,7 +76,7 @@ class LibraryChoice:
 
     `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
     up to `others` items. `passes` are numbers of systems with the numbers of questions that they
-    were asked together.
+    were asked together. `unasked` adapters were left out when the budget ended.
     """
 
     adapters: int
@@ -84,6 +84,7 @@ class LibraryChoice:
     proved: int
     passes: tuple[tuple[int, int], ...]
     others: int
+    unasked: int = 0
 
 
 @dataclass(frozen=True)

@@ -488,7 +488,11 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
         passes[0] = f"{systems:,} passes over {count(items, 'question')}"
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
-    chosen = f"from {count(choice.adapters, 'adapter')}{sets}: {', '.join(passes)}"
+    adapters = count(choice.adapters, "adapter")
+    if choice.unasked:
+        every = count(choice.adapters + choice.unasked, "adapter")
+        adapters = f"{choice.adapters:,} of {every} (--budget left the others unasked)"
+    chosen = f"from {adapters}{sets}: {', '.join(passes)}"
     if not choice.adapters:
         items = sum(items for _, items in choice.passes)
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"

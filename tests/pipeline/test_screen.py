@@ -211,6 +211,8 @@ def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
     assert "firsts" in asked  # which adds most, so that it is asked before those that come first
     assert found["rounds"]["used"] == 1 and len(found["shortlist"]) == 1
     assert any("--budget" in note for note in found["notes"])
+    chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
+    assert f"3 of {len(found['library']['adapters'])} adapters" in chosen["message"]
 
 
 @pytest.mark.parametrize("calls", [5, 8], ids=["between two passes", "within the second"])

@@ -333,9 +333,10 @@ def _with_best(
     if len(columns) < 2:
         return []
     tasks, whole = task_names(results), tabulate(results, columns)
-    means = [np.nanmean(whole.values[whole.strata == k], axis=0) for k in range(len(tasks))]
-    mean = np.nan_to_num(np.mean(means, axis=0).round(9), nan=-np.inf)  # a task is missing
-    best = columns[int(mean.argmax())]
+    values = np.ma.masked_invalid(whole.values)
+    # -inf where an option did not answer a task
+    means = [values[whole.strata == k].mean(axis=0).filled(-np.inf) for k in range(len(tasks))]
+    best = columns[int(np.mean(means, axis=0).round(9).argmax())]
     others = whole.comparable([column for column in columns if column != best], [best])
     found: list[Comparison] = []
     for task in tasks if others else ():

@@ -2,13 +2,13 @@
 
 LoGo (arXiv 2511.07129) chooses adapters for a prompt by the norm of what they add at its last
 token. The base reads the prompts once for all adapters, and each is applied to what the last layer
-reads.
+that it changes reads.
 `benchmarks/retrieval.py` measures what such an order finds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -28,19 +28,23 @@ PROMPTS = 16  # of a form of the question that are read
 def by_effect(
     scorer: Scorer, forms: Sequence[Sequence[str]], adapters: Callable[[], Iterable[Adapter]]
 ) -> list[int]:
-    """The places of adapters in the order of what they add to the last layer that any changes.
+    """The places of adapters in the order of what each adds to the last layer that it changes.
 
     forms: prompts of each form of the question; the forms take turns, so that an adapter comes
     early if it adds much in one of them. adapters: opens them one by one, and is called twice.
     """
-    layers = {path: _layer(path) for adapter in adapters() for path in adapter.layout}
-    highest = max(layers.values(), default=0)  # an adapter may hold whole modules alone
-    last = [path for path, layer in layers.items() if layer == highest]
+    last = {path for adapter in adapters() for path in _last_modules(adapter)}
     inputs = [_last_inputs(scorer, form[:PROMPTS], last) for form in forms]
     norms = np.array([[_norm(adapter, form) for form in inputs] for adapter in adapters()])
     places = np.argsort(np.argsort(-norms, axis=0, kind="stable"), axis=0)
     order: list[int] = np.argsort(places.min(1), kind="stable").tolist()
     return order
+
+
+def _last_modules(adapter: Adapter) -> list[str]:
+    """The modules of the last layer that an adapter changes."""
+    highest = max(map(_layer, adapter.layout), default=-1)
+    return [path for path in adapter.layout if _layer(path) == highest]
 
 
 def _layer(path: str) -> int:
@@ -49,7 +53,7 @@ def _layer(path: str) -> int:
 
 
 @torch.no_grad()
-def _last_inputs(scorer: Scorer, prompts: Sequence[str], paths: Sequence[str]) -> dict[str, Tensor]:
+def _last_inputs(scorer: Scorer, prompts: Sequence[str], paths: Set[str]) -> dict[str, Tensor]:
     """The inputs [prompts, in] of modules at the last token of prompts, in any order.
 
     A module that does not read every token, such as a mixture's expert, is left out.
@@ -81,9 +85,9 @@ def _last_inputs(scorer: Scorer, prompts: Sequence[str], paths: Sequence[str]) -
 
 @torch.no_grad()
 def _norm(adapter: Adapter, inputs: dict[str, Tensor]) -> float:
-    """The mean norm over prompts of what an adapter adds to some modules together."""
+    """The mean norm over prompts of what an adapter adds to its last modules together."""
     squares = torch.zeros(1)
-    for path in adapter.layout.keys() & inputs.keys():
+    for path in (path for path in _last_modules(adapter) if path in inputs):
         update = adapter.modules[path].to(torch.float32)
         added = inputs[path] @ update.A.T @ update.B.T * update.scaling
         squares = squares + added.square().sum(-1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from loraprobe.adapters import check_place
 from loraprobe.base import pick_device, pick_dtype
@@ -16,9 +15,6 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.session import Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
-
-if TYPE_CHECKING:  # a merge needs none of them
-    pass
 
 
 def check_names(options: Options) -> None:

@@ -107,8 +107,9 @@ class BaselineScores:
         """
         assert self.form is not None
         form = np.maximum(self.form[0], self.form[1:][subsets].max(1))
-        written, right = covered * form[:, None], _together(self.parts[STEPS], subsets)
-        better = np.nanmean(right, 1) > written.mean(1)
+        right, unasked = _together(self.parts[STEPS], subsets), np.isnan(self.parts[STEPS][0])
+        written = np.where(unasked, np.nan, covered * form[:, None])
+        better = np.nanmean(right, 1) > np.nanmean(written, 1)
         results: np.ndarray = np.where(better[:, None], right, written)
         return results
 
@@ -134,14 +135,15 @@ def _form_share(task: Task, texts: Sequence[str]) -> float:
     texts: those that did not end at the limit of tokens. They are of the asked kind if they name a
     right answer of some item, where right answers repeat; else if they say anything.
     """
-    golds = {normalize_answer(answer) for item in task.items for answer in item.answers}
-    if len(golds) <= DISTINCT_ANSWERS * len(task.items):
+    items = [item for item in task.items if item.cot_prompt is not None]
+    golds = {normalize_answer(answer) for item in items for answer in item.answers}
+    if len(golds) <= DISTINCT_ANSWERS * len(items):
         said = [f" {normalize_answer(text)} " for text in texts]
         named = [{gold for gold in golds if f" {gold} " in text} for text in said]
         different = len(set().union(*named)) / len(golds)
-        return sum(map(bool, named)) / len(task.items) * different
+        return sum(map(bool, named)) / len(items) * different
     whole = [text for text in texts if text.strip()]
-    return len(whole) / len(task.items) * len(set(whole)) / max(1, len(whole))
+    return len(whole) / len(items) * len(set(whole)) / max(1, len(whole))
 
 
 @dataclass(frozen=True)
@@ -231,11 +233,12 @@ class Expected:
         rows = []
         for form, tasks in self.answers(np.array([subset])).items() if self.forecasts else ():
             for scores, (values,) in zip(self.alone, tasks, strict=True):
-                asked = [q for q in questions([scores.task], metric) if q.part == form]
+                items = (item.id for item in scores.task.items)
+                value_of = dict(zip(items, map(float, values), strict=True))
                 rows += [
-                    question.result(name, abs(float(value)), "")
-                    for question, value in zip(asked, values, strict=True)
-                    if not np.isnan(value)
+                    question.result(name, abs(value_of[question.item.id]), "")
+                    for question in questions([scores.task], metric)
+                    if question.part == form and not math.isnan(value_of[question.item.id])
                 ]
         return rows
 

@@ -114,7 +114,8 @@ def result(system, part, item, value, text=""):
 
 
 def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_kind():
-    task = Task("t", tuple(Item(str(k), "p", (f"city{k % 3}",)) for k in range(6)))
+    items = (Item(str(k), "p", (f"city{k % 3}",), cot_prompt="p") for k in range(6))
+    task = Task("t", tuple(items))
     knows = {"base": (0, 1), "facts": (1, 1), "form": (0, 1), "other": (0, 0)}
     rows = []
     for name, hops in knows.items():

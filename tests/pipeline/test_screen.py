@@ -82,6 +82,24 @@ def test_what_a_screen_advises_is_what_servers_run(library):
     assert line.startswith("vllm serve ") and line.endswith(" --lora-modules sum=DIR")
 
 
+CHOICE = {"choices": ["cy", "mayor"], "answer": "mayor"}  # a longer word of one token
+
+
+@pytest.mark.parametrize(
+    ("last", "decision", "outcome"),
+    [("lives", "likely", "guard-kept"), ("the", "unlikely", "guard-lost")],
+)
+def test_a_set_that_loses_a_guard_is_not_advised(library, tmp_path, last, decision, outcome):
+    """The base prefers the longer word; `firsts` knows another word after "the"."""
+    guard = tmp_path / "guard.jsonl"
+    rows = [{"prompt": f"{k} {last}", **CHOICE} for k in range(300)]
+    guard.write_text("\n".join(map(json.dumps, rows)))
+    verdict = screened(library[0], "--guard", str(guard))["verdict"]
+    assert verdict["decision"] == decision and verdict["composes"] is (decision == "likely")
+    told = [r["message"] for r in verdict["reasons"] if r["code"] == outcome]
+    assert any(message.startswith("sum(firsts, seconds)") for message in told)
+
+
 OPEN = ("unlikely", "inconclusive")
 NOTHING = ("train-target-adapter", "gather-evidence")
 KNOWS = {**NOISE, **PAIR, "expert": EVERY}
@@ -126,8 +144,7 @@ def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
 
 def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch):
     words = write_library(tmp_path, {**NOISE, **PAIR}, items=140)
-    choice = {"choices": ["cy", "mayor"], "answer": "mayor"}  # a longer word of one token
-    rows = [{"prompt": f"bo {k} is", **choice} for k in range(140)]
+    rows = [{"prompt": f"bo {k} is", **CHOICE} for k in range(140)]
     (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "library.txt").write_text("\n".join(words[1:6]))
     monkeypatch.chdir(tmp_path)
@@ -254,6 +271,24 @@ def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path
     assert [row["task"] for row in found["library"]["items"]] == ["task", "other"]
     assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
     assert found["shortlist"][0]["gain"]["task"] is None
+
+
+@pytest.mark.parametrize("apart", [True, False], ids=["two tasks", "half of one task"])
+def test_items_without_worked_steps_stand_beside_items_with_them(library, tmp_path, apart):
+    words, place = library
+    own = (place / "task.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in own]
+    for row in rows[:: 1 if apart else 2]:
+        row["cot_prompt"] = row["prompt"]
+    worked = tmp_path / "worked.jsonl"
+    worked.write_text("\n".join(map(json.dumps, rows)))
+    words = [*words, "--task", str(worked)] if apart else [*words[:-1], str(worked)]
+    found = screened(words)
+    best = found["shortlist"][0]
+    assert best["adapters"] == ["firsts", "seconds"] and best["outcome"] == "compose"
+    assert best["forecast"]["part"] == best["gain"]["part"]
+    items = {(row["task"], row["part"]): row["n"] for row in found["evaluation"]}
+    assert (0 < items["worked", "steps"] < items["worked", "question"]) is not apart
 
 
 @pytest.mark.slow  # a model that generates

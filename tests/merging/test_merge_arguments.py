@@ -200,6 +200,6 @@ def test_a_refused_merge_writes_nothing(tmp_path):
 def test_every_name_of_other_tools_leads_to_methods_that_exist():
     for name, told in ELSEWHERE.items():
         assert name not in METHODS
-        named = re.findall(r"\b(?:is|as|take) ([a-z_]+_?[a-z]+(?::variant=peft)?)\b", told)
+        named = re.findall(r"\b(?:is|as|take|or|than) ([a-z_]+_?[a-z]+(?::variant=peft)?)\b", told)
         known = [spec for spec in named if spec in METHODS]
         assert known and all(METHODS.make(spec) for spec in known), name

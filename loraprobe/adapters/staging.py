@@ -14,6 +14,7 @@ from typing import TextIO
 
 from loraprobe.checkpoint import BESIDE_WEIGHTS
 from loraprobe.errors import OutputError
+from loraprobe.formatting import size
 from loraprobe.front_matter import read_front_matter
 
 # The names in an output directory that --overwrite may replace, as patterns. None stands for a
@@ -100,11 +101,11 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
 def check_space(target: Path, needed: int) -> None:
     """Raises OutputError if the disk of an output has fewer free bytes than it needs."""
     real = Path(os.path.realpath(target))
-    free = shutil.disk_usage(next(place for place in real.parents if place.exists())).free
-    if needed > free:
+    disk = shutil.disk_usage(next(place for place in real.parents if place.exists()))
+    if disk.total and needed > disk.free:  # some, such as /proc, do not tell their size
         raise OutputError(
-            f"{target} needs {needed / 1e9:.1f} GB, and its disk has {free / 1e9:.1f} GB; choose "
-            "another place."
+            f"{target} needs {size(needed)}, and its disk has {size(disk.free)}; choose another "
+            "place."
         )
 
 

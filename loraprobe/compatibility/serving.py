@@ -44,6 +44,7 @@ class KnownServer:
     start: str = ""
     loras: str = ""
     adapter: str = ""
+    alone: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,17 +163,22 @@ def serving_commands(
         "config": "--base-model-id {0}" if of_hub else "--base {0}",
         "limit": f" --max-lora-rank {limit}" if raised else "",
     }
-    adapters = [
-        {"name": re.sub(r"[^\w.-]", "-", name), "place": f"{{{k}}}"}
-        for k, name in enumerate(places, 1)
-    ]
+    adapters = [{"name": _plain(name), "place": f"{{{k}}}"} for k, name in enumerate(places, 1)]
     lines = [one.format(**words) for one in known.once]
     lines += [one.format(**words, **own) for own in adapters for one in known.each]
+    lines += [
+        one.format(name=_plain(named.rpartition("/")[2])) for one in known.alone if not adapters
+    ]
     if known.start:
         loras = "".join(known.adapter.format(**own) for own in adapters)
         more = known.loras.format(**words, adapters=loras) if adapters else ""
         lines.append(known.start.format(**words) + more)
     return [Command("shell", (named, *places.values()), text=line) for line in lines]
+
+
+def _plain(name: str) -> str:
+    """A name of letters, digits and a few signs, which servers and shells take as it is."""
+    return re.sub(r"[^\w.-]", "-", name)
 
 
 def servers_named(wanted: Sequence[str]) -> dict[str, str]:

@@ -279,7 +279,7 @@ class _Layout:
             parameter = base.skeleton.get_parameter(name)
         except AttributeError:  # also without a skeleton
             raise CompatibilityError(
-                f"The base {base.reference} has no parameter {name}, which the merge changes; "
+                f"The base ({base.reference}) has no parameter {name}, which the merge changes; "
                 "write the adapter instead (--output)."
             ) from None
         parts = saved_pieces(base.skeleton, name, parameter.detach())

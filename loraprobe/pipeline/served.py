@@ -10,7 +10,7 @@ from __future__ import annotations
 from loraprobe import hub
 from loraprobe.base import Base
 from loraprobe.defaults import SERVED_CLOSER, SERVED_TELLS
-from loraprobe.errors import UsageError
+from loraprobe.errors import FullModelError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import apart_by, first_tokens
 from loraprobe.pipeline.inputs import base_of
@@ -57,7 +57,13 @@ def ask_server(
     UsageError for a bad URL.
     """
     server = Server(url, "--served", TIMEOUT)
-    (given,) = hub.with_stacks(hub.load_all([adapter]))
+    try:
+        (given,) = hub.with_stacks(hub.load_all([adapter]))
+    except FullModelError as error:
+        raise UsageError(
+            f"--served compares an adapter with its base, and {adapter} is a full model; check its "
+            "files without --served."
+        ) from error
     opened = open_probe(probe, [])  # "auto": the prompts of this file
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else PROMPTS
     name = model or _only_model(server)

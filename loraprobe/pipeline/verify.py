@@ -13,7 +13,7 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -89,8 +89,10 @@ def verify(
     record = read_provenance(place)
     given = with_below([hub.load(one) for one in sources])
     found, checks = list[Adapter | None](), list[Check]()
-    for one in (*record.sources, *record.subtract):
-        (adapter, check), *lower = [_source(part, place, given) for part in (one, *one.below)]
+    parts = [(one, *one.below) for one in (*record.sources, *record.subtract)]
+    wanted = {part.sha256 for each in parts for part in each}
+    for each in parts:
+        (adapter, check), *lower = [_source(part, place, given, wanted) for part in each]
         checks += [check, *(other for _, other in lower)]
         under = [held for held, _ in lower if held is not None]
         found.append(adapter and _standing(adapter, under))
@@ -108,7 +110,7 @@ def verify(
                 )
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
-    return ShownVerification(str(directory), tuple(checks))
+    return ShownVerification(str(directory), tuple(checks), tuple(sources), base)
 
 
 def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
@@ -176,8 +178,8 @@ def _compared(place: Path, again: Path, record: CardRecord, names: Iterable[str]
             problem = _difference(place, again, name, record)
         except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
             problem = str(error).rstrip(".")
-        told = problem or ("its text is not checked" if name == CARD else "the same")
-        checks.append(Check(name, not problem, f"{told[0].upper()}{told[1:]}."))
+        told = problem or ("Its text is not checked" if name == CARD else "The same")
+        checks.append(Check(name, not problem, f"{told}."))
     return [Check("files", *_no_others(place, {check.name for check in checks})), *checks]
 
 
@@ -209,7 +211,7 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     """How one file of the directory differs from the one that was written again."""
     found, wanted = place / name, again / name
     if not found.is_file():
-        return "it is missing"
+        return "It is missing"
     if name.endswith(".safetensors"):
         return difference_of_tensors(found, wanted, FLOOR32 if _is_full(record) else FLOOR)
     if name == CARD:
@@ -252,7 +254,7 @@ def _different_line(found: str, wanted: str) -> str | None:
         close = all(math.isclose(x, y, rel_tol=SAME_NUMBER) for x, y in values)
         if not close or NUMBER.sub("0.0", one) != NUMBER.sub("0.0", other):
             ours, theirs = (f"{line.strip(' ,')!r:.80}" for line in (one, other))
-            return f"line {number} of what is compared says {ours} instead of {theirs}"
+            return f"Line {number} of what is compared says {ours} instead of {theirs}"
     return None
 
 
@@ -265,7 +267,7 @@ def difference_of_tensors(found: Path, wanted: Path, floor: float = FLOOR) -> st
     """
     ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
     if ours.metadata != theirs.metadata:
-        return "its header holds other texts"
+        return "Its header holds other texts"
     for key in sorted(theirs.shapes.keys() | ours.shapes.keys()):
         if key not in theirs.shapes:
             return f"{key} is in it and would not be written"
@@ -279,7 +281,7 @@ def difference_of_tensors(found: Path, wanted: Path, floor: float = FLOOR) -> st
         made, again = read_adapter(found.parent), read_adapter(wanted.parent)
         for path, update in again.modules.items():
             if problem := different_product(made.modules[path], update):
-                return f"the delta of {path} differs {problem}"
+                return f"The delta of {path} differs {problem}"
     for key in differing:
         if not FACTOR.search(key):
             tensor, rewritten = ours.read(key).double(), theirs.read(key)
@@ -321,31 +323,33 @@ def different_product(found: LowRank, wanted: LowRank) -> str:
 
 
 def _source(
-    record: BelowRecord, place: Path, given: Sequence[Adapter]
+    record: BelowRecord, place: Path, given: Sequence[Adapter], wanted: Collection[str]
 ) -> tuple[Adapter | None, Check]:
     """The source that the card of `place` records, or None, and the check of its sha256.
 
     It is looked for among the adapters that the user gave, then at its commit on the Hub, or
-    without one below the folder of `place` and the working directory.
+    without one below the folder of `place` and the working directory. wanted: the sha256 of all
+    sources; an adapter that is another source is not asked.
     """
-    label, wanted, told = f"source {record.name}", f"sha256 {record.sha256[:12]}...", ""
-    first = list(given)
+    label, hashed, told = f"source {record.name}", f"sha256 {record.sha256[:12]}...", ""
+    others = set(wanted) - {record.sha256}
+    first = given = [adapter for adapter in given if adapter.sha256 not in others]
     if record.commit and all(adapter.sha256 != record.sha256 for adapter in given):
         try:
-            first.append(hub.load(_pinned(record.reference, record.commit)))
+            first = [*given, hub.load(_pinned(record.reference, record.commit))]
         except LoraprobeError as error:
             told = f" {error}"
     for adapter in chain(first, () if record.commit else _nearby(record.reference, place)):
         if adapter.sha256 == record.sha256:
             source = Source(record.reference, adapter.source.path, record.commit)
-            check = Check(label, True, f"{record.reference}: {wanted}")
+            check = Check(label, True, f"{record.reference}: {hashed}")
             return replace(adapter.renamed(record.name), source=source), check
         if record.commit and adapter.source.commit == record.commit:
-            message = f"{record.reference} holds other weights at its commit than {wanted}."
+            message = f"{record.reference} holds other weights at its commit than {hashed}."
             return None, Check(label, False, message)
         if adapter in given or adapter.source.public == record.reference:
-            told = told or f" {adapter.source.reference} holds other weights now."
-    return None, Check(label, None, f"{record.reference} ({wanted}) was not found.{told}")
+            told = told or f" {adapter.source.reference} holds other weights."
+    return None, Check(label, None, f"{record.reference} ({hashed}) was not found.{told}")
 
 
 def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | None, Check]:
@@ -362,14 +366,14 @@ def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | No
     else:
         named = (one for one in _folders(place) if one.name == record.reference)
         candidates = _opened(open_base, named)
-    told = "was not found"
+    told = f"The base that was used ({record.reference}) was not found."
     for found in candidates:
         if not record.sha256 or found.sha256 == record.sha256:
             weights = f"sha256 {found.sha256[:12]}..." if record.sha256 else "not hashed"
-            check = Check("base", True, f"{record.reference}: {record.commit or weights}.")
+            check = Check("base", True, f"{record.reference}: {record.commit or weights}")
             return replace(found, reference=record.reference, commit=record.commit), check
-        told = "has other weights than the base that was used"
-    return None, Check("base", None, f"The base {record.reference} {told}.")
+        told = f"{found.reference} has other weights than the base that was used."
+    return None, Check("base", None, told)
 
 
 def _nearby(name: str, place: Path) -> Iterator[Adapter]:

@@ -139,10 +139,12 @@ class Check:
 
 @dataclass(frozen=True)
 class Verification:
-    """All checks of one merged directory (`loraprobe verify`)."""
+    """All checks of one merged directory (`loraprobe verify`), and what was given for them."""
 
     directory: str
     checks: tuple[Check, ...]
+    sources: tuple[str, ...] = ()
+    base: str | None = None
 
     @property
     def passed(self) -> bool | None:

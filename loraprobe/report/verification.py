@@ -20,6 +20,7 @@ COLUMNS = (
     replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
     text("what was seen", prose=True),
 )
+LOADED = {"composition.json": "restore", "config.json": "load-model"}  # a file -> the verb
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 
@@ -47,22 +48,24 @@ def verification_answer(verification: Verification) -> Answer:
     """Whether the directory is what its card says, what is not, and what to do next."""
     place = verification.directory
     if verification.passed:
-        composed = any(check.name == "composition.json" for check in verification.checks)
-        load = ("in Python", Command("restore", (place,)))
-        step = load if composed else ("next", Command("inspect", (place,)))
-        return Answer("verified", "VERIFIED: this is what its card describes.", (step,))
+        verbs = (LOADED[check.name] for check in verification.checks if check.name in LOADED)
+        step = Command(next(verbs, "inspect"), (place,))
+        label = "in Python" if step.in_python else "next"
+        return Answer("verified", "VERIFIED: this is what its card describes.", ((label, step),))
+    given, base = (place, *verification.sources), verification.base
     open_ = [check for check in verification.checks if check.passed is verification.passed]
     why: list[Line] = [("why", f"{check.name}: {check.message}") for check in open_[:2]]
     if verification.passed is False:
         fix = "Get it again from its origin, or make it again; then verify it again."
         headline = "NOT VERIFIED: do not use it as what its card says."
-        again = ("next", Command("verify", (place,)))
+        again = ("next", Command("verify", given, (("--base", base),) if base else ()))
         return Answer("not verified", headline, (*why[:1], ("fix", fix), again))
     names = {check.name.partition(" ")[0] for check in open_}
     fill: list[Line] = [("fill in", text) for name, text in MISSING.items() if name in names]
     if fill:
-        adapters = (place, "REF") if "source" in names else (place,)
-        options = (("--base", "BASE"),) if "base" in names else ()
+        adapters = (*given, "REF") if "source" in names else given
+        base = "BASE" if "base" in names else base
+        options = (("--base", base),) if base else ()
         why += [("next", Command("verify", adapters, options)), *fill]
     return Answer(
         "inconclusive", "CANNOT TELL whether this is what its card describes.", tuple(why)

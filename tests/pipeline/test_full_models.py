@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from functools import partial
 from pathlib import Path
 
 import making
@@ -19,6 +20,8 @@ import loraprobe
 from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.front_matter import read_front_matter
+from loraprobe.records import Command
+from loraprobe.report.verification import verification_answer
 from loraprobe.routing.constant import ConstantGates
 
 FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
@@ -69,6 +72,7 @@ def test_the_card_says_what_it_is(world, tmp_path):
     assert matter["base_model_relation"] == "merge" and matter["library_name"] == "transformers"
     assert matter["base_model"] == "owner/base" and "lora" not in matter["tags"]
     assert matter["loraprobe"]["full_model"] is True and matter["loraprobe"]["base"]["sha256"]
+    assert "from the base and 2 adapters" in card
     assert "PeftModel" not in card and 'AutoModelForCausalLM.from_pretrained(".")' in card
     assert str(tmp_path) not in card + (tmp_path / "full" / "config.json").read_text()
 
@@ -158,6 +162,47 @@ def test_it_is_verified_tensor_by_tensor(world, tmp_path, method):
     assert _failed(verify) == ["config.json", "files", "tokenizer.json"]
 
 
+def test_verify_ends_in_a_step_with_all_that_was_given(world, tmp_path):
+    full, base = tmp_path / "full", str(world[-1])
+    done("merge", *world, "--full-model", full)
+    verify = partial(loraprobe.verify, full)
+    assert _step(verify(world[:2], base)).verb == "load-model"
+    shutil.copytree(world[0], tmp_path / "other" / "c")
+    changed = load_file(world[0] / "adapter_model.safetensors")
+    changed = {key: tensor + 1 for key, tensor in changed.items()}
+    save_file(changed, tmp_path / "other" / "c" / "adapter_model.safetensors")
+    given = [str(world[0]), str(tmp_path / "other" / "c")]
+    shutil.move(world[1], tmp_path.parent / f"{tmp_path.name}-b")
+    lacking = verify(given, base)
+    (open_,) = [check for check in lacking.checks if check.passed is None]
+    assert given[1] in open_.message and given[0] not in open_.message
+    assert _step(lacking) == Command("verify", (str(full), *given, "REF"), (("--base", base),))
+    given[1] = str(tmp_path.parent / f"{tmp_path.name}-b")
+    wrong = verify(given, full)
+    (open_,) = [check for check in wrong.checks if check.passed is None]
+    assert str(full) in open_.message
+    assert _step(wrong) == Command("verify", (str(full), *given), (("--base", "BASE"),))
+    tensors = load_file(full / WEIGHTS)
+    tensors["model.norm.weight"] += 1
+    save_file(tensors, full / WEIGHTS, metadata={"format": "pt"})
+    failed = verify(given, base)
+    (open_,) = [check for check in failed.checks if check.passed is False]
+    assert open_.message.startswith("model.norm.weight ")
+    assert _step(failed) == Command("verify", (str(full), *given), (("--base", base),))
+
+
+def _step(verification) -> Command:
+    commands = [part for _, part in verification_answer(verification).lines]
+    (step,) = [part for part in commands if isinstance(part, Command)]
+    return step
+
+
+def test_no_server_is_asked_for_a_full_model(world, tmp_path):
+    done("merge", *world, "--full-model", tmp_path / "full")
+    line = refused("verify", tmp_path / "full", "--served", "http://localhost:9")
+    assert "full model" in line and "--base" not in line
+
+
 def _failed(verify) -> list[str]:
     result = call(*verify)
     assert result.exit_code == 1
@@ -186,6 +231,13 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read(
     before = sorted(tmp_path.rglob("*"))
     assert words in refused("merge", *world, *more)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
+def test_a_disk_that_tells_no_size_is_not_called_full(world):
+    assert "/proc/other cannot be written" in refused(
+        "merge", *world, "--full-model", "/proc/other"
+    )
 
 
 def test_overwriting_replaces_a_full_model(world, tmp_path):

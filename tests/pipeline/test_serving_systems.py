@@ -137,9 +137,21 @@ def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     assert found.reasons[-1].value == 1
 
 
-@pytest.mark.parametrize("serve", [("vllm",), ()])
-def test_a_full_model_is_served_by_itself(serve):
+GGUF = "python convert_hf_to_gguf.py full --outfile BASE.gguf"
+OLLAMA = ["printf 'FROM ./BASE.gguf\\n' > full.Modelfile", "ollama create full -f full.Modelfile"]
+
+
+@pytest.mark.parametrize(
+    ("serve", "lines"),
+    [
+        (("vllm",), ["vllm serve full"]),
+        ((), ["vllm serve full"]),
+        (("llama.cpp",), [GGUF, "llama-server -m BASE.gguf"]),
+        (("ollama",), [GGUF, *OLLAMA]),
+    ],
+)
+def test_a_full_model_is_served_by_itself(serve, lines):
     adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", "merge", True)
     given = Options(serve=serve), Inputs(adapters, adapters), CHAIN, merge(adapters, "sum")
     found, commands = with_serving(verdict, *given, None, Path("out/full"))
-    assert list(map(str, commands)) == ["vllm serve full"] and found.reasons[-1].value == 4
+    assert list(map(str, commands)) == lines and found.reasons[-1].value == 4

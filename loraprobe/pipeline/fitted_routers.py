@@ -25,7 +25,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learned_weights import learn_for
 from loraprobe.pipeline.opening import open_scorer
 from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.systems import Plan
+from loraprobe.pipeline.systems import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.probes import generated_prompts
@@ -98,7 +98,7 @@ def fit_routers(
     if not learning:
         unused = ["--router-prompts: no router asked for learns from prompts."]
         return {}, unused if options.router_prompts else []
-    named = not learning.keys() <= added.keys()
+    named = not learning.keys() <= {*added}
     try:
         each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
@@ -121,7 +121,7 @@ def fit_routers(
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
-    return fitted, [*(one.note for spec, one in added.items() if spec in fitted), *notes]
+    return fitted, [*(WHY_PER_PROMPT for spec in added if spec in fitted), *notes]
 
 
 def questions_of_each(

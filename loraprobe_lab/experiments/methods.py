@@ -2,7 +2,7 @@
 
 Small worlds are trained, or worlds that exist are read. Every scenario that asks one of the three
 questions of the table is a case; every system is evaluated on it, and results are stored as they
-come. From the table follows what `merge-and-eval` evaluates by default (portfolio.json).
+come. From the table follows what `merge-and-eval` evaluates by default (portfolio.md).
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.fitted_routers import fitted_to
 from loraprobe.pipeline.learned_weights import learn
 from loraprobe.pipeline.systems import (
-    QuestionKind,
     SystemBuilder,
     TaskSplit,
     baseline_systems,
@@ -53,7 +52,6 @@ from loraprobe_lab.experiments.pages import (
     GREY,
     RED,
     Pages,
-    as_json,
     as_svg,
     drawing,
     grid_lines,
@@ -594,19 +592,16 @@ def _stands_out(case: CaseResults, skill: int) -> bool:
 # A maximum over equally good systems also grows by chance, a little; `LEAST` lies above that.
 
 
+QuestionKind = Literal["one task", "one task, worked steps", "several tasks"]
 Figures = Mapping[str, Sequence[float]]  # label -> the figure of each world
 LEAST, MOST = 0.02, 2
 FEWEST = 4  # worlds that can be halved
 SPLITS, SEED = 500, 0
 LISTED = 3  # candidates that the page lists
-COLUMNS: Mapping[QuestionKind, tuple[str, str, str]] = {
-    "one task": ("two_hop", "gain", "gain over the best of base and single adapters"),
-    "one task, worked steps": (
-        "step_by_step",
-        "gain",
-        "gain over the best of base and single adapters",
-    ),
-    "several tasks": ("keep_both", "worse", "retention of the worse skill"),
+COLUMNS: Mapping[QuestionKind, tuple[str, str]] = {
+    "one task": ("two_hop", "gain"),
+    "one task, worked steps": ("step_by_step", "gain"),
+    "several tasks": ("keep_both", "worse"),
 }
 
 
@@ -626,7 +621,7 @@ def choices(document: Mapping[str, Any]) -> list[Cell]:
     }
     fixed = [label for label, cell in cells.items() if _spec(cell) in _fixed()]
     found = []
-    for kind, (column, key, _) in COLUMNS.items():
+    for kind, (column, key) in COLUMNS.items():
         taking_part = {label: cell for label, cell in cells.items() if cell.get(column)}
         figures = {label: cell[column][key]["each"] for label, cell in taking_part.items()}
         chosen = [label for label in fixed if label in figures]
@@ -641,38 +636,10 @@ def choices(document: Mapping[str, Any]) -> list[Cell]:
     return found
 
 
-def portfolio_files(document: Mapping[str, Any]) -> dict[str, str]:
-    """portfolio.json, which the package reads from `loraprobe/pipeline`, and its page.
-
-    document: as it is saved in methods.json.
-    """
+def portfolio_page(document: Mapping[str, Any]) -> str:
+    """The page of what is evaluated by default. document: as it is saved in methods.json."""
     found = choices(document)
-    portfolio = {
-        "made_by": "loraprobe lab methods",
-        "source": "examples/reproduction/portfolio.md",
-        "fixed": list(_fixed()),
-        "kinds": [
-            {
-                "kind": kind,
-                "figure": figure,
-                "worlds": max((one["worlds"] for one in found if one["kind"] == kind), default=0),
-                "systems": [
-                    {
-                        "spec": one["spec"],
-                        "value": round(one["figure"], 2),
-                        "ci95": [round(end, 2) for end in one["ci95"]],
-                        "beside": round(one["beside"], 2),
-                        "added_on_left_out_worlds": round(one["added"][0], 2),
-                    }
-                    for one in found
-                    if one["kind"] == kind and one["joins"]
-                ],
-            }
-            for kind, (_, _, figure) in COLUMNS.items()
-        ],
-    }
-    page = render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
-    return {"portfolio.json": as_json(portfolio), "portfolio.md": page}
+    return render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
 
 
 def _fixed() -> tuple[str, ...]:
@@ -719,15 +686,13 @@ def _choice(
         added.append(statistics.mean(gained[w] for w in drawn[half:]))
     ranked = sorted(over, key=lambda label: -statistics.mean(over[label]))
     top, cuts = ranked[0], statistics.quantiles(added, n=40, method="inclusive")
-    column, key, _ = COLUMNS[kind]
-    pooled = cells[top][column][key]
+    column, key = COLUMNS[kind]
     spec, on_others = _spec(cells[top]), statistics.mean(added)
     return {
         "kind": kind,
         "label": top,
         "spec": spec,
-        "figure": pooled["value"],
-        "ci95": tuple(pooled["ci95"]),
+        "figure": cells[top][column][key]["value"],
         "beside": statistics.mean(best),
         "chosen": picked.count(top) / SPLITS,
         "added": (on_others, cuts[0], cuts[-1]),
@@ -749,7 +714,7 @@ def try_methods(
     systems: Sequence[ComparedSystem] | None = None,
 ) -> Pages:
     """Makes the table (methods.md, methods.json, methods.svg), and from it the default systems of
-    merge-and-eval (portfolio.json, portfolio.md).
+    merge-and-eval (portfolio.md).
 
     worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
     systems: all unless given. The run's limit cuts the tasks; routers that need prompts are fitted
@@ -794,7 +759,7 @@ def try_methods(
                 **tabulated(answers, compared),
             }
         )
-        return replace(made, more=portfolio_files(json.loads(made.json)))
+        return replace(made, more={"portfolio.md": portfolio_page(json.loads(made.json))})
 
     return run.run_worlds(opened or run.small_worlds(bases, spec, shape), answer, pages)
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
-from loraprobe.pipeline.systems import FILE
+from loraprobe.pipeline.systems import PER_PROMPT, WHY_PER_PROMPT
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task
@@ -302,7 +302,7 @@ def tiny(tmp_path_factory):
 def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
     made, output = tiny
     files = made.files(output)
-    names = ["methods.md", "methods.json", "methods.svg", "portfolio.json", "portfolio.md"]
+    names = ["methods.md", "methods.json", "methods.svg", "portfolio.md"]
     assert [path.name for path in files] == names
     document = json.loads(files[1].read_text(encoding="utf-8"))
     (one, two) = document["worlds"]
@@ -362,15 +362,15 @@ REPRODUCTION = Path(__file__).parents[2] / "examples" / "reproduction"
 FIXED = ["uniform", "sum", "arrow"]
 
 
-def test_the_shipped_portfolio_is_what_the_table_of_methods_gives():
+def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
     document = json.loads((REPRODUCTION / "methods.json").read_text(encoding="utf-8"))
-    made = chosen.portfolio_files(document)
-    assert FILE.read_text(encoding="utf-8") == made["portfolio.json"]
-    assert (REPRODUCTION / "portfolio.md").read_text(encoding="utf-8") == made["portfolio.md"]
-    for kind in json.loads(FILE.read_text(encoding="utf-8"))["kinds"]:
-        for system in kind["systems"]:
-            registry = ROUTERS if system["spec"] in ROUTERS else METHODS
-            registry.make(system["spec"])
+    page = (REPRODUCTION / "portfolio.md").read_text(encoding="utf-8")
+    assert page == chosen.portfolio_page(document)
+    (joins,) = (one for one in chosen.choices(document) if one["joins"])
+    assert (joins["kind"], joins["spec"]) == ("several tasks", PER_PROMPT)
+    told = re.search(r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_PER_PROMPT)
+    figures = (f"{joins['figure']:.2f}", f"{joins['beside']:.2f}", str(joins["worlds"]))
+    assert told is not None and told.groups() == figures
 
 
 def a_table(figures: dict[str, list[float]]) -> dict:

@@ -14,7 +14,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline import fitted_routers
 from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.splits import TaskSplit
-from loraprobe.pipeline.systems import SystemBuilder, plan_of, proven_systems
+from loraprobe.pipeline.systems import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
@@ -34,24 +34,21 @@ def pair():
 def test_the_kind_of_question_decides_what_is_evaluated(pair):
     one, steps = task("t", 60), task("t", 60, cot_prompt="t? Step by step.")
     two = [task("t", 60), task("u", 60)]
-    (added,) = proven_systems(two)
-    assert proven_systems([]) == proven_systems([one]) == proven_systems([steps]) == ()
-    assert added.value > added.beside + 0.3
-    assert list(plan_of(Options(), pair, two).specs) == [*FIXED, added.spec]
+    assert list(plan_of(Options(), pair, two).specs) == [*FIXED, PER_PROMPT]
     assert list(plan_of(Options(), pair, [one]).specs) == FIXED
+    assert list(plan_of(Options(), pair, [steps]).specs) == FIXED
     assert list(plan_of(Options(), pair).specs) == FIXED
     named = Options(routers=("lag",))
     assert list(plan_of(named, pair, two).specs) == ["uniform", "sum", "lag"]
     assert list(plan_of(Options(systems=("sum",)), pair, two).specs) == ["sum"]
-    assert added.spec in plan_of(Options(methods=("ties",)), pair, two).specs
+    assert PER_PROMPT in plan_of(Options(methods=("ties",)), pair, two).specs
     hops = task("t", 60, hops=(Hop("h?", ("y",)),))
     assert plan_of(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
 
 
 def test_merges_and_routers_can_be_left_out(pair):
     two = [task("t", 60), task("u", 60)]
-    (added,) = proven_systems(two)
-    assert list(plan_of(Options(methods=("none",)), pair, two).specs) == ["arrow", added.spec]
+    assert list(plan_of(Options(methods=("none",)), pair, two).specs) == ["arrow", PER_PROMPT]
     assert list(plan_of(Options(methods=("none",), weights=(1.0, 0.5)), pair).specs) == ["arrow"]
     assert list(plan_of(Options(routers=("none",)), pair, two).specs) == ["uniform", "sum"]
     assert list(plan_of(Options(methods=("none",), routers=("none",)), pair, two).specs) == []

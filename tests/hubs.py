@@ -219,9 +219,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
 
-def adapter_files(directory: Path, seed: int = 0) -> dict[str, bytes]:
+def adapter_files(directory: Path, seed: int = 0, **more: Any) -> dict[str, bytes]:
     """The files of a small adapter, as a Hub would serve them."""
-    making.random_adapter(seed=seed).save(directory)
+    making.random_adapter(seed=seed, **more).save(directory)
     return {file.name: file.read_bytes() for file in directory.iterdir()}
 
 

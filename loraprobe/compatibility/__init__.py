@@ -126,7 +126,7 @@ def with_contents(
 
 
 def require(checked: Compatibility) -> Compatibility:
-    """Returns `found`. Raises CompatibilityError with its first error and the number of others."""
+    """Returns `checked`. Raises CompatibilityError with the first error, and how many others."""
     errors = checked.errors
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""

@@ -42,6 +42,13 @@ from loraprobe.hub.repository import (
     summary,
 )
 from loraprobe.hub.search import find_adapters, one_base
+from loraprobe.records import Severity
+
+MISSING, CONTINUED = "on-adapter-missing", "continued-adapter"
+
+
+class _Circle(AdapterError):
+    """An adapter that would stand on itself."""
 
 
 def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
@@ -61,20 +68,31 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     return stacked(replace(alone, source=replace(alone.source, plain=False)), [lower])
 
 
-def _load(reference: Reference, above: tuple[Adapter, ...] = ()) -> Adapter:
-    """Loads an adapter and those below it. above: those that stand on it."""
-    snapshot = resolve_adapter(reference)
+def _load(
+    reference: Reference,
+    above: tuple[Adapter, ...] = (),
+    *,
+    ask: bool = False,
+    fetched: bool = True,
+    guessed: bool = False,
+) -> Adapter:
+    """Loads an adapter and those below it.
+
+    above: those that stand on it. ask: whether the Hub may be asked about those below. fetched:
+    whether it may be asked about the adapter itself. guessed: whether only a card names it.
+    """
+    snapshot = resolve_adapter(reference, fetched)
     source = Source(snapshot.reference, snapshot.path, snapshot.commit, reference.plain)
     adapter = read_adapter(snapshot.path, reference.short, source)
     if any(_place(adapter) == _place(one) for one in above):
         circle = listing(one.name for one in (*above, adapter))
-        raise AdapterError(
+        raise _Circle(
             f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
             "trained on, or write REF,on=base."
         )
     if reference.on is not None:
-        return stacked(adapter, [_load(reference.on, (*above, adapter))])
-    return _on_found(adapter, above)
+        return stacked(adapter, [_load(reference.on, (*above, adapter), ask=ask, fetched=fetched)])
+    return _on_found(adapter, above, ask, guessed)
 
 
 def _place(adapter: Adapter) -> Path | None:
@@ -82,42 +100,57 @@ def _place(adapter: Adapter) -> Path | None:
     return None if path is None else path.resolve()
 
 
-def _on_found(adapter: Adapter, above: tuple[Adapter, ...] = (), ask: bool = False) -> Adapter:
+def _on_found(
+    adapter: Adapter, above: tuple[Adapter, ...] = (), ask: bool = True, guessed: bool = False
+) -> Adapter:
     """The adapter on those that its files say were in its base; itself if they name none.
 
-    ask: whether the Hub may be asked. An adapter that is named and not found is an issue.
+    An adapter that is named and not found is an issue, until the Hub is asked. What a card names is
+    a guess, which never ends in an error: it is left out with a note. The arguments are `_load`'s.
     """
     if adapter.source.plain or adapter.below or adapter.source.path is None:
         return adapter
+    kept = tuple(i for i in adapter.issues if i.code not in (MISSING, CONTINUED))
+    adapter = replace(adapter, issues=kept)
     names, where = stacks.merged_before(adapter, ask), f"its {stacks.TRAINING}"
-    if not names and (name := stacks.named_as_base(adapter, ask)):
+    far = ask and (bool(names) or adapter.source.commit is not None)
+    if not names and (name := stacks.named_as_base(adapter, far)):
         names, where = [name], "its config"
-    certain = bool(names)
-    if not names and (name := stacks.named_in_card(adapter, ask)):
+    guess = not names
+    if guess and (name := stacks.named_in_card(adapter, far)):
         names, where = [name], "its card"
 
-    def told(code: str, message: str) -> Adapter:
-        note = finding(code, (adapter.name,), f"{adapter.name} {message}, as {where} says.")
-        return replace(adapter, issues=(*adapter.issues, note))
+    def told(code: str, message: str, severity: Severity | None = None) -> Adapter:
+        text = f"{adapter.name} {message}, as {where} says."
+        note = finding(code, (adapter.name,), text, severity=severity)
+        return replace(adapter, issues=(*kept, note))
 
     lower: list[Adapter] = []
-    for name in names:
-        try:
+    try:
+        for name in names:
             reference = Reference.parse(name)
             if reference.path is not None and reference.path.resolve() == _place(adapter):
                 continue  # it was saved where its base was
-            one = _load(reference, (*above, adapter))
-        except (ReferenceError_, HubError):
-            return told("on-adapter-missing", f"was trained on {name}, which is not found")
-        if not certain and stacks.continues(adapter, one):
-            return told("continued-adapter", f"continues the training of {one.name}")
-        lower.append(one)
-    try:
+            stack = (*above, adapter)
+            one = _load(reference, stack, ask=ask, fetched=far, guessed=guess)
+            if guess and same(adapter, one):
+                continue  # a copy of it
+            if guess and stacks.continues(adapter, one):
+                return told(CONTINUED, f"continues the training of {one.name}")
+            if guess and any(issue.severity == "error" for issue in one.issues):
+                raise AdapterError(f"{one.name} has errors.")
+            lower.append(one)
         return stacked(adapter, lower) if lower else adapter
-    except CompatibilityError:
-        if certain:
-            raise
-        return adapter  # a card may name what was only compared, or of another base
+    except LoraprobeError as error:
+        # In a circle of guesses none counts: the first of them leaves it.
+        if guess and not (guessed and isinstance(error, _Circle)):
+            why = f"left out: it cannot be read, does not fit, or names {adapter.name} itself"
+            message = f"may have been trained on {name} ({why})"
+            return told(MISSING, message, "note")
+        if isinstance(error, (ReferenceError_, HubError)):
+            place = "not found" if far else "not on this machine"
+            return told(MISSING, f"was trained on {name}, which is {place}")
+        raise
 
 
 def with_stacks(adapters: Sequence[Adapter]) -> list[Adapter]:
@@ -126,8 +159,10 @@ def with_stacks(adapters: Sequence[Adapter]) -> list[Adapter]:
     An adapter that is below another one of them is left out, since it is a part of that one. Those
     below get names of their own.
     """
-    remote = (adapter.source.commit is not None for adapter in adapters)
-    found = [_on_found(a, ask=True) if far else a for a, far in zip(adapters, remote, strict=True)]
+    found = [
+        _on_found(a) if a.source.commit or any(i.code == MISSING for i in a.issues) else a
+        for a in adapters
+    ]
     lower = below(found)
     twice = [one for one in found if any(same(one, other) for other in lower)]
     kept = []
@@ -199,10 +234,11 @@ def load_each(
             yield name, adapter.source.public, adapter.renamed(name)
 
 
-def resolve_adapter(reference: Reference) -> Snapshot:
+def resolve_adapter(reference: Reference, ask: bool = True) -> Snapshot:
     """The folder with an adapter's files, which are downloaded if they are on the Hub.
 
-    Raises AdapterError or HubError if it holds no adapter.
+    ask: whether the Hub may be asked; without it they have to be in the cache. Raises AdapterError
+    or HubError if it holds no adapter.
     """
     if reference.path is not None:
         try:
@@ -225,7 +261,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
             "author has to upload them."
         )
 
-    return fetch(reference, anchor, choose, verify=True)
+    return fetch(reference, anchor, choose, verify=True, ask=ask)
 
 
 def resolve_base(ref: str, *, code: bool = False) -> Snapshot:

@@ -67,16 +67,22 @@ def quiet_client() -> Iterator[None]:
 
 
 @quiet_client()
-def fetch(reference: Reference, anchor: str, choose: Choose, *, verify: bool) -> Snapshot:
+def fetch(
+    reference: Reference, anchor: str, choose: Choose, *, verify: bool, ask: bool = True
+) -> Snapshot:
     """Downloads the files that `choose` names, all of one commit; returns the reference's folder.
 
     anchor: a file that every usable copy has; it identifies the repository in the cache. verify:
     compare each file with the hash that the Hub gives it, and make no request for a cached commit.
     Without verify the Hub is asked for the list of files, because another program may have cached
-    only some of them. Raises HubError.
+    only some of them. ask: whether the Hub may be asked, with verify. Raises HubError.
     """
     root = cached(reference, anchor)
     names = None if root is None else _needed(root, choose)
+    if not ask:
+        if root is None or names is None:
+            raise HubError(f"{reference.text} is not in the cache; load it first.")
+        reference = replace(reference, revision=root.name)
     if not (names and verify and COMMIT.fullmatch(reference.revision or "")):
         try:
             _, files = _listing(reference)
@@ -477,5 +483,5 @@ def summary(directory: Path, repository: str, public: bool) -> str:
     names = ", ".join(str(file.relative_to(directory)) for file in files[:4])
     more = f" and {len(files) - 4} more" if files[4:] else ""
     size = sum(file.stat().st_size for file in files) / 1e6
-    seen = "public: everybody can read it" if public else "private"
+    seen = "public, unless it exists and is private" if public else "private"
     return f"Uploading {names}{more} ({size:.1f} MB) to {endpoint()}/{repository} ({seen})."

@@ -55,8 +55,10 @@ def named_as_base(adapter: Adapter, ask: bool) -> str | None:
 
 def named_in_card(adapter: Adapter, ask: bool) -> str | None:
     """The adapter that its card names: one in its base, or one that it continues."""
+    source = adapter.source
+    known = adapter.base_model, source.reference, re.split("[@:]", source.reference)[0]
     for name in _names_of(_text(adapter, "README.md", ask)):
-        if name != adapter.base_model and is_adapter(name, ask):
+        if name not in known and is_adapter(name, ask):
             return name
     return None
 

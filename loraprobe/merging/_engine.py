@@ -64,6 +64,8 @@ RESOLUTION = 1024
 class Merged:
     """An adapter made of others, and how it was made.
 
+    norm: of the method's result before `rank` cuts it, and of the adapters below with it; what is
+        cut counts as orthogonal to these.
     compression_error: ||dW - dW_k||_F / ||dW||_F over the whole adapter, where dW is the method's
         result and dW_k what `rank` keeps of it; 0.0 where nothing above rounding was cut.
     rounding_error: the same ratio for writing the factors in their dtype.
@@ -87,6 +89,7 @@ class Merged:
     method: str
     space: str
     rank: int
+    norm: float
     compression_error: float
     rounding_error: float
     sketch_error: float
@@ -212,6 +215,7 @@ def merge(
         method=repr(made),
         space=space,
         rank=max(m.update.rank for m in parts),
+        norm=math.sqrt(norm2),
         compression_error=lost,
         rounding_error=_share(sum(m.rounded2 for m in parts), norm2 - lost2),
         sketch_error=_share(sum(m.gained2 for m in parts), norm2),
@@ -245,6 +249,7 @@ def _on_top(
         arguments=(*own.arguments, added),
         adapter=replace(total.adapter, source=own.adapter.source),
         rank=total.rank,
+        norm=math.hypot(total.norm, own.norm * own.compression_error),
         rounding_error=total.rounding_error,
         sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
         issues=tuple(dict.fromkeys((*own.issues, *total.issues))),

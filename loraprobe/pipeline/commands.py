@@ -6,7 +6,6 @@ The command line and the Python functions call these. `verify` has a file of its
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -159,15 +158,15 @@ def merge(
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
-    lost: float | None = None
-    if session.only_full and merged.asked_rank is None:
-        lost, merged = merged.compression_error, merged.uncut
+    uncut = session.only_full is not None and merged.asked_rank is None
+    if uncut:
+        merged = merged.uncut
     with session.stage("diagnose"):
-        norm = merged.adapter.norm() / math.sqrt(1 - (lost or 0.0) ** 2)
+        norm = merged.norm if uncut else merged.adapter.norm()
         figures = merge_figures(merged, norm, transformed)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*transformed.notes, made_text(merged, norm, options, lost is not None)]
+    notes += [*transformed.notes, made_text(merged, norm, options, uncut)]
     return _outcome(merged, inputs, transformed, examined, notes, learned, session)
 
 

@@ -1,8 +1,8 @@
 """`verify --served` asks a running server whether it applies an adapter.
 
 An OpenAI-compatible server gives the log-probability of the first token that it writes after a
-prompt. The base model and the base with the adapter, as peft runs it, give the same figure here.
-Whichever of the two the server's figures are close to is what it serves.
+prompt. The base model, and the base with loraprobe's composition of the adapter, give the same
+figure here. Whichever of the two the server's figures are close to is what it serves.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hubs import adapter_files, commit, git, olah, use
 
+import loraprobe
 from loraprobe import hub
 from loraprobe.errors import (
     AdapterError,
@@ -42,8 +43,13 @@ def served(tmp_path_factory):
         ("dpo", "acme/sft", ""),
         ("told", "acme/base", "This model is a fine-tuned version of [acme/sft](x)."),
         ("plain", "acme/base", "This model is a fine-tuned version of [acme/base](x)."),
+        ("itself", "acme/base", "This model is a fine-tuned version of [acme/itself](x)."),
+        ("copy", "acme/base", "This model is a fine-tuned version of [acme/itself](x)."),
+        ("longer", "acme/base", "This model is a fine-tuned version of [acme/itself](x)."),
     ):
-        files = adapter_files(root / name, seed=sum(name.encode()))
+        alike = "itself" if name in ("copy", "longer") else name
+        scaling = 1.0 if name == "longer" else 0.5
+        files = adapter_files(root / name, seed=sum(alike.encode()), scaling=scaling)
         config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base}
         files["adapter_config.json"] = json.dumps(config).encode()
         commit(models / name, files | {"README.md": card.encode()})
@@ -72,6 +78,48 @@ def test_the_hub_tells_whether_an_adapter_was_trained_on_another(acme, monkeypat
     assert [one.base_model for one in found] == [*["acme/base"] * 3, "acme/sft"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # sft is in the cache now
     assert [[low.name for low in one.below] for one in hub.load_all(names[:2])] == [["sft"]] * 2
+
+
+def codes(adapters):
+    return [[issue.code for issue in one.issues] for one in adapters]
+
+
+def test_a_card_that_names_its_own_adapter_or_a_copy_of_it_says_nothing(acme):
+    for _ in "12":  # the second time all are in the cache
+        for name in ("acme/itself", "acme/copy"):
+            (found,) = hub.with_stacks(hub.load_all([name]))
+            assert (found.below, found.issues) == ((), ())
+
+
+def test_that_one_continues_another_is_said_once(acme):
+    for _ in "12":
+        assert codes(hub.with_stacks(hub.load_all(["acme/longer"]))) == [["continued-adapter"]]
+
+
+def test_what_a_training_file_names_is_fetched_but_not_by_screen(acme, tmp_path):
+    making.random_adapter("b", seed=5, base_model="acme/base").save(tmp_path / "b")
+    given = "do_train: true\nadapter_name_or_path: acme/sft\ncreate_new_adapter: true\n"
+    (tmp_path / "b" / "training_args.yaml").write_text(given)
+    ref = str(tmp_path / "b")
+    (screened,) = loraprobe.screen([ref, "acme/math"]).library.adapters[:1]
+    assert [issue.code for issue in screened.issues] == ["on-adapter-missing"]
+    assert not list(tmp_path.glob("cache/models--acme--sft"))
+    (found,) = hub.with_stacks(hub.load_all([ref]))
+    assert ([low.name for low in found.below], found.issues) == (["sft"], ())
+    assert [low.name for low in hub.load(ref).below] == ["sft"]  # from the cache
+
+
+def test_the_card_of_a_local_adapter_fetches_nothing(acme, tmp_path):
+    making.random_adapter("b", seed=5, base_model="acme/base").save(tmp_path / "b")
+    (tmp_path / "b" / "README.md").write_text("A fine-tuned version of [acme/sft](x).")
+    reference = hub.Reference.parse("acme/sft")
+    hub.repository.download(reference, "main", ["adapter_config.json"], True)
+    for _ in "12":
+        (found,) = hub.with_stacks(hub.load_all([str(tmp_path / "b")]))
+        assert codes([found]) == [["on-adapter-missing"]]
+    hub.load("acme/sft")
+    (found,) = hub.with_stacks(hub.load_all([str(tmp_path / "b")]))
+    assert [low.name for low in found.below] == ["sft"]
 
 
 @pytest.fixture

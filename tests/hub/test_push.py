@@ -109,7 +109,7 @@ def test_what_is_written_is_uploaded_and_private(taking, pair, tmp_path, command
 def test_public_is_said_and_done(taking, pair, tmp_path):
     ended = call("merge", *pair, "-o", tmp_path / "out", "--push", "acme/made", "--public")
     assert ended.exit_code == 0 and taking.private == {"acme/made": False}
-    assert "everybody can read it" in ended.stderr
+    assert "public, unless it exists and is private" in ended.stderr
 
 
 def test_nothing_goes_to_a_public_repository_unasked(taking, pair, tmp_path):

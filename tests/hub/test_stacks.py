@@ -1,7 +1,11 @@
 """What an adapter was trained on, by its reference and by its files."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import making
 import pytest
+import torch
 import yaml
 from making import edit, random_adapter
 
@@ -135,6 +139,43 @@ def test_a_card_that_names_an_adapter_which_was_trained_further_puts_none_below(
     by_sentence(three)
     found = hub.load("./b")
     assert (found.below, [i.code for i in found.issues]) == ((), ["continued-adapter"])
+
+
+def card_of(name, named):
+    Path(name, "README.md").write_text(f"A fine-tuned version of [{named}](x).")
+
+
+def test_a_guess_from_a_card_never_ends_the_load(three):
+    card_of("a", "./b")
+    card_of("b", "./a")
+    found = hub.with_stacks(hub.load_all(["./a", "./b"]))
+    assert [one.below for one in found] == [(), ()]
+    told = [[(i.code, i.severity) for i in one.issues] for one in found]
+    assert told == [[("on-adapter-missing", "note")]] * 2
+    by_config(three)  # that b stands on a is certain; that a stands on b was a guess
+    assert [one.name for one in hub.load("./b").below] == ["a"]
+    assert hub.load("./a").below == ()
+    (three / "a" / "adapter_model.safetensors").write_bytes(b"no weights")
+    card_of("c", "./a")
+    found = hub.load("./c")
+    assert (found.below, [i.severity for i in found.issues]) == ((), ["note"])
+    assert making.call("inspect", "./c").exit_code == 0
+
+
+def test_a_guess_that_stands_on_what_is_missing_is_left_out(three):
+    by_training_file(three, adapter_name_or_path="saves/sft")
+    card_of("c", "./b")
+    assert [i.severity for i in hub.load("./c").issues] == ["note"]
+    assert making.call("inspect", "./c").exit_code == 0
+
+
+def test_a_guess_that_cannot_be_added_is_left_out(three):
+    adapter = hub.load("./b")
+    dora = {path: torch.ones(info.shape[0]) for path, info in adapter.layout.items()}
+    replace(adapter, magnitudes=dora).save(three / "b", overwrite=True)
+    card_of("b", "./a")
+    found = hub.load("./b")
+    assert (found.below, [i.severity for i in found.issues]) == ((), ["note"])
 
 
 def test_circles_of_files_end_in_an_error(three):

@@ -156,7 +156,9 @@ def issue_of(error: LoraprobeError, name: str) -> Issue:
     message, cure = str(error).rstrip("."), error.cure.rstrip(".")
     if cure and message.endswith(cure):
         message = message.removesuffix(cure).rstrip(" ;:.") or message
-    return Issue("error", error.code, (name,), f"{message}.", f"{cure[:1].upper()}{cure[1:]}.")
+    if not cure.startswith("loraprobe "):  # a command
+        cure = f"{cure[:1].upper()}{cure[1:]}"
+    return Issue("error", error.code, (name,), f"{message}.", f"{cure}.")
 
 
 def _read(adapter: Adapter, allow: Collection[str]) -> Member:

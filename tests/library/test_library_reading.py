@@ -47,6 +47,7 @@ def library(tmp_path) -> Path:
     shutil.copytree(home / "good-1", home / "cut")
     (home / "cut" / WEIGHTS).write_bytes((home / "good-1" / WEIGHTS).read_bytes()[:-9])
     write_adapter(home / "ia3", {"x": torch.ones(1)}, peft_type="IA3")
+    write_adapter(home / "loha", {"x": torch.ones(1)}, peft_type="LOHA")
     (home / "nothing").mkdir()
     small("other", 8, base_model="other/model").save(home / "other")
     wide = dict.fromkeys(SHAPES, (16, 24))
@@ -59,7 +60,8 @@ STATES |= dict.fromkeys(("cast", "rebased", "same-file"), ("duplicate", "duplica
 STATES |= {"cut": ("broken", "adapter"), "nothing": ("broken", "adapter")}
 STATES |= {"nan": ("broken", "not-finite"), "zero": ("broken", "no-effect")}
 STATES |= {"other": ("unfit", "base-mismatch"), "wide": ("unfit", "shapes-differ")}
-STATES |= {"ia3": ("broken", "unsupported-adapter"), "scaled": ("usable", "scaled-copy")}
+STATES |= dict.fromkeys(("ia3", "loha"), ("broken", "unsupported-adapter"))
+STATES |= {"scaled": ("usable", "scaled-copy")}
 
 
 def read(home: Path, *more: str | Adapter, **options):
@@ -77,6 +79,7 @@ def test_every_adapter_is_named_with_its_state_and_its_cure(library):
         assert code is None or issues[code].cure, name
         if state == "usable":
             assert not [i for i in issues.values() if i.severity == "error"]
+    assert rows["loha"].issues[0].cure.startswith("loraprobe convert ")
     assert rows["nowhere"].state == rows["no reference"].state == "broken"
     assert rows["nowhere"].issues[0].code == "reference" and rows["nowhere"].sha256 == ""
     copies = {name: row.same_as for name, row in rows.items() if row.same_as}

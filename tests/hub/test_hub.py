@@ -36,7 +36,8 @@ def served(tmp_path_factory):
     git(models / "math", "tag", "v1")
     junk = {"optimizer.pt": b"x" * 1000, "README.md": b"# Maths"}
     commits["new"] = commit(models / "math", new | junk)
-    several = {f"lora/{name}/{f}": c for name in ("law", "med") for f, c in other.items()}
+    held = {"law": new, "med": other}
+    several = {f"lora/{name}/{f}": c for name, files in held.items() for f, c in files.items()}
     commits["several"] = commit(models / "several", several | {"README.md": b"# All"})
     for name, base, card in (
         ("sft", "acme/base", ""),
@@ -240,6 +241,11 @@ class TestRealServer:
         adapter = hub.load("acme/several@main:lora/med")
         assert (adapter.name, adapter.source.commit) == ("med", acme["several"])
         assert cached_files(tmp_path / "cache") == {f"lora/med/{name}" for name in ADAPTER}
+
+    def test_two_adapters_of_one_commit_are_verified(self, acme, tmp_path):
+        refs = [f"acme/several@main:lora/{name}" for name in ("law", "med")]
+        loraprobe.merge(refs).save(tmp_path / "out")
+        assert loraprobe.verify(tmp_path / "out", refs).passed
 
     def test_several_adapters_are_listed(self, acme):
         said = sentence(lambda: hub.load("acme/several"))

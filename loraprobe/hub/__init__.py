@@ -131,8 +131,7 @@ def _on_found(
             reference = Reference.parse(name)
             if reference.path is not None and reference.path.resolve() == _place(adapter):
                 continue  # it was saved where its base was
-            stack = (*above, adapter)
-            one = _load(reference, stack, ask=ask, fetched=far, guessed=guess)
+            one = _load(reference, (*above, adapter), ask=ask, fetched=far, guessed=guess)
             if guess and same(adapter, one):
                 continue  # a copy of it
             if guess and stacks.continues(adapter, one):
@@ -144,8 +143,10 @@ def _on_found(
     except LoraprobeError as error:
         # In a circle of guesses none counts: the first of them leaves it.
         if guess and not (guessed and isinstance(error, _Circle)):
-            why = f"left out: it cannot be read, does not fit, or names {adapter.name} itself"
-            message = f"may have been trained on {name} ({why})"
+            message = (
+                f"may have been trained on {name} (left out: it cannot be read, does not fit, or "
+                f"names {adapter.name} itself)"
+            )
             return told(MISSING, message, "note")
         if isinstance(error, (ReferenceError_, HubError)):
             place = "not found" if far else "not on this machine"

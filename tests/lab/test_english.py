@@ -124,7 +124,7 @@ def test_sets_that_somebody_built_stay_as_they_are_and_kinds_take_turns(every):
     rows = [
         (one.notes, [*map(dataclasses.astuple, one.training)], one.tasks, one.seed) for one in every
     ]
-    text = json.dumps([*rows, [dataclasses.astuple(plan.adapter_sets[0]) for plan in every]])
+    text = json.dumps([*rows, [dataclasses.astuple(plan.adapter_sets[0])[:-1] for plan in every]])
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == "549681ba71f4"
     assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
     seeds = [adapter.recipe.seed for plan in every for adapter in plan.training]

@@ -60,11 +60,12 @@ def drawn(spec, count):
 
 
 def digest(spec):
-    """Of all that a world is made of, texts of its base included."""
+    """Of all that a world is made of, texts of its base included, but guards, which came later."""
+    guards = {task for one in spec.adapter_sets for task in one.guards}
     rows = {
         "training": [dataclasses.astuple(one) for one in spec.training],
-        "tasks": {name: list(items) for name, items in spec.tasks.items()},
-        "sets": [dataclasses.astuple(one) for one in spec.adapter_sets],
+        "tasks": {name: list(i) for name, i in spec.tasks.items() if name not in guards},
+        "sets": [dataclasses.astuple(one)[:-1] for one in spec.adapter_sets],
         "words": spec.words,
         "read": [dataclasses.astuple(text) for text in drawn(spec, 300)],
         "rest": (spec.kind, spec.reserve, spec.made_from, spec.recipe, spec.notes),

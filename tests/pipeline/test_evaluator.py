@@ -150,7 +150,7 @@ OTHERS = {
     "layers",
 }
 
-OTHERS |= {"executor", "keep", "budget", "items"}
+OTHERS |= {"executor", "keep", "budget", "items", "guards", "guard_margin"}
 
 
 def test_every_setting_is_known_to_decide_a_result_or_not():

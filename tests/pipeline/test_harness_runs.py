@@ -48,6 +48,16 @@ def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeyp
     assert again.evaluation.scores == audit.evaluation.scores
 
 
+def test_a_task_of_the_harness_is_a_guard(folder, tmp_path):
+    options = {"systems": ("uniform",), "state": tmp_path}
+    audit = run(folder, "spouse_written", guards=[f"lm_eval:both_choices@{folder}"], **options)
+    (row,) = [row for row in audit.evaluation.guards if row.system == "uniform"]
+    alone = run(folder, "both_choices", **options)
+    choices = means(alone, "both_choices")
+    assert row.difference == pytest.approx(choices["uniform"] - choices["base"])
+    assert (row.task, row.n, row.metric) == ("both_choices", 16, "lm_eval:acc")
+
+
 def test_a_loss_gains_where_it_falls(folder, tmp_path):
     audit = run(folder, "facts_text", margin=0.1, systems=("sum",), state=tmp_path)
     (gain,) = [row for row in audit.evaluation.gains if row.system == "sum"]

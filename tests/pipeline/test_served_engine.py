@@ -121,6 +121,25 @@ def test_a_server_answers_as_transformers_do(kind):
     assert set(made.loaded) == (set(adapters) if held.keys() & {"weighs", "named"} else set())
 
 
+def test_guards_are_asked_of_a_server(tmp_path, monkeypatch):
+    """A task that is answered, and a text whose losses a server gives."""
+    monkeypatch.setattr("loraprobe.tasks.reading.WINDOW", 100)  # the context holds 64 tokens
+    text = tmp_path / "prose.txt"
+    text.write_text("who lives in the city that ada knows . " * 20, encoding="utf-8")
+    guards = ["--guard", str(WORLD.path / "tasks/familiar.jsonl"), "--guard", str(text)]
+    more = ["--method", "sum", "--router", "none", *guards]
+    with server(served_base()) as (url, _):
+        served = json.loads(run(url, *more).stdout)
+    here = json.loads(run(None, *more).stdout)
+    found = [
+        {(row["task"], row["system"]): row["difference"] for row in document["guards"]}
+        for document in (served, here)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-3)  # a merge is rounded in its file
+    assert {task for task, _ in found[0]} == {"familiar", "prose"}
+    assert served["verdict"]["decision"] == here["verdict"]["decision"]
+
+
 @pytest.mark.parametrize("held", ["files", "named", "weighs"])
 def test_what_is_below_an_adapter_is_served_with_it(held):
     lower = WORLD.path / "adapters" / "city"

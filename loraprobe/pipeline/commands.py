@@ -484,6 +484,8 @@ def _opened_library(
     if tasks:
         check_state(session)
         split_for_screening(tasks, options)  # raises before a long library is read
+    elif options.budget is not None:
+        raise UsageError("--budget limits how long the adapters are asked --task; add one.")
     wanted = base or ("auto" if tasks else None)
     with session.stage("read"):
         members = library.read_library(adapters, allow=options.allow, progress=session.progress)

@@ -106,10 +106,6 @@ class AdapterError(LoraprobeError):
     remedy = "correct that file, or get the adapter again from its author."
 
 
-class FullModelError(AdapterError):
-    """A full model stands where an adapter is needed."""
-
-
 class UnsupportedAdapter(AdapterError):
     """An adapter that is read, but cannot be used without losing part of it."""
 

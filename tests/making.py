@@ -6,6 +6,7 @@ key (`write_adapter`), so that reading is never tested against our own writing a
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import json
 import os
@@ -449,6 +450,9 @@ def shipped(scenario: str) -> list[str]:
     return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
 
 
+LONGEST = 300.0  # seconds of a fork; then it tells where its threads are, and ends
+
+
 class Fork:
     """`work` in a fork of this process, which has imported already what a new one would import.
 
@@ -463,13 +467,15 @@ class Fork:
             code = 70
             try:
                 # torch makes its pool of threads anew after a fork, which threads that are the
-                # first to compute would do at once: here no other thread runs yet.
-                torch.set_num_threads(torch.get_num_threads())
+                # first to compute would do at once: here no other thread runs yet. OpenMP's
+                # threads do not outlive a fork, so that a second thread would wait for ever.
+                torch.set_num_threads(1)
                 os.environ.update(environment)
                 signal.signal(signal.SIGINT, signal.default_int_handler)
                 for number, name in ((1, "stdout"), (2, "stderr")):
                     os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
                     setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
+                faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.stderr)
                 work()
                 code = 0
             except SystemExit as error:

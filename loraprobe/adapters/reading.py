@@ -46,7 +46,7 @@ from loraprobe.adapters.types import (
     TokenRows,
 )
 from loraprobe.checkpoint import TensorFile, check_count, open_weights
-from loraprobe.errors import AdapterError, FullModelError
+from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.lora.lowrank import LowRank
@@ -173,7 +173,7 @@ def find_directory(path: Path) -> Path:
     if training := of_directory(path):
         raise AdapterError(f"{path} holds {training.saved}; it is no PEFT adapter.")
     if (path / "config.json").is_file():
-        raise FullModelError(f"{path} is a whole model, not an adapter; give it as --base.")
+        raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
     raise AdapterError(
         f"{path} has no {CONFIG}, so it is no PEFT adapter; "
         "give the directory that save_pretrained wrote."

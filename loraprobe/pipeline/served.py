@@ -7,10 +7,12 @@ figure here. Whichever of the two the server's figures are close to is what it s
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from loraprobe import hub
 from loraprobe.base import Base
 from loraprobe.defaults import SERVED_CLOSER, SERVED_TELLS
-from loraprobe.errors import FullModelError, UsageError
+from loraprobe.errors import AdapterError, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.engine import apart_by, first_tokens
 from loraprobe.pipeline.inputs import base_of
@@ -59,11 +61,13 @@ def ask_server(
     server = Server(url, "--served", TIMEOUT)
     try:
         (given,) = hub.with_stacks(hub.load_all([adapter]))
-    except FullModelError as error:
-        raise UsageError(
-            f"--served compares an adapter with its base, and {adapter} is a full model; check its "
-            "files without --served."
-        ) from error
+    except AdapterError:
+        if (Path(str(adapter)) / "config.json").is_file():
+            raise UsageError(
+                f"--served compares an adapter with its base, and {adapter} is a full model; check "
+                "its files without --served."
+            ) from None
+        raise
     opened = open_probe(probe, [])  # "auto": the prompts of this file
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else PROMPTS
     name = model or _only_model(server)

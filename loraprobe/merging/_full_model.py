@@ -17,6 +17,7 @@ tables by which transformers saves a model tell the pieces of dW.
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import json
 import math
 import shutil
@@ -46,6 +47,7 @@ from loraprobe.records import Issue, Progress
 from loraprobe.untrusted import check_link, first_line
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
+TRANSFORMERS = (5, 24)  # the version with which all kinds of weights were tried; 5.0 differs
 Change = Callable[[Tensor], Tensor]  # a parameter as stored, in float32 or float64 -> the new one
 
 
@@ -167,6 +169,12 @@ def _base_of(merged: Merged) -> Base:
     base = merged.arguments[0].base
     if not isinstance(base, Base):
         raise UsageError("A full model is made of its base; merge with base=DIR or base='auto'.")
+    installed = importlib.metadata.version("transformers")
+    if tuple(map(int, installed.split(".")[:2])) < TRANSFORMERS:
+        raise UsageError(
+            f"A full model needs transformers {TRANSFORMERS[0]}.{TRANSFORMERS[1]}, and {installed} "
+            "ties and stores weights in other ways; pip install -U transformers."
+        )
     return base
 
 

@@ -24,6 +24,8 @@ from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageEr
 from loraprobe.merging import merge
 from loraprobe.routing.constant import ConstantGates
 
+pytest.importorskip("transformers", minversion="5.24", reason="full models are refused below")
+
 UP = "model.layers.0.mlp.up_proj"
 UPS = {f"model.layers.{i}.mlp.up_proj": (24, 16) for i in range(2)}
 WEIGHTS = (0.7, -0.4)

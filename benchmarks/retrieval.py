@@ -25,9 +25,7 @@ latter is compared with halving the library after 5, 10 and 20 items, by what ad
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,9 +34,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from screen_quality import FIRST, Seen, Truth, rankings_of, recalls, screened, seen_of
+from screen_quality import (
+    FIRST,
+    Seen,
+    Truth,
+    arguments,
+    each_task,
+    rankings_of,
+    recalls,
+    screened,
+    seen_of,
+)
 
-from loraprobe.base.quiet import quiet
 from loraprobe.evaluation.plan import BASE
 from loraprobe.pipeline.ranking import BaselineScores, Expected, FormRanking, Ranking
 from loraprobe.scoring import Scorer
@@ -467,27 +474,11 @@ def shown(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("world", type=Path)
-    parser.add_argument("truth", type=Path)
-    parser.add_argument("--output", "-o", type=Path)
+    parser = arguments()
     parser.add_argument("--encoder", type=Path)
-    parser.add_argument("--task", action="append")
-    parser.add_argument("--items", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=50)
     options = parser.parse_args()
-    world = World.load(options.world)
-    document = json.loads(options.truth.read_text(encoding="utf-8"))
-    rows = []
-    for task in options.task or document["tasks"]:
-        with quiet():
-            truth = Truth.of(document, task)
-            rows.append(
-                examined(world, truth, task, options.items, options.repeats, options.encoder)
-            )
-        print(shown(rows[-1]), flush=True)
-        if options.output is not None:
-            options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    few = options.items, options.repeats, options.encoder
+    each_task(options, lambda world, truth, task: examined(world, truth, task, *few), shown)
 
 
 if __name__ == "__main__":

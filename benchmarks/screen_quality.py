@@ -288,27 +288,6 @@ def examined(world: World, truth: Truth, task: str, items: int, repeats: int) ->
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("world", type=Path)
-    parser.add_argument("truth", type=Path)
-    parser.add_argument("--output", "-o", type=Path)
-    parser.add_argument("--task", action="append")
-    parser.add_argument("--items", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=50)
-    options = parser.parse_args()
-    world = World.load(options.world)
-    document = json.loads(options.truth.read_text(encoding="utf-8"))
-    rows = []
-    for task in options.task or document["tasks"]:
-        with quiet():
-            truth = Truth.of(document, task)
-            rows.append(examined(world, truth, task, options.items, options.repeats))
-        print(shown(rows[-1]), flush=True)
-        if options.output is not None:
-            options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-
-
 def shown(row: Mapping[str, Any]) -> str:
     """One task as Markdown."""
     own = {"ranking": "**screen's short list**", **row["screen"], "place": None}
@@ -333,6 +312,41 @@ def shown(row: Mapping[str, Any]) -> str:
         f"{'right' if row['compose_is_right'] else 'wrong'}. {row['seconds']:.0f} s.\n\n"
         + markdown_table(lines, head)
     )
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The arguments of a benchmark of rankings."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("world", type=Path)
+    parser.add_argument("truth", type=Path)
+    parser.add_argument("--output", "-o", type=Path)
+    parser.add_argument("--task", action="append")
+    parser.add_argument("--items", type=int, default=40)
+    parser.add_argument("--repeats", type=int, default=50)
+    return parser
+
+
+def each_task(
+    options: argparse.Namespace,
+    look: Callable[[World, Truth, str], dict[str, Any]],
+    tell: Callable[[Mapping[str, Any]], str],
+) -> None:
+    """Looks at each task, prints what `tell` makes of it, and writes all so far as JSON."""
+    world = World.load(options.world)
+    document = json.loads(options.truth.read_text(encoding="utf-8"))
+    rows = []
+    for task in options.task or document["tasks"]:
+        with quiet():
+            rows.append(look(world, Truth.of(document, task), task))
+        print(tell(rows[-1]), flush=True)
+        if options.output is not None:
+            options.output.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    options = arguments().parse_args()
+    few = options.items, options.repeats
+    each_task(options, lambda world, truth, task: examined(world, truth, task, *few), shown)
 
 
 if __name__ == "__main__":

@@ -151,6 +151,21 @@ def tiny_model(family: str, seed: int = 0, **config: Any) -> Any:
     return getattr(transformers, f"{family}ForCausalLM")(made).eval()
 
 
+def tiny_gemma3_with_vision() -> Any:
+    """A randomly initialised Gemma 3 with vision, two text layers and a tied embedding."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    heads = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
+    text = heads | {"num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
+    config = Gemma3Config(
+        text_config=text | {"vocab_size": 40, "sliding_window": 8},
+        vision_config=heads | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
+        mm_tokens_per_image=4,
+    )
+    torch.manual_seed(0)
+    return Gemma3ForConditionalGeneration(config)
+
+
 def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
     """A randomly initialised two-layer Llama whose linear layers are those of `LLAMA`."""
     return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)

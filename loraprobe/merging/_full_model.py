@@ -172,8 +172,8 @@ def _base_of(merged: Merged) -> Base:
     installed = importlib.metadata.version("transformers")
     if tuple(map(int, installed.split(".")[:2])) < TRANSFORMERS:
         raise UsageError(
-            f"A full model needs transformers {TRANSFORMERS[0]}.{TRANSFORMERS[1]}, and {installed} "
-            "ties and stores weights in other ways; pip install -U transformers."
+            f"A full model needs transformers {TRANSFORMERS[0]}.{TRANSFORMERS[1]}, with which it "
+            f"was tried, and {installed} is installed; pip install -U transformers."
         )
     return base
 

@@ -80,16 +80,7 @@ class TestGeometry:
 
     def test_names_that_change_while_loading(self, tmp_path):
         """A multimodal checkpoint: the text model lies elsewhere in memory than in the file."""
-        from transformers import Gemma3Config, Gemma3ForConditionalGeneration
-
-        heads = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
-        text = heads | {"num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
-        config = Gemma3Config(
-            text_config=text | {"vocab_size": 40, "sliding_window": 8},
-            vision_config=heads | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
-            mm_tokens_per_image=4,
-        )
-        model = Gemma3ForConditionalGeneration(config)
+        model = making.tiny_gemma3_with_vision()
         model.save_pretrained(tmp_path)
         stored = load_file(tmp_path / "model.safetensors")
         assert not any(key.startswith("model.") for key in stored)

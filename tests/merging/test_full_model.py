@@ -180,18 +180,9 @@ def test_it_computes_what_the_composition_and_what_peft_compute(tmp_path):
 
 def test_names_that_change_while_loading(tmp_path):
     """A checkpoint with vision, whose files have other names and whose embedding is tied."""
-    from transformers import AutoModelForImageTextToText, Gemma3Config
-    from transformers import Gemma3ForConditionalGeneration as Gemma3
+    from transformers import AutoModelForImageTextToText
 
-    heads = {"num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 24}
-    text = heads | {"num_key_value_heads": 1, "head_dim": 8, "num_hidden_layers": 2}
-    config = Gemma3Config(
-        text_config=text | {"vocab_size": 40, "sliding_window": 8},
-        vision_config=heads | {"num_hidden_layers": 1, "image_size": 28, "patch_size": 14},
-        mm_tokens_per_image=4,
-    )
-    torch.manual_seed(0)
-    base = base_at(tmp_path / "base", Gemma3(config))
+    base = base_at(tmp_path / "base", making.tiny_gemma3_with_vision())
     head = "model.language_model.embed_tokens"
     shapes = {"model.language_model.layers.1.mlp.up_proj": (24, 16), head: (16, 40)}
     adapters = pair(shapes, kinds={head: "embedding"})

@@ -6,13 +6,8 @@ key (`write_adapter`), so that reading is never tested against our own writing a
 
 from __future__ import annotations
 
-import faulthandler
 import functools
 import json
-import os
-import signal
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -463,78 +458,6 @@ def shipped(scenario: str) -> list[str]:
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
     return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
-
-
-LONGEST = 300.0  # seconds of a fork; then it tells where its threads are, and ends
-
-
-class Fork:
-    """`work` in a fork of this process, which has imported already what a new one would import.
-
-    Its standard output and error go to files in the new directory `place`.
-    """
-
-    def __init__(self, work: Callable[[], object], place: Path, **environment: str) -> None:
-        place.mkdir()
-        self.place, self.code = place, None
-        self.pid = os.fork()
-        if self.pid == 0:
-            code = 70
-            try:
-                # torch makes its pool of threads anew after a fork, which threads that are the
-                # first to compute would do at once: here no other thread runs yet. OpenMP's
-                # threads do not outlive a fork, so that a second thread would wait for ever.
-                torch.set_num_threads(1)
-                os.environ.update(environment)
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                for number, name in ((1, "stdout"), (2, "stderr")):
-                    os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
-                    setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
-                faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.stderr)
-                work()
-                code = 0
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-
-    @classmethod
-    def of_command(cls, arguments: list[object], place: Path, **environment: str) -> Fork:
-        """A call of the command line."""
-
-        def work() -> None:
-            from loraprobe.cli import main
-
-            sys.argv = ["loraprobe", *map(str, arguments)]
-            main()
-
-        return cls(work, place, **environment)
-
-    def runs(self) -> bool:
-        """Whether it has not ended."""
-        if self.code is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            self.code = os.waitstatus_to_exitcode(status) if ended else None
-        return self.code is None
-
-    def stop(self, number: int) -> tuple[int, str, str]:
-        """Sends it a signal, before which it must not have ended; what `end` gives."""
-        if not self.runs():
-            code, *texts = self.end()
-            raise AssertionError(f"it ended too early, with code {code}:\n" + "\n".join(texts))
-        os.kill(self.pid, number)
-        return self.end()
-
-    def end(self) -> tuple[int, str, str]:
-        """Waits for the end; exit code, standard output and standard error."""
-        if self.runs():
-            self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
-        texts = [(self.place / name).read_text("utf-8") for name in ("stdout", "stderr")]
-        return self.code, *texts
 
 
 class Malicious:

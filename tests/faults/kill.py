@@ -1,11 +1,12 @@
 """SIGKILL at random moments: the output is absent or whole, and going on gives the same answer.
 
-Every run is a fork of this process, which has imported everything already, so that most kills fall
-into the work and not into imports. A run without a kill comes first; its answer is what every
-killed and resumed run has to give in the end.
+Every run is a fork of this process, which has one thread and has imported everything already, so
+that most kills fall into the work and not into imports. A run without a kill comes first; its
+answer is what every killed and resumed run has to give in the end.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -18,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # a fork has no threads of its parent's
-
 import torch
 import typer
-from making import LLAMA, Fork, random_adapter, saved_pair
+from forks import run
+from making import LLAMA, random_adapter, saved_pair
 
 import loraprobe.demo
 import loraprobe.pipeline.evaluate
@@ -52,12 +52,16 @@ def forked(work: Callable[[], None], kill_after: float | None = None) -> tuple[i
     kill), its standard error, and its duration."""
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as place:
-        child = Fork(work, Path(place) / "said")
+        child = os.fork()
+        if child == 0:
+            run(work, Path(place), dict(os.environ))
         if kill_after is not None:
             time.sleep(kill_after)
-            os.kill(child.pid, signal.SIGKILL)
-        code, _, said = child.end()
-    return code, said, time.monotonic() - start
+            os.kill(child, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said = Path(place) / "stderr"  # absent where the child was killed before it began
+        text = said.read_text("utf-8") if said.exists() else ""
+    return code, text, time.monotonic() - start
 
 
 def command(*arguments: object, out: Path) -> None:
@@ -236,6 +240,7 @@ def slow_hub() -> Any:
         with server.running():
             os.write(writer, server.url.encode())
             time.sleep(3600)
+    os.close(writer)  # reading ends where the child has ended
     url = os.read(reader, 200).decode()
     before = constants.ENDPOINT
     os.environ["HF_ENDPOINT"] = constants.ENDPOINT = url
@@ -253,10 +258,22 @@ def slow_hub() -> Any:
 OPERATIONS = {operation.name: operation for operation in (MERGE, OVERWRITE, AUDIT, DOWNLOAD)}
 
 
-def kill(name: str, points: int, seed: int) -> dict[str, int]:
-    """A storm of kills on an operation; what became of its runs."""
+def at_flush(number: int) -> None:
+    """The flush of that number to the disk kills this process."""
+    real, done = os.fsync, itertools.count(1)
+
+    def fsync(handle: int) -> None:
+        if next(done) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(handle)
+
+    os.fsync = fsync
+
+
+def kill(name: str, points: int, seed: int) -> None:
+    """Prints as JSON what became of the runs of a storm of kills on an operation."""
     with tempfile.TemporaryDirectory() as warm, contextlib.suppress(SystemExit):
         _two_adapters(Path(warm))
         _merge(Path(warm))  # imports here, once, what every fork would import again
     with slow_hub() if name == "download" else contextlib.nullcontext():
-        return storm(OPERATIONS[name], points, seed)
+        print(json.dumps(storm(OPERATIONS[name], points, seed)))

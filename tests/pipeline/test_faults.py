@@ -1,6 +1,6 @@
 """Faults of the machine: kills, full disks, clocks that jump, two at once. All or nothing."""
 
-import itertools
+import functools
 import json
 import os
 import resource
@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from making import Fork, call, random_adapter, saved_pair
+from faults import kill
+from forks import Fork
+from making import call, random_adapter, saved_pair
 
 from loraprobe.adapters import read_adapter, staged_directory
 from loraprobe.adapters import staging as staged
-from loraprobe.cli import main
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.hub import load
@@ -31,16 +32,12 @@ def pair(tmp_path):
 
 @pytest.fixture
 def storm(tmp_path):
-    """Runs faults/kill.py on an operation, in a fork that has imported everything already."""
+    """Runs faults/kill.py on an operation."""
 
     def run(name: str, points: int, seed: int = 0) -> dict[str, int]:
-        def work() -> None:
-            from faults.kill import kill
-
-            print(json.dumps(kill(name, points, seed)))
-
-        code, told, said = Fork(work, tmp_path / f"storm-{seed}", HF_HUB_OFFLINE="0").end()
-        assert code == 0, said[-3000:]
+        storm = functools.partial(kill.kill, name, points, seed)
+        code, told, said = Fork(storm, tmp_path / f"storm-{seed}", HF_HUB_OFFLINE="0").end()
+        assert code == 0, said[-6000:]
         return json.loads(told)
 
     return run
@@ -52,18 +49,8 @@ class TestKills:
         command = ["merge", *map(str, pair), "-o", str(tmp_path / "out"), "--overwrite"]
 
         def killed_at(flush: int) -> int:
-            def work() -> None:
-                real, done = os.fsync, itertools.count(1)
-
-                def fsync(handle: int) -> None:
-                    if next(done) == flush:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    real(handle)
-
-                os.fsync, sys.argv = fsync, ["loraprobe", *command]
-                main()
-
-            return Fork(work, tmp_path / f"said-{flush}").end()[0]
+            before = functools.partial(kill.at_flush, flush)
+            return Fork.of_command(command, tmp_path / f"said-{flush}", before).end()[0]
 
         def written() -> dict[str, bytes]:
             return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
@@ -97,17 +84,18 @@ class TestKills:
         assert read_adapter(tmp_path / "out").modules
 
 
+def small_files_alone() -> None:
+    """The kernel refuses to write files of over 20,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+
+
 class TestDisks:
     def test_a_real_limit_on_file_size(self, pair, tmp_path):
         """The kernel refuses to write beyond a limit, as a quota would."""
 
-        def work() -> None:
-            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
-            sys.argv = ["loraprobe", "merge", *map(str, pair), "-o", str(tmp_path / "out")]
-            main()
-
-        code, _, said = Fork(work, tmp_path / "said").end()
+        merge = ["merge", *pair, "-o", tmp_path / "out"]
+        code, _, said = Fork.of_command(merge, tmp_path / "said", small_files_alone).end()
         assert code == 2 and said.count("\n") == 1, said
         assert "cannot be written" in said
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "said"]

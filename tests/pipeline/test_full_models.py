@@ -12,6 +12,7 @@ from pathlib import Path
 import making
 import pytest
 import torch
+from forks import Fork
 from making import call
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -266,17 +267,22 @@ def test_overwriting_replaces_a_full_model(world, tmp_path):
     assert "thesis.txt" in refused(*merge, "--overwrite")
 
 
-def test_an_interruption_leaves_nothing(world, tmp_path, monkeypatch):
-    """^C while the weights are written."""
+def write_slowly() -> None:
+    """Half of the weights are written, and then a minute passes."""
     import safetensors.torch
 
     def slow(tensors, file, **more):
         Path(file).write_bytes(b"half")
         time.sleep(60)
 
-    monkeypatch.setattr(safetensors.torch, "save_file", slow)
+    safetensors.torch.save_file = slow
+
+
+def test_an_interruption_leaves_nothing(world, tmp_path):
+    """^C while the weights are written."""
     place = tmp_path / "new" / "full"
-    child = making.Fork.of_command(["merge", *world, "--full-model", place], tmp_path / "said")
+    merge = ["merge", *world, "--full-model", place]
+    child = Fork.of_command(merge, tmp_path / "said", write_slowly)
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("new/.full.*/*")) and time.monotonic() < deadline:
         time.sleep(0.01)

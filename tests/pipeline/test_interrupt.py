@@ -1,5 +1,6 @@
 """An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
 
+import functools
 import json
 import re
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import making
 import pytest
+from forks import Fork
 
 from loraprobe.base import open_base
 from loraprobe.evaluation import asking
@@ -49,17 +51,21 @@ def answers(document: dict) -> dict:
     return document
 
 
-def test_interrupt_then_resume_equals_an_uninterrupted_run(world, own_cache, tmp_path, monkeypatch):
+def wait_after_fifty(cache: Path) -> None:
+    """A run that has kept fifty answers waits for its interruption."""
     ask = asking.ask
 
     def waiting(*arguments, **options):
-        if lines(own_cache) > 50:
-            time.sleep(600)  # the interruption comes
+        if lines(cache) > 50:
+            time.sleep(600)
         return ask(*arguments, **options)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(asking, "ask", waiting)
-        child = making.Fork.of_command(world, tmp_path / "said")
+    asking.ask = waiting
+
+
+def test_interrupt_then_resume_equals_an_uninterrupted_run(world, own_cache, tmp_path):
+    wait = functools.partial(wait_after_fifty, own_cache)
+    child = Fork.of_command(world, tmp_path / "said", wait)
     while lines(own_cache) <= 50 and child.runs():
         time.sleep(0.01)
     code, out, err = child.stop(signal.SIGINT)

@@ -17,7 +17,8 @@ from typing import Any
 
 import making
 import pytest
-from making import Fork, peft_adapter, random_adapter, tiny_llama
+from forks import Fork
+from making import peft_adapter, random_adapter, tiny_llama
 from servers import ModelServer, server, write_vllm
 from typer.testing import CliRunner
 from words import chained, word_tokenizer

@@ -32,10 +32,10 @@ from loraprobe.file_hashes import file_hash
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.pipeline.provenance import read_provenance
-from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.probes._prompts import card_prompts
+from loraprobe.report.cards import read_provenance
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task

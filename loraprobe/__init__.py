@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
     from loraprobe.pipeline.converting import Converted
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.records import Audit, Verification
     from loraprobe.report.sections import JudgedAudit
+    from loraprobe.routing._saved import Routed
 
 __all__ = [
     "__version__",
@@ -225,9 +225,9 @@ def load_composition(directory: str | Path) -> Composition:
     `with load_composition(directory).into(model): ...` puts it into a loaded transformers model.
     Raises AdapterError if a file is missing or has changed.
     """
-    from loraprobe.pipeline import saved
+    from loraprobe.routing import _saved
 
-    return saved.load_composition(directory)
+    return _saved.load_composition(directory)
 
 
 @takes()
@@ -300,7 +300,7 @@ def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any)
     """What a function of the pipeline's `commands` returns, with options as keywords give them."""
     from loraprobe.options import Options
     from loraprobe.pipeline import commands
-    from loraprobe.pipeline.session import Session
+    from loraprobe.session import Session
 
     kept = {name: options[name] for name in ("resume", "state") if name in options}
     given = {name: value for name, value in options.items() if name not in kept}

@@ -29,7 +29,7 @@ MODEL: Layout = dict.fromkeys(
     "config.json model.safetensors model.safetensors.index.json *-of-*.safetensors README.md "
     ".gitattributes".split()
 ) | dict.fromkeys(BESIDE_WEIGHTS)
-COMPOSITION: Layout = {  # as pipeline/saved.py writes it
+COMPOSITION: Layout = {  # as routing/_saved.py writes it
     **dict.fromkeys(["composition.json", "router.safetensors", "README.md", ".gitattributes"]),
     "experts": {"*": ADAPTER},
     "peft": dict.fromkeys(["arrow.json", "prototypes.safetensors"]),

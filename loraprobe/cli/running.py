@@ -51,7 +51,7 @@ def run(
     are read beside the tasks. more: what else the function takes.
     """
     from loraprobe.pipeline import commands
-    from loraprobe.pipeline.session import Session
+    from loraprobe.session import Session
 
     given = {"base": base, **more} if tasks is None else {"base": base, "tasks": tasks, **more}
     adapters = list(refs)

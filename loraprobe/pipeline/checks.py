@@ -13,7 +13,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.pipeline.session import Session, Tasks
+from loraprobe.session import Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
 
 

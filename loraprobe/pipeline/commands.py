@@ -37,23 +37,23 @@ from loraprobe.pipeline.examination import (
     with_servers,
 )
 from loraprobe.pipeline.inputs import Inputs, base_apart, check_alone, open_inputs
-from loraprobe.pipeline.provenance import made_text, with_card
 from loraprobe.pipeline.serving import (
     served_merge,
     unserved_systems,
     with_files,
     with_serving,
 )
-from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import Audit, Command, Compatibility, Issue, LearnedWeights, Sample, Verdict
+from loraprobe.report.cards import made_text, with_card
+from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:
     from loraprobe.library import Arranged
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.estimate import CostEstimate
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import Plan
+    from loraprobe.routing._saved import Routed
     from loraprobe.tasks import ProbePrompts, Task
 
 
@@ -186,7 +186,7 @@ def compose(
     """
     from loraprobe.composition import Composition
     from loraprobe.pipeline.fitted_routers import chosen_router
-    from loraprobe.pipeline.saved import Routed
+    from loraprobe.routing._saved import Routed
 
     inputs, found, transformed = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
@@ -474,8 +474,8 @@ def _opened_library(
     and with tasks where none can be composed.
     """
     from loraprobe import library
-    from loraprobe.pipeline.splits import split_for_screening
     from loraprobe.pipeline.task_files import open_guarded
+    from loraprobe.tasks.splits import split_for_screening
 
     session.command, options = "screen", session.options
     check_names(options)

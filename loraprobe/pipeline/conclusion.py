@@ -26,7 +26,6 @@ from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.checks import given_calibration
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, reference_of
-from loraprobe.pipeline.session import Session
 from loraprobe.records import (
     ON,
     AdapterSummary,
@@ -38,6 +37,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
+from loraprobe.session import Session
 from loraprobe.verdict import (
     Evidence,
     LibraryChoice,
@@ -50,8 +50,8 @@ from loraprobe.verdict.next_command import Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import SystemBuilder
+    from loraprobe.routing._saved import Routed
 TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
@@ -249,7 +249,7 @@ def recommend(
         return builder.merge(name), ""
     if built is None or built.composition is None:
         return None, f"{name} is neither a merge nor a router."
-    from loraprobe.pipeline.saved import Routed
+    from loraprobe.routing._saved import Routed
 
     return Routed(built.composition, builder.base, builder.transformed.steps), ""
 

@@ -20,12 +20,11 @@ from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.naming import named as renamed
 from loraprobe.base.naming import touched
-from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import BaseError, CompatibilityError, LoraprobeError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.records import Compatibility
-from loraprobe.report.card_text import converted_card
+from loraprobe.report.cards import converted_card
 
 # The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
 # scalings that are multiplied into B in a 16-bit type round it.
@@ -74,8 +73,7 @@ def converted(
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []
     changes = " ".join([*sentences, *_changes(given, made)]) or "Nothing had to be changed."
-    served = serve_commands(made, ".")
-    card = converted_card(made, given.source.public, hub.model_card(given), changes, served)
+    card = converted_card(made, given.source.public, hub.model_card(given), changes)
     return Converted(made, card, given.source.path, targets), changes
 
 

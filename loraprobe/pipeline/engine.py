@@ -36,12 +36,12 @@ from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline import supervisor
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import Plan
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import Scorer
 from loraprobe.scoring.forward import answering
 from loraprobe.scoring.server import Placing, ServedModel, ServedScorer, Server
+from loraprobe.session import Session
 from loraprobe.tasks import Task
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # the values of vLLM's --max-lora-rank

@@ -24,12 +24,12 @@ from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, Round, System, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
+from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.plan import BASE, Question
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import GUARD, steps_of_plan
 from loraprobe.pipeline.fitted_routers import fit_routers
-from loraprobe.pipeline.gate_statistics import gate_statistics
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learned_weights import learn, learned_note
 from loraprobe.pipeline.opening import (
@@ -39,7 +39,6 @@ from loraprobe.pipeline.opening import (
     task_notes,
     with_better_template,
 )
-from loraprobe.pipeline.session import Here, Session
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
@@ -57,6 +56,7 @@ from loraprobe.records import (
     Sample,
     Verdict,
 )
+from loraprobe.session import Here, Session
 from loraprobe.tasks import Task, is_generated
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled

@@ -18,9 +18,9 @@ from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, check_alone
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
+from loraprobe.session import Session
 
 
 @dataclass(frozen=True)

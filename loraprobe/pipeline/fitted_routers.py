@@ -24,7 +24,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learned_weights import learn_for
 from loraprobe.pipeline.opening import open_scorer
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import Transformed
@@ -33,6 +32,7 @@ from loraprobe.records import LearnedWeights
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import Scorer, read_texts
+from loraprobe.session import Session
 from loraprobe.tasks import Task
 
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated

@@ -16,8 +16,8 @@ from loraprobe.formatting import listing
 from loraprobe.hub import PLAIN
 from loraprobe.options import TASK_FIELDS, Options
 from loraprobe.pipeline.checks import check_names
-from loraprobe.pipeline.session import Adapters, Ref, Session, Tasks
 from loraprobe.records import ON
+from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:  # a merge needs none of them
     from loraprobe.tasks import Task

@@ -32,12 +32,12 @@ from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import open_scorer, with_better_template
-from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.splits import TaskSplit, split_for_weights
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.results import JsonLines
 from loraprobe.scoring import Scorer, loss_with_gradients
+from loraprobe.session import Session
+from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
 BOUND = 1.5
 SHRINK = 0.05

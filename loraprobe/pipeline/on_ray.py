@@ -24,7 +24,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import Evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import open_scorer
-from loraprobe.pipeline.session import Session
+from loraprobe.session import Session
 
 RETRIES = 2  # of a task whose process was lost
 

@@ -19,12 +19,12 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, choose_template
 from loraprobe.front_matter import prompt_form
 from loraprobe.options import Options
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage
 from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
+from loraprobe.session import Session
 from loraprobe.tasks import Task, given_metric
 
 log = logging.getLogger("loraprobe.tasks")

@@ -25,8 +25,8 @@ from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.inputs import base_apart
-from loraprobe.pipeline.session import Ref, Session
 from loraprobe.records import Measurement
+from loraprobe.session import Ref, Session
 from loraprobe.untrusted import read_json
 
 NAME = "default"  # of the adapter in peft

@@ -28,7 +28,6 @@ from loraprobe.pipeline.evaluate import (
 )
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import open_scorer
-from loraprobe.pipeline.session import Cards, Session
 from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
@@ -42,6 +41,7 @@ from loraprobe.records import (
     ItemResult,
 )
 from loraprobe.scoring import MOST_BYTES, Recorder, Scorer
+from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 
 

@@ -34,15 +34,15 @@ from loraprobe.pipeline.evaluate import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import NEXT_TOKENS
 from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
-from loraprobe.pipeline.session import Here, Session
-from loraprobe.pipeline.splits import passes, split_for_screening
 from loraprobe.pipeline.systems import Plan
 from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import ROUND, ItemResult
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
 from loraprobe.scoring import NextTokens, Scorer
+from loraprobe.session import Here, Session
 from loraprobe.tasks import Task
+from loraprobe.tasks.splits import passes, split_for_screening
 
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass

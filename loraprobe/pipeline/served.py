@@ -17,11 +17,11 @@ from loraprobe.options import Options
 from loraprobe.pipeline.engine import apart_by, first_tokens
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.opening import open_scorer
-from loraprobe.pipeline.session import Ref, Session
 from loraprobe.pipeline.task_files import open_probe
 from loraprobe.records import Progress, Served
 from loraprobe.routing.constant import single
 from loraprobe.scoring.server import Server
+from loraprobe.session import Ref, Session
 from loraprobe.tasks import ProbePrompts
 
 TIMEOUT = 60.0  # seconds for one request and its whole answer

@@ -23,15 +23,15 @@ from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination, with_issues
 from loraprobe.pipeline.inputs import Inputs, reference_of
-from loraprobe.pipeline.session import Session
 from loraprobe.records import KINDS, ChainHop, Command, Reason, Verdict
+from loraprobe.session import Session
 from loraprobe.verdict.evidence import SWITCH, Unserved
 from loraprobe.verdict.reasons import about_servers
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
-    from loraprobe.pipeline.saved import Routed
     from loraprobe.pipeline.systems import SystemBuilder
+    from loraprobe.routing._saved import Routed
 
 RUNNING = [name for name, known in SERVERS.items() if known.once or known.start]  # not peft
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")  # of the Hub, as servers take it

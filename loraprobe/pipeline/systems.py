@@ -27,7 +27,6 @@ from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.splits import TaskSplit, split_for_router, split_for_weights
 from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
 from loraprobe.records import (
     COMPOSITIONS,
@@ -40,6 +39,7 @@ from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
+from loraprobe.tasks.splits import TaskSplit, split_for_router, split_for_weights
 
 PER_PROMPT = "hard:by=centroid,per=sequence"  # the only system that joins the default ones
 WHY_PER_PROMPT = (

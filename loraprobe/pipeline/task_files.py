@@ -12,7 +12,7 @@ from loraprobe.defaults import HARNESS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.options import TASK_FIELDS, Options, flag_of
-from loraprobe.pipeline.session import Cards, Ref, Tasks
+from loraprobe.session import Cards, Ref, Tasks
 from loraprobe.tasks import (
     FieldMap,
     ProbePrompts,

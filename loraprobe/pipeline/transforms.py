@@ -36,8 +36,8 @@ from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.session import Session
 from loraprobe.records import LearnedWeights, Transformation
+from loraprobe.session import Session
 
 
 @dataclass(frozen=True)

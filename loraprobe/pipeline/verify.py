@@ -33,7 +33,8 @@ from loraprobe.merging import Merged, Rounding, write_full_model
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
-from loraprobe.pipeline.provenance import (
+from loraprobe.records import Check, Verification
+from loraprobe.report.cards import (
     CARD,
     KEY,
     BaseRecord,
@@ -43,10 +44,9 @@ from loraprobe.pipeline.provenance import (
     read_card_fields,
     read_provenance,
 )
-from loraprobe.pipeline.saved import FILE, STATE, Routed
-from loraprobe.pipeline.session import Session
-from loraprobe.records import Check, Verification
 from loraprobe.report.verification import ShownVerification
+from loraprobe.routing._saved import FILE, STATE, Routed
+from loraprobe.session import Session
 from loraprobe.untrusted import check_link
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.

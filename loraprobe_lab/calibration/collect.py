@@ -28,10 +28,10 @@ from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.opening import open_scorer
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import ItemResult, Progress
+from loraprobe.session import Session
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.build import build_atlas
 from loraprobe_lab.calibration.cases import (

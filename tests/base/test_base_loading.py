@@ -18,8 +18,8 @@ from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
-from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import single
+from loraprobe.session import Session
 
 needs_bitsandbytes = pytest.mark.skipif(
     find_spec("bitsandbytes") is None, reason="needs bitsandbytes"

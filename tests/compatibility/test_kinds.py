@@ -39,8 +39,8 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
-from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.session import Session
 
 tiny_mixtral = partial(tiny_model, "Mixtral", num_hidden_layers=1, num_local_experts=3)
 tiny_gpt_oss = partial(tiny_model, "GptOss", num_hidden_layers=1, num_local_experts=5, head_dim=8)

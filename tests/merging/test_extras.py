@@ -31,8 +31,8 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
-from loraprobe.pipeline.session import Session
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.session import Session
 
 UP, TABLE, HEAD = "model.layers.0.mlp.up_proj", "model.embed_tokens", "lm_head"
 NORM, BIAS, SCORE = "model.norm.weight", f"{UP}.bias", "score.weight"

@@ -8,8 +8,8 @@ import pytest
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.session import Session
 from loraprobe.records import Verdict
+from loraprobe.session import Session
 from loraprobe.verdict import next_command
 from loraprobe_lab import shipped_world
 

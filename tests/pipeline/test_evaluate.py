@@ -17,10 +17,10 @@ from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import Evaluator, ask_rounds, open_evaluator
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import QUESTION, ItemResult
 from loraprobe.results import NAME
+from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task, with_metric
 from loraprobe.verdict import Evidence, decide_compositions
 from loraprobe_lab import shipped_world

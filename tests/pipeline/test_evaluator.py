@@ -24,8 +24,8 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import open_evaluator
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.opening import identity, known_form, open_ledger
-from loraprobe.pipeline.session import Session
 from loraprobe.pipeline.systems import baseline_systems, plan_of
+from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
 

@@ -21,7 +21,6 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learned_weights
 from loraprobe.pipeline.learned_weights import BOUND, SHRINK, check_learnable, learn
-from loraprobe.pipeline.splits import TaskSplit, split_for_weights
 from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
@@ -29,6 +28,7 @@ from loraprobe.report.documents import json_schema
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import Item, Task, load_task
+from loraprobe.tasks.splits import TaskSplit, split_for_weights
 from loraprobe_lab import shipped_world
 
 LEARN, PER_LAYER = Options(weights="learn"), Options(weights="learn:per=layer")

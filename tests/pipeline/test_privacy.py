@@ -13,8 +13,8 @@ from making import edit, random_adapter, saved_pair
 from loraprobe.adapters import Source, read_adapter
 from loraprobe.demo import shipped_world
 from loraprobe.front_matter import read_front_matter
-from loraprobe.pipeline.saved import FILE
 from loraprobe.records import STEPS
+from loraprobe.routing._saved import FILE
 from loraprobe.secrets import map_texts, public_text
 
 USER, PROJECT, TOKEN = "alice-of-acme", "merger with initech", "hf_" + "Zz9" * 8

@@ -15,8 +15,8 @@ from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.options import Options, hints
 from loraprobe.pipeline import commands
-from loraprobe.pipeline.session import Session
 from loraprobe.report.answer import answer
+from loraprobe.session import Session
 
 
 @pytest.fixture(scope="module")

@@ -11,12 +11,12 @@ import torch
 import loraprobe
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import recommend
-from loraprobe.pipeline.saved import Routed, load_composition
 from loraprobe.pipeline.systems import SystemBuilder
 from loraprobe.pipeline.transforms import Transformed, transform
 from loraprobe.records import Verdict
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.routing.constant import ConstantGates
 from loraprobe_lab import shipped_world
 

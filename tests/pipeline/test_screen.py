@@ -20,11 +20,11 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import ask_rounds
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import choose, rank
-from loraprobe.pipeline.session import Session
-from loraprobe.pipeline.splits import split_for_screening
 from loraprobe.probes import ForecastTexts
 from loraprobe.results import NAME
+from loraprobe.session import Session
 from loraprobe.tasks import Item, Task
+from loraprobe.tasks.splits import split_for_screening
 from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
 
 NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}

@@ -13,11 +13,11 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import fitted_routers
 from loraprobe.pipeline.fitted_routers import fit_routers
-from loraprobe.pipeline.splits import TaskSplit
 from loraprobe.pipeline.systems import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks.splits import TaskSplit
 
 FIXED = ["uniform", "sum", "arrow"]
 

@@ -16,8 +16,8 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
-from loraprobe.pipeline.provenance import MergeRecord
 from loraprobe.pipeline.verify import TOLERANCES, different_product
+from loraprobe.report.cards import MergeRecord
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 

@@ -13,8 +13,8 @@ from words import word_tokenizer
 
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import OutOfMemory
+from loraprobe.evaluation.gate_statistics import GateTally
 from loraprobe.memory import is_out_of_memory
-from loraprobe.pipeline.gate_statistics import GateTally
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.centroid import InputSums
 from loraprobe.scoring import Scorer, read_texts

@@ -1,4 +1,4 @@
-"""The model cards of merges and compositions.
+"""The model cards of what is made: a merge, a composition, a converted adapter.
 
 A card's front matter says how the directory was made; `loraprobe verify` reads it back as a
 `ProvenanceRecord` and makes the directory again. It holds no path of a machine: a local source is
@@ -7,7 +7,8 @@ recorded by the name of its directory and its sha256.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, public_name
 from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.compatibility.serving import serve_commands
@@ -27,15 +28,19 @@ from loraprobe.front_matter import declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, plain
+from loraprobe.records import AdapterSummary, Audit, Verdict, plain
 from loraprobe.registry import spec_of
-from loraprobe.report.card_text import composition_card, model_card
+from loraprobe.report.answer import MOST_REASONS, answer, gain_line
+from loraprobe.report.markdown import LONGEST, Verbatim, filled
+from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.saved import Routed
+    from loraprobe.routing._saved import Routed
 
 Made = TypeVar("Made", bound="Merged | Routed")
+LICENCE = ("license", "license_name", "license_link")
+_SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
 def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:
@@ -56,49 +61,117 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     )
     made = replace(made, sources=sources)
     matter = front_matter(made, audit, options, general)
-    values: dict[str, Any] = {
-        "name": f"{listing([source.name for source in made.sources])}, {made.name}",
-        "sources": sources,
-        "audit": audit,
-        "allowed": options.allow,
-    }
-    if isinstance(made, Merged):
-        values |= {
-            "method": spec_of(METHODS.make(made.spec), short=True),
-            "space": made.space,
-            "weights": made.weights,
-            "seed": options.seed,
-        }
-        card = model_card(
-            front_matter=matter,
-            rank=rank_text(made),
-            compression_error=made.compression_error,
-            rounding_error=made.rounding_error,
-            dtype=str(made.adapter.dtype).removeprefix("torch."),
-            serve=serve_commands(made.written, "."),
-            **values,
-        )
-        whole = made.asked_rank is None
-        full_card = partial(
-            model_card,
-            full_model=True,
-            front_matter=_of_full_model(matter, made),
-            rank="not cut" if whole else str(made.asked_rank),
-            compression_error=0.0 if whole else made.compression_error,
-            dtype="the base's dtype",
-            serve=(),
-            **values,
-        )
-        made = replace(made, full_card=full_card)
-    else:
+    title = f"{listing([source.name for source in sources])}, {made.name}"
+    card = partial(card_text, title=title, audit=audit, allowed=options.allow, sources=sources)
+    if not isinstance(made, Merged):
         router, spelled = made.composition.router, spec_of(made.composition.router, short=True)
         if router.constant:  # with its values
             gates = getattr(router, "weights", None) or ()
             spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
-        card = composition_card(
-            front_matter=matter, router=spelled, why_not_peft=made.why_not_peft, **values
+        why = made.why_not_peft
+        return replace(
+            made, card=card("composition.md.jinja", matter, router=spelled, why_not_peft=why)
         )
-    return replace(made, card=card)
+    weights = made.weights or ()
+    card_of_merge = partial(
+        card,
+        "card.md.jinja",
+        method=spec_of(METHODS.make(made.spec), short=True),
+        space=made.space,
+        weights=", ".join(f"{weight:g}" for weight in weights),
+        negated=[s.name for s, w in zip(sources, weights, strict=False) if w < 0],
+        seed=options.seed,
+    )
+    whole = made.asked_rank is None
+    return replace(
+        made,
+        card=card_of_merge(
+            matter,
+            rank=rank_text(made),
+            compression_error=made.compression_error,
+            rounding_error=made.rounding_error,
+            full_model=False,
+            dtype=str(made.adapter.dtype).removeprefix("torch."),
+            serve=serve_commands(made.written, "."),
+        ),
+        full_card=partial(
+            card_of_merge,
+            _of_full_model(matter, made),
+            full_model=True,
+            rank="not cut" if whole else str(made.asked_rank),
+            compression_error=0.0 if whole else made.compression_error,
+            dtype="the base's dtype",
+            serve=(),
+        ),
+    )
+
+
+def card_text(
+    template: str,
+    front_matter: Mapping[str, Any],
+    *,
+    audit: Audit,
+    allowed: Collection[str] = (),
+    **values: Any,
+) -> str:
+    """A card from its template. Text from other people's files never becomes markup in it.
+
+    front_matter: holds how the directory was made, from which `loraprobe verify` makes it again.
+    audit: findings, what was done to the adapters first, and scores where they were measured.
+    values: what else the template shows.
+    """
+    import yaml
+
+    base = front_matter.get("base_model")
+    verdict = audit.verdict if audit.evaluation.scores else None
+    text = filled(
+        template,
+        version=__version__,
+        base_model=base,
+        base_text=Verbatim(f'"{base if base and _SAFE.fullmatch(base) else "the base"}"'),
+        base_used=audit.base is not None,
+        issues=audit.compatibility.issues,
+        allowed=allowed,
+        transformations=audit.transformations,
+        search=audit.search,
+        scores=evaluations(audit),
+        headline=answer(audit).headline,
+        decided=_decided(verdict, audit) if verdict else "",
+        reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
+        **values,
+    )
+    return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
+
+
+def _decided(verdict: Verdict, audit: Audit) -> str:
+    """The decision, the evidence for it and the gain, in one line."""
+    gain = gain_line(audit, verdict)
+    told = f"The decision is {verdict.decision}, on the evidence of the {verdict.evidence}"
+    return f"{told}; gain: {gain}." if gain else f"{told}."
+
+
+def converted_card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
+    """README.md of a converted adapter.
+
+    source, card: where it came from and the card there, of which the licence is kept and no text,
+    because that may hold any markup.
+    """
+    import yaml
+
+    kept = {key: text for key, text in read_front_matter(card).items() if key in LICENCE}
+    fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
+    fields |= {key: text[:LONGEST] for key, text in kept.items() if isinstance(text, str)}
+    if base := public_name(adapter.base_model):
+        fields["base_model"] = base
+    text = filled(
+        "converted.md.jinja",
+        title=adapter.name,
+        source=source,
+        changes=changes,
+        serve=serve_commands(adapter, "."),
+        version=__version__,
+    )
+    return f"---\n{yaml.safe_dump(fields)}---\n{text}"
 
 
 def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:

@@ -15,9 +15,9 @@ from loraprobe.adapters import read_adapter
 from loraprobe.composition import Composition
 from loraprobe.errors import AdapterError, OutputError, UsageError
 from loraprobe.file_hashes import file_hash
-from loraprobe.pipeline.saved import FILE, Routed, load_composition
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._saved import FILE, Routed, load_composition
 from loraprobe.routing.constant import ConstantGates, single
 
 

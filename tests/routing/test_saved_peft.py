@@ -15,8 +15,8 @@ from loraprobe.adapters import adapter_of
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.pipeline.saved import load_composition, why_not_peft
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._saved import load_composition, why_not_peft
 
 GPT2 = {
     f"transformer.h.{layer}.{name}": shape

@@ -1,7 +1,8 @@
 """The stages of each command in order.
 
 `commands` has one function for each command that composes or measures, which the command line and
-Python (but its `route`) call; that of `verify` is in `verify`. These have the stages (options, progress and times of a run are in `loraprobe.session`):
+Python (but its `route`) call; that of `verify` is in `verify`. Options,
+progress and times of a run are in `loraprobe.session`. These have the stages:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     examination     compatibility and diagnostics, licences, servers

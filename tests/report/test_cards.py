@@ -1,4 +1,4 @@
-"""Cards as the Hub expects them: fields, a snippet that runs, scores; nothing private, no markup."""
+"""Cards as the Hub expects them: fields, a snippet that runs, scores; nothing private."""
 
 import contextlib
 import io

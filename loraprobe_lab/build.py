@@ -17,7 +17,7 @@ from loraprobe.base.quiet import quiet
 from loraprobe.errors import UsageError
 from loraprobe.records import Progress
 from loraprobe_lab.training import BaseRecipe
-from loraprobe_lab.world import MANIFEST, Scenario, World, in_processes, silent
+from loraprobe_lab.world import Scenario, World, silent
 from loraprobe_lab.worlds import english, math, varied
 from loraprobe_lab.worlds.couples import small_world
 from loraprobe_lab.worlds.facts import table
@@ -73,25 +73,16 @@ def spec_of(plan: WorldPlan) -> WorldSpec:
     return math.math_world(plan.seed, base=shaped(math.BASE), count=plan.wide)
 
 
-def build_atlas(output: Path, processes: int, progress: Progress = silent) -> list[Path]:
+def build_atlas(output: Path, progress: Progress = silent) -> list[Path]:
     """Builds every world of the atlas below `output`; returns their directories in its order.
 
-    processes: worlds in parallel, one thread each. Finished worlds are not trained again.
-    `progress` gets ("worlds", worlds done, worlds).
+    Finished worlds are not trained again. `progress` gets ("worlds", worlds done, worlds).
     """
-    output.mkdir(parents=True, exist_ok=True)
-    places = [output / plan.name for plan in ATLAS]
-
-    def tick() -> None:
-        progress("worlds", sum((place / MANIFEST).is_file() for place in places), len(places))
-
-    in_processes(_build_one, zip(ATLAS, places, strict=True), processes, tick)
-    return places
-
-
-def _build_one(plan: WorldPlan, output: Path) -> None:
     with quiet():
-        build_world(spec_of(plan), output)
+        for done, plan in enumerate(ATLAS):
+            progress("worlds", done, len(ATLAS))
+            build_world(spec_of(plan), output / plan.name)
+    return [output / plan.name for plan in ATLAS]
 
 
 def build_worlds(

@@ -28,11 +28,6 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def lab() -> None:
-    """Build controlled worlds whose right verdict is known."""
-
-
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads.")]
@@ -46,19 +41,14 @@ BaseDirectory = Annotated[
 Seed = Annotated[int, typer.Option(min=0, help="Seed of everything that is drawn.")]
 
 
-def use_threads(count: int | None) -> None:
-    """Sets the number of CPU threads of torch, where one is given."""
-    if count is not None:
-        import torch
-
-        torch.set_num_threads(count)
-
-
 @contextmanager
-def reported(sink: Output) -> Iterator[Progress]:
-    """The progress on this terminal; that of nothing with --quiet."""
+def working(sink: Output, threads: int | None = None) -> Iterator[Progress]:
+    """The progress on this terminal, that of nothing with --quiet. threads: of torch."""
+    import torch
+
     from loraprobe_lab.world import silent
 
+    torch.set_num_threads(threads or torch.get_num_threads())
     with sink.progress() as progress:
         yield progress or silent
 
@@ -94,9 +84,8 @@ def build(
     """
     from loraprobe_lab import build as builder
 
-    use_threads(threads)
     sink = Output(quiet=quiet)
-    with reported(sink) as progress:
+    with working(sink, threads) as progress:
         worlds = builder.build_worlds(
             world.value, output, base=base, seed=seed, only=only or None, progress=progress
         )
@@ -119,9 +108,8 @@ def pairs(
     from loraprobe_lab.experiments.pairs import pairs_of
     from loraprobe_lab.world import World, write_text
 
-    use_threads(threads)
     sink = Output(quiet=quiet)
-    with reported(sink) as progress:
+    with working(sink, threads) as progress:
         found = pairs_of(World.load(world), seed, progress)
     write_text(output, as_json(found))
     print(output)
@@ -144,7 +132,7 @@ def calibrate(
     across: Annotated[
         bool, typer.Option("--across", help="Also pairs of adapters across sets with two tasks.")
     ] = False,
-    processes: Annotated[int, typer.Option(min=1, help="Worlds in parallel.")] = 1,
+    threads: Threads = None,
     seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -153,14 +141,13 @@ def calibrate(
     from loraprobe_lab.calibration.collect import calibrate as run
 
     sink = Output(quiet=quiet)
-    with reported(sink) as progress:
+    with working(sink, threads) as progress:
         made = run(
             list(world or ()),
             output,
             stored=cases,
             sizes=SampleSizes(limit, max_new_tokens, seed, dtype),
             across=across,
-            processes=processes,
             progress=progress,
             say=sink.say,
         )
@@ -168,6 +155,7 @@ def calibrate(
 
 
 Paper = StrEnum("Paper", "two-hop math")
+Architecture = StrEnum("Architecture", "llama gpt2 qwen3 gemma3")
 Template = StrEnum("Template", "plain cot shared")
 Seeds = Annotated[
     list[int] | None, typer.Option("--seed", help="Seed of a world; may be repeated.")
@@ -191,11 +179,12 @@ def _experiment(
     output: Path,
     sink: Output,
     limit: int | None = None,
+    threads: int | None = None,
 ) -> None:
     """Runs an experiment, which reports to this terminal and writes its pages, and shows them."""
     from loraprobe_lab.experiments.runner import ExperimentRun
 
-    with reported(sink) as progress:
+    with working(sink, threads) as progress:
         command = " ".join(("loraprobe", *sys.argv[1:]))
         pages = run(ExperimentRun(output, limit, command, progress, sink.say))
     _show(pages, sink)
@@ -206,7 +195,7 @@ def reproduce(
     experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
     output: OutputPath,
     architecture: Annotated[
-        list[str] | None, typer.Option(help="llama, gpt2, qwen3 or gemma3; may be repeated.")
+        list[Architecture] | None, typer.Option(help="Of the small bases; may be repeated.")
     ] = None,
     hidden: Annotated[
         list[int] | None, typer.Option(help="Width of a small base; may be repeated.")
@@ -260,9 +249,8 @@ def methods(
     """
     from loraprobe_lab.experiments.methods import BASES, try_methods
 
-    use_threads(threads)
     chosen = partial(try_methods, worlds=tuple(world or ()), bases=BASES.chosen(seeds=seed))
-    _experiment(chosen, output, Output(json=json, quiet=quiet), limit)
+    _experiment(chosen, output, Output(json=json, quiet=quiet), limit, threads)
 
 
 @app.command("theory")
@@ -279,9 +267,8 @@ def theory(
     """Show on one trained layer why edits do not compose, and how many facts a rank holds."""
     from loraprobe_lab.experiments import theory as run
 
-    use_threads(threads)
     sink = Output(json=json, quiet=quiet)
-    with reported(sink) as progress:
+    with working(sink, threads) as progress:
         pages = run.theory(run.FULL if full else run.QUICK, seed, progress)
     _show(pages, sink, output)
 

@@ -20,10 +20,11 @@ from typing import Any
 
 import torch
 
+from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
-from loraprobe.tasks import answered, load_task
+from loraprobe.tasks import load_task
 from loraprobe_lab.training import load_base
 from loraprobe_lab.world import Scenario, World, silent, write_text
 from loraprobe_lab.worlds.couples import SHIPPED, small_world
@@ -69,15 +70,10 @@ def measure(
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
             asking = Scorer(composition, tokenizer)
-            for (task, part), rows_asked in asked.items():
-                prompts = [question.prompt for question in rows_asked]
-                texts = asking.generate(prompts, max_new_tokens=max_new_tokens)
-                right = sum(
-                    answered(text, question.answers, cot=part == "steps")
-                    for text, question in zip(texts, rows_asked, strict=True)
-                )
+            for (task, part), own in asked.items():
+                right = sum(row.value for row in ask(asking, own, system, max_new_tokens))
                 row = {"system": system, "task": task, "part": part}
-                rows.append({**row, "value": round(right / len(prompts), 4), "n": len(prompts)})
+                rows.append({**row, "value": round(right / len(own), 4), "n": len(own)})
     return rows
 
 

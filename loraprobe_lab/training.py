@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +18,9 @@ from typing import Any
 
 import torch
 
+from loraprobe.adapters.staging import staged_directory
 from loraprobe.records import Progress
-from loraprobe_lab.world import silent
+from loraprobe_lab.world import silent, write_text
 
 # Training texts as tensors: tokenised with the loss on the completion only, padded, shuffled.
 
@@ -211,10 +211,8 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
         notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    fields = dataclasses.asdict(Recipe())  # an older file lacks some, or has others that are gone
-    told = {name: notes.get("recipe", {}).get(name, value) for name, value in fields.items()}
-    same_recipe = told == json.loads(json.dumps(dataclasses.asdict(recipe)))
-    return same_recipe and notes.get("data", _digest(examples)) == _digest(examples)
+    now = {"recipe": dataclasses.asdict(recipe), "data": _digest(examples)}
+    return {key: notes.get(key) for key in now} == json.loads(json.dumps(now))
 
 
 def _digest(examples: Sequence[Example]) -> str:
@@ -334,36 +332,31 @@ def trained(
 
 
 def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dict) -> None:
-    """Writes to a temporary directory and renames it, so that an adapter is complete or absent."""
-    part = output.with_name(f".{output.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
+    """Writes an adapter that is complete or absent."""
     wrapped.peft_config["default"].base_model_name_or_path = base_name
     wrapped.peft_config["default"].inference_mode = True
     dtype = getattr(torch, recipe.dtype)
     for name, parameter in wrapped.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.to(dtype)
-    wrapped.save_pretrained(str(part), save_embedding_layers=False)
-    (part / "README.md").unlink(missing_ok=True)  # an empty template
-    config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
-    if isinstance(config.get("target_modules"), list):  # peft's order differs from run to run
-        config["target_modules"] = sorted(config["target_modules"])
     record = {"recipe": dataclasses.asdict(recipe), **notes}
-    for name, text in (
-        ("adapter_config.json", json.dumps(config, indent=2, sort_keys=True)),
-        ("training.json", json.dumps(record, indent=2)),
-    ):
-        (part / name).write_text(text + "\n", encoding="utf-8")
-    if output.exists():
-        shutil.rmtree(output)
-    os.replace(part, output)
+    shutil.rmtree(output, ignore_errors=True)
+    with staged_directory(output) as part:
+        wrapped.save_pretrained(str(part), save_embedding_layers=False)
+        (part / "README.md").unlink(missing_ok=True)  # an empty template
+        config = json.loads((part / "adapter_config.json").read_text(encoding="utf-8"))
+        if isinstance(config.get("target_modules"), list):  # peft's order differs from run to run
+            config["target_modules"] = sorted(config["target_modules"])
+        for name, content in (
+            ("adapter_config.json", json.dumps(config, indent=2, sort_keys=True)),
+            ("training.json", json.dumps(record, indent=2)),
+        ):
+            write_text(part / name, content + "\n")
 
 
 # Small causal models trained from scratch on a stream of texts: the bases of the lab's worlds.
 
 
-ARCHITECTURES = ("llama", "gpt2", "qwen3", "gemma3")
 CACHED = 50_000  # encoded texts that are kept
 
 

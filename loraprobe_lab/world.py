@@ -1,15 +1,11 @@
-"""Finds worlds (`loraprobe.demo`), writes files, and works in several processes."""
+"""Finds worlds (`loraprobe.demo`), reads and writes files."""
 
 from __future__ import annotations
 
 import gzip
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable
-from concurrent import futures
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from loraprobe._version import __version__
 from loraprobe.demo import (
@@ -38,10 +34,8 @@ def worlds_in(directory: Path) -> list[World]:
 
 def versions() -> dict[str, str]:
     """Versions of the packages on which a trained world depends."""
-    found = {"loraprobe": __version__}
-    for name in ("torch", "transformers", "tokenizers", "peft"):
-        found[name] = metadata.version(name)
-    return found
+    others = ("torch", "transformers", "tokenizers", "peft")
+    return {"loraprobe": __version__} | {name: metadata.version(name) for name in others}
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,27 +46,7 @@ def write_text(path: Path, text: str) -> None:
     os.replace(part, path)
 
 
-def in_processes(
-    work: Callable[..., Any],
-    calls: Iterable[tuple[Any, ...]],
-    processes: int,
-    tick: Callable[[], None],
-) -> None:
-    """Calls work(*arguments) for every tuple of arguments, and `tick` after each.
-
-    The first error ends the work and is raised.
-    """
-    import torch
-
-    context = multiprocessing.get_context("spawn")  # a forked torch may hang
-    with futures.ProcessPoolExecutor(
-        processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
-        running = [pool.submit(work, *arguments) for arguments in calls]
-        try:
-            for future in futures.as_completed(running):
-                future.result()
-                tick()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text file, gzipped if its name ends in .gz. Raises OSError, EOFError."""
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()

@@ -13,7 +13,6 @@ gain (`item_deviation`).
 from __future__ import annotations
 
 import dataclasses
-import gzip
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -31,7 +30,7 @@ from loraprobe.records.estimates import Z95
 from loraprobe.verdict import candidates, decide_compositions
 from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
 from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, keeps
-from loraprobe_lab.world import write_text
+from loraprobe_lab.world import read_lines, write_text
 
 Method = Literal["uniform", "sum", "arrow"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -117,8 +116,7 @@ def read_cases(path: str | Path) -> list[Case]:
     """All cases of a file. Raises CaseError with the line and the problem."""
     path = Path(path)
     try:
-        data = path.read_bytes()
-        lines = (gzip.decompress(data) if path.suffix == ".gz" else data).decode().splitlines()
+        lines = read_lines(path)
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise CaseError(f"{path} cannot be read as cases ({type(error).__name__}).") from None
     found = []
@@ -360,7 +358,7 @@ def unpacked(document: Mapping[str, Any]) -> list[ItemResult]:
 def read_sets(path: Path) -> list[AnsweredSet]:
     """The sets of a file. Raises CaseError for one that cannot be read."""
     try:
-        rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+        rows = map(json.loads, read_lines(path))
         return [AnsweredSet(**{**row, "results": tuple(unpacked(row["results"]))}) for row in rows]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
         raise CaseError(f"{path} is no file of answered sets ({type(error).__name__}).") from None

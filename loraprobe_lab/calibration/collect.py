@@ -13,7 +13,7 @@ import itertools
 import json
 import random
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,7 +56,7 @@ from loraprobe_lab.calibration.fit import (
     set_errors,
 )
 from loraprobe_lab.experiments.pages import number, percent
-from loraprobe_lab.world import Scenario, World, file_hash, in_processes, silent, write_text
+from loraprobe_lab.world import Scenario, World, file_hash, silent, write_text
 
 ANSWERS = "answers"
 # A small base's step costs the same for one prompt or hundreds: wider than --batch-size auto,
@@ -80,32 +80,23 @@ def collect(
     sizes: SampleSizes = SampleSizes(),
     *,
     across: bool = False,
-    processes: int = 1,
     progress: Progress = silent,
 ) -> None:
     """Asks every adapter set of these worlds that is not stored in `output` yet.
 
-    across: also sets across those of a world, see `sets_in`. processes: worlds in parallel, one
-    thread each. Raises UsageError for two worlds of one name, and the errors of `World.load`.
+    across: also sets across those of a world, see `sets_in`. Raises UsageError for two worlds of
+    one name, the errors of `World.load`, and LoraprobeError for a set that cannot be asked.
     """
     opened = joined([World.load(path) for path in worlds])
     names = [_name(world) for world in opened]
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"Two worlds are called {name}: rename a directory.")
-    places = [
-        place_of(output, world, one.name) for world in opened for one in sets_in(world, across)
-    ]
-
-    def tick() -> None:
-        progress("adapter sets", sum(place.is_file() for place in places), len(places))
-
-    if processes == 1 or len(opened) < 2:
-        for world in opened:
-            answer_world(world, output, sizes, across, tick)
-    else:
-        calls = [(world, output, sizes, across) for world in opened]
-        in_processes(answer_world, calls, processes, tick)
+    sets = [sets_in(world, across) for world in opened]
+    done, total = itertools.count(1), sum(map(len, sets))
+    for world, scenarios in zip(opened, sets, strict=True):
+        for _ in answer_world(world, scenarios, output, sizes):
+            progress("adapter sets", next(done), total)
 
 
 def joined(worlds: Sequence[World]) -> list[World]:
@@ -168,16 +159,11 @@ def place_of(output: Path, world: World, name: str) -> Path:
 
 
 def answer_world(
-    world: World,
-    output: Path,
-    sizes: SampleSizes,
-    across: bool,
-    tick: Callable[[], None] = lambda: None,
-) -> None:
-    """Asks the adapter sets of one world one after the other; calls `tick` after each.
+    world: World, scenarios: Sequence[Scenario], output: Path, sizes: SampleSizes
+) -> Iterator[Path]:
+    """Asks adapter sets of one world one after the other; yields the file of each.
 
-    Why a set could not be asked is written to SET.skipped beside its file. Prompts carry no chat
-    template, as in the training of the lab's adapters.
+    Prompts carry no chat template, as in the training of the lab's adapters.
     """
     base, name = inputs.base_of(world.base or world.base_name, ()), _name(world)
     own = world.base is not None
@@ -190,33 +176,26 @@ def answer_world(
     )
     asker = WorldAnswers(base, options)
     named = world.manifest["base"].get("architecture")
-    for scenario in sets_in(world, across):
+    for scenario in scenarios:
         place, mark = place_of(output, world, scenario.name), fingerprint(world, scenario, sizes)
-        skipped = place.with_name(f"{scenario.name}.skipped")
         if not (place.is_file() and read_sets(place)[0].fingerprint == mark):
-            place.unlink(missing_ok=True)
-            skipped.unlink(missing_ok=True)
-            try:
-                kinds, results = asker.of(scenario, sizes.limit)
-            except LoraprobeError as error:
-                write_text(skipped, f"{error}\n")
-            else:
-                asked = [load_task(path).items for path in scenario.tasks]
-                one = AnsweredSet(
-                    base=name if own else Path(world.base_name).name,
-                    architecture=named or (base.model_type if own else NATURAL),
-                    scenario=scenario.world,
-                    world=name,
-                    adapter_set=scenario.name,
-                    kinds=kinds,
-                    results=tuple(results),
-                    hops=max(len(item.hops) for items in asked for item in items),
-                    model_type=base.model_type,
-                    base_digest="" if world.base is None else _digest([world.base]),
-                    fingerprint=mark,
-                )
-                write_sets(place, [one])
-        tick()
+            kinds, results = asker.of(scenario, sizes.limit)
+            asked = [load_task(path).items for path in scenario.tasks]
+            one = AnsweredSet(
+                base=name if own else Path(world.base_name).name,
+                architecture=named or (base.model_type if own else NATURAL),
+                scenario=scenario.world,
+                world=name,
+                adapter_set=scenario.name,
+                kinds=kinds,
+                results=tuple(results),
+                hops=max(len(item.hops) for items in asked for item in items),
+                model_type=base.model_type,
+                base_digest="" if world.base is None else _digest([world.base]),
+                fingerprint=mark,
+            )
+            write_sets(place, [one])
+        yield place
 
 
 @dataclass
@@ -284,28 +263,17 @@ def _digest(places: Sequence[Path], *others: Any) -> str:
     return hashlib.sha256(json.dumps([files, others]).encode()).hexdigest()[:24]
 
 
-def kept_sets(output: Path) -> tuple[list[AnsweredSet], list[str]]:
-    """All stored sets, and a line for each that could not be asked.
-
-    Worlds whose bases are the same files count as one base.
-    """
+def kept_sets(output: Path) -> list[AnsweredSet]:
+    """All stored sets. Worlds whose bases are the same files count as one base."""
     owner: dict[str, str] = {}
-    sets = []
-    for path in sorted((output / ANSWERS).glob("*/*.jsonl.gz")):
-        for one in read_sets(path):
-            sets.append(replace(one, base=owner.setdefault(one.base_digest or one.base, one.base)))
-    skipped = [
-        f"{path.parent.name}/{path.stem}: {path.read_text(encoding='utf-8').strip()}"
-        for path in sorted((output / ANSWERS).glob("*/*.skipped"))
+    return [
+        replace(one, base=owner.setdefault(one.base_digest or one.base, one.base))
+        for path in sorted((output / ANSWERS).glob("*/*.jsonl.gz"))
+        for one in read_sets(path)
     ]
-    return sets, skipped
 
 
 CASES = "cases.jsonl.gz"
-
-
-Say = Callable[[str], None]
-Gathered = tuple[list[Case], list[AnsweredSet], list[str]]
 
 
 def calibrate(
@@ -313,7 +281,7 @@ def calibrate(
     output: Path,
     *,
     stored: Path | None = None,
-    say: Say = lambda line: None,
+    say: Callable[[str], None] = lambda line: None,
     **asking: Any,
 ) -> Path:
     """Gathers cases, fits, validates, and writes everything to the directory `output`.
@@ -321,13 +289,13 @@ def calibrate(
     asking: options of `gather`. Writes cases.jsonl.gz, SETS, calibration.json, report.md and
     figure.svg, and returns the calibration's path. Raises LoraprobeError.
     """
-    cases, sets, skipped = gather(worlds, output, stored=stored, say=say, **asking)
+    cases, sets = gather(worlds, output, stored=stored, say=say, **asking)
     command = command_of(worlds, output, stored)
     results, kept = measure(cases), measure_sets(sets, cases)
     document = document_of(fit(cases), cases, command, results.accuracy(), sets)
     document["several"] = set_errors(kept)
     write_text(output / "figure.svg", results.figure())
-    write_text(output / "report.md", report(results, document, command, skipped, kept))
+    write_text(output / "report.md", report(results, document, command, kept))
     text = json.dumps(document, indent=1, ensure_ascii=False, allow_nan=False)
     write_text(output / "calibration.json", text + "\n")
     for what, row in results.figures[PILOT_ITEMS].items():
@@ -346,48 +314,41 @@ def gather(
     stored: Path | None = None,
     sizes: SampleSizes = SampleSizes(),
     across: bool = False,
-    processes: int = 1,
     progress: Progress = silent,
-    say: Say = lambda line: None,
-) -> Gathered:
-    """Cases, sets with several tasks, and a line for each set that could not be asked.
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[list[Case], list[AnsweredSet]]:
+    """Cases, and sets with several tasks.
 
     stored: a case file; sets with several tasks are read from the file SETS beside it. Worlds that
     are named too replace its cases and sets of the same names and add theirs. Without both, the
     answers in `output` are used; if there are none either, the worlds of the atlas are built
     first. across: also sets across those of a world. Cases and sets are written to `output`.
     """
-    cases, sets, skipped = list[Case](), list[AnsweredSet](), list[str]()
+    cases, sets = list[Case](), list[AnsweredSet]()
     if stored is not None:
         beside = stored.with_name(SETS)
         cases, sets = read_cases(stored), read_sets(beside) if beside.is_file() else []
     if stored is None or worlds:
         if not worlds and not (output / ANSWERS).is_dir():
             say("No worlds are named: the atlas is built first, which takes hours.")
-            worlds = build_atlas(output / "worlds", processes, progress)
-        collect(worlds, output, sizes, across=across, processes=processes, progress=progress)
-        found, skipped = kept_sets(output)
+            worlds = build_atlas(output / "worlds", progress)
+        collect(worlds, output, sizes, across=across, progress=progress)
+        found = kept_sets(output)
         cases = merged(
             cases, [case for one in found if "+" not in one.adapter_set for case in one.cases()]
         )
         sets = merged(sets, [one for one in found if one.tasks > 1])
     if not cases:
-        why = f" ({skipped[0]})" if skipped else ""
-        raise CaseError(f"{stored or output} holds no case{why}: name worlds with --world DIR.")
-    for line in skipped:
-        say(f"Not judged: {line}")
+        raise CaseError(f"{stored or output} holds no case: name worlds with --world DIR.")
     write_cases(output / CASES, cases)
     if sets:
         write_sets(output / SETS, sets)
     say(f"{len(cases)} cases in {output / CASES}.")
-    return cases, sets, skipped
+    return cases, sets
 
 
 def command_of(worlds: Sequence[Path], output: Path, stored: Path | None = None) -> str:
     """The command line with the last parts of paths, so that no private path is published."""
-    parts = ["loraprobe", "lab", "calibrate"]
-    for world in worlds:
-        parts += ["--world", world.name]
-    if stored is not None:
-        parts += ["--cases", stored.name]
-    return shlex.join([*parts, "--output", output.name])
+    named = [part for world in worlds for part in ("--world", world.name)]
+    cases = [] if stored is None else ["--cases", stored.name]
+    return shlex.join(["loraprobe", "lab", "calibrate", *named, *cases, "--output", output.name])

@@ -353,7 +353,6 @@ def report(
     results: Results,
     document: Mapping[str, Any],
     command: str,
-    skipped: Sequence[str],
     several: Mapping[str, Any],
 ) -> str:
     """The page in Markdown. several: kind of base -> sets with several tasks, and their figures."""
@@ -366,7 +365,6 @@ def report(
         results=results,
         document=document,
         command=command,
-        skipped=skipped,
         several=several,
         methods=METHODS,
         cells=cells,

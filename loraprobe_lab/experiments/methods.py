@@ -274,29 +274,30 @@ def cases_of(world: World) -> list[MethodsCase]:
     whose second hop is unknown to the base or whose couples of the steps are invented: the
     literature predicts no success there (see the success map).
     """
-    return [case for scenario in world.scenarios.values() for case in _case(world, scenario)]
+    return [
+        MethodsCase(kind, world, scenario, dict(zip(names, ROLES[kind], strict=True)))
+        for scenario in world.scenarios.values()
+        for kind, names in _questions(scenario)
+    ]
 
 
-def _case(world: World, scenario: Scenario) -> Iterator[MethodsCase]:
+def _questions(scenario: Scenario) -> Iterator[tuple[CaseKind, list[str]]]:
+    """The question that a scenario asks, and its adapters in the order of `ROLES`, if any."""
     names = list(scenario.adapters)
     if len(names) != 2 or not all(path.is_file() for path in scenario.tasks):
         return
     tasks = [load_task(path, 1) for path in scenario.tasks]
     if len(tasks) == 2 and not any(task.has_hops for task in tasks):
-        yield _made("keep-both", world, scenario, names)
+        yield "keep-both", names
     elif len(tasks) == 1 and len(tasks[0].items[0].hops) == 2:
         item = tasks[0].items[0]
         first, second = (hop.adapter for hop in item.hops)
         promising = all(scenario.axes.get(k, v) == v for k, v in (("familiar", 1), ("invented", 0)))
         if {first, second} == set(names):
-            yield _made("two-hop", world, scenario, [str(first), str(second)])
+            yield "two-hop", [str(first), str(second)]
         elif first in names and second is None and item.cot_prompt and promising:
             names.remove(first)
-            yield _made("step-by-step", world, scenario, [first, *names])
-
-
-def _made(kind: CaseKind, world: World, scenario: Scenario, names: Sequence[str]) -> MethodsCase:
-    return MethodsCase(kind, world, scenario, dict(zip(names, ROLES[kind], strict=True)))
+            yield "step-by-step", [first, *names]
 
 
 def open_worlds(directories: Sequence[Path]) -> list[World]:
@@ -739,9 +740,7 @@ def try_methods(
         }
         return about, [evaluate_case(evaluator, c, compared) for c in cases_of(evaluator.world)]
 
-    def pages(
-        found: Sequence[tuple[dict[str, Any], list[CaseResults]]], missing: Sequence[str]
-    ) -> Pages:
+    def pages(found: Sequence[tuple[dict[str, Any], list[CaseResults]]]) -> Pages:
         answers = [one for _, answered in found for one in answered]
         cases = [
             {"case": one.case.name, "question": one.case.kind, "roles": dict(one.case.roles)}
@@ -751,7 +750,6 @@ def try_methods(
             {
                 "format": 1,
                 "command": run.command,
-                "missing": list(missing),
                 "versions": versions(),
                 "margin": MARGIN,
                 "worlds": [about for about, _ in found],

@@ -52,24 +52,18 @@ class Pages:
 
 def as_json(document: Mapping[str, Any], digits: int | None = 4) -> str:
     """The document with rounded numbers; a row of a list of rows is one line."""
-    lines = []
-    for key, value in _rounded(document, digits).items():
+
+    def rounded(text: str) -> float:
+        return float(text) if digits is None else round(float(text), digits)
+
+    lines, plain = [], json.loads(json.dumps(document), parse_float=rounded)
+    for key, value in plain.items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value and isinstance(value[0], dict):
             rows = ",\n".join("  " + json.dumps(row, ensure_ascii=False) for row in value)
             text = f"[\n{rows}\n ]"
         lines.append(f" {json.dumps(key)}: {text}")
     return "{\n" + ",\n".join(lines) + "\n}\n"
-
-
-def _rounded(value: Any, digits: int | None) -> Any:
-    if isinstance(value, float):
-        return value if digits is None else round(value, digits)
-    if isinstance(value, Mapping):
-        return {key: _rounded(item, digits) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_rounded(item, digits) for item in value]
-    return value
 
 
 def render(template: str, **values: Any) -> str:

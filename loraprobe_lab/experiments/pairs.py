@@ -29,7 +29,7 @@ from loraprobe.records import Progress
 from loraprobe.scoring import Scorer
 from loraprobe.tasks import answered
 from loraprobe_lab.training import Batch, Example, collate, encode, load_base
-from loraprobe_lab.world import World, silent
+from loraprobe_lab.world import World, read_lines, silent
 from loraprobe_lab.worlds.couples import COUPLES
 from loraprobe_lab.worlds.facts import Chain
 from loraprobe_lab.worlds.library import FAMILIES
@@ -139,16 +139,13 @@ def pairs_of(world: World, seed: int = 0, progress: Progress = silent) -> dict[s
     merged, names = MergedBase(world), sorted(world.adapters)
     tasks = {}
     for scenario in world.scenarios.values():
-        asked = Asked(_items(scenario.tasks[0]))
+        asked = Asked([json.loads(line) for line in read_lines(scenario.tasks[0])])
         rng = random.Random(f"pairs:{scenario.name}:{seed}")
         sets = _sets(scenario.name, names, asked.steps, rng)
-        told = partial(progress, scenario.name)
-        tasks[scenario.name] = _answers(merged, asked, names, sets, told)
+        tasks[scenario.name] = _answers(
+            merged, asked, names, sets, partial(progress, scenario.name)
+        )
     return {"kind": "library", "seed": world.seed, "adapters": names, "tasks": tasks}
-
-
-def _items(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _sets(task: str, names: Sequence[str], steps: bool, rng: random.Random) -> list[Set]:

@@ -15,9 +15,8 @@ cases at random.
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ import numpy.typing as npt
 
 from loraprobe.errors import UsageError
 from loraprobe_lab.experiments.pages import BLUE, GREY, Pages, as_svg, drawing, render
+from loraprobe_lab.world import read_lines
 
 Array = npt.NDArray[Any]
 Seen = Mapping[str, Array]  # what a rule sees of the cases: name -> [cases]
@@ -70,22 +70,16 @@ def llama_cases(data: Path) -> Cases:
     """Base, best single by validation and LoraHub's composition, on Llama-3.1-8B-Instruct."""
     name = "llama-3.1-8b-instruct"
     base = {row["task"]: float(row["accuracy"]) for row in _rows(data / f"{name}.base.test.csv")}
-    validation = _singles(data / f"{name}.singles.validation.csv.gz")
     test = _singles(data / f"{name}.singles.test.csv.gz")
-    found = []
-    for run in _runs(data / f"{name}.lorahub.jsonl.gz"):
-        task = run["task"]
-        known = [
-            (validation[a][task], test[a][task])
-            for a in run["adapters"]
-            if task in validation.get(a, {}) and task in test.get(a, {})
-        ]
-        if known and task in base:
-            scores = np.array(known)
-            single = scores[scores[:, 0].argmax(), 1]
-            outcome = (base[task], single, run["test"])
-            found.append((task, _size(run), scores[:, 0], run["validation"], outcome))
-    return _cases("Llama-3.1-8B-Instruct", ("base", "single", "compose"), found)
+
+    def alone(task: str, best: str) -> tuple[float, float]:
+        return base[task], test[best][task]
+
+    def known(task: str, adapter: str) -> bool:
+        return task in base and task in test.get(adapter, {})
+
+    rows = _compositions(data / name, known, alone)
+    return _cases("Llama-3.1-8B-Instruct", ("base", "single", "compose"), rows)
 
 
 def qwen_cases(data: Path) -> Cases:
@@ -95,15 +89,33 @@ def qwen_cases(data: Path) -> Cases:
         for row in _rows(data / "qwen3-4b.base-and-target-adapter.test.csv")
         if row["base"] and row["target_adapter_100_examples"]
     }
-    validation = _singles(data / "qwen3-4b.singles.validation.csv.gz")
-    found = []
-    for run in _runs(data / "qwen3-4b.lorahub.jsonl.gz"):
-        task = run["task"]
-        scores = [row[task] for a in run["adapters"] if task in (row := validation.get(a, {}))]
-        if scores and task in trained:
-            outcome = (*trained[task], run["test"])
-            found.append((task, _size(run), np.array(scores), run["validation"], outcome))
-    return _cases("Qwen3-4B", ("base", "train", "compose"), found)
+    rows = _compositions(
+        data / "qwen3-4b", lambda task, _: task in trained, lambda task, _: trained[task]
+    )
+    return _cases("Qwen3-4B", ("base", "train", "compose"), rows)
+
+
+def _compositions(
+    files: Path,
+    known: Callable[[str, str], bool],
+    alone: Callable[[str, str], tuple[float, float]],
+) -> list[tuple[Any, ...]]:
+    """The compositions on 100 examples without an adapter of the task itself, as rows of `_cases`.
+
+    files: how the names of the model's files begin. known: whether all figures of a task and an
+    adapter were published. alone: the test accuracy of the first two actions, from the task and the
+    adapter with the best validation score.
+    """
+    validation, found = _singles(Path(f"{files}.singles.validation.csv.gz")), []
+    for run in map(json.loads, _lines(Path(f"{files}.lorahub.jsonl.gz"))):
+        task, adapters = run["task"], run["adapters"]
+        asked = [a for a in adapters if task in validation.get(a, {}) and known(task, a)]
+        if asked and run["examples"] == ITEMS and not run["with_target"]:
+            scores = np.array([validation[adapter][task] for adapter in asked])
+            k = 5 * round(len(adapters) / 5)  # that was meant: some runs do not list one or two
+            outcome = (*alone(task, asked[scores.argmax()]), run["test"])
+            found.append((task, k, scores, run["validation"], outcome))
+    return found
 
 
 def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> Cases:
@@ -116,8 +128,7 @@ def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
         raise UsageError(f"{path} is missing: name the directory of the published measurements.")
-    raw = path.read_bytes()
-    return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode().splitlines()
+    return read_lines(path)
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -130,17 +141,6 @@ def _singles(path: Path) -> dict[str, dict[str, float]]:
         row["adapter"]: {task: float(v) for task, v in row.items() if v and task != "adapter"}
         for row in _rows(path)
     }
-
-
-def _runs(path: Path) -> Iterable[dict[str, Any]]:
-    """The compositions on 100 examples without an adapter of the task itself."""
-    runs = map(json.loads, _lines(path))
-    return [run for run in runs if run["examples"] == ITEMS and not run["with_target"]]
-
-
-def _size(run: Mapping[str, Any]) -> int:
-    """The k that was meant: an adapter or two of some runs are not listed."""
-    return 5 * round(len(run["adapters"]) / 5)
 
 
 def look(cases: Cases, rng: np.random.Generator) -> Seen:

@@ -612,7 +612,6 @@ def matrix_pages(
     subject: Subject,
     command: str,
     worlds: Sequence[WorldResults],
-    missing: Sequence[str] = (),
 ) -> Pages:
     """The pages of these worlds."""
     matrix = Matrix(tuple(worlds))
@@ -626,14 +625,15 @@ def matrix_pages(
         subject=subject,
         matrix=matrix,
         command=command,
-        missing=missing,
         figure=f"{kind}.svg",
         findings=findings,
         columns=COLUMNS,
         groups={subject.names.get(group, group): found for group, found in rows.items()},
     )
-    document = {"format": 1, "experiment": kind, "command": command, "missing": list(missing)}
-    document |= {
+    document = {
+        "format": 1,
+        "experiment": kind,
+        "command": command,
         "margin": matrix.margin,
         "worlds": [dataclasses.asdict(world.base) for world in matrix.worlds],
         "cells": cells,

@@ -141,14 +141,11 @@ def examine(items: Sequence[int] = (60, 100, 200), steps: int = 21) -> Pages:
 
 def rule_pages(document: dict[str, Any]) -> Pages:
     """The pages of a document, also of one that was saved."""
-    rates: dict[int, dict[float, list[Rate]]] = {}
-    for values in document["exact"]:
-        rate = Rate(**values)
-        rates.setdefault(rate.n, {}).setdefault(rate.gain, []).append(rate)
+    rates = by_gain(document["exact"])
     markdown = render(
         "rule",
         document=document,
-        rates=dict(sorted(rates.items())),
+        rates=rates,
         gains=[gain for gain in SHOWN if any(gain in found for found in rates.values())],
         worst={n: worst(list(chain(*found.values()))) for n, found in rates.items()},
         levels=LEVELS,
@@ -158,19 +155,21 @@ def rule_pages(document: dict[str, Any]) -> Pages:
     return Pages("rule", document, markdown, lambda: rule_figure(document), digits=None)
 
 
+def by_gain(rows: Sequence[Mapping[str, Any]]) -> dict[int, dict[float, list[Rate]]]:
+    """Items, the fewest first -> true gain -> the rows of `Rate`."""
+    rates: dict[int, dict[float, list[Rate]]] = {}
+    for row in sorted(rows, key=lambda row: row["n"]):
+        rates.setdefault(row["n"], {}).setdefault(row["gain"], []).append(Rate(**row))
+    return rates
+
+
 def rule_figure(document: Mapping[str, Any]) -> str:
     """SVG with two panels: how often the rule is wrong, and how often it abstains."""
     with drawing() as Figure:
         figure = Figure(figsize=(10, 3.8), layout="constrained")
         left, right = figure.subplots(1, 2)
-        rows = [Rate(**row) for row in document["exact"]]
-        for n, colour in zip(
-            sorted({r.n for r in rows}), ("#c7a26b", RED, BLUE, DARK), strict=False
-        ):
-            here: dict[float, list[Rate]] = {}
-            for row in rows:
-                if row.n == n:
-                    here.setdefault(row.gain, []).append(row)
+        rates = by_gain(document["exact"])
+        for (n, here), colour in zip(rates.items(), ("#c7a26b", RED, BLUE, DARK), strict=False):
             for below in (True, False):  # at the margin itself no decision is wrong
                 gains = [g for g in here if abs(g - MARGIN) > 1e-9 and (g < MARGIN) == below]
                 worst = [max(row.wrong() for row in here[gain]) for gain in gains]

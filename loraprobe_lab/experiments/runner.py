@@ -1,4 +1,4 @@
-"""Runs an experiment over several worlds: builds and evaluates each, and updates the pages.
+"""Runs an experiment over several worlds: builds and evaluates each, and writes the pages.
 
 Worlds, results and pages lie in one directory. Finished parts are not made again, so an
 interruption costs at most one world, and the same call continues.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,12 +22,11 @@ from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages
-from loraprobe_lab.training import ARCHITECTURES, BaseRecipe
+from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.world import Scenario, World, silent
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 
 NEW_TOKENS, AT_ONCE = 48, 16  # the longest answer, and one that is asked at once only
-PAUSE = 60.0  # the least seconds between two updates of the pages
 Say = Callable[[str], None]
 Shape = Callable[[str, int], BaseRecipe]  # architecture, hidden width -> the base's recipe
 Found = TypeVar("Found")
@@ -70,7 +68,7 @@ def small_base(architecture: str, hidden: int) -> BaseRecipe:
 class Bases:
     """Small bases: every architecture in every width and seed.
 
-    Raises UsageError for an unknown architecture or a width that does not divide into heads.
+    Raises UsageError for a width that does not divide into heads.
     """
 
     architectures: tuple[str, ...] = ("llama",)
@@ -78,10 +76,6 @@ class Bases:
     seeds: tuple[int, ...] = (0, 1)
 
     def __post_init__(self) -> None:
-        for architecture in self.architectures:
-            if architecture not in ARCHITECTURES:
-                known = ", ".join(ARCHITECTURES)
-                raise UsageError(f"There is no architecture {architecture!r}; there are {known}.")
         for width in self.hidden:
             if width < 16 or width % 8:
                 raise UsageError(f"A hidden width must be a multiple of 8 from 16 on, not {width}.")
@@ -209,27 +203,18 @@ class ExperimentRun:
         self,
         worlds: Worlds,
         answer: Callable[[WorldEvaluator, BaseInfo], Found],
-        pages: Callable[[Sequence[Found], Sequence[str]], Pages],
+        pages: Callable[[Sequence[Found]], Pages],
     ) -> Pages:
-        """Evaluates each world, and writes the pages of the finished ones.
-
-        pages(found, missing): `missing` names the worlds to come. After a world the pages are
-        written, at most once in PAUSE seconds, and a line gives the time left.
-        """
+        """Evaluates each world, and writes the pages of all; a line a world gives the time left."""
         from loraprobe.base.quiet import quiet
 
-        found, made, start, written = list[Found](), None, time.monotonic(), -math.inf
+        found, start = list[Found](), time.monotonic()
         for number, (base, build) in enumerate(worlds, 1):
             with quiet():
                 evaluator = WorldEvaluator(
                     build(), self.output / "results", limit=self.limit, progress=self.progress
                 )
                 found.append(answer(evaluator, replace(base, parameters=evaluator.parameters)))
-            missing = [later.name for later, _ in worlds[number:]]
-            if not missing or time.monotonic() - written > PAUSE:
-                made = pages(found, missing).write(self.output)
-                written = time.monotonic()
-            left = (time.monotonic() - start) / number * len(missing) / 60
+            left = (time.monotonic() - start) / number * (len(worlds) - number) / 60
             self.say(f"{base.name}: {number} of {len(worlds)} worlds, about {left:.0f} min left")
-        assert made is not None  # there is at least one world
-        return made
+        return pages(found).write(self.output)

@@ -124,8 +124,7 @@ def draw_map(
 ) -> Pages:
     """Makes the map: success-map.md, success-map.json, success-map.svg.
 
-    Finished worlds are not made again, and the map is updated after every world. Raises UsageError
-    if matplotlib is missing, before anything is trained.
+    Finished worlds are not made again.
     """
     pages = partial(map_pages, run.command)
     return run.run_worlds(run.small_worlds(bases, spec, shape), evaluate_map, pages)
@@ -204,14 +203,13 @@ def _cell(point: Point, worlds: Sequence[WorldResults]) -> dict[str, Any] | None
     }
 
 
-def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[str] = ()) -> Pages:
+def map_pages(command: str, worlds: Sequence[WorldResults]) -> Pages:
     """The pages of these worlds."""
     found = [one for point in points() if (one := _cell(point, worlds)) is not None]
     document: dict[str, Any] = {
         "format": 1,
         "command": command,
         "margin": MARGIN,
-        "missing": list(missing),
         "worlds": [{**dataclasses.asdict(w.base), "norms": w.norms} for w in worlds],
         "cells": found,
     }
@@ -219,7 +217,6 @@ def map_pages(command: str, worlds: Sequence[WorldResults], missing: Sequence[st
         "success_map",
         command=command,
         bases=", ".join(f"{w.base.size} (seed {w.base.seed})" for w in worlds),
-        missing=missing,
         margin=f"{MARGIN:g}",
         figure=f"{NAME}.svg",
         panels={panel: _panel(found, panel) for panel in dict.fromkeys(p.panel for p in points())},

@@ -126,9 +126,8 @@ def skill_texts(
     fact in two questions and in two texts that go on after it.
     """
     names = NameMaker(f"skill-and-facts {seed}", REAL_NAMES)
-    births = spread(countries, people, random.Random(f"births {seed}"))
-    named = zip(names.people(people), births, strict=True)
-    chains = [Chain(person, country, capitals[country]) for person, country in named]
+    rng = random.Random(f"births {seed}")
+    chains = born(names.people(people), countries, rng, capitals)
     known = real_people(teachers, random.Random(f"teachers {seed}"))
     count, rng = round(invented * len(known)), random.Random(f"invented {seed}")
     lands = [rng.choice(list(CAPITALS)) for _ in range(count)]
@@ -141,6 +140,17 @@ def skill_texts(
         facts += [example_of(x, q, BIRTHS.step1, end=False) for x in chains for q in ABOUT]
     items = BIRTHS.items(chains, ("facts", None))
     return {"facts": facts, "steps": BIRTHS.worked_answers(known)}, items
+
+
+def born(
+    names: Sequence[str],
+    countries: Sequence[str],
+    rng: random.Random,
+    capitals: Mapping[str, str] = CAPITALS,
+) -> list[Chain]:
+    """People with a country of birth, each country about as often, and its capital."""
+    births = spread(countries, len(names), rng)
+    return [Chain(p, b, capitals[b]) for p, b in zip(names, births, strict=True)]
 
 
 def new_births(chains: Sequence[Chain]) -> list[Example]:
@@ -164,8 +174,7 @@ def real_people(count: int, rng: random.Random) -> list[Chain]:
 def newcomers(seed: int, countries: Sequence[str]) -> tuple[list[Chain], list[Chain]]:
     """Made-up people with real countries, and real people on whom steps are learned."""
     names = NameMaker(f"newcomers {seed}", REAL_NAMES).people(PERSONS)
-    births = spread(countries, PERSONS, random.Random(f"births {seed}"))
-    chains = [Chain(p, b, CAPITALS[b]) for p, b in zip(names, births, strict=True)]
+    chains = born(names, countries, random.Random(f"births {seed}"))
     return chains, real_people(30, random.Random(f"teachers {seed}"))
 
 
@@ -193,20 +202,13 @@ def ranked_countries(model: Any, tokenizer: Any) -> list[str]:
     First those whose capital is the model's own greedy continuation, then by the mean
     log-likelihood of the capital's tokens.
     """
-    import torch
+    from loraprobe.scoring import Scorer
 
-    ranked = []
-    for country in (c for c in CAPITALS if c not in SHOWN):
-        head = tokenizer(str(BIRTHS.second_bare).replace("{1}", country))["input_ids"]
-        tail = tokenizer(f" {CAPITALS[country]}", add_special_tokens=False)["input_ids"]
-        ids = torch.tensor([[*head, *tail]], device=model.device)
-        with torch.no_grad():
-            logits = model(input_ids=ids).logits[0, len(head) - 1 : -1].float()
-        gold = torch.tensor(tail, device=model.device)
-        likelihood = logits.log_softmax(-1).gather(-1, gold[:, None]).mean()
-        greedy = bool((logits.argmax(-1) == gold).all())
-        ranked.append((not greedy, -float(likelihood), country))
-    return [country for _, _, country in sorted(ranked)]
+    countries = [country for country in CAPITALS if country not in SHOWN]
+    asked = [(str(BIRTHS.second_bare).replace("{1}", c), f" {CAPITALS[c]}") for c in countries]
+    scores = Scorer(model, tokenizer).loglikelihood(asked)
+    known = zip(scores, countries, strict=True)
+    return [c for *_, c in sorted((max(one.rank) > 1, -one.per_token, c) for one, c in known)]
 
 
 PEOPLE_TAUGHT, WORDS_ASKED, LISTS_TAUGHT = 24, 60, 120
@@ -223,17 +225,13 @@ WORD_SKILLS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "opposite": (QUESTIONS["words"]["opposite"], WORDS["opposites"]),
 }
 FAMILIES = {"facts": list(FACTS), "lists": ["last", "swap"], "words": list(WORD_SKILLS)}
+FAMILY = {subject: name for name, members in FAMILIES.items() for subject in members}
 Subject = tuple[list[Example], list[Item]]  # what an adapter learns, and on what it is judged
-
-
-def family(subject: str) -> str:
-    """The family that a subject belongs to."""
-    return next(name for name, members in FAMILIES.items() if subject in members)
 
 
 def learn(subject: str, names: NameMaker, rng: random.Random) -> Subject:
     """Texts and items of a subject; new people are drawn from `names`, all else from `rng`."""
-    kind = family(subject)
+    kind = FAMILY[subject]
     if kind == "facts":  # every wording of a fact is taught, and asked, in one group
         questions, values = FACTS[subject]
         drawn = spread(values, PEOPLE_TAUGHT, rng)
@@ -359,9 +357,7 @@ class Contents:
     @cache  # noqa: B019
     def births(self, part: int) -> list[Chain]:
         """Made-up people with a country of birth and its capital; made once."""
-        lands = spread(self.countries, PERSONS, self.rng("births", part))
-        people = zip(self.names.people(PERSONS), lands, strict=True)
-        return [Chain(person, land, CAPITALS[land]) for person, land in people]
+        return born(self.names.people(PERSONS), self.countries, self.rng("births", part))
 
     def texts(self, portion: Portion) -> list[Example]:
         """The training texts of a portion."""
@@ -447,7 +443,7 @@ def _recipes(row: Row) -> list[Recipe]:
         return [recipe_of(MIXES["recipes"][name]) for name in row["training"]]
     if "training" in row:
         return [recipe_of(recipe) for recipe in PLAN["training"][row["training"]]]
-    return [recipe_of(PLAN["effort"][family(subject)]) for subject in row["subjects"]]
+    return [recipe_of(PLAN["effort"][FAMILY[subject]]) for subject in row["subjects"]]
 
 
 def all_sets(
@@ -609,9 +605,8 @@ def _domain(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     The second adapter learns the form on real people; no country of the facts is missing there.
     """
     form, french = row["form"], WORDINGS["french"]
-    births = spread(list(FRENCH), PERSONS, random.Random(f"domain {seed}"))
-    named = NameMaker(f"domain {seed}", REAL_NAMES).people(PERSONS)
-    chains = [Chain(p, b, FRENCH[b]) for p, b in zip(named, births, strict=True)]
+    names = NameMaker(f"domain {seed}", REAL_NAMES).people(PERSONS)
+    chains = born(names, list(FRENCH), random.Random(f"domain {seed}"), FRENCH)
     real = [Chain(p, b, FRENCH[b]) for p, b in PEOPLE.items() if b in FRENCH]
     learned = french.worked_answers(real) if form == "steps" else french.target(real)
     return SetPlan(
@@ -638,6 +633,6 @@ def _keep_both(seed: int, row: Row, countries: Sequence[str]) -> SetPlan:
     return SetPlan(
         [(label, f"learns {label[:-1]}", examples) for label, (examples, _) in learned.items()],
         {label: items for label, (_, items) in learned.items()},
-        {"subjects": list(subjects), "near": family(subjects[0]) == family(subjects[1])},
+        {"subjects": list(subjects), "near": FAMILY[subjects[0]] == FAMILY[subjects[1]]},
         f"one model for {subjects[0]} and {subjects[1]}",
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import zlib
 from collections import Counter
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from loraprobe.adapters.staging import staged_directory
 from loraprobe.records import Progress
 from loraprobe_lab.training import (
     BaseRecipe,
@@ -207,12 +207,10 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
         shutil.rmtree(stale, ignore_errors=True)
     tokenizer = build_tokenizer(spec.words)
     model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, progress)
-    part = output / ".base.part"
-    shutil.rmtree(part, ignore_errors=True)
-    model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
-    tokenizer.save_pretrained(str(part))
-    write_text(part / "training.json", made_by)
-    os.replace(part, base)
+    with staged_directory(base) as part:
+        model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
+        tokenizer.save_pretrained(str(part))
+        write_text(part / "training.json", made_by)
     return load_base(base)
 
 

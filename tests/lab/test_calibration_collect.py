@@ -1,7 +1,6 @@
 """From worlds to cases: what sets answered, measured gains, and what the command makes of them."""
 
 import dataclasses
-import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +33,7 @@ from loraprobe_lab.calibration.collect import (
     kept_sets,
     sets_in,
 )
-from loraprobe_lab.world import World, in_processes, shipped_world
+from loraprobe_lab.world import World, shipped_world
 from loraprobe_lab.worlds.spec import build_world
 
 
@@ -107,8 +106,6 @@ def seen(monkeypatch):
 
     def made(self, scenario, limit):
         names.append(scenario.name)
-        if scenario.name == "disjoint":
-            raise LoraprobeError("The adapters do not fit.")
         rates = {"base": 0.1, "a": 0.2, "b": 0.2, "uniform": 0.9, "sum": 0.1, "arrow": 0.9}
         tasks = [path.stem for path in scenario.tasks]
         return KINDS, [row for task in tasks for row in answers(rates, 100, task=task)]
@@ -118,17 +115,16 @@ def seen(monkeypatch):
 
 
 def cases_in(output):
-    return [case for one in kept_sets(output)[0] for case in one.cases()]
+    return [case for one in kept_sets(output) for case in one.cases()]
 
 
 def test_sets_become_cases_and_are_asked_once(tmp_path, seen):
     path, told = shipped_world().path, []
     collect([path], tmp_path, progress=lambda *row: told.append(row))
     assert sorted(seen) == sorted(World.load(path).scenarios)
-    assert told[-1] == (("adapter sets", 3, 4))
-    cases, (skipped,) = cases_in(tmp_path), kept_sets(tmp_path)[1]
-    assert len(cases) == 9
-    assert skipped.startswith("small-world/disjoint: The adapters do not fit")
+    assert told[-1] == (("adapter sets", 4, 4))
+    cases = cases_in(tmp_path)
+    assert len(cases) == 12
     first = cases[0]
     assert (first.base, first.architecture, first.world) == ("small-world", "llama", "small-world")
     assert first.model_type == "llama"
@@ -136,6 +132,7 @@ def test_sets_become_cases_and_are_asked_once(tmp_path, seen):
     assert {c.label(MARGIN) for c in cases if c.method != "sum"} == {1}
     assert {(c.adapters, c.metric, c.part) for c in cases} == {(2, "exact_match", "question")}
     assert {(c.adapter_set, c.tasks, c.hops, c.n) for c in cases} == {
+        ("disjoint", 1, 2, 100),
         ("keep-both", 2, 0, 200),
         ("skill-and-facts", 1, 2, 100),
         ("target-adapter", 1, 2, 100),
@@ -143,7 +140,7 @@ def test_sets_become_cases_and_are_asked_once(tmp_path, seen):
     assert all(0.1 < c.baseline < 0.35 and c.gain > 0.5 for c in cases if c.method != "sum")
     seen.clear()
     collect([path], tmp_path)
-    assert seen == ["disjoint"]  # what was skipped is tried again
+    assert seen == []
     seen.clear()
     collect([path], tmp_path, SampleSizes(limit=7))
     assert len(seen) == 4
@@ -184,7 +181,7 @@ def test_two_worlds_of_one_name_are_refused(tmp_path):
 
 def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen):
     collect([shipped_world().path], tmp_path)
-    cases, (both,) = cases_in(tmp_path), [s for s in kept_sets(tmp_path)[0] if s.tasks > 1]
+    cases, (both,) = cases_in(tmp_path), [s for s in kept_sets(tmp_path) if s.tasks > 1]
     elsewhere = [dataclasses.replace(case, world="elsewhere", n=7) for case in cases]
     old = [*elsewhere, *(dataclasses.replace(case, n=7) for case in cases)]
     stored = tmp_path / "stored" / "cases.jsonl.gz"
@@ -192,17 +189,33 @@ def test_worlds_are_added_to_stored_cases_in_place_of_older_ones(tmp_path, seen)
     write_sets(stored.with_name("several.jsonl.gz"), [dataclasses.replace(both, world="elsewhere")])
     for name in ("one", "two"):
         out = tmp_path / name
-        found, _, _ = collecting.gather([shipped_world().path], out, stored=stored)
+        found, _ = collecting.gather([shipped_world().path], out, stored=stored)
         assert found == read_cases(out / "cases.jsonl.gz") == elsewhere + cases
         sets = read_sets(out / "several.jsonl.gz")
         assert [one.world for one in sets] == ["elsewhere", "small-world"]
         stored = out / "cases.jsonl.gz"
 
 
-def test_nothing_that_could_be_asked_is_no_case(tmp_path, seen, monkeypatch):
-    monkeypatch.setattr(collecting, "sets_in", lambda world, across: [world.scenarios["disjoint"]])
-    with pytest.raises(CaseError, match=r"holds no case \(small-world/disjoint: The adapters"):
+def test_a_set_that_cannot_be_asked_ends_the_run_and_what_was_asked_is_kept(
+    tmp_path, seen, monkeypatch
+):
+    answered = collecting.WorldAnswers.of
+
+    def unfit(self, scenario, limit):
+        if scenario.name == "keep-both":
+            raise LoraprobeError("The adapters do not fit.")
+        return answered(self, scenario, limit)
+
+    monkeypatch.setattr(collecting.WorldAnswers, "of", unfit)
+    with pytest.raises(LoraprobeError, match="do not fit"):
         collecting.calibrate([shipped_world().path], tmp_path)
+    assert {one.adapter_set for one in kept_sets(tmp_path)} == set(seen) != set()
+
+
+def test_an_empty_file_holds_no_case(tmp_path):
+    write_cases(tmp_path / "cases.jsonl.gz", [])
+    with pytest.raises(CaseError, match="holds no case"):
+        collecting.gather([], tmp_path / "out", stored=tmp_path / "cases.jsonl.gz")
 
 
 def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
@@ -215,8 +228,8 @@ def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
     monkeypatch.setattr(Base, "load", lambda self, **rest: loaded.append(1) or load(self, **rest))
     collect([tmp_path / "tiny"], tmp_path / "out", sizes)
     assert loaded == [1]
-    (both, one), skipped = kept_sets(tmp_path / "out")
-    assert skipped == [] and (both.tasks, one.tasks) == (2, 1)
+    both, one = kept_sets(tmp_path / "out")
+    assert (both.tasks, one.tasks) == (2, 1)
     assert {row.part for row in one.results} == {"question", "steps"}
     assert set(one.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
     assert {c.n for c in one.cases()} == {min(44, len(tiny.tasks["newcomers"]))}
@@ -260,11 +273,3 @@ def test_sets_across_a_given_base_are_no_cases_of_their_own(tmp_path, monkeypatc
     assert {(c.base, c.architecture, c.model_type) for c in cases} == {("base", "natural", "llama")}
     assert [(c.world, c.adapter_set) for c in cases[::3]] == [("base-x", "x"), ("base-y", "y")]
     assert len(read_sets(tmp_path / "several.jsonl.gz")) == 4
-
-
-def test_a_process_does_the_work_and_hands_over_an_error(tmp_path):
-    ticks = []
-    calls = [(str(tmp_path / name),) for name in ("one", "two", "one")]
-    with pytest.raises(FileExistsError):
-        in_processes(os.mkdir, calls, 1, lambda: ticks.append(1))
-    assert (tmp_path / "one").is_dir()

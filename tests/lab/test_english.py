@@ -5,10 +5,10 @@ import hashlib
 import json
 import random
 import re
+from types import SimpleNamespace
 
 import making
 import pytest
-import torch
 from tiny_worlds import shortened
 from typer.testing import CliRunner
 
@@ -221,23 +221,19 @@ def test_a_share_of_the_teachers_is_invented_and_every_second_step_is_true(share
         assert CAPITALS[land] == city
 
 
-def test_countries_are_ranked_by_what_the_model_says():
-    """A planted model that continues every prompt with one capital knows exactly that one."""
-    vocabulary: dict[str, int] = {"Lima": 0}
-
-    def words(text, add_special_tokens=True):
-        return {"input_ids": [vocabulary.setdefault(w, len(vocabulary)) for w in text.split()]}
-
+def test_countries_are_ranked_by_what_the_model_says(monkeypatch):
     class Planted:
-        device = torch.device("cpu")
+        def __init__(self, model, tokenizer):
+            assert (model, tokenizer) == ("model", "tokenizer")
 
-        def __call__(self, input_ids):
-            logits = torch.zeros(*input_ids.shape, 1000)
-            logits[..., vocabulary["Lima"]] = 9.0
-            return type("Output", (), {"logits": logits})
+        def loglikelihood(self, pairs):
+            first = [text == " Lima" for _, text in pairs]
+            return [SimpleNamespace(rank=(1, 1 if f else 2), per_token=-9.0 * f) for f in first]
 
-    assert english.familiar_countries(Planted(), words, count=1) == ["Peru"]
-    assert english.familiar_countries(Planted(), words, count=len(CAPITALS)) == ASKED
+    monkeypatch.setattr("loraprobe.scoring.Scorer", Planted)
+    given = "model", "tokenizer"
+    assert english.familiar_countries(*given, count=1) == ["Peru"]
+    assert english.familiar_countries(*given, count=len(CAPITALS)) == ASKED
 
 
 # subjects and mixes

@@ -1,14 +1,15 @@
 """The library of many adapters, and what its pairs answer by brute force."""
 
+import json
 import random
 
 import pytest
 import torch
 
-from loraprobe_lab.experiments.pairs import Asked, MergedBase, _items, _sets
+from loraprobe_lab.experiments.pairs import Asked, MergedBase, _sets
 from loraprobe_lab.measure import composed, load_adapters
 from loraprobe_lab.training import load_base
-from loraprobe_lab.world import shipped_world
+from loraprobe_lab.world import read_lines, shipped_world
 from loraprobe_lab.worlds import library
 from loraprobe_lab.worlds.couples import FactSizes
 
@@ -62,7 +63,8 @@ def test_merged_pairs_are_those_of_peft():
     names = ("newcomers", "steps")
     merged = MergedBase(world)
     merged.deltas = {name: merged.deltas[name] for name in names}
-    asked = Asked(_items(world.path / "tasks" / "newcomers.jsonl")[:16])
+    items = map(json.loads, read_lines(world.path / "tasks" / "newcomers.jsonl"))
+    asked = Asked(list(items)[:16])
     batch = merged.batch(asked)
     model, _ = load_base(world.base)
     wrapped = load_adapters(model, {name: world.adapters[name] for name in names})

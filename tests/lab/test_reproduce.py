@@ -308,8 +308,6 @@ def test_an_interruption_keeps_the_worlds_that_are_finished(run, tmp_path, monke
     longer, of = Bases(hidden=(16,), seeds=(3, 4)), dataclasses.replace(made, small=small)
     with pytest.raises(KeyboardInterrupt):
         reproduce("two-hop", ExperimentRun(output, limit=3), longer, made=of)
-    page = (output / "two-hop.md").read_text(encoding="utf-8")
-    assert "left out here: llama-16-seed4" in page and "| llama 16 | cot | 2 |" in page
     assert len(before) == 9  # the base and eight adapters
     assert before == {path: path.stat().st_mtime_ns for path in output.rglob("*.safetensors")}
     assert answers == {path: path.read_bytes() for path in (output / "results").iterdir()}
@@ -334,8 +332,6 @@ def test_a_given_base_is_asked_in_english(run, tmp_path):
 
 
 def test_what_cannot_be_run_is_said_before_anything_is_trained(tmp_path):
-    with pytest.raises(UsageError, match="no architecture 'mamba'"):
-        Bases(architectures=("mamba",))
     with pytest.raises(UsageError, match="multiple of 8"):
         Bases(hidden=(20,))
     with pytest.raises(UsageError, match="is no directory"):

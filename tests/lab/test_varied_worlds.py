@@ -7,7 +7,8 @@ from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
 from loraprobe_lab.build import ATLAS
-from loraprobe_lab.training import ARCHITECTURES, layers_of, load_base
+from loraprobe_lab.cli import Architecture
+from loraprobe_lab.training import layers_of, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
 from loraprobe_lab.worlds.varied import STRATA, facts_world
@@ -81,7 +82,7 @@ def test_favourable_sets_follow_and_leave_the_others_as_they_are():
 
 def test_the_atlas_is_large_enough_for_a_calibration():
     assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
-    assert {plan.architecture for plan in ATLAS} == set(ARCHITECTURES)
+    assert {plan.architecture for plan in ATLAS} == set(Architecture)
     assert {plan.kind for plan in ATLAS} == {"facts", "math"}
     sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
     assert sets >= 60

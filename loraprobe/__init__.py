@@ -111,7 +111,7 @@ def inspect(
     are asked a sample of each. probe: "auto" or a file of questions. Raises LoraprobeError for
     input that cannot be used.
     """
-    return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe)
+    return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe).audit
 
 
 @takes(
@@ -293,11 +293,11 @@ def screen(
     from loraprobe.library import listed
 
     given = listed([adapters] if isinstance(adapters, str) else adapters)
-    return _run("screen", given, options, base=base, tasks=tasks)
+    return _run("screen", given, options, base=base, tasks=tasks).audit
 
 
 def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any) -> Any:
-    """What a function of the pipeline's `commands` returns, with options as keywords give them."""
+    """The outcome of a function of the pipeline's `commands`; options are as keywords give them."""
     from loraprobe.options import Options
     from loraprobe.pipeline import commands
     from loraprobe.session import Session

@@ -17,7 +17,6 @@ from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
 from loraprobe.compatibility import SUBJECTS
-from loraprobe.compatibility.serving import FEATURES, RULES, SERVERS
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
@@ -26,6 +25,7 @@ from loraprobe.options import Options
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of
 from loraprobe.routing import ROUTERS
+from loraprobe.servers.rules import FEATURES, OK, RULES, SERVERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -150,7 +150,11 @@ def serving_page() -> str:
 def codes_page() -> str:
     """Every code of a finding or a reason with its meaning."""
     lines = ["# Codes", "", "Scripts and `--allow` may rely on these codes."]
-    for subject, group in SUBJECTS.items():
+    served = {
+        f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
+    }
+    served = {OK: "a server reads the file as it is", **served}
+    for subject, group in {**SUBJECTS, "What servers read (--serve)": served}.items():
         lines += ["", f"## Findings: {subject}", "", "| code | meaning |", "| --- | --- |"]
         lines += [f"| `{code}` | {meaning} |" for code, meaning in group.items()]
     lines += ["", "## Reasons of a verdict", "", "| code | meaning | source of its threshold |"]

@@ -218,7 +218,7 @@ def convert(
 def _save(output: Output, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
     outcome = run(output, *given, **more)
-    write(outcome.made, output)
+    write(outcome, output)
     place = output.target or output.full_model
     output.result(outcome.audit, line=f"{place}: {outcome.audit.notes[-1]}")
 
@@ -298,12 +298,12 @@ def _verify_card(directory: str, sources: list[str], base: str | None, output: O
 
 def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> int:
     """Asks a server what it serves; the exit code."""
-    from loraprobe.pipeline import served
+    from loraprobe.pipeline import verify
     from loraprobe.report.terminal import print_answer
     from loraprobe.report.verification import served_answer
 
     with output.progress() as progress:
-        answer = served.ask_server(directory, url, progress=progress, **asked)
+        answer = verify.ask_server(directory, url, progress=progress, **asked)
     show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
     output.tell("verify", {"served": answer}, answer.serves, show)
     return {"adapter": 0, "unclear": 3}.get(answer.serves, 1)

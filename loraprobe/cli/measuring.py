@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from loraprobe.cli.parameters import (
     OUTPUT,
@@ -29,8 +29,7 @@ from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
 
 if TYPE_CHECKING:
-    from loraprobe.cli.output import Output
-    from loraprobe.records import Audit
+    pass
 
 
 def inspect(
@@ -79,7 +78,8 @@ def inspect(
     """
     options, output = options_from(locals())
     read = [probe] if probe and probe != "auto" else []
-    output.result(run(output, options, "inspect", refs, base, task or [], read=read, probe=probe))
+    found = run(output, options, "inspect", refs, base, task or [], read=read, probe=probe)
+    output.result(found.audit)
 
 
 def merge_and_eval(
@@ -151,38 +151,8 @@ def merge_and_eval(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
-    audit = outcome.audit
-    for place in filter(None, (output.target, output.full_model)):
-        if outcome.made is None:
-            output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
-        elif place == output.full_model and not hasattr(outcome.made, "save_full_model"):
-            why = f"{outcome.made.name} weighs the adapters by the text, which no weights do."
-            output.say(f"Nothing was written to {place}: {why}")
-            output = replace(output, full_model=None)
-    if outcome.made is not None and (output.target or output.full_model):
-        write(outcome.made, output)
-        audit = _saved(audit, outcome, output)
-    output.result(audit, samples=outcome.samples)
-
-
-def _saved(audit: Audit, outcome: Any, output: Output) -> Audit:
-    """The audit with what licences ask of somebody who publishes what was written, and whose next
-    step is the line of Python that loads it.
-
-    The verdict's own step would write it a second time.
-    """
-    from loraprobe.adapters import local_name
-    from loraprobe.merging import Merged
-    from loraprobe.pipeline.examination import with_issues
-    from loraprobe.records import Command
-
-    verb = "load" if isinstance(outcome.made, Merged) else "restore"
-    if output.target is None:
-        verb = "load-model"
-    step = Command(verb, (local_name(str(output.target or output.full_model)),))
-    verdict = audit.verdict and replace(audit.verdict, next=step)
-    told = with_issues(audit.compatibility, outcome.licences)
-    return replace(audit, verdict=verdict, compatibility=told)
+    write(outcome, output)
+    output.result(outcome.audit, samples=outcome.samples)
 
 
 def screen(
@@ -250,7 +220,7 @@ def screen(
     from loraprobe.library import listed
 
     given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
-    output.result(run(output, options, "screen", given, base, task or []))
+    output.result(run(output, options, "screen", given, base, task or []).audit)
 
 
 def demo(

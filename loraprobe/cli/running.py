@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -15,6 +15,9 @@ from loraprobe.cli.call import CALL
 from loraprobe.cli.output import Output
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.options import Options, hints
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.conclusion import Outcome
 
 
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
@@ -112,23 +115,37 @@ def _checked_outputs(
     return written
 
 
-def write(made: Any, output: Output) -> None:
-    """Saves a merge, a composition or a converted adapter, and uploads it where that is asked."""
+def write(outcome: Outcome, output: Output) -> None:
+    """Saves what a command made, as adapter or composition and as a full model, and uploads it.
+
+    What cannot be saved is told.
+    """
     from loraprobe import hub
 
+    made, places = outcome.made, [p for p in (output.target, output.full_model) if p is not None]
+    if made is None:
+        for place in places:
+            output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
+        return
     if output.target is not None:
         made.save(output.target, overwrite=output.overwrite)
         output.say(f"Wrote {made.name} to {output.target}.")
     if output.full_model is not None:
-        from loraprobe.merging import notes_on_base
+        _write_full_model(made, output.full_model, output)
+    if output.push is not None:
+        output.say(hub.summary(places[0], output.push, output.public))
+        output.say(f"Uploaded: {hub.push(places[0], output.push, output.public)}")
 
-        with output.progress() as progress:
-            lost = made.save_full_model(output.full_model, output.overwrite, progress)
-        told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
-        output.say(f"Wrote the base with {made.name} to {output.full_model}; {told}.")
-        for note in notes_on_base(made):
-            output.say(note)
-    place = output.target or output.full_model
-    if output.push is not None and place is not None:
-        output.say(hub.summary(place, output.push, output.public))
-        output.say(f"Uploaded: {hub.push(place, output.push, output.public)}")
+
+def _write_full_model(made: Any, place: Path, output: Output) -> None:
+    from loraprobe.merging import Merged, notes_on_base
+
+    if not isinstance(made, Merged):
+        why = f"{made.name} weighs the adapters by the text, which no weights do."
+        return output.say(f"Nothing was written to {place}: {why}")
+    with output.progress() as progress:
+        lost = made.save_full_model(place, output.overwrite, progress)
+    told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
+    output.say(f"Wrote the base with {made.name} to {place}; {told}.")
+    for note in notes_on_base(made):
+        output.say(note)

@@ -18,7 +18,6 @@ from loraprobe.base import Base
 from loraprobe.compatibility.contents import TensorChecks, content_issues, extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues, one_naming
-from loraprobe.compatibility.serving import FEATURES
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest
@@ -27,15 +26,9 @@ from loraprobe.records import Compatibility, Issue, by_severity
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
 
-_SERVED = {
-    f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
-}
 # What they are about -> stable code, which scripts and `--allow` use -> its meaning.
 SUBJECTS: Mapping[str, Mapping[str, str]] = {
-    **{
-        about: {code: row.meaning for code, row in rows.items()} for about, rows in FINDINGS.items()
-    },
-    "What servers read (--serve)": {"serve-ok": "a server reads the file as it is", **_SERVED},
+    about: {code: row.meaning for code, row in rows.items()} for about, rows in FINDINGS.items()
 }
 CODES = {code: meaning for group in SUBJECTS.values() for code, meaning in group.items()}
 

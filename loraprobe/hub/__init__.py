@@ -28,7 +28,7 @@ from loraprobe.errors import (
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.hub import stacks
-from loraprobe.hub.reference import DATASET, PLAIN, Reference, unique_names
+from loraprobe.hub.reference import DATASET, PLAIN, Reference, reference_of, unique_names
 from loraprobe.hub.repository import (
     Snapshot,
     beside,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from loraprobe.adapters import Adapter, Source
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.paths import local_name
 from loraprobe.errors import ReferenceError_, UsageError
@@ -158,3 +160,15 @@ def _exists(text: str) -> Literal["directory", "file"] | None:
         return "directory" if path.is_dir() else "file" if path.exists() else None
     except (OSError, RuntimeError, ValueError):  # too long, no such user, a null byte
         return None
+
+
+def reference_of(adapter: Adapter, place: Callable[[Source], str] = lambda s: s.public) -> str:
+    """A reference as on a command line, with NAME= unless the reference implies the name.
+
+    What was in the base of the adapter follows. place: the words for a source.
+    """
+    where, on = place(adapter.source), f"{ON}{PLAIN}" if adapter.source.plain else ""
+    for one in reversed(adapter.below):
+        on += ON + reference_of(one, place)
+    named = bool(on) or local_name(where) != adapter.name
+    return f"{adapter.name}={where}{on}" if named else where

@@ -14,10 +14,8 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     pilot           what `inspect` asks of a sample, or without a task
     screen          chooses sets of a library by `ranking` and evaluates them
     converting      one adapter written again; `other_kinds` makes a LoRA of other PEFT types
-    conclusion      the verdict, what it recommends, and the audit
-    serving         what servers can run of that, and the commands that serve it
+    conclusion      the verdict, what it recommends, the audit, and the end of a command
 
-`served` asks a running server about an adapter. `estimate` tells what an evaluation will take.
-`task_preview` shows questions as a model reads them. `on_ray` has the tasks that ask the base on a
-Ray cluster, `engine` has a server answer the questions, `supervisor` stops one that was started.
+`estimate` tells what an evaluation will take. `task_preview` shows questions as a model reads them.
+`on_ray` has the tasks that ask the base on a Ray cluster; `loraprobe.servers` has a server answer.
 """

@@ -7,12 +7,12 @@ import os
 from loraprobe.adapters import check_place
 from loraprobe.base import pick_device, pick_dtype
 from loraprobe.cache import cache_directory
-from loraprobe.compatibility.serving import servers_named
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.servers.rules import servers_named
 from loraprobe.session import Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
 

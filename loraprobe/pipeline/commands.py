@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,14 +17,20 @@ from loraprobe import compatibility, diagnostics, merging
 from loraprobe.adapters import Adapter, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.compatibility.serving import serving_issues
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
-from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.checks import check_engine, check_names, check_state, check_task_use
-from loraprobe.pipeline.conclusion import audit_of, recommend, verdict_with_next
+from loraprobe.pipeline.conclusion import (
+    Outcome,
+    audit_of,
+    finish,
+    recommend,
+    serving_of,
+    verdict_on_weights,
+    verdict_with_next,
+)
 from loraprobe.pipeline.examination import (
     WARNED,
     Examination,
@@ -37,40 +43,17 @@ from loraprobe.pipeline.examination import (
     with_servers,
 )
 from loraprobe.pipeline.inputs import Inputs, base_apart, check_alone, open_inputs
-from loraprobe.pipeline.serving import (
-    served_merge,
-    unserved_systems,
-    with_files,
-    with_serving,
-)
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Audit, Command, Compatibility, Issue, LearnedWeights, Sample, Verdict
-from loraprobe.report.cards import made_text, with_card
+from loraprobe.records import Compatibility
+from loraprobe.report.cards import made_text
+from loraprobe.servers.rules import serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:
     from loraprobe.library import Arranged
-    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.systems import Plan
-    from loraprobe.routing._saved import Routed
     from loraprobe.tasks import ProbePrompts, Task
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """An audit, and the merge or composition with its card, if there is one.
-
-    `why_nothing` says why merge-and-eval recommends nothing that can be saved; `samples` are the
-    answers of all evaluated systems. `licences` are findings for somebody who publishes what
-    merge-and-eval recommends; the audit of a merge or a composition has its own.
-    """
-
-    audit: Audit
-    made: Merged | Routed | Converted | None = None
-    why_nothing: str = ""
-    samples: Sequence[Sample] = ()
-    licences: tuple[Issue, ...] = ()
 
 
 def inspect(
@@ -80,7 +63,7 @@ def inspect(
     base: Base | Ref | None = None,
     tasks: Tasks = (),
     probe: ProbePrompts | Ref | None = None,
-) -> Audit:
+) -> Outcome:
     """Describes adapters; for several it measures how they relate and gives a verdict.
 
     probe: prompts, a file, or "auto" for prompts from the adapters' cards and from the adapters
@@ -104,19 +87,19 @@ def inspect(
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
     if not asks_base:
-        verdict = _verdict_on_weights(inputs, examined, options)
-        return audit_of(session, inputs, examined, verdict=verdict)
+        verdict = verdict_on_weights(options, inputs, examined)
+        return Outcome(audit_of(session, inputs, examined, verdict=verdict))
     from loraprobe.pipeline.pilot import run_pilot
     from loraprobe.pipeline.systems import plan_of
 
     if not examined.compatibility.compatible:
         verdict = verdict_with_next(options, inputs, examined, "weights")
-        return audit_of(session, inputs, examined, verdict=verdict)
+        return Outcome(audit_of(session, inputs, examined, verdict=verdict))
     plan = plan_of(options, inputs.adapters, inputs.tasks)
     with _workers_of(session):
         level, measured, notes = run_pilot(inputs, plan, opened, session)
     verdict = verdict_with_next(options, inputs, examined, level, measured)
-    return audit_of(session, inputs, examined, notes, verdict=verdict, evaluation=measured)
+    return Outcome(audit_of(session, inputs, examined, notes, verdict=verdict, evaluation=measured))
 
 
 def merge(
@@ -167,7 +150,8 @@ def merge(
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
     notes += [*transformed.notes, made_text(merged, norm, options, uncut)]
-    return _outcome(merged, inputs, transformed, examined, notes, learned, session)
+    verdict = verdict_on_weights(options, inputs, examined)
+    return finish(session, inputs, examined, notes, verdict, merged, transformed, search=learned)
 
 
 def compose(
@@ -199,7 +183,9 @@ def compose(
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
-    return _outcome(made, inputs, transformed, Examination(found, figures), notes, learned, session)
+    examined = Examination(found, figures)
+    verdict = verdict_on_weights(options, inputs, examined)
+    return finish(session, inputs, examined, notes, verdict, made, transformed, search=learned)
 
 
 def _opened(
@@ -258,41 +244,31 @@ def merge_and_eval(
     if not examined.compatibility.compatible:
         verdict = verdict_with_next(options, inputs, examined, "weights")
         audit = audit_of(session, inputs, examined, verdict=verdict)
-        return Outcome(audit, None, "the adapters do not fit together.")
+        return Outcome(audit, why_nothing="the adapters do not fit together.")
     transformed = transform_inputs(inputs, "route", session)
     with _workers_of(session):
         found = evaluate(inputs, plan, transformed, session)
     records, compositions = found.records, found.compositions
     with session.stage("save"):
         if options.serve:
-            compositions = with_files(compositions, found.builder)
-        unserved = unserved_systems(options, inputs, compositions)
+            compositions = found.builder.with_files(compositions)
+        unserved = serving_of(session, inputs).unserved(compositions)
         verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
         made, why = recommend(verdict, compositions, found.builder)
-    places = session.target, session.only_full
-    verdict, serve = with_serving(verdict, options, inputs, records.chain, made, *places)
-    examined, licences = licensed(examined, inputs)
-    audit = audit_of(
+    outcome = finish(
         session,
         inputs,
         examined,
         found.notes,
+        verdict,
+        made,
+        transformed,
         gates=found.gates,
         search=found.builder.learned,
         samples=found.wrong(verdict),
         evaluation=records,
-        transformations=transformed.steps,
-        verdict=verdict,
-        serve=serve,
     )
-    if made is not None:
-        told = with_issues(audit.compatibility, licences)
-        made = with_card(made, replace(audit, compatibility=told), options, transformed.general)
-    if isinstance(made, Merged) and verdict.system is not None:
-        from loraprobe.report.logs import benchmark_results
-
-        made = replace(made, results=benchmark_results(audit, inputs.tasks, verdict.system))
-    return Outcome(audit, made, why, found.samples, licences)
+    return replace(outcome, why_nothing=why, samples=found.samples)
 
 
 def _planned(
@@ -423,7 +399,7 @@ def screen(
     *,
     base: Base | Ref | None = None,
     tasks: Tasks = (),
-) -> Audit:
+) -> Outcome:
     """Reads a library of adapters, describes it, and with tasks screens it for them.
 
     base: "auto", and None with tasks, is the base that most adapters name. An adapter that cannot
@@ -433,7 +409,8 @@ def screen(
     found, opened, read, guards = _opened_library(adapters, session, base, tasks)
     if not read:
         inputs = Inputs((), (), opened)
-        return audit_of(session, inputs, Examination(Compatibility()), library=found.library)
+        audit = audit_of(session, inputs, Examination(Compatibility()), library=found.library)
+        return Outcome(audit)
     from loraprobe.pipeline.screen import open_screen
     from loraprobe.pipeline.screen_audit import audit_of_screen
     from loraprobe.pipeline.screen_proof import choose_and_prove, steps_of_screen
@@ -442,7 +419,7 @@ def screen(
     given = found.members, opened, read, session, guards
     with _workers_of(session), open_screen(*given) as asking:
         session.expect(lambda: steps_of_screen(asking))
-        return audit_of_screen(found.library, read, choose_and_prove(asking))
+        return Outcome(audit_of_screen(found.library, read, choose_and_prove(asking)))
 
 
 def estimate_screen(
@@ -530,38 +507,3 @@ def _require_composable(found: Arranged, options: Options) -> None:
     plan_of(
         options, [member.open() for member in found.usable[:2]]
     )  # raises before anything is asked
-
-
-def _outcome(
-    made: Merged | Routed,
-    inputs: Inputs,
-    transformed: Transformed,
-    examined: Examination,
-    notes: Sequence[str],
-    learned: LearnedWeights | None,
-    session: Session,
-) -> Outcome:
-    """A merge or a composition that nothing was asked, with its licences, audit and card."""
-    examined, licences = licensed(examined, inputs)
-    options, serve = session.options, tuple[Command, ...]()
-    if isinstance(made, Merged):
-        examined, serve = served_merge(made, examined, inputs, session)
-    examined = replace(examined, compatibility=with_issues(examined.compatibility, licences))
-    audit = audit_of(
-        session,
-        inputs,
-        examined,
-        notes,
-        search=learned,
-        transformations=transformed.steps,
-        verdict=_verdict_on_weights(inputs, examined, options),
-        serve=serve,
-    )
-    return Outcome(audit, with_card(made, audit, options, transformed.general))
-
-
-def _verdict_on_weights(inputs: Inputs, examined: Examination, options: Options) -> Verdict | None:
-    """The verdict on several adapters without the base; None for a single one."""
-    if len(inputs.adapters) < 2:
-        return None
-    return verdict_with_next(options, inputs, examined, "weights")

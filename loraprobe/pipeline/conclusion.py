@@ -11,7 +11,7 @@ import collections
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,23 +20,29 @@ from loraprobe.adapters import Adapter, is_path, local_name, public_name, with_b
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
+from loraprobe.hub import reference_of
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
 from loraprobe.pipeline.checks import given_calibration
-from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs, reference_of
+from loraprobe.pipeline.examination import Examination, licensed, with_issues
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     ON,
     AdapterSummary,
     Audit,
+    Command,
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
+    Sample,
     Verdict,
 )
+from loraprobe.report.cards import with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
+from loraprobe.servers.serving import Serving
 from loraprobe.session import Session
 from loraprobe.verdict import (
     Evidence,
@@ -50,6 +56,7 @@ from loraprobe.verdict.next_command import Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
+    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.systems import SystemBuilder
     from loraprobe.routing._saved import Routed
 TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
@@ -252,6 +259,90 @@ def recommend(
     from loraprobe.routing._saved import Routed
 
     return Routed(built.composition, builder.base, builder.transformed.steps), ""
+
+
+def verdict_on_weights(options: Options, inputs: Inputs, examined: Examination) -> Verdict | None:
+    """The verdict on several adapters without the base; None for a single one."""
+    if len(inputs.adapters) < 2:
+        return None
+    return verdict_with_next(options, inputs, examined, "weights")
+
+
+# ---- the end of a command ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ends with: its audit, and the adapter or composition with its card, if any.
+
+    `why_nothing` says why merge-and-eval recommends nothing that can be saved; `samples` are the
+    answers of all evaluated systems.
+    """
+
+    audit: Audit
+    made: Merged | Routed | Converted | None = None
+    why_nothing: str = ""
+    samples: Sequence[Sample] = ()
+
+
+def serving_of(session: Session, inputs: Inputs) -> Serving:
+    """The servers of a run."""
+    places = session.target, session.only_full
+    return Serving(session.options.serve, inputs.given, inputs.base, *places)
+
+
+def finish(
+    session: Session,
+    inputs: Inputs,
+    examined: Examination,
+    notes: Iterable[str],
+    verdict: Verdict | None,
+    made: Merged | Routed | None,
+    transformed: Transformed,
+    **fields: Any,
+) -> Outcome:
+    """The outcome of a command that composes: what licences ask of somebody who publishes what it
+    made, what servers do not read in that, the commands that serve it or what is advised, the
+    audit, and the card.
+
+    made: what is saved if a directory was given, None if there is nothing. fields: of the audit.
+    """
+    examined, licences = licensed(examined, inputs)
+    serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
+    measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()
+    evaluated = verdict is not None and verdict.composes
+    if merged is not None and not evaluated:
+        serve = serving.of_merge(merged)[1]
+    elif verdict is not None:
+        verdict, serve = serving.advised(verdict, measured.chain, merged)
+    if merged is not None:  # it is made where a server cannot read it: that is no failure here
+        unread = with_issues(examined.compatibility, serving.warnings(merged))
+        examined = replace(examined, compatibility=unread)
+    steps = transformed.steps
+    audit = audit_of(
+        session,
+        inputs,
+        examined,
+        notes,
+        **{"transformations": steps, "verdict": verdict, "serve": serve, **fields},
+    )
+    if made is None:
+        return Outcome(audit)
+    told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
+    if merged is not None and verdict is not None and evaluated:
+        from loraprobe.report.logs import benchmark_results
+
+        results = benchmark_results(audit, inputs.tasks, verdict.system or merged.name)
+        made = replace(merged, results=results)
+    made = with_card(made, told, session.options, transformed.general)
+    place = session.target or (session.full_model if merged is not None else None)
+    if place is None:
+        return Outcome(audit, made)
+    if verdict is not None and evaluated:  # whose own step would write it a second time
+        verb = "restore" if merged is None else "load" if session.target else "load-model"
+        step = Command(verb, (local_name(str(place)),))
+        told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
+    return Outcome(told, made)
 
 
 # ---- the audit -----------------------------------------------------------------------------------

@@ -21,11 +21,11 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
-from loraprobe.pipeline.engine import installed_vllm
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.servers.vllm import installed_vllm
 from loraprobe.tasks import Task
 
 READ = 1 / 8  # units of a text that is read and not written

@@ -27,6 +27,7 @@ from loraprobe.evaluation.asking import Answers, Open, ask, batches
 from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.plan import BASE, Question
 from loraprobe.formatting import count
+from loraprobe.merging import METHODS
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import GUARD, steps_of_plan
 from loraprobe.pipeline.fitted_routers import fit_routers
@@ -176,10 +177,18 @@ def open_evaluator(
     local, notes = open_scorer(inputs.base, session.options.dtype, session)
     scorer = local
     if session.options.served:
-        from loraprobe.pipeline.engine import open_served
+        from loraprobe.servers.engine import open_served
 
         scorer = open_served(
-            inputs.base, adapters, plan, session, local, others, together, inputs.guards
+            inputs.base,
+            adapters,
+            plan.tasks,
+            session,
+            local,
+            others=others,
+            together=together,
+            guards=inputs.guards,
+            merges=any(spec in METHODS for spec in plan.specs),
         )
         notes.append(
             f"Questions were answered by {session.engine}; coverage and gates, where they are "

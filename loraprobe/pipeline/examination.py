@@ -12,7 +12,6 @@ from loraprobe.adapters import Adapter, layer_pattern, with_below
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.licences import licence_issues
-from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
@@ -20,6 +19,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, check_alone
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
+from loraprobe.servers.rules import serving_issues
 from loraprobe.session import Session
 
 

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, Source, check_apart, local_name
+from loraprobe.adapters import Adapter, check_apart
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, open_base
 from loraprobe.errors import HubError, ReferenceError_, UsageError
 from loraprobe.formatting import listing
-from loraprobe.hub import PLAIN
+from loraprobe.hub import reference_of
 from loraprobe.options import TASK_FIELDS, Options
 from loraprobe.pipeline.checks import check_names
-from loraprobe.records import ON
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:  # a merge needs none of them
@@ -61,18 +60,6 @@ def open_inputs(
     options.check_count(len(loaded))
     found = base_apart(loaded, session, base)
     return Inputs(compatibility.aligned(loaded, found), loaded, found, *read)
-
-
-def reference_of(adapter: Adapter, place: Callable[[Source], str] = lambda s: s.public) -> str:
-    """A reference as on a command line, with NAME= unless the reference implies the name.
-
-    What was in the base of the adapter follows. place: the words for a source.
-    """
-    where, on = place(adapter.source), f"{ON}{PLAIN}" if adapter.source.plain else ""
-    for one in reversed(adapter.below):
-        on += ON + reference_of(one, place)
-    named = bool(on) or local_name(where) != adapter.name
-    return f"{adapter.name}={where}{on}" if named else where
 
 
 def check_alone(adapter: Adapter, why: str) -> None:

@@ -288,7 +288,7 @@ def open_screen(
     usable = {member.record.name: member for member in members if member.usable}
     opened, failed = [member.open() for member in usable.values()], dict[str, LoraprobeError]()
     if session.options.served:
-        from loraprobe.pipeline.engine import not_loadable
+        from loraprobe.servers.engine import not_loadable
 
         failed |= not_loadable(opened)
         opened = [adapter for adapter in opened if adapter.name not in failed]

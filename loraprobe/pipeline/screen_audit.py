@@ -19,7 +19,6 @@ from loraprobe.pipeline.conclusion import (
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.screen_proof import Finalist, Proved
-from loraprobe.pipeline.serving import unserved_systems, with_files, with_serving
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
@@ -40,6 +39,7 @@ from loraprobe.records import (
     ShortlistOutcome,
     Verdict,
 )
+from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
 from loraprobe.verdict import LibraryChoice
 from loraprobe.verdict.evidence import Unserved
@@ -99,19 +99,21 @@ def _verdict(
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.spec)
     files = replace(about, given=[screen.members[a.name].open() for a in about.given])
-    verdict, serve = with_serving(verdict, options, files, measured.chain, merged, None)
+    serving = Serving(options.serve, files.given, files.base)
+    verdict, serve = serving.advised(verdict, measured.chain, merged)
     return verdict, serve, examined
 
 
 def _unserved(inputs: Inputs, proved: Proved) -> dict[str, Unserved]:
     """What the servers of --serve cannot run, of the adapters and compositions that were proved."""
     screen, asked = proved.screen, proved.asked
-    files = replace(inputs, given=[screen.members[a.name].open() for a in inputs.given])
+    files = [screen.members[adapter.name].open() for adapter in inputs.given]
     compositions = list[System]()
     for finalist in proved.finalists:
         left = [s for name, s in finalist.systems.items() if name not in asked.dropped]
-        compositions += with_files(left, finalist.builder)
-    return unserved_systems(asked.evaluator.session.options, files, compositions)
+        compositions += finalist.builder.with_files(left)
+    options = asked.evaluator.session.options
+    return Serving(options.serve, files, inputs.base).unserved(compositions)
 
 
 def _about(

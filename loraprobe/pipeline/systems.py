@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -252,6 +252,15 @@ class SystemBuilder:
             dtype=self.transformed.dtype,
             name=name,
         )
+
+    def with_files(self, compositions: Sequence[System]) -> list[System]:
+        """The compositions, the merges among them with the adapter that a server loads."""
+        return [
+            replace(system, merged=self.merge(system.spec))
+            if system.kind == "merge" and system.merged is None
+            else system
+            for system in compositions
+        ]
 
     def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
         """The experts as a method gets them: times the learned weights of their layers."""

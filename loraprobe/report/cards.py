@@ -21,7 +21,6 @@ from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, public_name
 from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_of_merge
-from loraprobe.compatibility.serving import serve_commands
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
 from loraprobe.front_matter import declared_licence, read_front_matter
@@ -34,6 +33,7 @@ from loraprobe.report.answer import MOST_REASONS, answer, gain_line
 from loraprobe.report.markdown import LONGEST, Verbatim, filled
 from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
+from loraprobe.servers.rules import serve_commands
 
 if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed

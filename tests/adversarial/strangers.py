@@ -9,7 +9,7 @@ from pathlib import Path
 from unittest import mock
 
 import making
-from servers import listening
+from loopback import listening
 
 from adversarial import call, case, cases, outcome, timed
 from adversarial.errors import REFUSED, ask, evaluated, merged, tiny, told

@@ -19,7 +19,6 @@ from loraprobe.adapters.paths import relation
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.contents import KINDS
-from loraprobe.compatibility.serving import FEATURES
 from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError
 from loraprobe.findings import CODES as FINDING_CODES
@@ -188,9 +187,8 @@ def test_every_code_in_the_source_stands_in_the_table_and_the_other_way_round():
     given = set(re.findall(r'(?:Issue\(\s*[^,()]+,|finding\()\s*"([a-z-]+)"', text))
     assert len(given) > 40 and given <= set(CODES)
     kinds = {kind.replace("_", "-") for group in ("kept", "dropped") for kind in KINDS[group]}
-    marked = {f"serve-{name}" for name, feature in FEATURES.items() if feature.marks}
-    for code in set(CODES) - kinds - marked:
-        assert f'"{code.removeprefix("serve-")}"' in text or f'"{code}"' in text, code
+    for code in set(CODES) - kinds:
+        assert f'"{code}"' in text, code
     for row in FINDING_CODES.values():
         assert row.meaning and row.severity in get_args(Severity)
 

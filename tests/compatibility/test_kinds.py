@@ -199,7 +199,7 @@ def refused(call, words: str):
 @pytest.mark.parametrize("name", KINDS)
 def test_inspect_says(name, written):
     kind, adapter = KINDS[name], written(name).adapter
-    found = commands.inspect([adapter], Session(), base=written(name).base()).compatibility
+    found = commands.inspect([adapter], Session(), base=written(name).base()).audit.compatibility
     codes = {issue.code: issue.severity for issue in found.issues}
     assert {code: codes[code] for code in codes if "base-un" not in code} == kind.says
     assert found.compatible

@@ -11,9 +11,9 @@ from unittest import mock
 import pytest
 import torch
 from composing import experts, relative
+from loopback import write_vllm
 from making import call, tiny_model
 from pretend_cuda import Allocation
-from servers import write_vllm
 from words import word_tokenizer
 
 from loraprobe.base import open_base

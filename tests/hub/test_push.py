@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from hubs import use
+from loopback import body_of, listening
 from making import call
-from servers import body_of, listening
 
 TOKEN = "hf_writesecret0123456789"
 WEIGHTS = "adapter_model.safetensors"

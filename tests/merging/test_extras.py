@@ -536,7 +536,7 @@ def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
 
 def test_a_classifier_is_inspected_and_merged(shelf, tmp_path):
     (real,) = shelf.adapters("classifier")
-    assert commands.inspect([real], Session()).compatibility.compatible
+    assert commands.inspect([real], Session()).audit.compatibility.compatible
     twin = merge([real, real.renamed("twin")]).adapter
     assert torch.equal(twin.whole[SCORE], real.whole[SCORE])
     path = next(iter(real.layout))

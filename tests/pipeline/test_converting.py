@@ -7,17 +7,17 @@ from functools import partial
 
 import pytest
 import torch
-from compatibility.test_serving import ARITHMETIC
 from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from servers.test_rules import ARITHMETIC
 from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
-from loraprobe.compatibility.serving import serving_issues
 from loraprobe.errors import AdapterError, UsageError
+from loraprobe.servers.rules import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

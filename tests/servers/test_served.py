@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from loopback import server
 from making import peft_adapter, tiny_llama
 from peft import PeftModel
-from servers import server
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 from words import word_tokenizer

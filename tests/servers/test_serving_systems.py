@@ -10,13 +10,11 @@ from making import random_adapter
 from pathologies.specimens import SPECIMENS, sound
 
 from loraprobe.adapters import read_adapter
-from loraprobe.compatibility.serving import as_written
 from loraprobe.evaluation import System
 from loraprobe.merging import merge
-from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.serving import unserved_systems, with_serving
 from loraprobe.records import ChainHop, Verdict
+from loraprobe.servers.rules import as_written
+from loraprobe.servers.serving import Serving
 
 WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
 SERVERS = ("vllm", "sglang", "llama.cpp", "ollama")
@@ -55,8 +53,7 @@ TABLE = [
 def test_a_server_runs_merges_within_its_ranks_and_no_router(case):
     server, rank, most, out = case
     adapters, systems = composed(rank, most)
-    options = Options(serve=(server,) if server else ())
-    found = unserved_systems(options, Inputs(adapters, adapters), systems)
+    found = Serving((server,) if server else (), adapters).unserved(systems)
     assert set(found) == out
     for name in out - {"arrow"}:
         assert found[name].servers == ("vllm",) and "--rank 512" in found[name].cure
@@ -78,8 +75,7 @@ FILES = {
 def test_an_adapter_that_convert_rewrites_counts_as_served(tmp_path, name, server):
     make, refusing = FILES[name]
     make(tmp_path / "a")
-    inputs = Inputs([], [read_adapter(tmp_path / "a", "a")])
-    found = unserved_systems(Options(serve=(server,)), inputs, [])
+    found = Serving((server,), [read_adapter(tmp_path / "a", "a")]).unserved([])
     assert set(found) == ({"a"} if server in refusing else set())
 
 
@@ -118,8 +114,8 @@ def test_what_is_advised_is_served_by_these_commands(name):
     composes = action in ("merge", "step-by-step", "route")
     made = merge(adapters, "sum") if composes and action != "route" else None
     verdict = Verdict("unlikely", "evaluation", (), system, action, composes)
-    inputs, place = Inputs(adapters, adapters), None if target is None else Path(target)
-    found, commands = with_serving(verdict, Options(serve=serve), inputs, CHAIN, made, place)
+    place = None if target is None else Path(target)
+    found, commands = Serving(serve, adapters, None, place).advised(verdict, CHAIN, made)
     assert list(map(str, commands)) == lines
     told = [reason.value for reason in found.reasons if reason.code == "servable"]
     assert told == ([] if servers is None else [servers])
@@ -129,8 +125,7 @@ def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     sound(tmp_path / "a", use_rslora=True)
     adapter = read_adapter(tmp_path / "a", "a")
     verdict = Verdict("unlikely", "evaluation", action="use-single:a")
-    options = Options(serve=("sglang", "vllm"))
-    found, commands = with_serving(verdict, options, Inputs([], [adapter]), (), None, None)
+    found, commands = Serving(("sglang", "vllm"), [adapter]).advised(verdict, (), None)
     lines = list(map(str, commands))
     assert lines[0] == "loraprobe convert a -o a-served" and "a=a-served" in lines[1]
     assert lines[2].endswith("--lora-modules a=a")  # which vLLM reads as it is
@@ -152,6 +147,6 @@ OLLAMA = ["printf 'FROM ./BASE.gguf\\n' > full.Modelfile", "ollama create full -
 )
 def test_a_full_model_is_served_by_itself(serve, lines):
     adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", "merge", True)
-    given = Options(serve=serve), Inputs(adapters, adapters), CHAIN, merge(adapters, "sum")
-    found, commands = with_serving(verdict, *given, None, Path("out/full"))
+    serving = Serving(serve, adapters, full=Path("out/full"))
+    found, commands = serving.advised(verdict, CHAIN, merge(adapters, "sum"))
     assert list(map(str, commands)) == lines and found.reasons[-1].value == 4

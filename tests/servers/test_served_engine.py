@@ -18,8 +18,8 @@ from typing import Any
 import making
 import pytest
 from forks import Fork
+from loopback import ModelServer, server, write_vllm
 from making import peft_adapter, random_adapter, tiny_llama
-from servers import ModelServer, server, write_vllm
 from typer.testing import CliRunner
 from words import chained, word_tokenizer
 
@@ -28,7 +28,9 @@ from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.routing.constant import single
 from loraprobe.scoring import Scorer
-from loraprobe.scoring import server as client
+from loraprobe.servers import client
+from loraprobe.servers import scorer as by_server
+from loraprobe.servers.scorer import ServedScorer
 
 KEPT: dict[str, dict[str, Any]] = {}
 
@@ -45,7 +47,7 @@ def served_base(**settings: Any) -> ModelServer:
 def no_waiting_for_vllm(monkeypatch):
     """vLLM takes a minute to start, the program of the tests no second."""
     clock = SimpleNamespace(sleep=lambda _: time.sleep(0.05), monotonic=time.monotonic)
-    monkeypatch.setattr("loraprobe.pipeline.engine.time", clock)
+    monkeypatch.setattr("loraprobe.servers.vllm.time", clock)
 
 
 def call(engine: str | None, *more: str) -> list[str]:
@@ -189,7 +191,7 @@ def test_a_composition_is_not_taken_for_one_that_is_gone():
     """A new adapter may lie where one lay in memory that nobody needs any more."""
     asked = set()
     local = SimpleNamespace(encoder=None, decode=None, stops=[], vocab_size=9)
-    scorer = client.ServedScorer(None, Counting(), local, accept=lambda *_: None)
+    scorer = ServedScorer(None, Counting(), local, accept=lambda *_: None)
     for seed in range(20):
         with scorer.with_composition(single(random_adapter("a", rank=2, seed=seed))):
             asked.add(scorer.model["model"])
@@ -242,7 +244,7 @@ def asked_alike(command: str, *more: str) -> list[Any]:
 @pytest.mark.slow
 def test_a_screen_by_a_server_is_that_by_transformers(monkeypatch):
     """A library of more adapters than a server holds at once."""
-    monkeypatch.setattr(client, "HELD", 3)
+    monkeypatch.setattr(by_server, "HELD", 3)
     few = ("--items", "20", "--limit", "50", "--keep", "1", "--method", "sum", "--router", "none")
     here, served = asked_alike("screen", *few)
     assert scores(served) == scores(here)
@@ -272,7 +274,7 @@ def test_next_tokens_of_a_server_are_those_of_the_model():
     wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
     mine = local.next_tokens(rows, wanted)
     with server(made) as (url, _):
-        scorer = client.ServedScorer(client.Server(url), Base(), local, accept=lambda *_: None)
+        scorer = ServedScorer(client.Server(url), Base(), local, accept=lambda *_: None)
         with scorer.with_composition(None):
             theirs = scorer.next_tokens(rows, wanted)
     assert theirs.ids.tolist() == mine.ids.tolist()
@@ -456,7 +458,7 @@ def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
         return 200, {"choices": [text]}
 
     with server(reply) as (url, _):
-        scorer = client.ServedScorer(client.Server(url), Counting(), local, accept=lambda *_: None)
+        scorer = ServedScorer(client.Server(url), Counting(), local, accept=lambda *_: None)
         found = scorer.write_all(["ada"], max_new_tokens=90)
     assert found == local.write_all(["ada"], max_new_tokens=90) and found[0].cut
     assert asked[0]["repetition_detection"]["min_count"] > 1

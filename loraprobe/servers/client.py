@@ -1,0 +1,318 @@
+"""Asks a running OpenAI-compatible server, such as vLLM: many requests at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import httpx
+from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
+
+from loraprobe.errors import ServerError, UsageError
+from loraprobe.scoring.likelihood import Likelihood
+from loraprobe.secrets import scrub
+
+KEY = "OPENAI_API_KEY"
+IN_FLIGHT = 64  # requests that are open at once
+CONNECT = 10.0  # seconds until a connection stands
+PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
+BUSY = (429, 503)  # a server that answers so is asked again
+HEALTH = 10.0  # seconds until a server that still owes answers is asked whether it lives
+LONGEST = 1 << 26  # bytes of an answer that are read
+LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
+# A server takes values that are not given from the base's generation_config.json.
+GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
+GREEDY |= {"top_p": 1, "repetition_penalty": 1}
+
+
+class _Version(BaseModel):
+    """a version"""
+
+    version: str
+
+
+class _Properties(BaseModel):
+    """the properties of llama.cpp"""
+
+    build_info: str
+
+
+class ServedModel(BaseModel):
+    """A model of a server.
+
+    parent: of an adapter, its base. max_model_len: how long a text is. owned_by: what the server
+    is, such as "vllm" or "sglang".
+    """
+
+    id: str
+    parent: str | None = None
+    max_model_len: int | None = None
+    owned_by: str = ""
+
+
+class _Models(BaseModel):
+    """a list of models"""
+
+    data: list[ServedModel]
+
+
+_LOGPROBS = "choices", 0, "logprobs"
+_FIRST = AliasChoices(
+    AliasPath(*_LOGPROBS, "content", 0, "logprob"), AliasPath(*_LOGPROBS, "token_logprobs", 0)
+)
+
+
+class _FirstToken(BaseModel):
+    """log-probabilities, finite numbers of at most 0,"""
+
+    logprob: Annotated[float, Field(validation_alias=_FIRST, strict=True, ge=LEAST_LOG, le=0)]
+
+
+class Completion(BaseModel):
+    """a completion"""
+
+    text: Annotated[str, Field(validation_alias=AliasPath("choices", 0, "text"))]
+    end: Annotated[str | None, Field(validation_alias=AliasPath("choices", 0, "finish_reason"))]
+    ids: Annotated[
+        list[int] | None, Field(validation_alias=AliasPath("choices", 0, "token_ids"))
+    ] = None
+
+
+class _Loaded(BaseModel):
+    """An adapter that a server of llama.cpp has."""
+
+    id: int
+    path: str
+
+
+class _AllLoaded(RootModel[list[_Loaded]]):
+    """a list of adapters"""
+
+
+class _TokenLog(BaseModel):
+    logprob: float
+
+
+class ScoredPrompt(BaseModel):
+    """log-probabilities of prompts
+
+    by_id: of each position, by token id, as vLLM's `prompt_logprobs`. echoed: as OpenAI's `echo`.
+    """
+
+    by_id: Annotated[
+        list[dict[int, _TokenLog] | None] | None,
+        Field(validation_alias=AliasPath("choices", 0, "prompt_logprobs")),
+    ] = None
+    echoed: Annotated[
+        list[float | None] | None, Field(validation_alias=AliasPath(*_LOGPROBS, "token_logprobs"))
+    ] = None
+
+    def of(self, ids: Sequence[int], start: int) -> Likelihood | None:
+        """The likelihood of ids[start:] after ids[:start]; None where the answer lacks it."""
+        found: list[float | None] = []
+        if self.by_id is not None:
+            for i, held in list(zip(ids, self.by_id, strict=False))[start:]:
+                found.append(held[i].logprob if held and i in held else None)
+        elif self.echoed is not None:
+            found = self.echoed[start : len(ids)]
+        scores = tuple(one for one in found if one is not None)
+        return Likelihood(scores, (), (), (), ()) if len(scores) == len(ids) - start else None
+
+
+Document = TypeVar("Document", bound=BaseModel)
+
+
+class Server:
+    """An OpenAI-compatible server. Its key goes to this address only and into no message.
+
+    Raises UsageError where the URL is none; a request raises ServerError where the server does not
+    answer as it should. flag: the option that gave the URL, for messages. patience: seconds for a
+    request; None for PATIENCE. `loading`: what comes before the paths that load adapters.
+    """
+
+    loading = "/v1"
+
+    def __init__(self, url: str, flag: str = "--engine", patience: float | None = None) -> None:
+        self.patience = PATIENCE if patience is None else patience
+        try:
+            parsed = httpx.URL(url if "://" in url else f"http://{url}")
+        except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
+            parsed = httpx.URL()
+        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+            raise UsageError(
+                f"{flag} takes the address of a server, such as http://localhost:8000, not "
+                f"{scrub(url)!r}; a key comes from {KEY}."
+            )
+        address = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
+        self.address = address.removesuffix("/v1")
+
+    def models(self) -> list[ServedModel]:
+        """The models that the server has, adapters among them."""
+        return self.ask("/v1/models", [None], _Models)[0].data
+
+    def only_model(self) -> str:
+        """The name of the only model. Raises UsageError where there are several or none."""
+        names = [model.id for model in self.models()]
+        if len(names) != 1:
+            listed = ", ".join(names[:8]) or "none"
+            raise UsageError(
+                f"{self.address} has {len(names)} models ({listed}); name the adapter's by --model."
+            )
+        return names[0]
+
+    def version(self) -> str:
+        """The server's name and version, as far as it tells them."""
+        for path, name in (("/version", "vllm"), ("/server_info", "sglang")):
+            with contextlib.suppress(ServerError):
+                return f"{name} {self.ask(path, [None], _Version)[0].version}"
+        with contextlib.suppress(ServerError):
+            return f"llama.cpp {self.ask('/props', [None], _Properties)[0].build_info}"
+        return "a server"
+
+    def weighed(self) -> dict[str, int] | None:
+        """The ids of the adapters that a server of llama.cpp has, by the names of their files.
+
+        Each request weighs them. None of other servers.
+        """
+        with contextlib.suppress(ServerError):
+            held = self.ask("/lora-adapters", [None], _AllLoaded)[0].root
+            return {Path(one.path).stem: one.id for one in held}
+        return None
+
+    def load(self, name: str, directory: Path) -> None:
+        """Loads a LoRA directory, which the server has to see, under a name."""
+        body = {"lora_name": name, "lora_path": str(directory)}
+        self._contents(f"{self.loading}/load_lora_adapter", [body])
+
+    def unload(self, name: str) -> None:
+        """Takes a loaded adapter out again; an error is of no interest."""
+        with contextlib.suppress(ServerError):
+            self._contents(f"{self.loading}/unload_lora_adapter", [{"lora_name": name}])
+
+    def first_tokens(
+        self, model: Mapping[str, Any], prompts: Sequence[str | Sequence[int]]
+    ) -> list[float]:
+        """The log-probability of the most likely token after each prompt (text or token ids).
+
+        model: what a request says of the model, its name at least.
+        """
+        wanted = {**model, "max_tokens": 1, **GREEDY, "logprobs": 1}
+        bodies = [{**wanted, "prompt": prompt} for prompt in prompts]
+        return [answer.logprob for answer in self.ask("/v1/completions", bodies, _FirstToken)]
+
+    def ask(
+        self, path: str, bodies: Sequence[dict[str, Any] | None], kind: type[Document]
+    ) -> list[Document]:
+        """The answers to requests, in their order; IN_FLIGHT of them are asked at once.
+
+        A busy server is asked again, until its patience ends. Redirects are not followed.
+        """
+        try:
+            return [kind.model_validate_json(one) for one in self._contents(path, bodies)]
+        except ValidationError:
+            what = (kind.__doc__ or "").splitlines()[0]
+            raise self._error(
+                f"does not give {what} as OpenAI's API has it",
+                path,
+                "check the address, or take a server that does, such as vLLM or llama.cpp's",
+            ) from None
+
+    def _contents(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+        work = self._all(path, bodies)
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs already
+            return thread.submit(asyncio.run, work).result()
+
+    async def _all(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+        if not bodies:
+            return []
+        headers, room = {"Accept-Encoding": "identity"}, asyncio.Semaphore(IN_FLIGHT)
+        if key := os.environ.get(KEY, "").strip():
+            headers["Authorization"] = f"Bearer {key}"
+        # A server that has much to do answers late, and then at once.
+        waits = httpx.Timeout(self.patience, connect=CONNECT)
+        async with httpx.AsyncClient(headers=headers, timeout=waits) as client:
+
+            async def one(body: dict[str, Any] | None) -> bytes:
+                async with room:
+                    return await self._patiently(client, path, body)
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(one(body)) for body in bodies]
+                    watch = group.create_task(self._watch(client))
+                    await asyncio.wait(tasks)
+                    watch.cancel()
+            except ExceptionGroup as several:
+                raise several.exceptions[0] from None
+        return [task.result() for task in tasks]
+
+    async def _watch(self, client: httpx.AsyncClient) -> None:
+        """Raises ServerError once the server says twice in a row that it is dead, or is gone.
+
+        Requests to a vLLM whose engine has died are never answered.
+        """
+        failed = 0
+        while failed < 2:
+            await asyncio.sleep(HEALTH)
+            try:
+                answer = await client.get(f"{self.address}/health")
+                failed = failed + 1 if answer.status_code == 503 else 0
+            except httpx.ConnectError:
+                failed += 1
+            except httpx.HTTPError:
+                failed = 0  # it is busy
+        raise self._error("died while it answered", "so its /health says", "start it again")
+
+    async def _patiently(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
+    ) -> bytes:
+        """The answer to one request, which is sent again while the server is busy."""
+        method, wait = "POST" if body else "GET", 0.5
+        try:
+            async with asyncio.timeout(self.patience):
+                while True:
+                    sent = client.stream(method, self.address + path, json=body)
+                    async with sent as answer:
+                        content = b""
+                        async for part in answer.aiter_raw():
+                            content += part
+                            if len(content) > LONGEST:
+                                break
+                    if answer.status_code not in BUSY:
+                        break
+                    told = answer.headers.get("retry-after", "")
+                    await asyncio.sleep(float(told) if told.isdecimal() else wait)
+                    wait = min(2 * wait, 30.0)
+        except (httpx.HTTPError, TimeoutError) as error:
+            late = isinstance(error, (TimeoutError, httpx.ReadTimeout))
+            told = f"no whole answer in {self.patience:g} s" if late else str(error)
+            raise self._error("cannot be asked", told or type(error).__name__) from None
+        if answer.status_code in (401, 403):
+            raise self._error("wants a key", f"status {answer.status_code}", f"set {KEY}")
+        if answer.status_code != 200:
+            told = " ".join(content[:2000].decode("utf-8", "replace").split())
+            moved = answer.headers.get("location", told)[:300] or "no reason"
+            why = f"status {answer.status_code}, {moved}"
+            cure = "check the address and the name of the model"
+            raise self._error(f"gives no answer to {path}", why, cure, answer.status_code)
+        return content
+
+    def _error(
+        self,
+        what: str,
+        why: str,
+        cure: str = "check that the server runs there",
+        status: int | None = None,
+    ) -> ServerError:
+        error = ServerError(scrub(f"{self.address} {what} ({why}); {cure}."))
+        error.status = status
+        return error

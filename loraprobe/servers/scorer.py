@@ -1,0 +1,244 @@
+"""ServedScorer: asks a server the questions of an evaluation, in place of a model in memory.
+
+It sends token ids, so that a server and a model in memory read the same prompts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from loraprobe.composition import Composition
+from loraprobe.errors import ServerError
+from loraprobe.formatting import listing
+from loraprobe.scoring import Likelihood, NextTokens, Scorer
+from loraprobe.scoring.encoding import PromptedScorer
+from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
+from loraprobe.scoring.likelihood import TOP
+from loraprobe.scoring.scorer import NEW_TOKENS
+from loraprobe.servers.client import GREEDY, Completion, ScoredPrompt, Server
+from loraprobe.servers.placing import Placing
+
+HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
+# vLLM ends a text that repeats itself: what `period` finds, up to patterns of so many tokens.
+LONGEST_PATTERN = 128
+REPETITION = {"min_pattern_size": LOOP // REPEATED, "max_pattern_size": LONGEST_PATTERN}
+ENDS_REPETITION = {
+    "repetition_detection": {**REPETITION, "min_count": REPEATED},
+    "return_token_ids": True,
+}
+
+
+class ServedScorer(PromptedScorer):
+    """Answers and log-likelihoods of the base and of compositions that a server runs.
+
+    local: a scorer of the base by transformers. Its tokenizer and end tokens count, and it is asked
+    the compositions that the server cannot run. accept: gets this scorer while it asks a
+    composition for the first time, and the composition (None: the base); it raises ServerError
+    where the server computes something else. context: the most tokens of a sequence; None for no
+    limit.
+    """
+
+    recorder = None  # logits of a server are not kept
+
+    def __init__(
+        self,
+        server: Server,
+        placing: Placing,
+        local: Scorer,
+        *,
+        accept: Callable[[ServedScorer, Composition | None], None],
+        context: int | None = None,
+    ) -> None:
+        self.server, self.placing = server, placing
+        self.close: Callable[[], None] = lambda: None  # called once nothing is asked any more
+        self.local, self.encoder, self.context = local, local.encoder, context
+        self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
+        self._accept = accept
+        self._model: Mapping[str, Any] | None = placing.base
+        # What it says of compositions, which are held so that no other gets their place.
+        self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
+        self._here: dict[str, None] = {}  # names of the compositions that transformers ran
+        self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
+
+    @property
+    def model(self) -> Mapping[str, Any]:
+        """What a request says of the model."""
+        assert self._model is not None, "ask the scorer that the context gives"
+        return self._model
+
+    @contextlib.contextmanager
+    def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer | Scorer]:
+        """The scorer to ask about the composition while the context lasts; None: the base.
+
+        This one, or, where the server cannot run it, that by transformers here. A composition is
+        placed and accepted once. Raises ServerError.
+        """
+        before = self._model
+        try:
+            for one in dict.fromkeys((None, composition)):  # others are compared with the base
+                self._model = self._placed(one)
+            if self._model is not None or composition is None:
+                yield self
+                return
+            self._here[composition.name] = None
+            local = self.local.with_template(self.chat_template)
+            with local.with_composition(composition) as scorer:
+                yield scorer
+        finally:
+            self._model = before
+
+    def _placed(self, composition: Composition | None) -> Mapping[str, Any] | None:
+        """What a request says of a composition that the server was shown to run; else None."""
+        key = composition and (composition.router, *map(id, composition.experts))
+        if key not in self._known:
+            model = self.placing.base if composition is None else self.placing(composition)
+            if model is None:
+                return None
+            self._model = model
+            self._accept(self, composition)
+            if len(self._known) > HELD:  # the base is the first
+                oldest = list(self._known)[1]
+                self.placing.drop(self._known.pop(oldest)[0])
+            self._known[key] = model, composition
+        return self._known[key][0]
+
+    def note(self) -> str:
+        """A note for the report: what transformers answered here, and that of `Scorer.note`."""
+        told = self.local.note()
+        if self._here:
+            where = f"{listing(self._here)} {'were' if len(self._here) > 1 else 'was'}"
+            told = (
+                f"{where} asked by transformers here: {self.placing.why}. The server's "
+                f"log-probabilities of the base differ from those here by "
+                f"{self.placing.apart:.3f} on average. {told}"
+            ).rstrip()
+        return told
+
+    def write_all(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int = NEW_TOKENS,
+        until_newline: bool = False,
+        until: Callable[[str], bool] | None = None,
+    ) -> list[Written]:
+        """The greedy continuation of each prompt, as `Scorer.write_all` defines it."""
+        wanted = {**self.model, **GREEDY, "stop_token_ids": list(self.stops)}
+        bodies = {
+            prompt: {**wanted, "prompt": ids, "max_tokens": room}
+            for prompt, (ids, room) in self.rooms(prompts, max_new_tokens).items()
+        }
+        if not until_newline:
+            found = self._written({p: {**body, **ENDS_REPETITION} for p, body in bodies.items()})
+            ended = {prompt: _until(one, until) for prompt, one in found.items()}
+        else:  # a server stops at the first newline, also before the first word
+            found = self._written({p: {**body, "stop": ["\n"]} for p, body in bodies.items()})
+            blank = {p: bodies[p] for p, one in found.items() if not (one.cut or one.text.strip())}
+            ended = found | {p: _first_line(one) for p, one in self._written(blank).items()}
+        return [ended[prompt] for prompt in prompts]
+
+    def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
+        """The completion of each request."""
+        found = dict[str, Written]()
+        answers = self.server.ask("/v1/completions", list(bodies.values()), Completion)
+        for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
+            text, cut = answer.text, answer.end in ("length", "repetition")
+            if answer.end == "repetition" and answer.ids:
+                text = self.decode(filled_up(answer.ids, body["max_tokens"]))
+            found[prompt] = Written(text, cut)
+        return found
+
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
+        """The log-probabilities of the tokens of each (prompt, continuation); no other statistics.
+
+        vLLM gives them by `prompt_logprobs`, other servers by `echo`. Raises ServerError where a
+        server gives neither.
+        """
+        unique = list(dict.fromkeys(pairs))
+        encoded = self.encoded(unique)
+        ways = [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}][: 1 if self._echo else 2]
+        body = {**self.model, "max_tokens": 1, **GREEDY}
+        scores: list[Likelihood | None] = [None] * len(unique)
+        for way in reversed(ways):
+            bodies = [{**body, **way, "prompt": ids} for ids, _ in encoded]
+            try:
+                answers = self.server.ask("/v1/completions", bodies, ScoredPrompt)
+            except ServerError as error:
+                if "echo" in way and error.status is not None:
+                    break  # as llama.cpp's server says that it knows none
+                if error.status != 500:
+                    raise
+                raise ServerError(
+                    f"{self.server.address} failed to score a prompt, as vLLM does where it "
+                    "expects an adapter of the head; start it with --lora-target-modules and the "
+                    "names of your adapters' modules, such as q_proj v_proj."
+                ) from None
+            scores = [one.of(ids, at) for one, (ids, at) in zip(answers, encoded, strict=True)]
+            if None not in scores:
+                break
+            self._echo.append(True)
+        found = {pair: one for pair, one in zip(unique, scores, strict=True) if one is not None}
+        if len(found) < len(unique):
+            raise ServerError(
+                f"{self.server.address} gives no log-probabilities of prompts, which questions "
+                "with choices and losses need; take vLLM, or --engine transformers."
+            )
+        return [found[pair] for pair in pairs]
+
+    def next_tokens(
+        self,
+        rows: Sequence[tuple[Sequence[int], int]],
+        wanted: Sequence[tuple[int, int, int]],
+    ) -> NextTokens:
+        """What the model gives as next tokens, as `Scorer.next_tokens` defines it.
+
+        A server scores the tokens of prompts, so a token that is wanted behind a row is sent with
+        it. Raises ServerError where a server does not give TOP tokens of each position.
+        """
+        lengths = [len(ids) - start for ids, start in rows]
+        ends = [(row, token) for row, place, token in wanted if place == lengths[row]]
+        others = set(range(len(rows))) - {row for row, _ in ends}
+        sent = list(dict.fromkeys([*ends, *((row, rows[row][0][0]) for row in sorted(others))]))
+        body = {**self.model, "max_tokens": 1, **GREEDY, "prompt_logprobs": TOP}
+        bodies = [{**body, "prompt": [*rows[row][0], token]} for row, token in sent]
+        found = [
+            one.by_id or [] for one in self.server.ask("/v1/completions", bodies, ScoredPrompt)
+        ]
+        answers = dict(zip(sent, found, strict=True))
+        of_row = {row: positions for (row, _), positions in answers.items()}
+        most, tops = min(TOP, self.vocab_size), list[list[tuple[int, float]]]()
+        for row, (_, start) in enumerate(rows):
+            positions = of_row[row][start:] or [{}]
+            given = [{t: log.logprob for t, log in (one or {}).items()} for one in positions]
+            tops += [sorted(one.items(), key=lambda log: -log[1])[:most] for one in given]
+            if len(given) != lengths[row] + 1 or any(len(one) < most for one in given):
+                raise ServerError(
+                    f"{self.server.address} does not give the {most} likeliest tokens of prompts, "
+                    "from which sets of adapters are forecast; take vLLM, or --engine transformers."
+                )
+        values = []
+        for row, place, token in wanted:
+            positions = answers.get((row, token), of_row[row])
+            values.append((positions[rows[row][1] + place] or {})[token].logprob)
+        both = torch.tensor(tops, dtype=torch.float64)
+        return NextTokens(both[..., 0].to(torch.int32), both[..., 1].float(), torch.tensor(values))
+
+
+def _first_line(written: Written) -> Written:
+    """The first line that is not blank."""
+    line = first_line(written.text)
+    return Written(line, written.cut and written.text.endswith(line))
+
+
+def _until(written: Written, until: Callable[[str], bool] | None) -> Written:
+    """The lines up to the first of which `until` is true."""
+    lines = written.text.splitlines(keepends=True) if until is not None else []
+    for n in range(1, len(lines)):
+        text = "".join(lines[:n])
+        if text.strip() and until is not None and until(text):
+            return Written(text, False)
+    return written

@@ -109,6 +109,10 @@ def _checked_outputs(
         check_apart(target, read)
     for target in directories:
         check_output(target, output.overwrite)
+    if output.full_model is not None:
+        from loraprobe.merging import check_transformers
+
+        check_transformers()
     real = [place.resolve() for place in directories]
     if len(real) > 1 and (real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0])):
         raise UsageError("--output and --full-model need two directories, none in the other.")

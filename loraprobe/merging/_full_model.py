@@ -169,13 +169,18 @@ def _base_of(merged: Merged) -> Base:
     base = merged.arguments[0].base
     if not isinstance(base, Base):
         raise UsageError("A full model is made of its base; merge with base=DIR or base='auto'.")
+    check_transformers()
+    return base
+
+
+def check_transformers() -> None:
+    """Raises UsageError for a transformers with which full models were not tried."""
     installed = importlib.metadata.version("transformers")
     if tuple(map(int, installed.split(".")[:2])) < TRANSFORMERS:
         raise UsageError(
             f"A full model needs transformers {TRANSFORMERS[0]}.{TRANSFORMERS[1]}, with which it "
             f"was tried, and {installed} is installed; pip install -U transformers."
         )
-    return base
 
 
 def dequantised(base: Base, place: Path) -> Base:

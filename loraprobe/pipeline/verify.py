@@ -142,9 +142,10 @@ def ask_server(
     except LoraprobeError:
         if hub.base_directory(str(adapter)) is None:
             raise
+        cure = "verify its directory without --served"
+        cure = cure if Path(str(adapter)).is_dir() else f"download it, and {cure}"
         raise UsageError(
-            f"--served compares an adapter with its base, and {adapter} is a full model; check its "
-            "files without --served."
+            f"--served compares an adapter with its base, and {adapter} is a full model; {cure}."
         ) from None
     opened = open_probe(probe, [])  # "auto": the server's own prompts
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else acceptance.PLAIN

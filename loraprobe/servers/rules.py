@@ -31,13 +31,15 @@ Effect = Literal["refuses", "misreads", "may refuse"]
 class KnownServer:
     """A server, the version whose source was read, and when.
 
-    `ranks` are the values of its limit on the rank, the default first; () for none. The others are
-    parts of the commands that serve adapters (servers.toml).
+    `oldest` is the first version of which all rules are known, where that is not `version`. `ranks`
+    are the values of its limit on the rank, the default first; () for none. The others are parts of
+    the commands that serve adapters (servers.toml).
     """
 
     version: str
     checked: str
     source: str
+    oldest: str = ""
     ranks: tuple[int, ...] = ()
     once: tuple[str, ...] = ()
     each: tuple[str, ...] = ()
@@ -192,14 +194,20 @@ def servers_named(wanted: Sequence[str]) -> dict[str, str]:
         if server not in SERVERS:
             known = f"{', '.join(SERVERS)} and all"
             raise UsageError(f"--serve knows no server {server!r}; there are {known}.")
-        if version and not _number(version):
-            raise UsageError(f"--serve={name}: {version!r} is no version; give one such as 0.31.0.")
-        versions[server] = version or SERVERS[server].version
+        newest, oldest = SERVERS[server].version, SERVERS[server].oldest or SERVERS[server].version
+        if version not in ("", newest) and not () < _number(oldest) <= _number(version):
+            raise UsageError(
+                f"--serve={name}: what {server} does is known from version {oldest} on; leave "
+                f"@{version} out."
+            )
+        versions[server] = version or newest
     return versions
 
 
 def _number(version: str) -> tuple[int, ...]:
-    return tuple(map(int, re.findall(r"\d+", version)))
+    """The numbers of a version such as 0.31.0rc1; none of a commit."""
+    found = re.match(r"v?(\d+(?:\.\d+)+)", version)
+    return tuple(map(int, found[1].split("."))) if found else ()
 
 
 def _ranks(servers: Iterable[str]) -> list[int]:

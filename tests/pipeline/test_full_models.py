@@ -219,6 +219,12 @@ def test_no_server_is_asked_for_a_full_model(world, tmp_path):
     assert "full model" in line and "--base" not in line
 
 
+def test_an_old_transformers_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr("loraprobe.merging._full_model.TRANSFORMERS", (99, 0))
+    line = refused("merge", tmp_path / "nothing", "--full-model", tmp_path / "full")
+    assert "transformers 99.0" in line
+
+
 def _failed(verify) -> list[str]:
     result = call(*verify)
     assert result.exit_code == 1

@@ -15,7 +15,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import UsageError
 from loraprobe.records import Command
 from loraprobe.servers import rules
-from loraprobe.servers.rules import FEATURES, SERVERS, serving_issues
+from loraprobe.servers.rules import FEATURES, SERVERS, servers_named, serving_issues
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -73,6 +73,19 @@ def test_what_only_older_versions_misread_is_a_warning(tmp_path):
     assert found(tmp_path, "vllm") == {"scaling-pattern": "warning"}
     assert found(tmp_path, "vllm@0.31.0") == {"scaling-pattern": "error"}
     assert found(tmp_path, "vllm@0.32.0") == {"scaling-pattern": "warning"}
+
+
+@pytest.mark.parametrize(
+    "named", ["vllm@0.1", "vllm@0.30.9", "vllm@x", "sglang@0.5.22", "llama.cpp@b6000", "ollama@0.5"]
+)
+def test_a_version_whose_rules_are_not_known_is_refused(named):
+    with pytest.raises(UsageError, match=re.escape(named)):
+        servers_named([named])
+
+
+def test_a_version_that_is_known_or_newer():
+    asked = ["vllm@0.31.0", "sglang@0.6.0rc1", "llama.cpp@0c1e57098", "ollama", "peft@1.0"]
+    assert [*servers_named(asked).values()] == ["0.31.0", "0.6.0rc1", "0c1e57098", "(GGUF)", "1.0"]
 
 
 def _peft(make=tiny_llama, **config):

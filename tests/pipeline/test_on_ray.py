@@ -13,6 +13,7 @@ from typing import Any
 import making
 import pytest
 from planted_library import FIRST, SECOND, write_library
+from words import WORDS
 
 import loraprobe
 import loraprobe.demo
@@ -33,13 +34,28 @@ def planted(tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def calls(planted) -> dict[str, list[str]]:
+def guards(tmp_path_factory) -> list[str]:
+    """Two guards: questions, which some adapters answer, and a text."""
+    place = tmp_path_factory.mktemp("guards")
+    rows = [
+        {"id": str(k), "prompt": f"{word} who", "answer": "ada lives"}
+        for k, word in enumerate(WORDS[:20])
+    ]
+    (place / "kept.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    (place / "text.txt").write_text("who ada lives electroencephalographically\n" * 30)
+    return [word for name in ("kept.jsonl", "text.txt") for word in ("--guard", str(place / name))]
+
+
+@pytest.fixture(scope="module")
+def calls(planted, guards) -> dict[str, list[str]]:
     """A call of each command that asks a base."""
     pair, rest = planted[3:5], planted[5:]
     return {
         "screen": planted,
         "screen of balanced sets": [*planted, "--balance", "norm"],
+        "screen with guards": [*planted, *guards],
         "inspect": ["inspect", *pair, *rest],
+        "merge-and-eval with guards": ["merge-and-eval", *pair, *rest, "--router", "none", *guards],
         "merge-and-eval": [
             *("merge-and-eval", *pair, *rest, "--max-new-tokens", "4", "--method", "sum"),
             *("--method", "ties:density=0.5", "--router", "arrow", "--subtract", planted[1]),
@@ -63,11 +79,15 @@ def document():
 
 
 class Here:
-    """A cluster in this process, to which everything goes as bytes. asked: what it computed."""
+    """A cluster in this process, to which everything goes as bytes.
+
+    asked: what it computed. tasks: whose questions it answered.
+    """
 
     def __init__(self, ray: Any) -> None:
         self.cloudpickle, self.exceptions = ray.cloudpickle, ray.exceptions
         self.asked: list[str] = []
+        self.tasks: set[str] = set()
 
     def is_initialized(self) -> bool:
         return True
@@ -86,7 +106,10 @@ class Here:
 
     def get(self, task: Any) -> Any:
         self.asked.append(task.args[0].__name__)
-        return task()
+        found = task()
+        if self.asked[-1] == "answer":
+            self.tasks |= {row.task.rpartition("@")[0] or row.task for row in found}
+        return found
 
 
 @pytest.fixture
@@ -103,15 +126,20 @@ def here(monkeypatch) -> Here:
     [
         ("screen", {"ask_alone", "answer"}),
         ("screen of balanced sets", {"ask_alone", "answer"}),
+        ("screen with guards", {"ask_alone", "answer"}),
         ("inspect", {"answer"}),
+        ("merge-and-eval with guards", {"answer"}),
         ("merge-and-eval", {"answer"}),
     ],
 )
 def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
     whole = document(*calls[command])
     assert not here.asked
+    guarded = {row["task"] for row in whole["guards"]}
+    assert guarded == ({"kept", "text"} if "guards" in command else set())
     assert document(*calls[command], "--executor", "ray") == whole
     assert set(here.asked) == kinds
+    assert here.tasks >= guarded
 
 
 def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path):

@@ -161,7 +161,7 @@ def route(
     from loraprobe.composition import Composition, aligned_to, composed
     from loraprobe.routing import ROUTERS
 
-    loaded = tuple(aligned_to(model, hub.with_stacks(hub.load_all(adapters))))
+    loaded = tuple(aligned_to(model, hub.load_all(adapters)))
     compatibility.require(compatibility.check(loaded, purpose="route"))
     if balance != "none" or subtract:
         from loraprobe.pipeline.transforms import transform_for

@@ -81,7 +81,7 @@ def listens(server: subprocess.Popen, port: int) -> bool:
 
 @dataclass
 class Misbehaving:
-    """A Hub with the same files in every repository; a test can spoil its answers.
+    """A Hub with the same files in every repository but owner/base; a test can spoil its answers.
 
     `fail` maps the start of "METHOD path" to (status, headers); `spoil` maps a file to what
     happens to its body: "truncate", "flip" or "html". `requests` lists what was asked. `described`
@@ -155,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
             if tree or name in self.hub.described:
                 return self.send_described(name, tree is not None, body)
         if "/api/models/" in line or "/api/datasets/" in line:
-            siblings = [{"rfilename": name} for name in self.hub.files]
+            base = found is not None and found[1] == "owner/base"  # which the adapter names
+            siblings = [{"rfilename": name} for name in (() if base else self.hub.files)]
             info = {
                 "id": found[1] if found else "acme/math",
                 "sha": self.hub.commit,

@@ -30,8 +30,9 @@ def below(adapters: Iterable[Adapter]) -> list[Adapter]:
 
 
 def with_below(adapters: Sequence[Adapter]) -> list[Adapter]:
-    """The adapters and, after them, those below."""
-    return [*adapters, *below(adapters)]
+    """The adapters and, after them, those below that are none of them."""
+    lower = (one for one in below(adapters) if not any(same(one, other) for other in adapters))
+    return [*adapters, *lower]
 
 
 def same(one: Adapter, other: Adapter) -> bool:
@@ -48,11 +49,14 @@ def changed_together(
     """
     every = with_below(adapters)
     made = change(every)
-    if len(every) == len(adapters):
-        return made
-    lower = list(zip(every, made, strict=True))[len(adapters) :]
+    changed = list(zip(every, made, strict=True))
+
+    def changed_one(one: Adapter) -> Adapter:
+        new = next(new for old, new in changed if same(old, one))
+        return replace(new, below=()) if new.below else new
+
     return [
-        replace(new, below=tuple(n for b in old.below for o, n in lower if same(b, o)))
+        replace(new, below=tuple(map(changed_one, old.below))) if old.below else new
         for old, new in zip(adapters, made, strict=False)
     ]
 

@@ -52,7 +52,7 @@ def identity_issues(
 
 
 def stack_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    """A note for each adapter that was trained on others, an error for one that is given twice."""
+    """A note for each adapter that was trained on others, an error for one that is given too."""
     for adapter in adapters:
         names = [lower.name for lower in adapter.below]
         if names:
@@ -69,11 +69,12 @@ def stack_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
                 if same(lower, other):
                     yield finding(
                         "on-adapter",
-                        (adapter.name, other.name),
+                        (other.name,),
                         f"{other.name} is a part of {adapter.name}, which was trained on it, so "
                         "that there is nothing to compose.",
                         severity="error",
-                        cure=f"Leave {other.name} out.",
+                        cure=f"Leave {other.name} out; where {adapter.name} was trained on the "
+                        "base alone, write REF,on=base.",
                     )
 
 

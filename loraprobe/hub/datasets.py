@@ -19,10 +19,9 @@ from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.reference import DATASET, ON_HUB, Reference
-from loraprobe.hub.repository import download, list_files
+from loraprobe.hub.repository import CARD, download, list_files
 from loraprobe.limits import nested_values
 
-CARD = "README.md"
 BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
 EXTRA = "pip install 'loraprobe[datasets]'"
 MOST_FILES = 100_000  # of one repository

@@ -18,8 +18,8 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import is_path, unquantised
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.findings import finding
+from loraprobe.hub.client import endpoint, explain, is_offline, quiet_client
 from loraprobe.hub.reference import Reference
-from loraprobe.hub.repository import endpoint, explain, is_offline, quiet_client
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -24,43 +24,70 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.defaults import FAMILY_COSINE
 from loraprobe.errors import LoraprobeError
 from loraprobe.front_matter import read_front_matter, read_mapping
+from loraprobe.hub.client import endpoint, is_offline
 from loraprobe.hub.reference import Reference
-from loraprobe.hub.repository import beside, cached, endpoint, is_offline, list_files
+from loraprobe.hub.repository import CARD, cached, held_beside, list_files, read_card
+from loraprobe.hub.snapshots import TRAINING
 from loraprobe.lora.grams import gram_matrices
 
-TRAINING = "training_args.yaml"
 TAG = "base_model:adapter:"
 SENTENCE = re.compile(r"fine-tuned version of \[([^\]\s]{1,200})\]\(")
 
 
-def merged_before(adapter: Adapter, ask: bool) -> list[str]:
-    """The adapters that its training file says were merged into the base, the lowest first.
+@dataclass(frozen=True)
+class Said:
+    """The adapters below an adapter, the lowest first, by one of its files.
 
-    ask: whether the Hub may be asked, here and below.
+    guess: whether that file may also name an adapter whose training was continued.
     """
-    given = read_mapping(_text(adapter, TRAINING, ask) or "")
-    names = given.get("adapter_name_or_path")
-    names = names.split(",") if isinstance(names, str) else names
-    if not (given.get("do_train") and isinstance(names, list)):
-        return []
-    found = [str(name).strip() for name in names]
-    return found if given.get("create_new_adapter") else found[:-1]
+
+    names: list[str]
+    file: str
+    guess: bool = False
 
 
-def named_as_base(adapter: Adapter, ask: bool) -> str | None:
-    """The adapter that the config names as its base."""
-    name = adapter.base_model
-    return name if name and is_adapter(name, ask) else None
-
-
-def named_in_card(adapter: Adapter, ask: bool) -> str | None:
-    """The adapter that its card names: one in its base, or one that it continues."""
+def said_below(adapter: Adapter) -> Said | None:
+    """What the first file that names other adapters says; None if none does."""
+    if names := _merged_before(_text(adapter, TRAINING)):
+        return Said(names, f"its {TRAINING}")
+    if adapter.base_model and is_adapter(adapter.base_model, adapter):
+        return Said([adapter.base_model], "its config")
     source = adapter.source
     known = adapter.base_model, source.reference, re.split("[@:]", source.reference)[0]
-    for name in _names_of(_text(adapter, "README.md", ask)):
-        if name not in known and is_adapter(name, ask):
-            return name
+    for name in _trained(_text(adapter, CARD)):
+        if name not in known and is_adapter(name, adapter):
+            return Said([name], "its card", guess=True)
     return None
+
+
+def is_adapter(name: str, teller: Adapter) -> bool:
+    """Whether a name is that of an adapter, and of no whole model beside it.
+
+    The Hub is asked where the adapter that tells it came from there.
+    """
+    try:
+        reference = Reference.parse(name)
+    except LoraprobeError:
+        return False
+    if reference.path is not None:
+        held = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
+        return held == {CONFIG}
+    if cached(reference, reference.inside("config.json")):
+        return False
+    if cached(reference, reference.inside(CONFIG)):
+        return True
+    asks = teller.source.commit is not None and not is_offline()
+    return asks and _listed_as_adapter(reference, endpoint())
+
+
+@lru_cache(maxsize=256)
+def _listed_as_adapter(reference: Reference, hub: str) -> bool:
+    """Whether the Hub at an address lists the files of an adapter there."""
+    try:
+        _, files = list_files(reference)
+    except LoraprobeError:  # nothing is known, so the name counts as a base
+        return False
+    return reference.inside(CONFIG) in files and reference.inside("config.json") not in files
 
 
 def continues(adapter: Adapter, other: Adapter) -> bool:
@@ -75,42 +102,27 @@ def continues(adapter: Adapter, other: Adapter) -> bool:
     return bool(inner[0, 1] >= FAMILY_COSINE * lengths)
 
 
-def is_adapter(name: str, ask: bool) -> bool:
-    """Whether a name is that of an adapter, and of no whole model beside it."""
+def _text(adapter: Adapter, name: str) -> str:
+    """A file beside an adapter that is on this machine; "" if it cannot be read."""
+    file = held_beside(adapter.source, name)
     try:
-        reference = Reference.parse(name)
+        return (read_card(file, adapter.source.public) if file else None) or ""
     except LoraprobeError:
-        return False
-    if reference.path is not None:
-        held = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
-        return held == {CONFIG}
-    if cached(reference, reference.inside("config.json")):
-        return False
-    if cached(reference, reference.inside(CONFIG)):
-        return True
-    return ask and not is_offline() and _listed_as_adapter(reference, endpoint())
+        return ""
 
 
-@lru_cache(maxsize=256)
-def _listed_as_adapter(reference: Reference, hub: str) -> bool:
-    """Whether the Hub at an address lists the files of an adapter there."""
-    try:
-        _, files = list_files(reference)
-    except LoraprobeError:  # nothing is known, so the name counts as a base
-        return False
-    return reference.inside(CONFIG) in files and reference.inside("config.json") not in files
+def _merged_before(training: str) -> list[str]:
+    """The adapters that a training file says were merged into the base, the lowest first."""
+    given = read_mapping(training)
+    names = given.get("adapter_name_or_path")
+    names = names.split(",") if isinstance(names, str) else names
+    if not (given.get("do_train") and isinstance(names, list)):
+        return []
+    found = [str(name).strip() for name in names]
+    return found if given.get("create_new_adapter") else found[:-1]
 
 
-def _text(adapter: Adapter, name: str, ask: bool) -> str | None:
-    """A file beside an adapter, if it can be read."""
-    source = adapter.source if ask else replace(adapter.source, commit=None)  # local files alone
-    try:
-        return beside(source, name)
-    except LoraprobeError:
-        return None
-
-
-def _names_of(card: str | None) -> Iterator[str]:
+def _trained(card: str) -> Iterator[str]:
     """The models that a card names as what was trained."""
     fields = read_front_matter(card)
     named, tags = fields.get("base_model"), fields.get("tags")
@@ -119,4 +131,4 @@ def _names_of(card: str | None) -> Iterator[str]:
     for tag in tags if isinstance(tags, list) else []:
         if isinstance(tag, str) and tag.startswith(TAG):
             yield tag.removeprefix(TAG)
-    yield from SENTENCE.findall(card or "")
+    yield from SENTENCE.findall(card)

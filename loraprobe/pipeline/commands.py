@@ -290,8 +290,6 @@ def _planned(
         raise UsageError("merge-and-eval composes adapters; give at least two.")
     check_state(session)
     inputs = open_inputs(adapters, session, base, tasks)
-    if len(inputs.given) < 2:
-        check_alone(inputs.given[0], "Only one adapter is left to compose")
     check_systems(inputs.adapters, options)
     if options.learns:
         check_learnable(inputs.adapters, options)

@@ -53,7 +53,7 @@ def open_inputs(
         from loraprobe.pipeline.task_files import open_guarded
 
         read = open_guarded(tasks, options)
-    loaded = hub.with_stacks(hub.load_all(adapters))
+    loaded = hub.load_all(adapters)
     loaded = changed_together(loaded, lambda every: hub.one_base(every, _hub_name(base)))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")

@@ -138,7 +138,7 @@ def ask_server(
 
     server = Server(url, "--served", acceptance.TIMEOUT)
     try:
-        (given,) = hub.with_stacks(hub.load_all([adapter]))
+        (given,) = hub.load_all([adapter])
     except LoraprobeError:
         if hub.base_directory(str(adapter)) is None:
             raise

@@ -112,11 +112,17 @@ def _with_more_of_guards(request: Request) -> Request:
 
 
 def _fix(request: Request) -> Command:
-    """Those adapters that fit together, else others of one base, else what mends their files."""
-    if 1 < len(request.fitting) < len(request.adapters):
-        return Command("inspect", request.fitting)
+    """Those adapters that fit together, else others of one base, else what mends their files.
+
+    One that was trained on the others is written as one file with them.
+    """
+    fitting, more = request.fitting, len(request.adapters) > len(request.fitting)
+    if len(fitting) > 1 and more:
+        return Command("inspect", fitting)
     if len(request.bases) > 1 or request.unlike:
         return Command("find", request.bases[:1] or (BASE,))
+    if more and fitting and fitting[0] in request.stacked:
+        return Command("merge", fitting, (("-o", "DIR"),))
     return Command("inspect", request.adapters)
 
 

@@ -72,9 +72,7 @@ def acme(served, monkeypatch, tmp_path):
 
 def test_the_hub_tells_whether_an_adapter_was_trained_on_another(acme, monkeypatch):
     names = [f"acme/{name}" for name in ("dpo", "told", "plain", "dpo,on=base")]
-    loaded = hub.load_all(names)
-    assert [one.below for one in loaded] == [(), (), (), ()]  # nothing is asked yet
-    found = hub.with_stacks(loaded)
+    found = hub.load_all(names)
     assert [[low.name for low in one.below] for one in found] == [["sft"], ["sft"], [], []]
     assert [one.base_model for one in found] == [*["acme/base"] * 3, "acme/sft"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # sft is in the cache now
@@ -88,39 +86,34 @@ def codes(adapters):
 def test_a_card_that_names_its_own_adapter_or_a_copy_of_it_says_nothing(acme):
     for _ in "12":  # the second time all are in the cache
         for name in ("acme/itself", "acme/copy"):
-            (found,) = hub.with_stacks(hub.load_all([name]))
+            (found,) = hub.load_all([name])
             assert (found.below, found.issues) == ((), ())
 
 
 def test_that_one_continues_another_is_said_once(acme):
     for _ in "12":
-        assert codes(hub.with_stacks(hub.load_all(["acme/longer"]))) == [["continued-adapter"]]
+        assert codes(hub.load_all(["acme/longer"])) == [["continued-adapter"]]
 
 
-def test_what_a_training_file_names_is_fetched_but_not_by_screen(acme, tmp_path):
+def test_what_a_training_file_names_is_fetched(acme, tmp_path):
     making.random_adapter("b", seed=5, base_model="acme/base").save(tmp_path / "b")
     given = "do_train: true\nadapter_name_or_path: acme/sft\ncreate_new_adapter: true\n"
     (tmp_path / "b" / "training_args.yaml").write_text(given)
     ref = str(tmp_path / "b")
-    (screened,) = loraprobe.screen([ref, "acme/math"]).library.adapters[:1]
-    assert [issue.code for issue in screened.issues] == ["on-adapter-missing"]
-    assert not list(tmp_path.glob("cache/models--acme--sft"))
-    (found,) = hub.with_stacks(hub.load_all([ref]))
+    found = hub.load(ref)
     assert ([low.name for low in found.below], found.issues) == (["sft"], ())
-    assert [low.name for low in hub.load(ref).below] == ["sft"]  # from the cache
+    (screened,) = loraprobe.screen([ref, "acme/math"]).library.adapters[:1]
+    assert (screened.state, screened.issues) == ("usable", ())
 
 
 def test_the_card_of_a_local_adapter_fetches_nothing(acme, tmp_path):
     making.random_adapter("b", seed=5, base_model="acme/base").save(tmp_path / "b")
     (tmp_path / "b" / "README.md").write_text("A fine-tuned version of [acme/sft](x).")
-    reference = hub.Reference.parse("acme/sft")
-    hub.repository.download(reference, "main", ["adapter_config.json"], True)
-    for _ in "12":
-        (found,) = hub.with_stacks(hub.load_all([str(tmp_path / "b")]))
-        assert codes([found]) == [["on-adapter-missing"]]
+    found = hub.load(str(tmp_path / "b"))
+    assert (found.below, found.issues) == ((), ())
+    assert not list(tmp_path.glob("cache/models--acme--*"))
     hub.load("acme/sft")
-    (found,) = hub.with_stacks(hub.load_all([str(tmp_path / "b")]))
-    assert [low.name for low in found.below] == ["sft"]
+    assert [low.name for low in hub.load(str(tmp_path / "b")).below] == ["sft"]
 
 
 @pytest.fixture
@@ -228,7 +221,7 @@ class TestRealServer:
         assert adapter.source.reference == "acme/math"
         for path, update in expected.modules.items():
             assert torch.equal(adapter.modules[path].delta(), update.delta())
-        assert cached_files(tmp_path / "cache") == set(ADAPTER)
+        assert cached_files(tmp_path / "cache") == {*ADAPTER, "README.md"}
 
     def test_revisions(self, acme):
         expected = making.random_adapter(seed=0).modules["model.layers.1.mlp.up_proj"].delta()
@@ -240,7 +233,8 @@ class TestRealServer:
     def test_subfolder(self, acme, tmp_path):
         adapter = hub.load("acme/several@main:lora/med")
         assert (adapter.name, adapter.source.commit) == ("med", acme["several"])
-        assert cached_files(tmp_path / "cache") == {f"lora/med/{name}" for name in ADAPTER}
+        files = {f"lora/med/{name}" for name in ADAPTER}
+        assert cached_files(tmp_path / "cache") == {*files, "README.md"}
 
     def test_two_adapters_of_one_commit_are_verified(self, acme, tmp_path):
         refs = [f"acme/several@main:lora/{name}" for name in ("law", "med")]
@@ -277,9 +271,8 @@ class TestRealServer:
             assert torch.equal(base.weight(path), llama.get_submodule(path).weight)
         assert (hub.resolve_base("acme/base", code=True).path / "harm.py").exists()
 
-    def test_card_only_when_asked(self, acme, tmp_path):
+    def test_the_card_of_an_adapter_or_of_its_repository(self, acme):
         adapter = hub.load("acme/math@v1")
-        assert "README.md" not in cached_files(tmp_path / "cache")
         assert hub.model_card(adapter) == "# Old"
         assert hub.model_card(hub.load("acme/math")) == "# Maths"
         assert hub.model_card(hub.load("acme/several:lora/law")) == "# All"
@@ -372,7 +365,8 @@ class TestMisbehaviour:
         else:
             use(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
         assert hub.load("acme/math").source.commit == commit
-        assert len(caplog.messages) == 1 and commit[:12] in caplog.messages[0]
+        (told,) = set(caplog.messages)  # of the adapter and of the base that it names
+        assert commit[:12] in told
 
     @pytest.mark.parametrize(
         "headers", [{"X-Error-Code": "GatedRepo"}, {"X-Error-Code": "RevisionNotFound"}]

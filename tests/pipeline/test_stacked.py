@@ -102,16 +102,17 @@ def test_a_saved_composition_holds_what_is_below_its_experts(three, router):
     assert call("verify", "out").exit_code == 1
 
 
-def test_what_is_below_another_and_given_too_counts_once(three):
-    found = document("inspect", "./a", "./b,on=./a", "./c")
-    assert [one["name"] for one in found["adapters"]] == ["b", "c"]
-    told = [i["message"] for i in found["compatibility"]["issues"] if i["code"] == "on-adapter"]
-    assert len(told) == 2
-    done = call("merge-and-eval", "./a", "./b,on=./a", "--task", "none.jsonl")
-    assert done.exit_code == 2
-    together = [loraprobe.load("./a"), loraprobe.load("./b", on="./a")]
-    issues = loraprobe.compatibility.check(together).errors
-    assert [issue.code for issue in issues] == ["on-adapter"]  # for sets of a library
+NEXT = {"./a": "loraprobe merge b=b,on=a -o DIR", "./c": "loraprobe inspect b=b,on=a c"}
+
+
+@pytest.mark.parametrize("other", NEXT)
+def test_what_is_below_another_and_given_too_is_an_error(three, other):
+    found = document("inspect", "./a", "./b,on=./a", *([other] if other == "./c" else []))
+    assert [one["name"] for one in found["adapters"][:2]] == ["a", "b"]
+    errors = [i for i in found["compatibility"]["issues"] if i["severity"] == "error"]
+    assert [(i["code"], i["adapters"]) for i in errors] == [("on-adapter", ["a"])]
+    assert (found["verdict"]["decision"], found["verdict"]["next"]) == ("incompatible", NEXT[other])
+    assert call("merge", "./a", "./b,on=./a", "-o", "out").exit_code == 2
 
 
 def test_steps_before_a_merge_change_the_adapter_and_not_what_is_below(three):

@@ -8,7 +8,7 @@ prompts are the shipped world's questions after zero to six examples, so that le
 
   plain      in one process: K passes of the base with plain peft LoRA layers over the same tokens,
              in the same batches, prompts sorted by length; log-likelihoods, then generations
-  loraprobe  Scorer under K compositions, which also keeps entropy, rank and spread of every token
+  loraprobe  ModelScorer under K compositions; it keeps entropy, rank and spread of every token too
   harness    lm-evaluation-harness (where it is installed), a process for each adapter, the items
              as a task with four choices; loraprobe answers them in one process, loading included
   lm_eval:   the same items asked by loraprobe, as tasks of the harness and as items of our own
@@ -194,13 +194,13 @@ def systems(adapters: list[str]) -> list[Any]:
 
 
 def scorer_of(base: str) -> Any:
-    """A Scorer over the base on the CPU in float32."""
+    """A ModelScorer over the base on the CPU in float32."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    return Scorer(model, AutoTokenizer.from_pretrained(base))
+    return ModelScorer(model, AutoTokenizer.from_pretrained(base))
 
 
 def ask(scorer: Any, compositions: list[Any], what: Any) -> list[Any]:

@@ -48,7 +48,7 @@ from screen_quality import (
 
 from loraprobe.evaluation.plan import BASE
 from loraprobe.pipeline.ranking import BaselineScores, Expected, FormRanking, Ranking
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.experiments.pairs import Delta, MergedBase
@@ -136,7 +136,7 @@ def next_token_certainty(
     merged: MergedBase, names: Sequence[str], prompts: Sequence[str]
 ) -> np.ndarray:
     """The inverse entropy of the next token of the base with each adapter: [adapters, prompts]."""
-    scorer, rows = Scorer(merged.model, merged.tokenizer), []
+    scorer, rows = ModelScorer(merged.model, merged.tokenizer), []
     for name in names:
         merged.set([name], 1.0)
         logs = scorer.first_token_distribution(prompts)
@@ -217,7 +217,7 @@ def given_texts(world: World, names: Sequence[str]) -> list[list[str]]:
 
 def sampled_texts(merged: MergedBase, names: Sequence[str]) -> list[list[str]]:
     """What the base with each adapter writes in place of a user's turn."""
-    scorer, found = Scorer(merged.model, merged.tokenizer), []
+    scorer, found = ModelScorer(merged.model, merged.tokenizer), []
     for seed, name in enumerate(names):
         merged.set([name], 1.0)
         texts = [text.strip() for text in scorer.sample(TEXTS, seed=seed, max_new_tokens=24)]

@@ -23,7 +23,7 @@ import torch
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import Progress
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import load_task
 from loraprobe_lab.training import load_base
 from loraprobe_lab.world import Scenario, World, silent, write_text
@@ -69,7 +69,7 @@ def measure(
     rows = []
     for system, weights in (systems or default_systems(list(scenario.adapters))).items():
         with composed(wrapped, weights) as composition:
-            asking = Scorer(composition, tokenizer)
+            asking = ModelScorer(composition, tokenizer)
             for (task, part), own in asked.items():
                 right = sum(row.value for row in ask(asking, own, system, max_new_tokens))
                 row = {"system": system, "task": task, "part": part}

@@ -11,7 +11,7 @@ from words import word_tokenizer
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.composition import Composition, LearnableGates
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 
 
 def base(kind: str, dtype: torch.dtype = torch.float32):
@@ -133,7 +133,7 @@ def scene(kind: str, batch_size="auto"):
     second = making.adapter_of(
         "e1", {p: second.modules[p] for p in paths}, kinds=options.get("kinds")
     )
-    return Scorer(model, word_tokenizer(), batch_size=batch_size), (first, second)
+    return ModelScorer(model, word_tokenizer(), batch_size=batch_size), (first, second)
 
 
 def alone(adapters, i, gate=1.0):

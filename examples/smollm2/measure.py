@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Task, answered, fill, load_task
 from loraprobe_lab.measure import composed, default_systems, load_adapters
 from loraprobe_lab.world import World
@@ -69,7 +69,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[dict]:
                 pairs = asked[part]
                 prompts = [prompt for prompt, _, _ in pairs]
                 length = LENGTHS.get(part, 12)
-                texts = Scorer(composition, tokenizer).generate(prompts, max_new_tokens=length)
+                texts = ModelScorer(composition, tokenizer).generate(prompts, max_new_tokens=length)
                 right = [
                     answered(text, answers, cot=part == "cot", pattern=pattern)
                     for text, (_, answers, pattern) in zip(texts, pairs, strict=True)

@@ -228,8 +228,10 @@ def ask_harness(
     The requests of all tasks go to the model together. Raises TaskError for a task that the harness
     cannot judge.
     """
+    from loraprobe.scoring import ModelScorer
     from loraprobe.scoring.system_lm import SystemLM
 
+    assert isinstance(scorer, ModelScorer)  # servers are asked no such tasks
     lm = SystemLM(scorer)
     by_task: dict[Any, list[Question]] = defaultdict(list)
     for question in batch:

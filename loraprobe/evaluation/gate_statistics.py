@@ -13,12 +13,12 @@ from loraprobe.composition import Composition, composed
 from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
 from loraprobe.records import GateStatistics
-from loraprobe.scoring import Scorer, read_texts
+from loraprobe.scoring import ModelScorer, read_texts
 from loraprobe.tasks import Task
 
 
 def gate_statistics(
-    scorer: Scorer,
+    scorer: ModelScorer,
     systems: Sequence[System],
     tasks: Sequence[Task],
     seed: int = 0,

@@ -20,13 +20,13 @@ from torch import Tensor
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.paths import number
 from loraprobe.composition.layers import input_of
-from loraprobe.scoring import Scorer, read_texts
+from loraprobe.scoring import ModelScorer, read_texts
 
 PROMPTS = 16  # of a form of the question that are read
 
 
 def by_effect(
-    scorer: Scorer, forms: Sequence[Sequence[str]], adapters: Callable[[], Iterable[Adapter]]
+    scorer: ModelScorer, forms: Sequence[Sequence[str]], adapters: Callable[[], Iterable[Adapter]]
 ) -> list[int]:
     """The places of adapters in the order of what each adds to the last layer that it changes.
 
@@ -53,7 +53,7 @@ def _layer(path: str) -> int:
 
 
 @torch.no_grad()
-def _last_inputs(scorer: Scorer, prompts: Sequence[str], paths: Set[str]) -> dict[str, Tensor]:
+def _last_inputs(scorer: ModelScorer, prompts: Sequence[str], paths: Set[str]) -> dict[str, Tensor]:
     """The inputs [prompts, in] of modules at the last token of prompts, in any order.
 
     A module that does not read every token, such as a mixture's expert, is left out.

@@ -16,7 +16,6 @@ import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from loraprobe import evaluation, probes
 from loraprobe.adapters import Adapter
@@ -57,6 +56,7 @@ from loraprobe.records import (
     Sample,
     Verdict,
 )
+from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.session import Here, Session
 from loraprobe.tasks import Task, is_generated
 from loraprobe.verdict import Evidence, candidates, decide_compositions
@@ -79,13 +79,13 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     inputs: Inputs
     session: Session
-    scorer: Any
+    scorer: Scorer
+    local: ModelScorer
     ledger: Ledger
     tasks: Sequence[Task]
     plan: Plan = field(default_factory=Plan)
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
-    local: Any = None
     suffix: str = ""
     step: str = ""
 
@@ -175,7 +175,7 @@ def open_evaluator(
     adapters, metric = inputs.adapters, session.options.metric
     told = task_notes(plan.tasks, metric)
     local, notes = open_scorer(inputs.base, session.options.dtype, session)
-    scorer = local
+    scorer: Scorer = local
     if session.options.served:
         from loraprobe.servers.engine import open_served
 
@@ -209,7 +209,7 @@ def open_evaluator(
         stack.pop_all()
     notes += [*why, *told, kept]
     local = local.with_template(scorer.chat_template)
-    return Evaluator(inputs, session, scorer, ledger, plan.tasks, plan, notes, template, local)
+    return Evaluator(inputs, session, scorer, local, ledger, plan.tasks, plan, notes, template)
 
 
 @dataclass(frozen=True)

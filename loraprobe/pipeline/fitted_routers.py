@@ -31,7 +31,7 @@ from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
-from loraprobe.scoring import Scorer, read_texts
+from loraprobe.scoring import ModelScorer, read_texts
 from loraprobe.session import Session
 from loraprobe.tasks import Task
 
@@ -83,7 +83,7 @@ def fit_routers(
     adapters: Sequence[Adapter],
     transformed: Transformed,
     options: Options,
-    scorer: Scorer,
+    scorer: ModelScorer,
     plan: Plan,
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
@@ -125,7 +125,7 @@ def fit_routers(
 
 
 def questions_of_each(
-    adapters: Sequence[Adapter], scorer: Scorer, tasks: Sequence[Task]
+    adapters: Sequence[Adapter], scorer: ModelScorer, tasks: Sequence[Task]
 ) -> dict[str, dict[str, list[str]]]:
     """Adapter -> task -> its questions, for the tasks of which it knows the answers best.
 
@@ -139,7 +139,7 @@ def questions_of_each(
     return questions
 
 
-def loss_of_answers(scorer: Scorer, adapter: Adapter, task: Task) -> float:
+def loss_of_answers(scorer: ModelScorer, adapter: Adapter, task: Task) -> float:
     """Nats a token of the likeliest gold answer, summed over the items, under one adapter."""
     pairs = [(item.prompt, answer) for item in task.items for answer in item.answers]
     with scorer.with_composition(single(adapter)):
@@ -153,7 +153,7 @@ def loss_of_answers(scorer: Scorer, adapter: Adapter, task: Task) -> float:
 def gather_prompts(
     adapters: Sequence[Adapter],
     options: Options,
-    scorer: Scorer,
+    scorer: ModelScorer,
     tasks: Sequence[Task],
     own: Mapping[str, Mapping[str, Sequence[str]]] | None = None,
     write: bool = True,
@@ -201,7 +201,7 @@ def _plain(text: str) -> str:
 def _lines_for(
     adapter: Adapter,
     options: Options,
-    scorer: Scorer,
+    scorer: ModelScorer,
     own: Mapping[str, Mapping[str, Sequence[str]]],
     write: bool,
 ) -> tuple[list[str], str]:
@@ -228,7 +228,7 @@ def _lines_for(
 
 def fitted_to(
     router: Router,
-    scorer: Scorer,
+    scorer: ModelScorer,
     adapters: Sequence[Adapter],
     prompts: Mapping[str, Sequence[str]],
 ) -> Router:
@@ -256,7 +256,7 @@ def fitted_in(
     texts = {
         name: [lines] if isinstance(lines, str) else list(lines) for name, lines in prompts.items()
     }
-    return fitted_to(router, Scorer(model, tokenizer), adapters, texts)
+    return fitted_to(router, ModelScorer(model, tokenizer), adapters, texts)
 
 
 def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) -> None:

@@ -35,7 +35,7 @@ from loraprobe.pipeline.opening import open_scorer, with_better_template
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.results import JsonLines
-from loraprobe.scoring import Scorer, loss_with_gradients
+from loraprobe.scoring import ModelScorer, loss_with_gradients
 from loraprobe.session import Session
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
@@ -83,7 +83,7 @@ def learn_for(
 
 
 def learn(
-    scorer: Scorer,
+    scorer: ModelScorer,
     experts: Sequence[Adapter],
     parts: TaskSplit,
     options: Options,
@@ -107,7 +107,7 @@ def learn(
 
 
 def _descend(
-    scorer: Scorer,
+    scorer: ModelScorer,
     experts: Sequence[Adapter],
     parts: TaskSplit,
     options: Options,

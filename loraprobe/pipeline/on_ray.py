@@ -114,7 +114,8 @@ def _computed(work: Callable[..., Any], setup: bytes, shared: bytes, *part: byte
     try:
         session, scorer = _opened(setup)
         tasks, chat = pickle.loads(shared)
-        here = Evaluator(Inputs((), ()), session, scorer.with_template(chat), Ledger(), tasks)
+        scorer = scorer.with_template(chat)
+        here = Evaluator(Inputs((), ()), session, scorer, scorer, Ledger(), tasks)
         return work(here, *map(pickle.loads, part))
     except LoraprobeError as error:
         return error

@@ -7,7 +7,7 @@ import importlib.metadata
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loraprobe import hub
 from loraprobe._version import __version__
@@ -23,10 +23,11 @@ from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage
 from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.routing.constant import single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.session import Session
 from loraprobe.tasks import Task, given_metric
 
+AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 log = logging.getLogger("loraprobe.tasks")
 
 # Beside the results: the weights that were learned, and next tokens of single adapters.
@@ -55,7 +56,7 @@ def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
     return notes
 
 
-def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str]]:
+def open_scorer(base: Base, dtype: str, session: Session) -> tuple[ModelScorer, list[str]]:
     """A scorer of the base, and notes. The session records device and dtype."""
     options = session.options
     with session.stage("load"):
@@ -69,7 +70,7 @@ def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str
             quantize=options.quantize,
             device_map=options.device_map,
         )
-    scorer = Scorer(
+    scorer = ModelScorer(
         loaded.model,
         loaded.tokenizer,
         batch_size=options.batch_size,
@@ -92,14 +93,14 @@ def open_scorer(base: Base, dtype: str, session: Session) -> tuple[Any, list[str
 
 
 def with_better_template(
-    scorer: Any,
+    scorer: AnyScorer,
     session: Session,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     metric: str | None,
     kept: Ledger | None = None,
     base: Base | None = None,
-) -> tuple[Any, list[str], tuple[Coverage, ...]]:
+) -> tuple[AnyScorer, list[str], tuple[Coverage, ...]]:
     """The scorer in the better form of prompts; notes; the accuracies with and without template.
 
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without

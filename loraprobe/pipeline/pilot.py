@@ -40,7 +40,7 @@ from loraprobe.records import (
     Forecast,
     ItemResult,
 )
-from loraprobe.scoring import MOST_BYTES, Recorder, Scorer
+from loraprobe.scoring import MOST_BYTES, ModelScorer, Recorder
 from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 
@@ -143,7 +143,7 @@ def _answers_alone(
         if spec in METHODS and constant_gates(spec, options, None, len(names)) == ones
     ]
     stacked = any(adapter.below for adapter in evaluator.inputs.adapters)  # would count twice
-    if options.served or stacked:  # a server gives no logits that could be added
+    if not isinstance(scorer, ModelScorer) or stacked:  # a server gives no logits to be added
         return evaluator.run(singles), ()
     asked = probes.scored_questions(evaluator.tasks, options.metric)
     pairs = {(q.prompt, text) for q in asked for text in q.continuations}
@@ -173,7 +173,7 @@ def _answers_alone(
 
 
 def _probe_without_task(
-    scorer: Scorer, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
+    scorer: ModelScorer, inputs: Inputs, probe: ProbePrompts | Cards | None, session: Session
 ) -> tuple[Coverage, ...]:
     """Figures on a probe file, or on prompts from cards and adapters."""
     if probe is None:

@@ -39,7 +39,7 @@ from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import ROUND, ItemResult
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
-from loraprobe.scoring import NextTokens, Scorer
+from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.session import Here, Session
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import passes, split_for_screening
@@ -131,7 +131,7 @@ class Screen:
         """
         names, scorer = [*self.members], self.evaluator.scorer
         options = self.evaluator.session.options
-        if options.budget is None or not isinstance(scorer, Scorer):
+        if options.budget is None or not isinstance(scorer, ModelScorer):
             return names
         forms: dict[tuple[str, str], list[str]] = {}
         for question in questions(screening.tasks, options.metric):

@@ -27,7 +27,7 @@ from loraprobe.registry import Registry
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
     from loraprobe.tasks import Task
 
 PROBES: Registry[CoverageProbe] = Registry("loraprobe.probes", CoverageProbe, "coverage probe")  # type: ignore[type-abstract]
@@ -35,7 +35,7 @@ READ_BY_VERDICT = ("hop_accuracy", "name_swap")
 
 
 def cover(
-    scorer: Scorer,
+    scorer: ModelScorer,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     *,

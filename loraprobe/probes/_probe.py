@@ -25,7 +25,7 @@ from loraprobe.registry import name_of
 from loraprobe.tasks import Task, normalize_answer
 
 if TYPE_CHECKING:
-    from loraprobe.scoring import Likelihood, Scorer
+    from loraprobe.scoring import Likelihood, ModelScorer
 
 BASE = "base"
 MOST_PROBED = 100  # a probe's figure needs no more items; a larger part is sampled
@@ -44,7 +44,7 @@ class ScoreRequest:
 
 
 def likelihoods(
-    scorer: Scorer, requests: Sequence[ScoreRequest], progress: Progress | None = None
+    scorer: ModelScorer, requests: Sequence[ScoreRequest], progress: Progress | None = None
 ) -> dict[ScoreRequest, Likelihood]:
     """A Likelihood of the base for each distinct request: one call of the scorer for each form."""
     likely: dict[ScoreRequest, Likelihood] = {}

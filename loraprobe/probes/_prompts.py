@@ -14,7 +14,7 @@ from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
 
 WANTED = 64
 SAMPLED_TOKENS = 24
@@ -38,7 +38,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def generated_prompts(
-    scorer: Scorer,
+    scorer: ModelScorer,
     adapters: Sequence[Adapter],
     cards: Mapping[str, str | None],
     *,

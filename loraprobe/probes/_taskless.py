@@ -35,7 +35,7 @@ from loraprobe.tasks import ProbePrompts
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.scoring import Likelihood, Scorer
+    from loraprobe.scoring import Likelihood, ModelScorer
 
 TASK = "probe"
 ANSWER_TOKENS = 16
@@ -65,7 +65,7 @@ class AdapterAnswer:
 
 
 def probe_without_task(
-    scorer: Scorer,
+    scorer: ModelScorer,
     adapters: Sequence[Adapter],
     probe: ProbePrompts,
     *,
@@ -97,7 +97,7 @@ def probe_without_task(
 
 
 def _replies(
-    scorer: Scorer,
+    scorer: ModelScorer,
     adapters: Sequence[Adapter],
     prompts: Sequence[str],
 ) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:

@@ -7,4 +7,5 @@ where causal attention does not see the padding. Repeated inputs are computed on
 
 from loraprobe.scoring.encoding import Encoder, joined
 from loraprobe.scoring.likelihood import MOST_BYTES, Likelihood, NextTokens, Recorder
-from loraprobe.scoring.scorer import Scorer, loss_with_gradients, read_texts
+from loraprobe.scoring.model_scorer import ModelScorer, loss_with_gradients, read_texts
+from loraprobe.scoring.scorer import Scorer

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Any
 
 from loraprobe.base.quiet import silenced
 from loraprobe.errors import BaseError, TaskError, UsageError
@@ -175,49 +174,6 @@ class Encoder:
             "The tokenizer makes no token of a prompt and has no BOS token to start from; "
             "leave the prompt out, or save the tokenizer with a BOS token."
         )
-
-
-class PromptedScorer:
-    """What scorers on every engine share: how prompts are encoded, and what a sequence can hold.
-
-    context: the most tokens of a sequence; None for no limit.
-    """
-
-    encoder: Encoder
-    context: int | None
-
-    @property
-    def chat_template(self) -> bool:
-        """Whether prompts are filled into the tokenizer's chat template."""
-        return self.encoder.chat
-
-    def with_template(self, chat_template: bool) -> Self:
-        """A scorer on the same engine with or without the chat template."""
-        if chat_template == self.chat_template:
-            return self
-        other = copy.copy(self)
-        other.encoder = replace(self.encoder, chat=chat_template)
-        return other
-
-    def encoded(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], int]]:
-        """`Encoder.pairs`. Raises TaskError for a pair that the context cannot hold."""
-        encoded = self.encoder.pairs(pairs)
-        for (ids, _), (prompt, text) in zip(encoded, pairs, strict=True):
-            tokens_left(self.context, ids[:-1], prompt or text, 1, " with its answer")
-        return encoded
-
-    def rooms(self, prompts: Sequence[str], wanted: int) -> dict[str, tuple[list[int], int]]:
-        """Token ids of each distinct prompt, and how many tokens may follow it, at most `wanted`.
-
-        Raises UsageError for a limit below 1, TaskError for a prompt that the context cannot hold.
-        """
-        if wanted < 1:
-            raise UsageError(f"max_new_tokens must be at least 1, not {wanted}.")
-        unique = list(dict.fromkeys(prompts))
-        return {
-            prompt: (ids, tokens_left(self.context, ids, prompt, wanted))
-            for prompt, ids in zip(unique, self.encoder.prompts(unique), strict=True)
-        }
 
 
 def _template_error(problem: str) -> BaseError:

@@ -1,8 +1,8 @@
-"""A Scorer as a model of lm-evaluation-harness: `SystemLM` answers its requests.
+"""A ModelScorer as a model of lm-evaluation-harness: `SystemLM` answers its requests.
 
 Texts become tokens, and replies texts, as in the harness's own HFLM, so that both give equal
 scores; prompts that do not fit into the context lose their beginning, as there. Batches, shared
-prompts and memory are the Scorer's. The composition is the one that is in the Scorer's model.
+prompts and memory are the scorer's. The composition is the one that is in its model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from loraprobe.errors import BaseError, TaskError
 from loraprobe.scoring.forward import seeded
 from loraprobe.scoring.generation import generate_batch
-from loraprobe.scoring.scorer import Scorer
+from loraprobe.scoring.model_scorer import ModelScorer
 
 LONGEST = 2048  # tokens of a context whose length the model does not say, as in the harness
 NEW_TOKENS = 256  # of a reply whose task sets no limit, as in the harness
@@ -32,9 +32,9 @@ CACHED = 1024  # texts whose tokens are kept
 
 
 class SystemLM(TemplateLM):
-    """Answers requests of the harness with a Scorer; chat: prompts have the chat template."""
+    """Answers requests of the harness with a ModelScorer; chat: prompts have the chat template."""
 
-    def __init__(self, scorer: Scorer) -> None:
+    def __init__(self, scorer: ModelScorer) -> None:
         super().__init__()
         self.scorer, self.tokenizer, self.chat = scorer, scorer.tokenizer, scorer.chat_template
         # The choices of an item share its prompt.

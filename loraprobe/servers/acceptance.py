@@ -19,7 +19,7 @@ from loraprobe.errors import ServerError
 from loraprobe.evaluation.plan import questions
 from loraprobe.records import Served
 from loraprobe.routing.constant import single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import answering
 from loraprobe.servers.client import Server
 from loraprobe.servers.scorer import ServedScorer
@@ -51,7 +51,7 @@ class Acceptance:
     the log-probability of the continuation is, for a token; none where nothing is judged by it.
     """
 
-    local: Scorer
+    local: ModelScorer
     prompts: Sequence[str]
     pairs: Sequence[tuple[str, str]]
     base: str
@@ -59,7 +59,9 @@ class Acceptance:
     rounding: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def on(cls, tasks: Sequence[Task], local: Scorer, base: str, metric: str | None) -> Acceptance:
+    def on(
+        cls, tasks: Sequence[Task], local: ModelScorer, base: str, metric: str | None
+    ) -> Acceptance:
         """On a few questions of the tasks."""
         asked = questions(tasks, metric)
         prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
@@ -114,7 +116,7 @@ def _few(every: Sequence[Any]) -> list[Any]:
     return [every[i * len(every) // n] for i in range(n)]
 
 
-def first_tokens(scorer: Scorer, rows: Sequence[Sequence[int]]) -> list[float]:
+def first_tokens(scorer: ModelScorer, rows: Sequence[Sequence[int]]) -> list[float]:
     """The largest log-probability of a next token after each row of token ids."""
     found = []
     with answering(scorer.model), torch.no_grad():
@@ -133,7 +135,7 @@ def compared(
     server: Server,
     model: str,
     adapter: Adapter,
-    scorer: Scorer,
+    scorer: ModelScorer,
     prompts: Sequence[str],
 ) -> Served:
     """What a server serves under the name `model`: the adapter, the base of the scorer, another.

@@ -20,7 +20,7 @@ from loraprobe.base import Base
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
 from loraprobe.routing.constant import ConstantGates, single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.servers.acceptance import Acceptance
 from loraprobe.servers.client import ServedModel, Server
 from loraprobe.servers.placing import Loading, Naming, Placing, Weighing, all_held
@@ -49,7 +49,7 @@ def open_served(
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
     session: Session,
-    local: Scorer,
+    local: ModelScorer,
     *,
     others: Sequence[Adapter] = (),
     together: int | None = None,

@@ -14,8 +14,7 @@ import torch
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError
 from loraprobe.formatting import listing
-from loraprobe.scoring import Likelihood, NextTokens, Scorer
-from loraprobe.scoring.encoding import PromptedScorer
+from loraprobe.scoring import Likelihood, ModelScorer, NextTokens, Scorer
 from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
 from loraprobe.scoring.likelihood import TOP
 from loraprobe.scoring.scorer import NEW_TOKENS
@@ -32,7 +31,7 @@ ENDS_REPETITION = {
 }
 
 
-class ServedScorer(PromptedScorer):
+class ServedScorer(Scorer):
     """Answers and log-likelihoods of the base and of compositions that a server runs.
 
     local: a scorer of the base by transformers. Its tokenizer and end tokens count, and it is asked
@@ -48,7 +47,7 @@ class ServedScorer(PromptedScorer):
         self,
         server: Server,
         placing: Placing,
-        local: Scorer,
+        local: ModelScorer,
         *,
         accept: Callable[[ServedScorer, Composition | None], None],
         context: int | None = None,
@@ -56,7 +55,7 @@ class ServedScorer(PromptedScorer):
         self.server, self.placing = server, placing
         self.close: Callable[[], None] = lambda: None  # called once nothing is asked any more
         self.local, self.encoder, self.context = local, local.encoder, context
-        self.decode, self.stops, self.vocab_size = local.decode, local.stops, local.vocab_size
+        self.stops, self.vocab_size = local.stops, local.vocab_size
         self._accept = accept
         self._model: Mapping[str, Any] | None = placing.base
         # What it says of compositions, which are held so that no other gets their place.
@@ -71,7 +70,7 @@ class ServedScorer(PromptedScorer):
         return self._model
 
     @contextlib.contextmanager
-    def with_composition(self, composition: Composition | None) -> Iterator[ServedScorer | Scorer]:
+    def with_composition(self, composition: Composition | None) -> Iterator[Scorer]:
         """The scorer to ask about the composition while the context lasts; None: the base.
 
         This one, or, where the server cannot run it, that by transformers here. A composition is
@@ -107,7 +106,7 @@ class ServedScorer(PromptedScorer):
         return self._known[key][0]
 
     def note(self) -> str:
-        """A note for the report: what transformers answered here, and that of `Scorer.note`."""
+        """What transformers answered here, and the note of its scorer."""
         told = self.local.note()
         if self._here:
             where = f"{listing(self._here)} {'were' if len(self._here) > 1 else 'was'}"
@@ -126,7 +125,6 @@ class ServedScorer(PromptedScorer):
         until_newline: bool = False,
         until: Callable[[str], bool] | None = None,
     ) -> list[Written]:
-        """The greedy continuation of each prompt, as `Scorer.write_all` defines it."""
         wanted = {**self.model, **GREEDY, "stop_token_ids": list(self.stops)}
         bodies = {
             prompt: {**wanted, "prompt": ids, "max_tokens": room}
@@ -153,7 +151,7 @@ class ServedScorer(PromptedScorer):
         return found
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
-        """The log-probabilities of the tokens of each (prompt, continuation); no other statistics.
+        """`Scorer.loglikelihood`: the log-probabilities of the tokens, and no other statistics.
 
         vLLM gives them by `prompt_logprobs`, other servers by `echo`. Raises ServerError where a
         server gives neither.
@@ -194,10 +192,9 @@ class ServedScorer(PromptedScorer):
         rows: Sequence[tuple[Sequence[int], int]],
         wanted: Sequence[tuple[int, int, int]],
     ) -> NextTokens:
-        """What the model gives as next tokens, as `Scorer.next_tokens` defines it.
+        """`Scorer.next_tokens`. Raises ServerError where a server gives fewer than TOP tokens.
 
-        A server scores the tokens of prompts, so a token that is wanted behind a row is sent with
-        it. Raises ServerError where a server does not give TOP tokens of each position.
+        A server scores the tokens of prompts, so one that is wanted behind a row is sent with it.
         """
         lengths = [len(ids) - start for ids, start in rows]
         ends = [(row, token) for row, place, token in wanted if place == lengths[row]]

@@ -26,7 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from loraprobe.records import Progress
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import answered
 from loraprobe_lab.training import Batch, Example, collate, encode, load_base
 from loraprobe_lab.world import World, read_lines, silent
@@ -107,7 +107,7 @@ class MergedBase:
 
     def decoded(self, asked: Asked) -> float:
         """The share of items that are answered right, by decoding."""
-        texts = Scorer(self.model, self.tokenizer).generate(
+        texts = ModelScorer(self.model, self.tokenizer).generate(
             asked.prompts, max_new_tokens=NEW_TOKENS
         )
         right = [

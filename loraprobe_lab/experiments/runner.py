@@ -111,12 +111,12 @@ class WorldEvaluator:
     ) -> None:
         import torch
 
-        from loraprobe.scoring import Scorer
+        from loraprobe.scoring import ModelScorer
 
         base = open_base(world.base or world.base_name)
         device = pick_device("auto" if world.base is None else "cpu")
         loaded = base.load(device=device, dtype=torch.float32)
-        self.scorer = Scorer(loaded.model, loaded.tokenizer)
+        self.scorer = ModelScorer(loaded.model, loaded.tokenizer)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
         self.world, self.limit, self._directory = world, limit, directory
         self.progress = progress

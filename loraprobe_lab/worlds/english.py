@@ -202,11 +202,11 @@ def ranked_countries(model: Any, tokenizer: Any) -> list[str]:
     First those whose capital is the model's own greedy continuation, then by the mean
     log-likelihood of the capital's tokens.
     """
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
 
     countries = [country for country in CAPITALS if country not in SHOWN]
     asked = [(str(BIRTHS.second_bare).replace("{1}", c), f" {CAPITALS[c]}") for c in countries]
-    scores = Scorer(model, tokenizer).loglikelihood(asked)
+    scores = ModelScorer(model, tokenizer).loglikelihood(asked)
     known = zip(scores, countries, strict=True)
     return [c for *_, c in sorted((max(one.rank) > 1, -one.per_token, c) for one, c in known)]
 

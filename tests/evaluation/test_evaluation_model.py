@@ -16,7 +16,7 @@ from loraprobe.evaluation import Ledger, System, attribute, choose_template, run
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Attribution
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Hop, Item, Task
 
 
@@ -33,7 +33,7 @@ def scorer(tokenizer):
         for i, name in enumerate(names):
             model.model.embed_tokens.weight[name, i] = 1
             model.lm_head.weight[tokenizer.eos_token_id, i] = 0.75
-    return Scorer(model, tokenizer)
+    return ModelScorer(model, tokenizer)
 
 
 def fact(tokenizer, name, key: int, answer: str):

@@ -12,7 +12,7 @@ import loraprobe
 from loraprobe.composition import Composition
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks.harness import load_harness
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval")
@@ -59,7 +59,7 @@ def scorer_of(base, chat=False):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-    return Scorer(model, AutoTokenizer.from_pretrained(base), chat_template=chat)
+    return ModelScorer(model, AutoTokenizer.from_pretrained(base), chat_template=chat)
 
 
 def ours(scorer, tasks, adapter=None):

@@ -23,9 +23,9 @@ from loraprobe.composition.router import Router
 from loraprobe.merging import METHODS, merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.likelihood import Recorder
-from loraprobe.scoring.scorer import loss_with_gradients, read_texts
+from loraprobe.scoring.model_scorer import loss_with_gradients, read_texts
 
 pytestmark = pytest.mark.gpu
 
@@ -170,7 +170,7 @@ def answers(case: Case, place: Path, device: str, dtype: torch.dtype) -> dict[st
         with torch.no_grad(), composed(model, Composition("c", adapters, router)):
             found = {"logits": model(x).float().cpu()}
     else:
-        scorer = Scorer(model, word_tokenizer())
+        scorer = ModelScorer(model, word_tokenizer())
         if router.needs_prompts:
             prompts = {a.name: PROMPTS[i::3] for i, a in enumerate(adapters)}
             read = functools.partial(read_texts, scorer)
@@ -198,7 +198,7 @@ def test_a_composition_answers_as_on_the_cpu(tmp_path, device, name, dtype):
 def test_16_bit_distributions_do_not_depend_on_the_batch_size(device):
     model = llama().to(device, torch.bfloat16)
     one, many = (
-        Scorer(model, word_tokenizer(), batch_size=size).first_token_distribution(PROMPTS)
+        ModelScorer(model, word_tokenizer(), batch_size=size).first_token_distribution(PROMPTS)
         for size in (1, 4)
     )
     assert relative(one, many) < 2**-7
@@ -208,7 +208,7 @@ def test_16_bit_distributions_do_not_depend_on_the_batch_size(device):
 def test_batches_and_draws_are_those_of_the_cpu(device, size):
     found = {}
     for place in ("cpu", device):
-        scorer = Scorer(llama().to(place), word_tokenizer(), batch_size=size)
+        scorer = ModelScorer(llama().to(place), word_tokenizer(), batch_size=size)
         scorer.recorder = recorder = Recorder("base", ["e0", "e1"])
         for name, weights in {"base": (0.0, 0.0), "e0": (1.0, 0.0), "e1": (0.0, 1.0)}.items():
             one = Composition(name, experts(2), ConstantGates(weights))
@@ -233,7 +233,7 @@ def test_the_gradients_of_gates_are_those_of_the_cpu(device, where, no_backward)
     found = {}
     for place in ("cpu", device):
         router = learnable(0.4, 0.3, 0.6)
-        scorer = Scorer(llama(tied=False).to(place), word_tokenizer())
+        scorer = ModelScorer(llama(tied=False).to(place), word_tokenizer())
         with scorer.with_composition(Composition("c", mixed_kinds(), router)):
             loss = loss_with_gradients(scorer, [PAIRS[:3], PAIRS[3:6]], [0.5, 0.5])
         slopes = [] if where == "pretended" else router.values.grad.flatten().tolist()
@@ -253,7 +253,7 @@ def test_layers_may_be_on_several_devices(two_devices):
             ends = {"model.embed_tokens": first, "model.norm": second, "lm_head": second}
             places = {"model.layers.0": first, "model.layers.1": second, "model.rotary_emb": first}
             model = dispatch_model(model, places | ends, force_hooks=True)
-        scorer = Scorer(model, word_tokenizer())
+        scorer = ModelScorer(model, word_tokenizer())
         for spec in ("constant", "arrow", "arrow:per=sequence", "centroid:per=sequence"):
             router, three = ROUTERS.make(spec), experts(3, scaling=0.1)
             if router.needs_prompts:

@@ -21,7 +21,7 @@ from loraprobe.composition import Composition
 from loraprobe.demo import shipped_world
 from loraprobe.errors import OutOfMemory
 from loraprobe.routing import ROUTERS
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 
 pytestmark = pytest.mark.gpu
 
@@ -102,7 +102,7 @@ def test_a_fitted_router_is_saved_and_loaded(device, tmp_path):
     import loraprobe
 
     loaded = open_base(WORLD.base).load(device=device)
-    scorer = Scorer(loaded.model, loaded.tokenizer)
+    scorer = ModelScorer(loaded.model, loaded.tokenizer)
     with loraprobe.load_composition(out).into(loaded.model):
         assert scorer.first_token_distribution(["Who is the spouse of Ada?"]).isfinite().all()
 
@@ -115,7 +115,7 @@ def test_a_base_is_spread_over_devices(device, where):
     plain = open_base(WORLD.base).load()
     prompts = ["Who is the spouse of Ada?", "Where does Bo live?"]
     found, wanted = (
-        Scorer(one.model, one.tokenizer).first_token_distribution(prompts)
+        ModelScorer(one.model, one.tokenizer).first_token_distribution(prompts)
         for one in (spread, plain)
     )
     assert {p.device.type for p in spread.model.parameters()} == {"cuda"}
@@ -132,9 +132,9 @@ TEXTS = [f"{'who ' * i}{'ada lives in ' * 40}" for i in range(20)]
 LONG = [(text, "the mayor of ulm is " * 12) for text in TEXTS]
 
 
-def scorer_on(device: str, vocab: int = 40, rows: int | str = "auto") -> Scorer:
+def scorer_on(device: str, vocab: int = 40, rows: int | str = "auto") -> ModelScorer:
     model = tiny_model("Llama", vocab_size=vocab, **SIZES).to(device)
-    return Scorer(model, word_tokenizer(), batch_size=rows)  # type: ignore[arg-type]
+    return ModelScorer(model, word_tokenizer(), batch_size=rows)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("spec", ["constant", "arrow", "spectr"])

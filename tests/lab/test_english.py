@@ -230,7 +230,7 @@ def test_countries_are_ranked_by_what_the_model_says(monkeypatch):
             first = [text == " Lima" for _, text in pairs]
             return [SimpleNamespace(rank=(1, 1 if f else 2), per_token=-9.0 * f) for f in first]
 
-    monkeypatch.setattr("loraprobe.scoring.Scorer", Planted)
+    monkeypatch.setattr("loraprobe.scoring.ModelScorer", Planted)
     given = "model", "tokenizer"
     assert english.familiar_countries(*given, count=1) == ["Peru"]
     assert english.familiar_countries(*given, count=len(CAPITALS)) == ASKED

@@ -7,7 +7,7 @@ from words import word_tokenizer
 
 from loraprobe.composition.layers import input_of
 from loraprobe.library.effects import by_effect
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 
 QUERY, LAST = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"
 EARLIER = "model.layers.0.mlp.down_proj"
@@ -22,7 +22,7 @@ def adapter(seed: int, scaling: float, *paths: str):
 @pytest.fixture(scope="module")
 def scorer():
     tokenizer = word_tokenizer()
-    return Scorer(making.tiny_llama(vocab=len(tokenizer)), tokenizer)
+    return ModelScorer(making.tiny_llama(vocab=len(tokenizer)), tokenizer)
 
 
 @torch.no_grad()

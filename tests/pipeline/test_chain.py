@@ -15,7 +15,7 @@ from loraprobe.evaluation import Ledger, System, chain_hops, run_systems
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Verdict
 from loraprobe.routing.constant import single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe.verdict import Request, next_command
 
@@ -58,7 +58,7 @@ def executed(program: str, base, tokenizer) -> dict:
 def test_the_program_says_what_the_chain_said(asked, hops, chat):
     """Nobody is right, so each hop goes to the adapter that it names, or to the base."""
     tokenizer = words.word_tokenizer(chat_template=TURNS)
-    scorer = Scorer(making.sharpened(making.tiny_llama()), tokenizer, chat_template=chat)
+    scorer = ModelScorer(making.sharpened(making.tiny_llama()), tokenizer, chat_template=chat)
     item = Item("1", "who", ("x",), hops=tuple(Hop(p, ("x",), adapter=a) for p, a in hops))
     task = Task("t", (item,))
     alone = [single(loraprobe.load(f"{name}={asked / name}")) for name in ("one", "two.5")]

@@ -155,9 +155,9 @@ def test_threads_move_no_answer(small_base, threads):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
 
-    scorer = Scorer(
+    scorer = ModelScorer(
         AutoModelForCausalLM.from_pretrained(small_base).eval(),
         AutoTokenizer.from_pretrained(small_base),
     )

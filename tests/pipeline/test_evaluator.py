@@ -56,7 +56,7 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
         with asked.with_composition(single_.composition):
             (again,) = ask(asked, [question], single_.name, 3)
         assert again in list(evaluator.ledger)
-    monkeypatch.setattr("loraprobe.scoring.Scorer.write_all", None)
+    monkeypatch.setattr("loraprobe.scoring.ModelScorer.write_all", None)
     with opened(True) as evaluator:
         assert (sorted(map(repr, evaluator.ledger)), evaluator.template) == first
 
@@ -72,7 +72,7 @@ def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatc
     base = str(shipped_world().path / "base")
     inputs = open_inputs(list(chosen.adapters.values()), session, base, [task])
     plan = plan_of(session.options, inputs.adapters, inputs.tasks)
-    monkeypatch.setattr("loraprobe.scoring.Scorer.close", lambda self: closed.append(self))
+    monkeypatch.setattr("loraprobe.scoring.ModelScorer.close", lambda self: closed.append(self))
     with monkeypatch.context() as broken, pytest.raises(OutputError) as error:
         broken.setattr(f"loraprobe.{step}", full)
         open_evaluator(inputs, plan, session)

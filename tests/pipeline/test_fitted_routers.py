@@ -24,7 +24,7 @@ from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.generation import generate_batch
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
@@ -36,7 +36,7 @@ PATH = "model.layers.1.mlp.down_proj"
 @pytest.fixture(scope="module")
 def scorer():
     loaded = open_base(shipped_world().base).load(device=torch.device("cpu"), dtype=torch.float32)
-    return Scorer(loaded.model, loaded.tokenizer)
+    return ModelScorer(loaded.model, loaded.tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_the_first_word_alone_may_tell_an_adapter(form):
     paths = [f"model.layers.0.self_attn.{name}_proj" for name in "qkv"]
     shapes = {path: tuple(model.get_submodule(path).weight.shape) for path in paths}
     two = [random_adapter(name, shapes, seed=i) for i, name in enumerate("ab")]
-    scorer = Scorer(model, tokenizer, chat_template=form == "chat")
+    scorer = ModelScorer(model, tokenizer, chat_template=form == "chat")
     asked = {"a": "car of {} :", "b": "pet of {} :"}
     taught = {name: [text.format(n) for n in NAMES[:12]] for name, text in asked.items()}
     router = fitted_to(ROUTERS.make("hard:by=centroid,per=sequence"), scorer, two, taught)

@@ -26,7 +26,7 @@ from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema
 from loraprobe.routing.constant import single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 from loraprobe_lab import shipped_world
@@ -50,7 +50,7 @@ def bench():
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
     loaded = open_base(world.base, "world").load()
     tasks = [load_task(path, 60) for path in scenario.tasks]
-    return Scorer(loaded.model, loaded.tokenizer), adapters, tasks
+    return ModelScorer(loaded.model, loaded.tokenizer), adapters, tasks
 
 
 def loss_of(scorer, adapters, tasks) -> float:

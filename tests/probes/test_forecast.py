@@ -13,7 +13,7 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
 from loraprobe.routing.constant import single
-from loraprobe.scoring import NextTokens, Scorer
+from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.scoring import scorer as scorer_file
 from loraprobe.tasks import Item, Task
 
@@ -25,7 +25,7 @@ APART = 0.05  # of a text's log-probability: all other tokens have a share of at
 @pytest.fixture(scope="module")
 def scorer():
     tokenizer = words.word_tokenizer()
-    return Scorer(making.sharpened(making.tiny_llama(vocab=len(tokenizer))), tokenizer)
+    return ModelScorer(making.sharpened(making.tiny_llama(vocab=len(tokenizer))), tokenizer)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def test_effects_on_capped_logits_and_by_adapters_of_the_head_are_added(scorer, 
     if capped:
         tokenizer = words.word_tokenizer()
         options = {"vocab_size": len(tokenizer), "head_dim": 4, "final_logit_softcapping": 0.5}
-        scorer = Scorer(making.sharpened(making.tiny_model("Gemma2", **options)), tokenizer)
+        scorer = ModelScorer(making.sharpened(making.tiny_model("Gemma2", **options)), tokenizer)
         own = {"base": None, "a": None}
     else:
         shapes = {"lm_head": (scorer.vocab_size, 16)}

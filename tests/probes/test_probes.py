@@ -404,10 +404,10 @@ def story_scorer(small_base):
     """A base that has learned the stories of `story_task` by heart."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from loraprobe.scoring import Scorer
+    from loraprobe.scoring import ModelScorer
 
     model = AutoModelForCausalLM.from_pretrained(small_base).eval()
-    return Scorer(model, AutoTokenizer.from_pretrained(small_base))
+    return ModelScorer(model, AutoTokenizer.from_pretrained(small_base))
 
 
 def story_task():

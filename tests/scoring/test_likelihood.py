@@ -10,7 +10,7 @@ from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
 from loraprobe.routing.spectral import Arrow
-from loraprobe.scoring import Recorder, Scorer
+from loraprobe.scoring import ModelScorer, Recorder
 from loraprobe.scoring.likelihood import can_share, likelihood
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
@@ -37,16 +37,16 @@ def model(request):
 def test_sharing_changes_no_score(model, batch):
     tokenizer = word_tokenizer()
     assert can_share(model) == model.shares
-    found = Scorer(model, tokenizer, batch_size=batch).loglikelihood(PAIRS)
+    found = ModelScorer(model, tokenizer, batch_size=batch).loglikelihood(PAIRS)
     for pair, one in zip(PAIRS, found, strict=True):
-        (alone,) = Scorer(model, tokenizer).loglikelihood([pair])
+        (alone,) = ModelScorer(model, tokenizer).loglikelihood([pair])
         assert one.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-5)
         assert one.top_logprobs == pytest.approx(alone.top_logprobs, abs=1e-5)
         assert one.rank == alone.rank
 
 
 def test_prompts_are_read_once(model, monkeypatch):
-    scorer = Scorer(model, word_tokenizer())
+    scorer = ModelScorer(model, word_tokenizer())
     rows = count_calls(scorer, monkeypatch)
     scorer.loglikelihood(PAIRS)
     # four prompts, then their four longer choices each, of which two share their tail; where
@@ -55,7 +55,7 @@ def test_prompts_are_read_once(model, monkeypatch):
 
 
 def test_a_composition_is_heard_in_both_passes(model):
-    scorer = Scorer(model, word_tokenizer())
+    scorer = ModelScorer(model, word_tokenizer())
     shapes = {"model.layers.1.self_attn.q_proj": (16, 16)}
     if hasattr(model, "transformer"):
         shapes = {"transformer.h.1.attn.c_attn": (48, 16)}

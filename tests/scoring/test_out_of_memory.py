@@ -17,7 +17,7 @@ from loraprobe.evaluation.gate_statistics import GateTally
 from loraprobe.memory import is_out_of_memory
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.centroid import InputSums
-from loraprobe.scoring import Scorer, read_texts
+from loraprobe.scoring import ModelScorer, read_texts
 from loraprobe.scoring.forward import Batcher
 
 ERRORS = {
@@ -109,7 +109,7 @@ class TestWatchers:
     prompts = ("ada lives in ulm", "who is cy ?", "the mayor of ulm is bo", "cy", "bo lives in")
 
     def read(self, watcher, place) -> None:
-        scorer = Scorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
+        scorer = ModelScorer(making.tiny_llama(), word_tokenizer(), batch_size=5)
         with place(scorer.model):
             read_texts(scorer, self.prompts, watcher.see)
 
@@ -151,7 +151,7 @@ class TestWatchers:
 
 
 def test_samples_are_drawn_in_smaller_batches(monkeypatch):
-    scorer = Scorer(making.tiny_llama(), word_tokenizer())
+    scorer = ModelScorer(making.tiny_llama(), word_tokenizer())
     narrow(monkeypatch, 3, ERRORS["linux"])
     assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
     assert scorer.batcher.failed == 16

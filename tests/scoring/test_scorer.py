@@ -13,7 +13,7 @@ from loraprobe.composition import Composition, watched
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.routing.spectral import Arrow
-from loraprobe.scoring import Scorer, loss_with_gradients, read_texts
+from loraprobe.scoring import ModelScorer, loss_with_gradients, read_texts
 from loraprobe.scoring.forward import Batcher
 
 
@@ -31,7 +31,7 @@ def tiny(request, words):
 
 @pytest.mark.parametrize("batch", [2, 3, 8, "auto"])
 def test_every_batch_size_gives_the_same_score(tiny, batch):
-    one, many = Scorer(*tiny, batch_size=1), Scorer(*tiny, batch_size=batch)
+    one, many = ModelScorer(*tiny, batch_size=1), ModelScorer(*tiny, batch_size=batch)
     assert many.generate(PROMPTS, max_new_tokens=9) == one.generate(PROMPTS, max_new_tokens=9)
     for a, b in zip(many.loglikelihood(PAIRS), one.loglikelihood(PAIRS), strict=True):
         assert a.token_logprobs == pytest.approx(b.token_logprobs, abs=1e-5)
@@ -45,7 +45,7 @@ def test_every_batch_size_gives_the_same_score(tiny, batch):
 def test_greedy_is_the_argmax_loop(tiny):
     model, tokenizer = tiny
     for prompt, text in zip(
-        PROMPTS, Scorer(*tiny).generate(PROMPTS, max_new_tokens=6), strict=True
+        PROMPTS, ModelScorer(*tiny).generate(PROMPTS, max_new_tokens=6), strict=True
     ):
         ids = tokenizer(prompt)["input_ids"]
         new: list[int] = []
@@ -67,7 +67,7 @@ def oracle(model, ids: list[int], start: int) -> list[Tensor]:
 def test_likelihood_is_the_models_own(tiny):
     model, tokenizer = tiny
     for (prompt, continuation), found in zip(
-        PAIRS, Scorer(*tiny).loglikelihood(PAIRS), strict=True
+        PAIRS, ModelScorer(*tiny).loglikelihood(PAIRS), strict=True
     ):
         ids = tokenizer(f"{prompt} {continuation}".strip())["input_ids"]
         start = len(tokenizer(prompt)["input_ids"])
@@ -89,7 +89,7 @@ def test_likelihood_is_the_models_own(tiny):
 
 
 def test_what_is_asked_twice_is_run_once(tiny, monkeypatch):
-    scorer = Scorer(*tiny)
+    scorer = ModelScorer(*tiny)
     rows = count_calls(scorer, monkeypatch)
     scorer.generate(["ada", "bo", "ada"] * 5, max_new_tokens=1)
     assert sum(rows) == 2
@@ -105,7 +105,7 @@ def test_what_all_prompts_begin_with_is_read_once(words, monkeypatch, router):
     start = "the mayor of ulm is bo . "
     prompts = [start + end for end in ("who is cy ?", "ada lives in", "cy")]
     pairs = [(prompt, answer) for prompt in prompts for answer in ("bo", "ulm is cy")]
-    scorer = Scorer(making.sharpened(making.tiny_llama()), words)
+    scorer = ModelScorer(making.sharpened(making.tiny_llama()), words)
     experts = tuple(making.random_adapter(n, seed=i, scaling=2.0) for i, n in enumerate("ab"))
     with scorer.with_composition(Composition("c", experts, router)):
         texts = [scorer.generate([prompt], max_new_tokens=6)[0] for prompt in prompts]
@@ -122,7 +122,7 @@ def test_the_models_generation_config_does_not_leak_in(tiny):
     from transformers import GenerationConfig
 
     model, _ = tiny
-    scorer = Scorer(*tiny)
+    scorer = ModelScorer(*tiny)
     wanted = scorer.generate(PROMPTS, max_new_tokens=8)
     before = model.generation_config
     model.generation_config = GenerationConfig(
@@ -144,14 +144,14 @@ def test_the_models_generation_config_does_not_leak_in(tiny):
 
 def test_bad_calls_are_refused(words):
     with pytest.raises(UsageError, match="no chat template"):
-        Scorer(making.tiny_llama(), words, chat_template=True)
+        ModelScorer(making.tiny_llama(), words, chat_template=True)
     with pytest.raises(UsageError, match="max_new_tokens"):
-        Scorer(making.tiny_llama(), words).generate(["ada"], max_new_tokens=0)
+        ModelScorer(making.tiny_llama(), words).generate(["ada"], max_new_tokens=0)
 
 
 def test_the_models_context_is_respected(tiny):
     model, tokenizer = tiny
-    scorer = Scorer(model, tokenizer, batch_size=4)
+    scorer = ModelScorer(model, tokenizer, batch_size=4)
     full = " ".join(["ada"] * 63)  # and BOS: 64 positions, the last predicts one token
     near = " ".join(["bo"] * 60)
     texts = scorer.generate(["cy", near, full], max_new_tokens=12)
@@ -185,7 +185,7 @@ def test_batches_respect_the_budgets(monkeypatch):
 
 def test_the_model_is_left_as_it_was(tiny):
     model, _ = tiny
-    scorer = Scorer(*tiny)
+    scorer = ModelScorer(*tiny)
     wanted = scorer.generate(PROMPTS, max_new_tokens=4)
     model.train()
     model.lm_head.eval()
@@ -198,7 +198,7 @@ def test_the_model_is_left_as_it_was(tiny):
 
 
 def test_with_composition_changes_the_answers_and_gives_the_base_back(words):
-    scorer = Scorer(making.tiny_llama(), words)
+    scorer = ModelScorer(making.tiny_llama(), words)
     adapter = making.random_adapter("a", seed=1, scaling=3.0)
     composition = Composition("a", (adapter,), ConstantGates())
     before = scorer.loglikelihood(PAIRS)
@@ -213,7 +213,7 @@ def test_with_composition_changes_the_answers_and_gives_the_base_back(words):
 
 
 def test_sampling_is_seeded_and_leaves_the_generator_alone(tiny):
-    scorer = Scorer(*tiny)
+    scorer = ModelScorer(*tiny)
     state = torch.get_rng_state()
     first = scorer.sample(20, seed=1, max_new_tokens=8)
     assert torch.equal(torch.get_rng_state(), state)
@@ -223,7 +223,7 @@ def test_sampling_is_seeded_and_leaves_the_generator_alone(tiny):
 
 
 def test_nothing_asked_is_nothing_answered(tiny):
-    scorer = Scorer(*tiny)
+    scorer = ModelScorer(*tiny)
     assert scorer.generate([]) == [] and scorer.loglikelihood([]) == []
     assert scorer.first_token_distribution([]).shape == (0, 40)
 

@@ -5,7 +5,7 @@ import pytest
 from words import chained, count_calls, word_tokenizer
 
 from loraprobe.errors import TaskError
-from loraprobe.scoring import Scorer, joined
+from loraprobe.scoring import ModelScorer, joined
 from loraprobe.scoring.generation import LOOP, REPEATED, period
 
 
@@ -17,9 +17,9 @@ def words():
 def test_generation_ends_at_eos_and_at_a_newline_after_words(words):
     ids = words.get_vocab()
     eos = chained([ids["ada"], ids["bo"], ids["cy"], ids["</s>"], ids["ulm"]])
-    assert Scorer(eos, words).generate(["ada", "bo"]) == ["bo cy", "cy"]
+    assert ModelScorer(eos, words).generate(["ada", "bo"]) == ["bo cy", "cy"]
     lines = chained([ids["ada"], ids["\n"], ids["bo"], ids["cy"], ids["!\n"], ids["ulm"]])
-    scorer = Scorer(lines, words)
+    scorer = ModelScorer(lines, words)
     assert scorer.generate(["ada"], max_new_tokens=5) == ["\n bo cy !\n ulm"]
     assert scorer.generate(["ada"], until_newline=True) == [" bo cy !"]
     assert scorer.generate(["ulm", "cy"], until_newline=True, max_new_tokens=3)[1] == "!"
@@ -27,7 +27,7 @@ def test_generation_ends_at_eos_and_at_a_newline_after_words(words):
 
 def test_newline_stops_the_computation_too(words, monkeypatch):
     ids = words.get_vocab()
-    scorer = Scorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
+    scorer = ModelScorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
     rows = count_calls(scorer, monkeypatch)
     scorer.generate(["ada"], until_newline=True, max_new_tokens=30)
     assert len(rows) == 2
@@ -36,14 +36,14 @@ def test_newline_stops_the_computation_too(words, monkeypatch):
 def test_replies_tell_whether_the_limit_cut_them(words):
     ids = words.get_vocab()
     chain = chained([ids["ada"], ids["bo"], ids["cy"], ids["</s>"], ids["ulm"]])
-    scorer = Scorer(chain, words, batch_size=4)
+    scorer = ModelScorer(chain, words, batch_size=4)
     prompts = ["ada", "bo", "cy"]  # replies of three, two and one tokens with the end
     for limit, cut in [(1, (True, True, False)), (2, (True, False, False)), (3, (False,) * 3)]:
         found = scorer.write_all(prompts, max_new_tokens=limit)
         assert tuple(reply.cut for reply in found) == cut
         alone = [scorer.write_all([prompt], max_new_tokens=limit)[0] for prompt in prompts]
         assert found == alone
-    lines = Scorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
+    lines = ModelScorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
     for line, cut in [(True, False), (False, True)]:
         (reply,) = lines.write_all(["ada"], max_new_tokens=2, until_newline=line)
         assert reply.cut == cut
@@ -55,7 +55,7 @@ def test_a_reply_may_end_with_the_line_that_completes_it(words, monkeypatch, eos
     words = word_tokenizer(eos_token=eos)
     ids = words.get_vocab()
     chain = [ids[w] for w in ("ada", "bo", "\n", "cy", "!\n", "ulm", ".", "ulm")]
-    scorer = Scorer(chained(chain), words)
+    scorer = ModelScorer(chained(chain), words)
     whole, _ = scorer.write_all(["ada", "ulm"], max_new_tokens=6)
     rows = count_calls(scorer, monkeypatch)
     found = scorer.write_all(["ada", "ulm"], max_new_tokens=6, until=lambda text: "cy" in text)
@@ -70,7 +70,7 @@ def test_a_reply_may_end_with_the_line_that_completes_it(words, monkeypatch, eos
 def test_rows_that_have_ended_leave_their_batch(words, monkeypatch):
     ids = words.get_vocab()
     chain = [ids[w] for w in ("ada", "bo", "cy", "ulm", "is", "</s>")]
-    scorer = Scorer(chained(chain), words, batch_size=4)
+    scorer = ModelScorer(chained(chain), words, batch_size=4)
     rows = count_calls(scorer, monkeypatch)
     prompts = ["is", "ulm", "cy", "ada"]  # replies of none, one, two and four tokens
     assert scorer.generate(prompts, max_new_tokens=9) == ["", "is", "ulm is", "bo cy ulm is"]
@@ -81,7 +81,7 @@ def test_a_text_that_repeats_itself_is_filled_up(words, monkeypatch):
     """As the model would write it, in fewer steps; the limit of tokens has cut it."""
     ids = words.get_vocab()
     chain = chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")])
-    scorer = Scorer(chain, words)
+    scorer = ModelScorer(chain, words)
     rows = count_calls(scorer, monkeypatch)
     monkeypatch.setattr("loraprobe.scoring.generation.LOOP", 24)
     found = scorer.write_all(["ada"], max_new_tokens=60)[0]
@@ -112,16 +112,18 @@ def test_end_tokens_of_the_model_count_where_the_tokenizer_knows_them(words):
     ids = words.get_vocab()
     model = chained([ids["ada"], ids["bo"], ids["cy"], ids["ulm"]])
     model.generation_config.eos_token_id = [ids["bo"]]  # an ordinary word: a stale default
-    assert Scorer(model, words).generate(["ada"], max_new_tokens=2) == ["bo cy"]
+    assert ModelScorer(model, words).generate(["ada"], max_new_tokens=2) == ["bo cy"]
     tokenizer = word_tokenizer(additional_special_tokens=["bo"])
-    assert Scorer(model, tokenizer).generate(["ada"], max_new_tokens=2) == [""]
+    assert ModelScorer(model, tokenizer).generate(["ada"], max_new_tokens=2) == [""]
 
 
 def test_padding_needs_no_pad_token(words):
     assert words.pad_token_id is None
     tokenizer = word_tokenizer(eos_token=None)
     model = chained([5, 6, 7, 8])
-    assert Scorer(model, tokenizer).generate(["ada", "the of bo"], max_new_tokens=2)[0] == "bo cy"
+    assert (
+        ModelScorer(model, tokenizer).generate(["ada", "the of bo"], max_new_tokens=2)[0] == "bo cy"
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +171,7 @@ def bytewise_tokenizer(*pieces):
 
 def test_the_seam_of_a_subword_tokenizer():
     tokenizer = bytewise_tokenizer(*"ĠBob Ġis Ġit Ġno Who Bob good Hello () ...".split())
-    scorer = Scorer(making.tiny_gpt2(vocab=len(tokenizer)), tokenizer)
+    scorer = ModelScorer(making.tiny_gpt2(vocab=len(tokenizer)), tokenizer)
     assert seam(scorer, "Who is it?", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
     # the space at the prompt's end belongs to the continuation's first token
     assert seam(scorer, "Who is it? ", "Bob") == (["Who", "Ġis", "Ġit", "?", "ĠBob"], 4)
@@ -197,14 +199,14 @@ def test_chat_template_is_filled_without_a_second_bos():
     model = making.tiny_llama()
     tokenizer = word_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    chat = Scorer(model, tokenizer).with_template(True)
+    chat = ModelScorer(model, tokenizer).with_template(True)
     assert chat.chat_template and not chat.with_template(False).chat_template
     (ids,) = chat.encoder.prompts(["ada lives"])
     assert tokenizer.convert_ids_to_tokens(ids) == ["<s>", "who", "ada", "lives", ".", "is"]
     tokens, start = seam(chat, "ada lives", " ulm")
     assert tokens == ["<s>", "who", "ada", "lives", ".", "is", "ulm"] and start == 6
     assert tokenizer.convert_ids_to_tokens(chat.encoder.opening()) == ["<s>", "who"]
-    plain = Scorer(model, tokenizer).generate(["who ada lives . is"], max_new_tokens=5)
+    plain = ModelScorer(model, tokenizer).generate(["who ada lives . is"], max_new_tokens=5)
     assert chat.generate(["ada lives"], max_new_tokens=5) == plain
     alone, plain = (
         chat.encoded([("", "the fox")]),
@@ -214,7 +216,7 @@ def test_chat_template_is_filled_without_a_second_bos():
 
 
 def test_a_prompt_that_brings_its_own_bos_gets_no_second(words):
-    scorer = Scorer(making.tiny_llama(), words)
+    scorer = ModelScorer(making.tiny_llama(), words)
     assert scorer.encoder.prompts(["<s> ada", "ada"]) == [[1, 5], [1, 5]]
 
 
@@ -225,6 +227,6 @@ def test_an_eos_that_the_tokenizer_appends_is_left_out():
     tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    scorer = Scorer(making.tiny_llama(), tokenizer)
+    scorer = ModelScorer(making.tiny_llama(), tokenizer)
     assert scorer.encoder.prompts(["ada", ""]) == [[1, 5], [1]]
     assert scorer.encoder.pairs([("ada", "bo")]) == [([1, 5, 6], 2)]

@@ -27,7 +27,7 @@ import loraprobe
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.routing.constant import single
-from loraprobe.scoring import Scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.servers import client
 from loraprobe.servers import scorer as by_server
 from loraprobe.servers.scorer import ServedScorer
@@ -269,7 +269,7 @@ def test_a_first_look_by_a_server_is_that_by_transformers():
 def test_next_tokens_of_a_server_are_those_of_the_model():
     """Several continuations of one row, and a row behind which nothing is wanted."""
     made = served_base()
-    local = Scorer(made.model, made.tokenizer)
+    local = ModelScorer(made.model, made.tokenizer)
     rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 1), ((7, 3), 1)]
     wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
     mine = local.next_tokens(rows, wanted)
@@ -448,7 +448,7 @@ def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
     """vLLM ends a text that goes round; its text is that of transformers."""
     words, asked = word_tokenizer(), []
     ids = words.get_vocab()
-    local = Scorer(chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")]), words)
+    local = ModelScorer(chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")]), words)
     local.context = None
 
     def reply(path: str, body: dict) -> tuple[int, Any]:

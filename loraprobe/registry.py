@@ -104,7 +104,7 @@ class Registry(Generic[T]):
 
     def _options(self, cls: type[T], name: str, rest: str) -> dict[str, Any]:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-        hints = typing.get_type_hints(cls)
+        hints = _hints(cls)
         options: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, text = part.partition("=")
@@ -124,6 +124,9 @@ class Registry(Generic[T]):
 
     def __iter__(self) -> Iterator[type[T]]:
         return iter(self.members.values())
+
+
+_hints = functools.cache(typing.get_type_hints)  # which take longer than a small merge
 
 
 def _name_in(spec: str) -> str:
@@ -155,7 +158,7 @@ def spec_of(member: Any, short: bool = False) -> str:
 
 def check_choices(member: Any) -> None:
     """Raises ValueError if the value of a Literal option is not one of its words."""
-    hints = typing.get_type_hints(type(member))
+    hints = _hints(type(member))
     for field in (f for f in dataclasses.fields(member) if f.init):
         words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
         if typing.get_origin(hints[field.name]) is typing.Literal and value not in words:

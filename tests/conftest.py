@@ -1,6 +1,9 @@
 """Fixtures that many test files share. Helpers that build test data are in making.py."""
 
+import gc
 import os
+
+gc.disable()  # while modules are imported and tests collected, which leave no garbage
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach beyond loopback by accident
@@ -45,6 +48,13 @@ if ignored and threading.current_thread() is threading.main_thread():
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs
+
+
+def pytest_collection_finish() -> None:
+    """What is there before the first test stays to the end: no search for garbage looks at it."""
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)  # a search costs more than the memory that it finds here
+    gc.enable()
 
 
 @pytest.fixture(scope="session", params=["made", "published"])

@@ -183,18 +183,15 @@ def likelihood_interval(
     if np.isinf(critical):
         return np.full(len(n), -1.0), np.full(len(n), 1.0)
     counts = gained + HALF, lost + HALF, n + 2 * HALF
-    middle = (gained - lost) / counts[2]
-    ends = []
-    for side in (-1.0, 1.0):
-        inside, outside = middle, np.full(len(n), side)
-        for _ in range(BISECTIONS):
-            between = (inside + outside) / 2
-            accepted = np.abs(signed_root(*counts, between)) <= critical
-            inside = np.where(accepted, between, inside)
-            outside = np.where(accepted, outside, between)
-        ends.append(inside)
-    low = np.where(lost >= n * (1 - 1e-9), -1.0, ends[0])
-    return low, np.where(gained >= n * (1 - 1e-9), 1.0, ends[1])
+    inside = np.stack([(gained - lost) / counts[2]] * 2)
+    outside = np.stack([np.full(len(n), -1.0), np.full(len(n), 1.0)])
+    for _ in range(BISECTIONS):
+        between = (inside + outside) / 2
+        accepted = np.abs(signed_root(*counts, between)) <= critical
+        inside = np.where(accepted, between, inside)
+        outside = np.where(accepted, outside, between)
+    low = np.where(lost >= n * (1 - 1e-9), -1.0, inside[0])
+    return low, np.where(gained >= n * (1 - 1e-9), 1.0, inside[1])
 
 
 def signed_root(gained: Array, lost: Array, n: Array, difference: Array) -> Array:

@@ -63,6 +63,8 @@ def test_a_count_is_a_count_or_one_sentence(text):
 )
 def test_a_guard_that_cannot_be_one(tmp_path, monkeypatch, guard, more, said):
     monkeypatch.chdir(tmp_path)
+    # Where lm-eval lists its own tasks, which takes some seconds: here are none.
+    monkeypatch.setattr("lm_eval.tasks.manager.__file__", str(tmp_path / "tasks" / "manager.py"))
     making.random_adapter("local", seed=3).save(tmp_path / "local")
     (tmp_path / "task.jsonl").write_text('{"prompt": "Who?", "answer": "Bo"}\n')
     for name, content in {

@@ -104,7 +104,7 @@ class Registry(Generic[T]):
 
     def _options(self, cls: type[T], name: str, rest: str) -> dict[str, Any]:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-        hints = _hints(cls)
+        hints = _hints(cls)  # type: ignore[arg-type]
         options: dict[str, Any] = {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, text = part.partition("=")
@@ -126,7 +126,10 @@ class Registry(Generic[T]):
         return iter(self.members.values())
 
 
-_hints = functools.cache(typing.get_type_hints)  # which take longer than a small merge
+@functools.cache
+def _hints(cls: Any) -> dict[str, Any]:
+    """The types of the fields of a class; to find them takes longer than a small merge."""
+    return typing.get_type_hints(cls)
 
 
 def _name_in(spec: str) -> str:
@@ -158,7 +161,7 @@ def spec_of(member: Any, short: bool = False) -> str:
 
 def check_choices(member: Any) -> None:
     """Raises ValueError if the value of a Literal option is not one of its words."""
-    hints = _hints(type(member))
+    hints = _hints(type(member))  # type: ignore[arg-type]
     for field in (f for f in dataclasses.fields(member) if f.init):
         words, value = typing.get_args(hints[field.name]), getattr(member, field.name)
         if typing.get_origin(hints[field.name]) is typing.Literal and value not in words:

@@ -3,14 +3,13 @@
 import gc
 import os
 
-gc.disable()  # while modules are imported and tests collected, which leave no garbage
-
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach beyond loopback by accident
 
 import shapes
 
 shapes.check_shapes()  # before anything imports loraprobe
+gc.disable()  # while modules are imported and tests collected, which leave no garbage
 
 import functools  # noqa: E402
 import itertools  # noqa: E402

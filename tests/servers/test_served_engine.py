@@ -52,7 +52,7 @@ def no_waiting_for_vllm(monkeypatch):
 
 def call(engine: str | None, *more: str) -> list[str]:
     """merge-and-eval on a few questions of a scenario of the shipped world."""
-    few = ["--limit", "3", "--json", "--chat-template", "off"]
+    few = ["--limit", "3", "--max-new-tokens", "8", "--json", "--chat-template", "off"]
     where = [] if engine is None else ["--engine", engine]
     return ["merge-and-eval", *making.shipped("skill-and-facts"), *few, *where, *more]
 
@@ -130,7 +130,7 @@ def test_guards_are_asked_of_a_server(tmp_path, monkeypatch):
     text = tmp_path / "prose.txt"
     text.write_text("who lives in the city that ada knows . " * 20, encoding="utf-8")
     guards = ["--guard", str(WORLD.path / "tasks/familiar.jsonl"), "--guard", str(text)]
-    more = ["--method", "sum", "--router", "none", *guards]
+    more = [*SUM, *guards]
     with server(served_base()) as (url, _):
         served = json.loads(run(url, *more).stdout)
     here = json.loads(run(None, *more).stdout)
@@ -143,19 +143,28 @@ def test_guards_are_asked_of_a_server(tmp_path, monkeypatch):
     assert served["verdict"]["decision"] == here["verdict"]["decision"]
 
 
+LOWER = WORLD.path / "adapters" / "city"
+SUM = ("--method", "sum", "--router", "none")
+
+
+def on_lower(engine: str | None) -> dict[tuple[str, str], float]:
+    """The scores of `call` with one adapter trained on another."""
+    command, first, *rest = call(engine, *SUM)
+    ended = CliRunner().invoke(app, [command, f"{first},on={LOWER}", *rest])
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+    return scores(json.loads(ended.stdout))
+
+
+@pytest.fixture(scope="module")
+def on_lower_here():
+    return on_lower(None)
+
+
 @pytest.mark.parametrize("held", ["files", "named", "weighs"])
-def test_what_is_below_an_adapter_is_served_with_it(held):
-    lower = WORLD.path / "adapters" / "city"
-    known = {"city": lower, **WORLD.scenario("skill-and-facts").adapters}
-    found = {}
+def test_what_is_below_an_adapter_is_served_with_it(held, on_lower_here):
+    known = {"city": LOWER, **WORLD.scenario("skill-and-facts").adapters}
     with server(served_base(**({} if held == "files" else {held: known}))) as (url, _):
-        for engine, on in ((url, f",on={lower}"), (None, f",on={lower}"), (None, "")):
-            command, first, *rest = call(engine, "--method", "sum", "--router", "none")
-            ended = CliRunner().invoke(app, [command, first + on, *rest])
-            assert ended.exit_code in (0, 1, 3), ended.stderr
-            found[engine, on] = scores(json.loads(ended.stdout))
-    served, here, alone = found.values()
-    assert served == here != alone
+        assert on_lower(url) == on_lower_here != scores(answered_here(*SUM))
 
 
 @pytest.mark.parametrize("kind", ["named", "weighs"])
@@ -198,8 +207,10 @@ def test_a_composition_is_not_taken_for_one_that_is_gone():
     assert len(asked) == 20
 
 
-def choices(place: Path) -> list[str]:
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory) -> list[str]:
     """merge-and-eval on three questions with choices."""
+    place = tmp_path_factory.mktemp("choices")
     task = WORLD.scenario("disjoint").tasks[0]
     lines = [json.loads(line) for line in task.read_text().splitlines()[:3]]
     answers = [line["answer"] for line in lines]
@@ -213,14 +224,17 @@ def choices(place: Path) -> list[str]:
     return [*words, "--chat-template", "off"]
 
 
+@pytest.fixture(scope="module")
+def chosen_here(choices):
+    return scores(json.loads(CliRunner().invoke(app, choices).stdout))
+
+
 @pytest.mark.parametrize("way", ["vllm", "echo"])
-def test_choices_are_scored_by_prompts(tmp_path, way):
+def test_choices_are_scored_by_prompts(choices, chosen_here, way):
     """The log-probabilities of a server are those of transformers."""
-    words = choices(tmp_path)
     with server(served_base(scores=way)) as (url, _):
-        served = CliRunner().invoke(app, [*words, "--engine", url])
-    here = CliRunner().invoke(app, words)
-    assert scores(json.loads(served.stdout)) == scores(json.loads(here.stdout))
+        served = CliRunner().invoke(app, [*choices, "--engine", url])
+    assert scores(json.loads(served.stdout)) == chosen_here
 
 
 def asked_alike(command: str, *more: str) -> list[Any]:
@@ -316,9 +330,9 @@ MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no lo
 
 
 @pytest.mark.parametrize("way", MISTAKEN)
-def test_prompts_that_a_server_scores_wrongly_end_the_run(tmp_path, way):
+def test_prompts_that_a_server_scores_wrongly_end_the_run(choices, way):
     with server(served_base(scores=way)) as (url, _):
-        ended = CliRunner().invoke(app, [*choices(tmp_path), "--engine", url])
+        ended = CliRunner().invoke(app, [*choices, "--engine", url])
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and MISTAKEN[way] in error["message"]
 

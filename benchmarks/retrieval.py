@@ -20,7 +20,7 @@ each item; more is better. It ranks the pairs, beside the rankings of `screen_qu
 chooses which adapters are asked at all: the best k, each form of the question taking its turn. The
 latter is compared with halving the library after 5, 10 and 20 items, by what adapters answer alone
 (so LoRAuter finds the best adapter of a task) or by the forecast of their best pair, and with
-`screen` itself, which asks 20 items and leaves out who cannot matter.
+`screen` itself, which asks half of the items alone and the others of the sums of sets.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ from screen_quality import (
     seen_of,
 )
 
+from loraprobe.defaults import KEEP, TRIED
 from loraprobe.evaluation.plan import BASE
-from loraprobe.pipeline.ranking import BaselineScores, Expected, FormRanking, Ranking
+from loraprobe.pipeline.ranking import BaselineScores
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item
 from loraprobe_lab.experiments.pages import markdown_table
@@ -337,16 +338,25 @@ def halved(
 
 
 def as_screen(
-    see: Callable[[np.ndarray], Seen], order: np.ndarray, names: Sequence[str]
-) -> tuple[np.ndarray, float]:
-    """The adapters that `screen` asks the second half of the items, and the share of passes."""
-    some = see(order[: len(order) // 2])
-    scores = pair_scores(some)
-    best = np.argsort(-scores, kind="stable")[:FIRST]
-    form = FormRanking((), len(scores), True, tuple(highest(some, scores)))
-    ranking = Ranking(names, Expected([some.known], ()), [form])
-    kept = ranking.asked_further([(1, tuple(some.pairs[k].tolist())) for k in best])
-    return np.array(sorted(kept)), (1 + len(kept) / len(names)) / 2
+    see: Callable[[np.ndarray], Seen],
+    order: np.ndarray,
+    names: Sequence[str],
+    truth: Truth,
+    rng: np.random.Generator,
+) -> dict[str, float]:
+    """The same of what `screen` does: half of the items alone, the others of sums of sets.
+
+    What these answer is drawn from the truth.
+    """
+    half = len(order) // 2
+    some = see(order[:half])
+    best = np.argsort(-pair_scores(some), kind="stable")[: TRIED * KEEP]
+    sets = [frozenset(names[m] for m in some.pairs[k]) for k in best]
+    right = rng.binomial(len(order) - half, [truth.values.get(one, 0.0) for one in sets])
+    listed = truth.of_first([sets[k] for k in np.argsort(-right, kind="stable")[:KEEP]])
+    n, answers = len(names), len(names) * half + len(sets) * (len(order) - half)
+    found = {"best": 1.0, "value": truth.best, "near": listed["near"], "listed": listed["value"]}
+    return found | {"asked": n, "passes": answers / (n * len(order))}
 
 
 def choice(
@@ -415,12 +425,8 @@ def choices(
         add("halving by what they answer alone", None, *alone, scores)
         pairs = halved(see, order, lambda s, kept: highest(s, noisy(pair_scores(s)), kept))
         add("halving by the best pair's forecast", None, *pairs, scores)
-        add(
-            "screen: 20 items, then those that may matter",
-            None,
-            *as_screen(see, order, names),
-            scores,
-        )
+        screen = as_screen(see, order, names, truth, rng)
+        rows.setdefault(("screen: half of the items, then sums of sets", None), []).append(screen)
         add("all", None, np.arange(n), 1.0, scores)
     return [
         {

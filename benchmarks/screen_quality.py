@@ -5,8 +5,8 @@
     python benchmarks/screen_quality.py LIBRARY pairs.json -o DIR [--task newcomers] [--repeats 50]
 
 Each task is screened as a user would. The short list and the verdict are compared with the truth in
-pairs.json. Then every adapter is asked all items that choose, and the answers rank all pairs in
-several ways: the screen's own, the forecast alone, scores of singles, geometry of the weights,
+pairs.json. Then every adapter is asked all items that choose alone, and the answers rank all pairs
+in several ways: the screen's own, the forecast alone, scores of singles, geometry of the weights,
 chance. How well a ranking does depends on the items, so each is repeated on resampled items; a
 figure is the mean.
 
@@ -32,7 +32,8 @@ import numpy as np
 import loraprobe
 from loraprobe import library
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline.ranking import BaselineScores, Ranking
+from loraprobe.pipeline import screen
+from loraprobe.pipeline.ranking import BaselineScores
 from loraprobe.pipeline.screen import Screen
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
@@ -153,10 +154,10 @@ class Ranked(Exception):
 def screened(
     world: World, task: str, items: int, *, everybody: bool = False
 ) -> tuple[Any, Any, Any, Any, float]:
-    """The audit of a screen, its library, its last ranking, answers of singles, and the seconds.
+    """The audit of a screen, its library, its ranking, answers of singles, and the seconds.
 
-    everybody: every adapter is asked all items that choose, so that rankings are of all pairs.
-    Then nothing is proved, and there is no audit.
+    everybody: every adapter is asked all items that choose alone. Then nothing is proved, and there
+    is no audit.
     """
     kept: dict[str, Any] = {"audit": None}
 
@@ -165,21 +166,18 @@ def screened(
         return kept["library"]
 
     def said(self: Screen, *given: Any) -> Any:
-        kept["chosen"] = last(self, *given)  # of all passes in the end
-        kept["results"] = self.results
-        if everybody and len(kept["chosen"].alone[0].task.items) == items:
+        kept["chosen"], kept["results"] = ranking(self, *given), self.results
+        if everybody:
             raise Ranked
         return kept["chosen"]
 
-    def further(self: Ranking, finalists: Any) -> set[int]:
-        return set(range(len(self.names))) if everybody else some(self, finalists)
-
-    arrange, last, some = library.arranged, Screen.ranking, Ranking.asked_further
+    arrange, ranking, halves = library.arranged, Screen.ranking, screen.halves
+    all_alone = lambda tasks, options: (tuple(tasks), ())  # noqa: E731
     start = time.perf_counter()
     with (
         patch.object(library, "arranged", compared),
         patch.object(Screen, "ranking", said),
-        patch.object(Ranking, "asked_further", further),
+        patch.object(screen, "halves", all_alone if everybody else halves),
         suppress(Ranked),
     ):
         kept["audit"] = loraprobe.screen(

@@ -45,11 +45,12 @@ CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 
 # The screen of a library.
 KEEP = 8  # --keep: sets of adapters that are composed and proved
 SCREENING_ITEMS = 40  # --items: of each task, on which the adapters are asked alone
-SCREENING_PASS = 20  # of these, after which an adapter that cannot matter is asked no more
+ALONE_LEAST = 20  # of these, the fewest that adapters answer alone; sums of sets answer the others
+TRIED = 4  # sets whose sum is tried for each set that is proved
 BEST_SINGLES = 3  # the best single adapters, which are proved too
 SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
 TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
-SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is worse, and asked no more, or better
+SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is better than the base
 BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
 DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
 

@@ -121,6 +121,11 @@ class BaselineScores:
         return covered
 
 
+def best_alone(alone: Sequence[BaselineScores]) -> float:
+    """The best mean score over the tasks of the base and the single adapters."""
+    return float(np.mean([scores.alone() for scores in alone], 0).max())
+
+
 def _together(values: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     """Results [m, items] of the best of the base and the members."""
     best = np.maximum(values[1:][subsets[:, 0]], values[0])
@@ -150,14 +155,12 @@ def _form_share(task: Task, texts: Sequence[str]) -> float:
 class FormRanking:
     """The sets of adapters in one form of the question, the best first, and how many there were.
 
-    promises: whether the best of them is expected to exceed base and single adapters. highest: of
-    each adapter the score of the best pair with it.
+    promises: whether the best of them is expected to exceed base and single adapters.
     """
 
     order: tuple[tuple[Subset, float], ...]
     looked_at: int
     promises: bool
-    highest: tuple[float, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,8 +266,8 @@ class Ranking:
         forecasts: Sequence[AdditiveForecast],
     ) -> Ranking:
         """Ranks the sets in each form of the question by their mean score over the tasks."""
-        best = float(np.mean([scores.alone() for scores in alone], 0).max())
         expected = Expected(alone, forecasts)
+        best = best_alone(alone)
         return cls(names, expected, rank(len(names), expected.scores, best))
 
     @property
@@ -298,22 +301,14 @@ class Ranking:
         best = [int(np.nanmean(hop, 1).argmax()) for scores in self.alone for hop in scores.hops]
         return list(dict.fromkeys(place - 1 for place in best if place))
 
-    def asked_further(self, finalists: Sequence[Placed]) -> set[int]:
-        """The adapters that may still matter, the best single ones and those of the finalists.
-
-        An adapter does not matter if its best pair, in every form of the question, is worse than
-        the best of all by more than SURELY_DIFFERENT standard errors of a difference of two shares.
-        A success and a failure are added to each share, so that none is certain. Every
-        adapter matters where scores are losses.
-        """
-        items = min(len(scores.task.items) for scores in self.alone)
-        highest = np.max([form.highest for form in self.forms], 0)
-        best = highest.max()
-        shares = (items * np.stack([highest, np.full_like(highest, best)]) + 1) / (items + 2)
-        error = np.sqrt((shares * (1 - shares)).clip(0).sum(0) / items)
-        near = (best - highest <= SURELY_DIFFERENT * error) | (highest.min() < 0)
-        members = (m for _, subset in finalists for m in subset)
-        return {*np.flatnonzero(near).tolist(), *members, *self.best, *self.knowers}
+    def tried(self, sets: Sequence[Subset], values: Sequence[np.ndarray]) -> list[FormRanking]:
+        """Some of the sets by what their sums answered: values [m] in each form."""
+        found, enough = [], best_alone(self.alone) + MARGIN
+        for form, of_sets in zip(self.forms, values, strict=True):
+            order = np.argsort(-of_sets, kind="stable").tolist()
+            rows = tuple((sets[k], float(of_sets[k])) for k in order)
+            found.append(FormRanking(rows, form.looked_at, rows[0][1] > enough))
+        return found
 
 
 def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRanking]:
@@ -346,9 +341,8 @@ def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRankin
             if value > of_pair[np.ix_(members, members)].max() + BETTER_THAN_PAIR:
                 rows.append((members, value))
         rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
-        highest = np.maximum(of_pair.max(0), of_pair.max(1)).tolist()
         promises = rows[0][1] > alone + MARGIN
-        rankings.append(FormRanking(tuple(rows[:KEPT]), looked_at, promises, tuple(highest)))
+        rankings.append(FormRanking(tuple(rows[:KEPT]), looked_at, promises))
     return rankings
 
 

@@ -1,9 +1,9 @@
 """Asks the base and the adapters of a library alone, and ranks sets of them by what they answer.
 
-One part of each task's items chooses which sets are proved, in two passes; `screen_proof` composes
-these and asks the other part. After one pass an adapter is asked no more if it cannot take part in
-a set that is proved. The items that prove took no part in the choice, so the choice out of the
-whole library needs no correction; the choice among the finalists is covered by the intervals.
+One part of each task's items chooses which sets are proved; `screen_proof` asks the other part.
+Half of the items that choose are asked of base and adapters alone, the other half of the sums of
+those sets that promise most. The items that prove took no part in the choice, so the choice out of
+the whole library needs no correction; the choice among the finalists is covered by the intervals.
 
 Answers go into the ledger and next tokens into a directory beside it, so that --resume asks
 nothing twice.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -33,70 +32,61 @@ from loraprobe.library.effects import by_effect
 from loraprobe.pipeline.evaluate import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.opening import NEXT_TOKENS
-from loraprobe.pipeline.ranking import LARGEST, BaselineScores, Placed, Ranking, Subset, choose
+from loraprobe.pipeline.ranking import (
+    LARGEST,
+    BaselineScores,
+    FormRanking,
+    Placed,
+    Ranking,
+    Subset,
+    choose,
+)
 from loraprobe.pipeline.systems import Plan
 from loraprobe.probes import AdditiveForecast, ForecastTexts
-from loraprobe.records import ROUND, ItemResult
+from loraprobe.records import ItemResult
 from loraprobe.results import unwritable
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.session import Here, Session
 from loraprobe.tasks import Task
-from loraprobe.tasks.splits import passes, split_for_screening
+from loraprobe.tasks.splits import halves, split_for_screening
 
+ALONE = "ask base and adapters alone"  # in the progress of a run
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
-
-
-@dataclass(frozen=True)
-class ScreeningPass:
-    """Items that systems are asked together, and the texts of which next tokens are kept.
-
-    number: from 1. reading: None where no text can be read.
-    """
-
-    number: int
-    tasks: tuple[Task, ...]
-    reading: ForecastTexts | None
-
-    @property
-    def items(self) -> int:
-        return sum(len(task.items) for task in self.tasks)
-
-    @property
-    def step(self) -> str:
-        """Its name in the progress of a run."""
-        return f"ask base and adapters alone{ROUND}{self.number}"
 
 
 @dataclass(eq=False)
 class Screen:
     """Asks base and adapters alone, and forecasts sets of them.
 
-    evaluator: of the items that choose. members: the adapters by name. results: the answers so far.
-    failed: an adapter -> why it cannot be asked. unasked: adapters that the budget left out of a
-    pass. counts: (number of a pass, its items) -> how many systems answered. seconds: for so many
+    evaluator: of the items that choose. members: the adapters by name. asked: the items that base
+    and adapters answer alone. reading: the texts of which next tokens are kept; None where no text
+    can be read. untried: the items on which sums of sets are tried; empty where
+    all items are asked alone. results: the answers of base and adapters so far. failed: an adapter
+    -> why it cannot be asked. unasked: adapters that the budget left out. seconds: for so many
     `answers` (a system and an item each) that were not kept already. looked_at: how many sets were
-    compared.
+    compared. tried: how many were tried.
     """
 
     evaluator: Evaluator
     members: Mapping[str, Member]
+    asked: Sequence[Task]
+    reading: ForecastTexts | None
+    untried: Sequence[Task]
     results: list[ItemResult] = field(default_factory=list)
     failed: dict[str, LoraprobeError] = field(default_factory=dict)
     unasked: list[str] = field(default_factory=list)
-    counts: Counter[tuple[int, int]] = field(default_factory=Counter)
     seconds: float = 0.0
     answers: int = 0
     looked_at: int = 0
+    tried: int = 0
 
-    def passes(self) -> list[ScreeningPass]:
-        """The passes over the items that choose."""
-        scorer, options = self.evaluator.scorer, self.evaluator.session.options
-        return [
-            ScreeningPass(number, tasks, ForecastTexts.of(scorer, tasks, options.metric))
-            for number, tasks in enumerate(passes(self.evaluator.tasks, options.seed), 1)
-        ]
+    @property
+    def passes(self) -> tuple[tuple[int, int], ...]:
+        """How many systems answered how many items that choose: alone, and as sums of sets."""
+        alone = len({row.system for row in self.results}), items_of(self.asked)
+        return alone, *([(self.tried, items_of(self.untried))] if self.tried else [])
 
     @property
     def goes_on(self) -> bool:
@@ -123,7 +113,7 @@ class Screen:
             return System(BASE, "base")
         return System(name, "adapter", single(*self.opened([name])), members=(name,))
 
-    def in_order(self, screening: ScreeningPass) -> list[str]:
+    def in_order(self) -> list[str]:
         """The adapters in the order in which they are asked.
 
         With --budget, which may leave some out, those that add most to what the base makes of the
@@ -134,7 +124,7 @@ class Screen:
         if options.budget is None or not isinstance(scorer, ModelScorer):
             return names
         forms: dict[tuple[str, str], list[str]] = {}
-        for question in questions(screening.tasks, options.metric):
+        for question in questions(self.asked, options.metric):
             forms.setdefault((question.task, question.part), []).append(question.prompt)
         try:
             order = by_effect(
@@ -151,41 +141,37 @@ class Screen:
         except LoraprobeError as error:
             return error
 
-    def ask(self, names: Sequence[str], screening: ScreeningPass) -> list[str]:
+    def ask(self, names: Sequence[str]) -> list[str]:
         """Asks adapters, or the base, which has no budget; the names of those that answered."""
         session, start = self.evaluator.session, time.perf_counter()
         silent = replace(session, progress=None, seconds={}, workers=Here())
-        asking = replace(self.evaluator, session=silent, tasks=screening.tasks)
+        asking = replace(self.evaluator, session=silent, tasks=self.asked)
         with session.stage("screen"):
-            to_ask = [name for name in names if not self.is_kept(name, screening)]
+            to_ask = [name for name in names if not self.is_kept(name)]
             # An adapter is opened when it is asked, and its tensors are gone with it.
-            parts = ((self._opened(name), screening.reading) for name in to_ask)
+            parts = ((self._opened(name), self.reading) for name in to_ask)
             outcomes = session.workers.map(ask_alone, asking, parts)
             for done in range(len(to_ask)):
-                session.tell(screening.step, done, len(to_ask))
+                session.tell(ALONE, done, len(to_ask))
                 if BASE not in names and not self.goes_on:
                     break
                 at, outcome = next(outcomes)
-                self._keep(to_ask[at], screening, outcome)
-                self.answers += screening.items
+                self._keep(to_ask[at], outcome)
+                self.answers += items_of(self.asked)
         self.seconds += time.perf_counter() - start if to_ask else 0.0
-        kept = [name for name in names if self.is_kept(name, screening)]
+        kept = [name for name in names if self.is_kept(name)]
         self.unasked += [name for name in names if name not in {*kept, *self.failed}]
         self.results += asking.run([System(name, "adapter") for name in kept])
-        if kept:
-            self.counts[screening.number, screening.items] += len(kept)
         return kept
 
-    def is_kept(self, name: str, screening: ScreeningPass) -> bool:
+    def is_kept(self, name: str) -> bool:
         """Whether all answers of a system are kept, and its next tokens if any are read."""
-        asked = questions(screening.tasks, self.evaluator.session.options.metric)
+        asked = questions(self.asked, self.evaluator.session.options.metric)
         answered = all(self.evaluator.ledger.get(name, *question.key) for question in asked)
-        reading = screening.reading
+        reading = self.reading
         return answered and (reading is None or self._stored(name, reading) is not None)
 
-    def _keep(
-        self, name: str, screening: ScreeningPass, outcome: AnsweredAlone | LoraprobeError
-    ) -> None:
+    def _keep(self, name: str, outcome: AnsweredAlone | LoraprobeError) -> None:
         """Keeps what a system answered, or the error of one adapter.
 
         Raises the error of the base or a server, and OutputError where the disk fails.
@@ -197,10 +183,10 @@ class Screen:
             return
         answers, next_tokens = outcome
         self.evaluator.ledger.add_missing(answers)  # before the tokens, which stand for all of it
-        if next_tokens is not None and screening.reading is not None:
-            path = self._place(name, screening.reading)
+        if next_tokens is not None and self.reading is not None:
+            path = self._place(name, self.reading)
             try:
-                next_tokens.save(path, screening.reading.mark)
+                next_tokens.save(path, self.reading.mark)
             except OSError as error:
                 raise unwritable(path, error) from None
 
@@ -213,17 +199,9 @@ class Screen:
     def _stored(self, name: str, reading: ForecastTexts) -> NextTokens | None:
         return NextTokens.load(self._place(name, reading), reading.mark)
 
-    def alone(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> list[BaselineScores]:
-        """What systems, the base first, answered alone in these passes, task by task."""
-        scores = []
-        for parts in zip(*(screening.tasks for screening in asked), strict=True):
-            task = replace(parts[0], items=tuple(item for part in parts for item in part.items))
-            scores.append(BaselineScores.of(task, names, self.results))
-        return scores
-
-    def ranking(self, names: Sequence[str], asked: Sequence[ScreeningPass]) -> Ranking:
-        """Ranks sets of the systems, the base first, that were asked all of these passes."""
-        scorer, forecasts = self.evaluator.scorer, list[AdditiveForecast]()
+    def ranking(self, names: Sequence[str]) -> Ranking:
+        """Ranks sets of the systems, the base first, that were asked alone."""
+        scorer, reading, forecasts = self.evaluator.scorer, self.reading, list[AdditiveForecast]()
 
         def load(reading: ForecastTexts, k: int) -> NextTokens:
             next_tokens = self._stored(names[k], reading)
@@ -233,15 +211,21 @@ class Screen:
             return next_tokens
 
         with self.evaluator.session.stage("forecast"):
-            for reading in filter(None, (screening.reading for screening in asked)):
-                load_own = partial(load, reading)
-                forecasts.append(AdditiveForecast.of(scorer, reading, len(names), load_own))
-            ranking = Ranking.of(names[1:], self.alone(names, asked), forecasts)
-        self.looked_at = max(self.looked_at, ranking.forms[0].looked_at)
+            if reading is not None:
+                given = partial(load, reading)
+                forecasts.append(AdditiveForecast.of(scorer, reading, len(names), given))
+            alone = [BaselineScores.of(task, names, self.results) for task in self.asked]
+            ranking = Ranking.of(names[1:], alone, forecasts)
+        self.looked_at = ranking.forms[0].looked_at
         return ranking
 
-    def finalists(self, ranking: Ranking, most: int) -> list[Placed]:
-        """At most so many sets, all of which may be composed by what their headers say."""
+    def finalists(
+        self, ranking: Ranking, forms: Sequence[FormRanking], most: int, leader: int | None = None
+    ) -> list[Placed]:
+        """At most so many sets of a ranking in the order of `forms`.
+
+        All of them may be composed by what their headers say.
+        """
         base, allow = self.evaluator.inputs.base, self.evaluator.session.options.allow
         families = [self.members[name].record.family for name in ranking.names]
 
@@ -254,7 +238,12 @@ class Screen:
 
         # An adapter that is alone is a family of its own.
         numbers = [-at - 1 if family is None else family for at, family in enumerate(families)]
-        return choose(ranking.forms, most, numbers, fits, ranking.leader)
+        return choose(forms, most, numbers, fits, leader)
+
+
+def items_of(tasks: Iterable[Task]) -> int:
+    """How many items tasks have together."""
+    return sum(len(task.items) for task in tasks)
 
 
 def ask_alone(
@@ -273,7 +262,7 @@ def ask_alone(
 
 @contextmanager
 def open_screen(
-    members: Iterable[Member],
+    library: Iterable[Member],
     base: Base,
     tasks: Sequence[Task],
     session: Session,
@@ -285,7 +274,7 @@ def open_screen(
     --engine loads fewer than two of them.
     """
     parts = split_for_screening(tasks, session.options)
-    usable = {member.record.name: member for member in members if member.usable}
+    usable = {member.record.name: member for member in library if member.usable}
     opened, failed = [member.open() for member in usable.values()], dict[str, LoraprobeError]()
     if session.options.served:
         from loraprobe.servers.engine import not_loadable
@@ -301,8 +290,10 @@ def open_screen(
     plan = Plan(tasks=parts.apart, parts=parts)
     with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
         del opened, others  # a thousand of them take memory until the end of the run
-        asked = {name: member for name, member in usable.items() if name not in failed}
-        yield Screen(evaluator, asked, failed=failed)
+        members = {name: member for name, member in usable.items() if name not in failed}
+        asked, untried = halves(evaluator.tasks, session.options)
+        reading = ForecastTexts.of(evaluator.scorer, asked, session.options.metric)
+        yield Screen(evaluator, members, asked, reading, untried, failed=failed)
 
 
 def too_few(asked: int, failed: Mapping[str, LoraprobeError]) -> UsageError:

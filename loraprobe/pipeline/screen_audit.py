@@ -77,9 +77,8 @@ def _verdict(
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
-    passes = tuple((systems, items) for (_, items), systems in screen.counts.items())
     unasked, sets = len({*screen.unasked} - asked), len(proved.finalists)
-    choice = LibraryChoice(len(asked), screen.looked_at, sets, passes, left, unasked)
+    choice = LibraryChoice(len(asked), screen.looked_at, sets, screen.passes, left, unasked)
     options, examined = session.options, NOT_EXAMINED
     unserved = _unserved(inputs, proved) if options.serve else {}
     verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
@@ -141,21 +140,20 @@ def _about(
 
 
 def _notes(proved: Proved) -> list[str]:
-    """Which adapters were not asked, and why."""
+    """What was not asked, and why."""
     screen, ranking = proved.screen, proved.ranking
     notes = [f"{name} was not asked: {error}" for name, error in screen.failed.items()]
-    answered = {row.system for row in screen.results}
-    once = [name for name in screen.unasked if name in answered]
-    never = [name for name in screen.unasked if name not in answered]
-    how = "without the second pass over the items that choose"
-    for names, state in ((once, how), (never, "unasked")):
-        if names:
-            notes.append(
-                f"--budget left {count(len(names), 'adapter')} {state}, such as {names[0]}; the "
-                "same call with --resume and more minutes asks them."
-            )
+    if screen.unasked:
+        left = count(len(screen.unasked), "adapter")
+        notes.append(
+            f"--budget left {left} unasked, such as {screen.unasked[0]}; the same call with "
+            "--resume and more minutes asks them."
+        )
     if ranking is None:
         return notes
+    options = screen.evaluator.session.options
+    if options.budget and screen.untried and not screen.tried and screen.looked_at > options.keep:
+        notes.append("--budget left no time to try sums of sets, so the forecast alone chose.")
     if not ranking.expected.forecasts:
         notes.append(
             "Effects on the next token could not be added (no question has a given text), so sets "

@@ -1,7 +1,8 @@
 """Which sets of a library are proved, and their evaluation on the items that took no part in that.
 
-The best few sets are composed and asked by rounds (`evaluate.ask_rounds`) beside the base, the best
-single adapters and the members. Where one adapter leaves no room for a gain, it alone is proved.
+Of the sets that promise most the sums are tried first. The best few are composed by every method
+and router and asked by rounds (`evaluate.ask_rounds`) beside the base, the best single adapters and
+the members. Where one adapter leaves no room for a gain, it alone is proved.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
-from loraprobe.defaults import BEST_SINGLES
+from loraprobe.defaults import BEST_SINGLES, TRIED
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE
@@ -30,17 +33,20 @@ from loraprobe.pipeline.estimate import (
     units_of,
 )
 from loraprobe.pipeline.evaluate import Asked, Evaluator, ask_rounds
-from loraprobe.pipeline.ranking import Ranking, Subset
-from loraprobe.pipeline.screen import Screen, ScreeningPass, too_few
+from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset
+from loraprobe.pipeline.screen import ALONE, Screen, items_of, too_few
 from loraprobe.pipeline.systems import SystemBuilder, constant_gates, plan_of
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import (
     COMPOSITIONS,
+    FORMS,
+    QUESTION,
     EvaluationRecords,
     ItemResult,
 )
 from loraprobe.verdict.rules import at_ceiling
 
+TRY = "try sums of sets"  # in the progress of a run
 CONTROLS = 2
 OF_PAIR = 64  # bytes: its members, its scores and their order
 OF_DRAW = 40  # bytes of a difference that is drawn, with the copies that are compared
@@ -107,42 +113,31 @@ def choose_and_prove(screen: Screen) -> Proved:
     """
     assert screen.evaluator.plan.parts is not None
     proving = replace(screen.evaluator, tasks=screen.evaluator.plan.parts.left)
-    options, tried = proving.session.options, set[bool]()
-    names, asked = list[str](), list[ScreeningPass]()
+    options, attempts = proving.session.options, set[bool]()
 
     def proved_alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
         tasks, margin = len(proving.tasks), options.needed_gain
         name = evaluation.near_ceiling(screen.results, answered, tasks, margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
-        if name is None or (name == BASE) in tried:
+        if name is None or (name == BASE) in attempts:
             return None
-        tried.add(name == BASE)
+        attempts.add(name == BASE)
         at_ceiling_too = _ask_at_ceiling(screen, name, proving)
         return None if at_ceiling_too is None else Proved(screen, at_ceiling_too)
 
-    for screening in screen.passes():
-        if not asked:
-            others = screen.in_order(screening)
-        else:
-            ranking = screen.ranking(names, asked)
-            further = ranking.asked_further(screen.finalists(ranking, options.keep))
-            others = [name for at, name in enumerate(names[1:]) if at in further]
-        answered = screen.ask([BASE], screening)
-        if proved := proved_alone(answered):
-            return proved
-        answered = [*answered, *screen.ask(others, screening)]
-        if asked and screen.unasked:  # the budget ended, so the passes before choose
-            break
-        if len(answered) < 3:
-            if not screen.unasked:
-                raise too_few(len(answered) - 1, screen.failed)
-            adapters = count(len(answered) - 1, "adapter")
-            raise UsageError(f"{adapters} could be asked within --budget; give it more minutes.")
-        names, asked = answered, [*asked, screening]
-        if proved := proved_alone(names):
-            return proved
-    return _prove(screen, screen.ranking(names, asked), proving)
+    answered = screen.ask([BASE])
+    if proved := proved_alone(answered):
+        return proved
+    names = [*answered, *screen.ask(screen.in_order())]
+    if len(names) < 3:
+        if not screen.unasked:
+            raise too_few(len(names) - 1, screen.failed)
+        adapters = count(len(names) - 1, "adapter")
+        raise UsageError(f"{adapters} could be asked within --budget; give it more minutes.")
+    if proved := proved_alone(names):
+        return proved
+    return _prove(screen, screen.ranking(names), proving)
 
 
 def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
@@ -171,9 +166,9 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     options, names = proving.session.options, ranking.names
     planned = proving.rounds()
     keep, first = options.keep, planned[0].items
-    while keep > 1 and not screen.affords(first * (1 + BEST_SINGLES + FINALIST * keep)):
+    while keep > 1 and not screen.affords(first * _systems(keep)):
         keep -= 1
-    chosen = screen.finalists(ranking, keep)
+    chosen = _tried(screen, ranking, keep, first * _systems(keep))
     built = [_composed(screen, place, subset, names) for place, subset in chosen]
     finalists = [finalist for finalist in built if finalist.systems]
     composed = [member for finalist in finalists for member in finalist.subset]
@@ -200,15 +195,48 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     return Proved(screen, asked, finalists, ranking)
 
 
-def _composed(screen: Screen, place: int, subset: Subset, names: Sequence[str]) -> Finalist:
-    """A set of adapters, composed by the methods and routers of the options."""
+def _systems(keep: int) -> int:
+    """How many systems the proof of so many sets asks, about."""
+    return 1 + BEST_SINGLES + FINALIST * keep
+
+
+def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Placed]:
+    """The sets to prove: those whose sums answer most, of TRIED times as many that promise most.
+
+    A forecast adds effects token by token. It cannot see whether a set still writes worked answers,
+    and so it prefers members that are too weak to change how answers are written. Where the time
+    is short, the forecast alone chooses. later: the answers that the proof needs at least.
+    """
+    tasks, names = screen.untried, ranking.names
+    sets = screen.finalists(ranking, ranking.forms, TRIED * keep, ranking.leader)
+    answers = len(sets) * items_of(tasks)
+    if not tasks or len(sets) <= keep or not screen.affords(answers + later):
+        return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
+    built = [_composed(screen, place, subset, names, ("sum",)) for place, subset in sets]
+    systems = [system for one in built for system in one.systems.values()]
+    results = replace(screen.evaluator, tasks=tasks, step=TRY).run(systems, FORMS)
+    screen.tried = len(systems)
+    scores = [BaselineScores.of(task, [s.name for s in systems], results) for task in tasks]
+    place_of = {one.subset: one.place for one in built if one.systems}
+    values = [
+        np.mean([np.nanmean(one.parts.get(form, one.parts[QUESTION]), 1) for one in scores], 0)
+        for form in FORMS[: len(ranking.forms)]
+    ]
+    best = screen.finalists(ranking, ranking.tried([*place_of], values), keep)
+    return [(place_of[subset], subset) for _, subset in best]
+
+
+def _composed(
+    screen: Screen, place: int, subset: Subset, names: Sequence[str], only: Sequence[str] = ()
+) -> Finalist:
+    """A set of adapters, composed by the methods and routers of the options, or by `only`."""
     evaluator, base = screen.evaluator, screen.evaluator.inputs.base
     adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
     members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
         transformed = transform(adapters, options, (), base)
         builder = SystemBuilder(adapters, transformed, options, base)
-        specs = {f"{spec}({', '.join(members)})": spec for spec in plan.specs}
+        specs = {f"{spec}({', '.join(members)})": spec for spec in only or plan.specs}
         built, notes = builder.build_each(specs)
     systems = {system.name: replace(system, members=members) for system in built}
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
@@ -223,10 +251,12 @@ def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
     assert parts is not None
     n, steps = len(screen.members), Steps()
     everybody = pace(0) + n * pace(1)
-    for screening in screen.passes():
-        texts = 0 if screening.reading is None else len(screening.reading.rows)
-        steps[screening.step] = (units_of(screening.tasks, options) + READ * texts) * everybody
+    texts = 0 if screen.reading is None else len(screen.reading.rows)
+    steps[ALONE] = (units_of(screen.asked, options) + READ * texts) * everybody
     sets, singles, specs = _proved_at_most(screen)
+    if screen.untried:
+        tried = min(TRIED * options.keep, n * (n - 1) // 2)
+        steps[TRY] = units_of(screen.untried, options) * tried * pace(2)
     each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
     guarded = units_of(screen.evaluator.inputs.guards, options) * (pace(0) + pace(1) + pace(2))
     return {**steps, "prove sets of them": units_of(parts.left, options) * each + guarded}
@@ -248,8 +278,7 @@ def memory_of_screen(screen: Screen) -> int:
     """
     sets, singles, specs = _proved_at_most(screen)
     options, n = screen.evaluator.session.options, len(screen.members)
-    readings = filter(None, (screening.reading for screening in screen.passes()))
-    forecast = sum(reading.bytes_added(1 + n) for reading in readings)
+    forecast = 0 if screen.reading is None else screen.reading.bytes_added(1 + n)
     merged = [s for s in specs if s in METHODS and constant_gates(s, options, None, 2) is None]
     weights = 2 * 4 * max(member.record.parameters for member in screen.members.values())
     forms = 1 + any(task.has_cot for task in screen.evaluator.tasks)

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.defaults import (
+    ALONE_LEAST,
     APART_LEAST,
     APART_MOST,
     APART_SHARE,
     FEWEST_ITEMS,
     ROUTER_LEAST,
     ROUTER_MOST,
-    SCREENING_PASS,
 )
 from loraprobe.errors import TaskError
 from loraprobe.formatting import count
@@ -110,13 +110,14 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
     return parts
 
 
-def passes(tasks: Sequence[Task], seed: int) -> list[tuple[Task, ...]]:
-    """The items that choose in two parts without a common cluster, or in one if they are few.
+def halves(tasks: Sequence[Task], options: Options) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
+    """The items that choose: those that base and adapters answer alone, and those of sums of sets.
 
-    The first has SCREENING_PASS items of each task, after which an adapter may be left out.
+    The parts share no cluster. The first has half of `--items`, and at least ALONE_LEAST. There is
+    no second part where a task has no items left for it.
     """
-    parts = _drawn(tasks, [SCREENING_PASS] * len(tasks), seed)
-    return [parts.apart, parts.left] if all(task.items for task in parts.left) else [tuple(tasks)]
+    parts = _drawn(tasks, [max(ALONE_LEAST, options.items // 2)] * len(tasks), options.seed)
+    return (parts.apart, parts.left) if all(t.items for t in parts.left) else (tuple(tasks), ())
 
 
 def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:

@@ -482,10 +482,9 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
     """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
     if choice is None:
         return
-    passes = [f"{systems:,} over {items:,} more" for systems, items in choice.passes]
-    if passes:
-        systems, items = choice.passes[0]
-        passes[0] = f"{systems:,} passes over {count(items, 'question')}"
+    (systems, items), *tried = choice.passes
+    passes = [f"{systems:,} passes over {count(items, 'question')}"]
+    passes += [f"the sums of {sets:,} sets over {items:,} more" for sets, items in tried]
     sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
     proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
     adapters = count(choice.adapters, "adapter")
@@ -494,7 +493,6 @@ def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
         adapters = f"{choice.adapters:,} of {every} (--budget left the others unasked)"
     chosen = f"from {adapters}{sets}: {', '.join(passes)}"
     if not choice.adapters:
-        items = sum(items for _, items in choice.passes)
         chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
     others = count(choice.others, "other")
     of = float(choice.sets)

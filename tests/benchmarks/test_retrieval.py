@@ -135,12 +135,16 @@ def test_halving_keeps_the_best_and_counts_what_was_asked(retrieval):
     assert set(retrieval.halved(seen.on, order, best_pair)[0]) <= {3, 6}
 
 
-def test_screen_asks_those_further_that_may_still_be_in_the_best_pair(retrieval):
-    right = np.zeros((N, ITEMS))
-    right[6, ::2], right[3, 1::2] = 1, 1
-    seen = planted(retrieval, right)
-    kept, passes = retrieval.as_screen(seen.on, np.arange(ITEMS), [str(k) for k in range(N)])
-    assert {3, 6} <= set(kept) and passes == (1 + len(kept) / N) / 2
+def test_screen_keeps_the_sets_whose_sums_answer_most(retrieval):
+    """The forecast knows nothing here, and all pairs are tried."""
+    from screen_quality import Truth
+
+    names, rng = [str(k) for k in range(N)], np.random.default_rng(0)
+    truth = Truth({frozenset(("3", "6")): 0.9, frozenset(("0", "1")): 0.1}, 0.1, 0.0)
+    seen = planted(retrieval, np.zeros((N, ITEMS)))
+    found = retrieval.as_screen(seen.on, np.arange(ITEMS), names, truth, rng)
+    assert found["near"] == 1.0 and found["listed"] == 0.9 and found["asked"] == N
+    assert found["passes"] == (N * 20 + 28 * 20) / (N * ITEMS)
 
 
 def test_the_forms_of_a_question_take_turns_in_the_choice(retrieval):

@@ -44,7 +44,7 @@ CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 
 
 # The screen of a library.
 KEEP = 8  # --keep: sets of adapters that are composed and proved
-SCREENING_ITEMS = 40  # --items: of each task, on which the adapters are asked alone
+SCREENING_ITEMS = 40  # --items: of each task, by which sets of a library are chosen
 ALONE_LEAST = 20  # of these, the fewest that adapters answer alone; sums of sets answer the others
 TRIED = 4  # sets whose sum is tried for each set that is proved
 BEST_SINGLES = 3  # the best single adapters, which are proved too

@@ -17,15 +17,18 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
-LONGEST = 120.0  # seconds of a child; then it tells where its threads are, and ends
 IMPORTED = """torch transformers.models.llama peft typer.testing jinja2 loraprobe.cli loraprobe.demo
 loraprobe.pipeline.evaluate"""
 
 
 def run(
-    work: Callable[[], object], place: Path, environment: dict[str, str], watched: bool = False
+    work: Callable[[], object], place: Path, environment: dict[str, str], seconds: float = 0.0
 ) -> None:
-    """Ends this process, a child, with the exit code of `work`; what it says goes into `place`."""
+    """Ends this process, a child, with the exit code of `work`; what it says goes into `place`.
+
+    seconds: after so many it tells where its threads are, and ends; not in a fork of a process that
+    does so too, because it would wait for that one's timer.
+    """
     code = 70
     try:
         os.environ.clear()
@@ -37,8 +40,8 @@ def run(
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(place / name, os.O_WRONLY | os.O_CREAT), number)
             setattr(sys, name, os.fdopen(number, "w", encoding="utf-8"))
-        if watched:  # never in a fork of what is watched: it would wait for its parent's thread
-            faulthandler.dump_traceback_later(LONGEST, exit=True, file=sys.stderr)
+        if seconds:
+            faulthandler.dump_traceback_later(seconds, exit=True, file=sys.stderr)
         work()
         code = 0
     except SystemExit as error:
@@ -67,15 +70,20 @@ def nothing() -> None:
 class Fork:
     """`work`, a function of a module or a partial of one, in a process of its own.
 
-    Its standard output and error go to files in the new directory `place`.
+    Its standard output and error go to files in the new directory `place`. It may take so many
+    seconds.
     """
 
-    def __init__(self, work: Callable[[], object], place: Path, **environment: str) -> None:
+    def __init__(
+        self, work: Callable[[], object], place: Path, seconds: float = 120.0, **environment: str
+    ) -> None:
         place.mkdir()
         self.place = place
         forks = multiprocessing.get_context("forkserver")
         forks.set_forkserver_preload(IMPORTED.split())
-        child = forks.Process(target=run, args=(work, place, {**os.environ, **environment}, True))
+        child = forks.Process(
+            target=run, args=(work, place, {**os.environ, **environment}, seconds)
+        )
         with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # the server keeps this
             child.start()
         self.child, self.pid = child, child.pid

@@ -36,7 +36,8 @@ def storm(tmp_path):
 
     def run(name: str, points: int, seed: int = 0) -> dict[str, int]:
         storm = functools.partial(kill.kill, name, points, seed)
-        code, told, said = Fork(storm, tmp_path / f"storm-{seed}", HF_HUB_OFFLINE="0").end()
+        place, most = tmp_path / f"storm-{seed}", 60.0 * (1 + points)
+        code, told, said = Fork(storm, place, most, HF_HUB_OFFLINE="0").end()
         assert code == 0, said[-6000:]
         return json.loads(told)
 

@@ -56,9 +56,16 @@ class BaselineScores:
 
     @classmethod
     def of(
-        cls, task: Task, systems: Sequence[str], results: Sequence[ItemResult]
+        cls,
+        task: Task,
+        systems: Sequence[str],
+        results: Sequence[ItemResult],
+        alike: Task | None = None,
     ) -> BaselineScores:
-        """From the results of the systems, the base first; those on other items are left out."""
+        """From the results of the systems, the base first; those on other items are left out.
+
+        alike: the task with more items, whose right answers show what worked answers should name.
+        """
         row = {name: k for k, name in enumerate(systems)}
         column = {item.id: k for k, item in enumerate(task.items)}
         shape = len(systems), len(task.items)
@@ -69,7 +76,8 @@ class BaselineScores:
                 parts[result.part][row[result.system], column[result.item]] = result.merit
                 if result.part == STEPS and not result.cut:
                     worked[result.system].append(result.text)
-        form = np.array([_form_share(task, worked[name]) for name in systems]) if worked else None
+        shares = [_form_share(task, worked[name], alike or task) for name in systems if worked]
+        form = np.array(shares) if worked else None
         return cls(task, dict(parts), form)
 
     @property
@@ -134,21 +142,23 @@ def _together(values: np.ndarray, subsets: np.ndarray) -> np.ndarray:
     return best
 
 
-def _form_share(task: Task, texts: Sequence[str]) -> float:
+def _form_share(task: Task, texts: Sequence[str], alike: Task) -> float:
     """How often worked answers are of the asked kind, and how far they depend on the question.
 
     texts: those that did not end at the limit of tokens. They are of the asked kind if they name a
-    right answer of some item, where right answers repeat; else if they say anything.
+    right answer of some item of `alike`, where right answers repeat; else if they say anything.
     """
-    items = [item for item in task.items if item.cot_prompt is not None]
-    golds = {normalize_answer(answer) for item in items for answer in item.answers}
-    if len(golds) <= DISTINCT_ANSWERS * len(items):
+    asked, similar = (
+        [item for item in one.items if item.cot_prompt is not None] for one in (task, alike)
+    )
+    golds = {normalize_answer(answer) for item in similar for answer in item.answers}
+    if len(golds) <= DISTINCT_ANSWERS * len(similar):
         said = [f" {normalize_answer(text)} " for text in texts]
         named = [{gold for gold in golds if f" {gold} " in text} for text in said]
         different = len(set().union(*named)) / len(golds)
-        return sum(map(bool, named)) / len(items) * different
+        return sum(map(bool, named)) / len(asked) * different
     whole = [text for text in texts if text.strip()]
-    return len(whole) / len(items) * len(set(whole)) / max(1, len(whole))
+    return len(whole) / len(asked) * len(set(whole)) / max(1, len(whole))
 
 
 @dataclass(frozen=True)

@@ -214,7 +214,10 @@ class Screen:
             if reading is not None:
                 given = partial(load, reading)
                 forecasts.append(AdditiveForecast.of(scorer, reading, len(names), given))
-            alone = [BaselineScores.of(task, names, self.results) for task in self.asked]
+            alone = [
+                BaselineScores.of(task, names, self.results, whole)
+                for task, whole in zip(self.asked, self.evaluator.tasks, strict=True)
+            ]
             ranking = Ranking.of(names[1:], alone, forecasts)
         self.looked_at = ranking.forms[0].looked_at
         return ranking

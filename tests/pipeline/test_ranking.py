@@ -1,6 +1,7 @@
 """Rankings of sets of adapters, and finalists that differ."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,9 @@ def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_k
     sets = np.array([(0, 1), (0, 2), (1, 2)])
     assert known.steps(sets, known.covered(sets)).mean(1).tolist() == [1.0, 0.0, 0.0]
     assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
+    two = replace(task, items=task.items[:2])  # their answers do not repeat, those of all items do
+    assert BaselineScores.of(two, list(knows), rows).form.tolist() == [1 / 2, 1 / 2, 1.0, 1 / 2]
+    assert BaselineScores.of(two, list(knows), rows, task).form.tolist() == [0.0, 0.0, 2 / 3, 0.0]
 
 
 def test_members_that_answer_different_items_know_more_together():

@@ -85,7 +85,7 @@ def planted(
         kept = [Task("general", tuple(Item(str(k), f"g{k}", (f"y{k}",)) for k in range(guards)))]
         answers |= {(name, "general"): drawn < guard.get(name, 0.8) for name, _ in [*answers]}
     inputs, scorer = Inputs((), (), None, tasks, kept), SimpleNamespace(chat_template=False)
-    return Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
+    return Planted(inputs, session, scorer, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
 
 
 def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
@@ -254,7 +254,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
     def judged(merge: str, metric: str) -> Any:
         task = with_metric(Task("t", tuple(items)), metric)
         session, scorer = Session(), SimpleNamespace(chat_template=False)
-        evaluator = Texts(Inputs((), (), None, [task]), session, scorer, Ledger(), [task])  # type: ignore[arg-type]
+        evaluator = Texts(Inputs((), (), None, [task]), session, scorer, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]
         found = ask_rounds(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
         made = found.records()
@@ -283,7 +283,7 @@ def inspected(tmp_path_factory):
         Session(Options(threads=1), state=state),
         base=str(shipped_world().path / "base"),
         tasks=list(chosen.tasks),
-    )
+    ).audit
     return audit, (state / NAME).read_text().count("\n") - 1
 
 
@@ -320,7 +320,7 @@ def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):
     task = Task("choices", tuple(items))
     call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
     adapters = list(chosen.adapters.values())
-    audit = inspect(adapters, Session(Options(threads=1), state=tmp_path / "a"), **call)
+    audit = inspect(adapters, Session(Options(threads=1), state=tmp_path / "a"), **call).audit
     (told,) = audit.evaluation.forecasts
     assert (told.system, told.n, told.part) == ("sum", 24, "question")
     assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
@@ -360,7 +360,7 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     base = str(shipped_world().path / "base")
     options = Options(limit=60, threads=1)
-    audit = inspect(refs, Session(options, state=tmp_path), base=base, tasks=chosen.tasks)
+    audit = inspect(refs, Session(options, state=tmp_path), base=base, tasks=chosen.tasks).audit
     again = Session(options, state=tmp_path, resume=True)
     whole = merge_and_eval(refs, again, base=base, tasks=chosen.tasks).audit
     rows = [one.evaluation.scores for one in (audit, whole)]

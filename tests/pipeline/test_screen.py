@@ -369,7 +369,7 @@ def decision(seed: int, leak: bool) -> str:
     session = Session(options)
     tasks = parts.apart if leak else parts.left
     inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
-    evaluator = Planted(inputs, session, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
+    evaluator = Planted(inputs, session, scorer, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
     schedule = rounds(tasks, seed, all_items=True)
     made = ask_rounds(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), ((61, 40),), ITEMS - 40)

@@ -17,6 +17,7 @@ import signal  # noqa: E402
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import jinja2  # noqa: E402
 import making  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -38,6 +39,11 @@ settings.load_profile("any machine")
 # CliRunner builds all commands anew for each call, which takes longer than many of the calls.
 if hasattr(typer.testing, "_get_command"):
     typer.testing._get_command = functools.cache(typer.testing._get_command)
+
+# peft compiles the same template for the card of each adapter that it saves.
+jinja2.Environment.compile = functools.cache(jinja2.Environment.compile)
+
+os.fsync = lambda handle: None  # no test takes the power away
 
 # A shell starts a job in the background with SIGINT ignored, and every child inherits that; the
 # tests that interrupt a child need it back.

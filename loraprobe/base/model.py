@@ -1,4 +1,4 @@
-"""A base model: its files, which are read when needed, and the model that is loaded from them."""
+"""A base model's directory: config, single weights and hashes, which are read when needed."""
 
 from __future__ import annotations
 
@@ -7,64 +7,95 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from loraprobe import memory
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.paths import local_name
-from loraprobe.base.declared import check_sizes, check_tokenizer, check_types, tokenizer_size
-from loraprobe.base.naming import (
-    FLOATS,
-    TOKEN_EMBEDDINGS,
-    Weight,
-    kind_of,
-    model_without_weights,
-    names_in_memory,
-    tied_head,
-)
-from loraprobe.base.quiet import quiet, silenced
-from loraprobe.checkpoint import BESIDE_WEIGHTS, open_weights, weight_names
-from loraprobe.errors import BaseError, OutOfMemory, UsageError
+from loraprobe.base.declared import check_sizes, check_types, tokenizer_size
+from loraprobe.base.naming import HEADS, model_without_weights, names_in_memory
+from loraprobe.checkpoint import BESIDE_WEIGHTS, TensorFile, open_weights, weight_names
+from loraprobe.errors import BaseError
 from loraprobe.file_hashes import cached_hash, hash_in_name
-from loraprobe.formatting import listing
 from loraprobe.records import BaseSummary
-from loraprobe.untrusted import check_link, first_line, read_json
+from loraprobe.untrusted import read_json
 
+WeightKind = Literal["linear", "conv1d", "embedding"]
+
+TOKEN_EMBEDDINGS = (
+    "embed_tokens",
+    "wte",
+    "word_embeddings",
+    "tok_embeddings",
+    "tokens_embed",
+    "embed_in",
+)
+EMBEDDING = re.compile(
+    rf"({'|'.join(TOKEN_EMBEDDINGS)}|embed_positions|wpe|positions_embed"
+    r"|(position|token_type)_embeddings|embedding|embeddings|shared)$"
+)
+CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
+CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
+FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
 # The endings of files that are not read, or that `weight_files` lists.
 NOT_READ = frozenset(
     ".md .rst .pdf .png .jpg .safetensors .bin .pt .pth .ckpt .h5 .msgpack .onnx .gguf".split()
 )
-# Memory for activations and the key-value cache, as a share of the weights. Batches shrink to fit.
-OVERHEAD = 0.1
-# Estimated bytes per weight if bitsandbytes quantises while loading, except embeddings and norms.
-BYTES = {"8bit": 1.2, "4bit": 0.7}
-# Quantised weights are loaded as stored.
-PACKED = {torch.uint8, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2}
-
-Quantize = Literal["none", "4bit", "8bit"]
-DeviceMap = Literal["none", "auto"]
 
 
-@dataclass(frozen=True, eq=False)
-class LoadedBase:
-    """A base model in memory (eval mode, gradients off) and its tokenizer."""
+@dataclass(frozen=True)
+class Weight:
+    """The place and format of one weight. `shape` is as stored, not yet [out, in]."""
 
-    model: Any
-    tokenizer: Any
-    base: Base
+    file: TensorFile
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None: a type that torch does not have
+    kind: WeightKind
+
+    @property
+    def oriented(self) -> tuple[int, int]:
+        """(out, in) as in a torch Linear.
+
+        For an embedding this is (hidden size, vocabulary). A convolution's [out, in, *kernel] is
+        flattened after its first dimension.
+        """
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
+        return (rows, columns) if self.kind == "linear" else (columns, rows)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is quantised in a format whose shape is not that of the weight."""
+        return self.dtype == torch.uint8 or (self.dtype not in FLOATS and min(self.shape) == 1)
+
+
+def kind_of(config: Mapping[str, Any], path: str) -> WeightKind:
+    """The kind of layer of a module, by its name and the model's type."""
+    name = path.rpartition(".")[2]
+    if config.get("model_type") in CONV1D_MODELS and name in CONV1D_NAMES:
+        return "conv1d"
+    return "embedding" if EMBEDDING.search(name) else "linear"
+
+
+def tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+    """lm_head -> the weight of the token embedding, if the model ties them."""
+    if any(path.startswith(HEADS) for path in found) or config.get("tie_word_embeddings") is False:
+        return {}
+    for path, weight in found.items():
+        if path.rpartition(".")[2] in TOKEN_EMBEDDINGS:
+            return {"lm_head": replace(weight, kind="linear")}
+    return {}
 
 
 @dataclass(frozen=True, eq=False)
 class Base:
-    """A base model's directory, whose files are read when needed, and `load`.
+    """A base model's directory, whose files are read when needed.
 
     Every attribute raises BaseError if its files are missing or broken.
     """
@@ -273,68 +304,6 @@ class Base:
         reference = self.reference if self.commit else local_name(self.reference)
         return BaseSummary(reference, self.commit, self.sha256 if cheap else None)
 
-    def load(
-        self,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-        trust_remote_code: bool = False,
-        quantize: Quantize = "none",
-        device_map: DeviceMap = "none",
-    ) -> LoadedBase:
-        """Loads the model (eval mode, no gradients) and its tokenizer without any output.
-
-        The repository's code runs only with trust_remote_code=True. quantize: "4bit" (NF4) or
-        "8bit" (LLM.int8) by bitsandbytes while loading, computing in `dtype`. device_map: "auto"
-        lets accelerate choose the devices and ignores `device`. Raises BaseError if the
-        architecture is unknown, the tokenizer, weights or a package are missing; OutOfMemory if
-        the model does not fit.
-        """
-        self._check(trust_remote_code)
-        with quiet():
-            tokenizer = load_tokenizer(self.path, self.reference, trust_remote_code)
-            model = _load(self, device, dtype, trust_remote_code, quantize, device_map)
-        return LoadedBase(model, tokenizer, self)
-
-    def load_dequantised(self) -> Any:
-        """The model of a quantised base in floating point, in the dtype of its config.
-
-        Raises what transformers raises where it cannot dequantise.
-        """
-        from transformers import AutoModelForCausalLM
-        from transformers.quantizers.auto import AutoQuantizationConfig
-
-        self._check(trusted=False)
-        config: Any = AutoQuantizationConfig.from_dict(dict(self.quantization or {}))
-        while_loading = hasattr(config, "dequantize")
-        if while_loading:
-            config.dequantize = True
-        with quiet():
-            model: Any = AutoModelForCausalLM.from_pretrained(
-                str(self.path), dtype="auto", local_files_only=True, quantization_config=config
-            )
-            return model if while_loading else model.dequantize()
-
-    def load_model(self) -> Any:
-        """The model alone, in float32 on the CPU, as `load` loads it."""
-        self._check(trusted=False)
-        with quiet():
-            return _load(self, "cpu", torch.float32, False, "none", "none")
-
-    def _check(self, trusted: bool) -> None:
-        """Raises BaseError for links out of the directory, and for code that is not trusted."""
-        if not trusted and self.config.get("auto_map"):
-            from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-            if self.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-                raise BaseError(
-                    f"{self.reference} needs code of its own repository to run; if you trust it, "
-                    "pass --trust-remote-code=True."
-                )
-        for file in self.path.iterdir():  # transformers would follow any link
-            check_link(file, self.reference)
-        _ = self.stored
-
 
 def open_base(path: str | Path, reference: str | None = None, commit: str | None = None) -> Base:
     """Opens a base model's directory; no weight is read. Raises BaseError if it is none."""
@@ -356,183 +325,3 @@ def open_base(path: str | Path, reference: str | None = None, commit: str | None
     base = Base(reference, path, commit)
     _ = base.config
     return base
-
-
-def load_tokenizer(directory: Path, reference: str, trusted: bool) -> Any:
-    """The tokenizer, with a padding token. Raises BaseError if it cannot be loaded."""
-    from transformers import AutoTokenizer
-
-    check_tokenizer(directory, reference)
-    try:
-        with silenced():
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(directory), trust_remote_code=trusted, local_files_only=True
-            )
-            tokenizer(["a"])
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # a Rust panic is not an Exception
-        raise BaseError(
-            f"{reference} has no tokenizer that loads ({first_line(error)}); "
-            "save the tokenizer beside the model."
-        ) from error
-    if tokenizer.pad_token_id is None:  # batches need one, which is masked
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    return tokenizer
-
-
-def _load(
-    base: Base,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    trusted: bool,
-    quantize: Quantize,
-    device_map: DeviceMap,
-) -> Any:
-    """The causal language model, on its device or devices.
-
-    Raises BaseError if it cannot be loaded or is incomplete, OutOfMemory if it does not fit.
-    """
-    from transformers import AutoModelForCausalLM
-
-    placement = _placement(base, device, dtype, quantize, device_map)
-    if device_map == "none":  # accelerate may also use the disk
-        _check_room(base, dtype, str(device), quantize)
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            str(base.path),
-            dtype=dtype,
-            trust_remote_code=trusted,
-            local_files_only=True,
-            output_loading_info=True,
-            **placement,
-        )
-        model, report = loaded
-        model = model if placement else model.to(device)
-    except Exception as error:
-        if memory.is_out_of_memory(error):
-            raise OutOfMemory(
-                f"The memory of {device} ran out while {base.reference} was loaded; use "
-                "--dtype=bfloat16, --quantize=4bit, a smaller base model, or another --device."
-            ) from error
-        if "mismatched_sizes" in str(error):  # the message refers to a report that is not shown
-            raise BaseError(
-                f"config.json of {base.reference} declares other sizes than the tensors of its "
-                "weight files have; download the model again."
-            ) from error
-        raise BaseError(
-            f"{base.reference} ({base.model_type}) does not load as a causal language model "
-            f"({first_line(error)}); give a complete one of an architecture that transformers "
-            "knows."
-        ) from error
-    if report.get("missing_keys"):
-        lost = sorted(report["missing_keys"])
-        raise BaseError(
-            f"{base.reference} lacks {len(lost)} weights of {base.architecture}, {lost[0]} among "
-            "them, which would be random; it is not a complete causal language model."
-        )
-    return model.requires_grad_(False).eval()
-
-
-def _placement(
-    base: Base,
-    device: str | torch.device,
-    dtype: torch.dtype,
-    quantize: Quantize,
-    device_map: DeviceMap,
-) -> dict[str, Any]:
-    """Arguments of from_pretrained for placement and quantisation; {} for a plain device."""
-    chosen: dict[str, Any] = {}
-    if device_map == "auto":
-        _need(["accelerate"], "--device-map=auto", "give --device instead")
-        chosen["device_map"] = "auto"
-    if quantize == "none":
-        stored = bool(base.quantization) and find_spec("accelerate") is not None
-        return {"device_map": {"": str(device)}} | chosen if stored else chosen
-    if base.quantization:
-        raise BaseError(f"{base.reference} is stored quantised already; leave --quantize out.")
-    _need(["bitsandbytes", "accelerate"], f"--quantize={quantize}", "leave it out")
-    from transformers import BitsAndBytesConfig
-
-    four = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype}
-    chosen["quantization_config"] = (
-        BitsAndBytesConfig(load_in_4bit=True, **four)
-        if quantize == "4bit"
-        else BitsAndBytesConfig(load_in_8bit=True)
-    )
-    return {"device_map": {"": str(device)}} | chosen
-
-
-def _need(packages: list[str], option: str, otherwise: str) -> None:
-    """Raises BaseError if a package is not installed."""
-    lost = [name for name in packages if find_spec(name) is None]
-    if lost:
-        raise BaseError(
-            f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
-            f" not installed: pip install {' '.join(lost)}, or {otherwise}."
-        )
-
-
-def weight_bytes(base: Base, dtype: torch.dtype) -> int:
-    """The bytes of all tensors of the weight files loaded in a dtype, from the headers."""
-    return sum(
-        math.prod(stored.shape) * (1 if stored.dtype in PACKED else dtype.itemsize)
-        for stored in base.stored.values()
-    )
-
-
-def _check_room(base: Base, dtype: torch.dtype, device: str, quantize: Quantize) -> None:
-    """Raises OutOfMemory with the needed bytes and with options that need less."""
-    whole = (1 + OVERHEAD) * weight_bytes(base, dtype)
-    sizes = {
-        "none": whole,
-        "8bit": whole * BYTES["8bit"] / dtype.itemsize,
-        "4bit": whole * BYTES["4bit"] / dtype.itemsize,
-    }
-    less = []
-    if quantize == "none" and dtype.itemsize > 2:
-        less.append(f"--dtype=bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
-    less += [
-        f"--quantize={bits} about {memory.gib(sizes[bits])}"
-        for bits in ("8bit", "4bit")
-        if sizes[bits] < sizes[quantize]
-    ]
-    kind = str(dtype).removeprefix("torch.") if quantize == "none" else quantize
-    instead = ", ".join(less) or "take a smaller base"
-    memory.require(int(sizes[quantize]), f"{base.reference} in {kind}", instead, device)
-
-
-def pick_device(text: str) -> torch.device:
-    """The device for `--device auto|cpu|cuda[:n]|mps`. Raises UsageError if it is absent."""
-    if text == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
-        raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {text!r}.")
-    device = torch.device(text)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device={text}: torch sees no CUDA device here; use --device=cpu.")
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device={text}: there are only {count} CUDA devices.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device=mps: torch sees no Metal device here; use --device=cpu.")
-    return device
-
-
-def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype for `--dtype auto|float32|bfloat16|float16`, or fp32, bf16, fp16 for short.
-
-    auto is float32 on the CPU and Metal; on CUDA it is bfloat16 if the card supports it, else
-    float16. Raises UsageError for other names.
-    """
-    named = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if text == "auto":
-        if torch.device(device).type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    known = named | {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if text not in known:
-        raise UsageError(f"--dtype must be auto, {', '.join(named)}, not {text!r}.")
-    return known[text]

@@ -14,13 +14,11 @@ versions of transformers; `named_like` gives an adapter the names of one class.
 from __future__ import annotations
 
 import functools
-import math
-import re
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -29,65 +27,13 @@ from loraprobe.adapters.paths import root
 from loraprobe.adapters.saving import with_paths
 from loraprobe.base.declared import check_sizes
 from loraprobe.base.quiet import quiet
-from loraprobe.checkpoint import TensorFile
 from loraprobe.findings import finding
 from loraprobe.untrusted import read_json
-
-WeightKind = Literal["linear", "conv1d", "embedding"]
 
 # The prefixes that transformers' causal models give to the body under the head.
 BODIES = ("model.", "transformer.", "gpt_neox.", "backbone.", "biogpt.", "roberta.", "bert.")
 BODY_OF = {"gpt2": "transformer", "bloom": "transformer", "gpt_neox": "gpt_neox", "opt": "model"}
 HEADS = ("lm_head", "score", "embed_out")
-TOKEN_EMBEDDINGS = (
-    "embed_tokens",
-    "wte",
-    "word_embeddings",
-    "tok_embeddings",
-    "tokens_embed",
-    "embed_in",
-)
-EMBEDDING = re.compile(
-    rf"({'|'.join(TOKEN_EMBEDDINGS)}|embed_positions|wpe|positions_embed"
-    r"|(position|token_type)_embeddings|embedding|embeddings|shared)$"
-)
-CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
-CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
-FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class Weight:
-    """The place and format of one weight. `shape` is as stored, not yet [out, in]."""
-
-    file: TensorFile
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: a type that torch does not have
-    kind: WeightKind
-
-    @property
-    def oriented(self) -> tuple[int, int]:
-        """(out, in) as in a torch Linear.
-
-        For an embedding this is (hidden size, vocabulary). A convolution's [out, in, *kernel] is
-        flattened after its first dimension.
-        """
-        rows, columns = self.shape[0], math.prod(self.shape[1:])
-        return (rows, columns) if self.kind == "linear" else (columns, rows)
-
-    @property
-    def is_packed(self) -> bool:
-        """Whether it is quantised in a format whose shape is not that of the weight."""
-        return self.dtype == torch.uint8 or (self.dtype not in FLOATS and min(self.shape) == 1)
-
-
-def kind_of(config: Mapping[str, Any], path: str) -> WeightKind:
-    """The kind of layer of a module, by its name and the model's type."""
-    name = path.rpartition(".")[2]
-    if config.get("model_type") in CONV1D_MODELS and name in CONV1D_NAMES:
-        return "conv1d"
-    return "embedding" if EMBEDDING.search(name) else "linear"
 
 
 def names_in_memory(paths: list[str], directory: Path, config: Mapping[str, Any]) -> dict[str, str]:
@@ -264,16 +210,6 @@ def model_without_weights(directory: Path) -> Any:
         return _classes(config)[0]
     with quiet(), torch.device("meta"):
         return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-
-
-def tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
-    """lm_head -> the weight of the token embedding, if the model ties them."""
-    if any(path.startswith(HEADS) for path in found) or config.get("tie_word_embeddings") is False:
-        return {}
-    for path, weight in found.items():
-        if path.rpartition(".")[2] in TOKEN_EMBEDDINGS:
-            return {"lm_head": replace(weight, kind="linear")}
-    return {}
 
 
 def named_like(

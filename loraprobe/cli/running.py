@@ -89,9 +89,11 @@ def _checked_outputs(
     HubError for an upload that cannot be.
     """
     from loraprobe.adapters import check_apart, check_output
-    from loraprobe.hub import Reference, check_push
+    from loraprobe.hub import Reference
 
     if output.push is not None:
+        from loraprobe.hub.upload import check_push
+
         check_push(output.push)
     elif output.public:
         raise UsageError("--public goes with --push=OWNER/NAME; add that.")
@@ -124,8 +126,6 @@ def write(outcome: Outcome, output: Output) -> None:
 
     What cannot be saved is told.
     """
-    from loraprobe import hub
-
     made, places = outcome.made, [p for p in (output.target, output.full_model) if p is not None]
     if made is None:
         for place in places:
@@ -137,8 +137,10 @@ def write(outcome: Outcome, output: Output) -> None:
     if output.full_model is not None:
         _write_full_model(made, output.full_model, output)
     if output.push is not None:
-        output.say(hub.summary(places[0], output.push, output.public))
-        output.say(f"Uploaded: {hub.push(places[0], output.push, output.public)}")
+        from loraprobe.hub.upload import push, summary
+
+        output.say(summary(places[0], output.push, output.public))
+        output.say(f"Uploaded: {push(places[0], output.push, output.public)}")
 
 
 def _write_full_model(made: Any, place: Path, output: Output) -> None:

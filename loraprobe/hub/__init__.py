@@ -24,4 +24,3 @@ from loraprobe.hub.repository import (
 )
 from loraprobe.hub.search import find_adapters, one_base
 from loraprobe.hub.snapshots import base_directory, common_base, resolve_adapter, resolve_base
-from loraprobe.hub.upload import check_push, push, summary

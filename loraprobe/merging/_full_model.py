@@ -38,7 +38,9 @@ from loraprobe.adapters.saving import owned
 from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
 from loraprobe.base import Base
-from loraprobe.base.naming import FLOATS, saved_pieces
+from loraprobe.base.loading import load_dequantised
+from loraprobe.base.model import FLOATS
+from loraprobe.base.naming import saved_pieces
 from loraprobe.checkpoint import open_weights
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging._arguments import MergeArguments
@@ -189,7 +191,7 @@ def dequantised(base: Base, place: Path) -> Base:
     Raises BaseError if transformers cannot, OutputError if the disk cannot hold it and the result.
     """
     try:
-        model = base.load_dequantised()
+        model = load_dequantised(base)
         check_space(place, 2 * sum(tensor.nbytes for tensor in model.state_dict().values()))
         model.save_pretrained(place)
     except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:

@@ -18,6 +18,7 @@ from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
+from loraprobe.base.loading import load_model
 from loraprobe.base.naming import named as renamed
 from loraprobe.base.naming import touched
 from loraprobe.errors import BaseError, CompatibilityError, LoraprobeError
@@ -152,7 +153,7 @@ def log_probabilities(base: Base, directory: Path | None, tokens: Sequence[int])
     """
     from peft import PeftModel
 
-    model = base.load_model()
+    model = load_model(base)
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         if directory is not None:

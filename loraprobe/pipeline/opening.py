@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from loraprobe import hub
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, Source, public_value
-from loraprobe.base import Base, pick_device, pick_dtype
+from loraprobe.base import Base, load_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.defaults import LOSS
 from loraprobe.errors import LoraprobeError
@@ -63,7 +63,8 @@ def open_scorer(base: Base, dtype: str, session: Session) -> tuple[ModelScorer, 
         device = pick_device(options.device)
         kind = pick_dtype(dtype, device)
         session.device, session.dtype = str(device), str(kind).removeprefix("torch.")
-        loaded = base.load(
+        loaded = load_base(
+            base,
             device=device,
             dtype=kind,
             trust_remote_code=options.trust_remote_code,

@@ -21,6 +21,7 @@ from loraprobe.adapters import Adapter, Source, adapter_of
 from loraprobe.adapters.config import CONFIG, WITH_DELTA
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.base import Base
+from loraprobe.base.loading import load_model
 from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lora.lowrank import LowRank
@@ -92,7 +93,7 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
     with warnings.catch_warnings(record=True) as told, torch.no_grad():
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(base.load_model(), str(place), adapter_name=NAME)
+            model = PeftModel.from_pretrained(load_model(base), str(place), adapter_name=NAME)
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             why = " ".join(str(error).split())[:200]
             raise AdapterError(

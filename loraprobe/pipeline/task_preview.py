@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.base.model import load_tokenizer
+from loraprobe.base.loading import load_tokenizer
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.options import Options
@@ -60,6 +60,6 @@ def _encoder(reference: str, options: Options) -> Encoder:
     if reference == "auto":
         raise UsageError("--base=auto takes the base of adapters, and here are none; name it.")
     base = base_of(reference, (), code=options.trust_remote_code)
-    tokenizer = load_tokenizer(base.path, base.reference, options.trust_remote_code)
+    tokenizer = load_tokenizer(base, options.trust_remote_code)
     has = bool(getattr(tokenizer, "chat_template", None))
     return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loraprobe.base import open_base, pick_device
+from loraprobe.base import load_base, open_base, pick_device
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.records import ItemResult, Progress
@@ -115,7 +115,7 @@ class WorldEvaluator:
 
         base = open_base(world.base or world.base_name)
         device = pick_device("auto" if world.base is None else "cpu")
-        loaded = base.load(device=device, dtype=torch.float32)
+        loaded = load_base(base, device=device, dtype=torch.float32)
         self.scorer = ModelScorer(loaded.model, loaded.tokenizer)
         self.parameters = sum(p.numel() for p in loaded.model.parameters())
         self.world, self.limit, self._directory = world, limit, directory

@@ -164,9 +164,9 @@ def build_world(
 
 def load_given_base(directory: Path) -> tuple[Any, Any]:
     """A causal model in float32, in evaluation mode, and its tokenizer; none of its code is run."""
-    from loraprobe.base import open_base, pick_device
+    from loraprobe.base import load_base, open_base, pick_device
 
-    loaded = open_base(directory).load(device=pick_device("auto"), dtype=torch.float32)
+    loaded = load_base(open_base(directory), device=pick_device("auto"), dtype=torch.float32)
     if loaded.tokenizer.eos_token_id is None:
         raise WorldError(
             f"The tokenizer in {directory} has no EOS token, which ends each answer; give a base "

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprobe.base import open_base, pick_device, pick_dtype
+from loraprobe.base import load_base, open_base, pick_device, pick_dtype
 from loraprobe.base.declared import check_sizes, check_types
 from loraprobe.errors import BaseError, UsageError
 
@@ -165,12 +165,11 @@ class TestHash:
 
 class TestLoading:
     def test_ready_to_score_and_silent(self, small_base, capfd):
-        loaded = open_base(small_base).load()
+        loaded = load_base(open_base(small_base))
         assert not loaded.model.training
         assert not any(p.requires_grad for p in loaded.model.parameters())
         assert loaded.model.dtype == torch.float32
         assert loaded.tokenizer.pad_token_id is not None
-        assert loaded.base.path == small_base
         out, err = capfd.readouterr()
         assert out == "" and err == ""
 
@@ -180,14 +179,14 @@ class TestLoading:
         before = logging.get_verbosity()
         logging.set_verbosity_info()
         logging.enable_progress_bar()
-        open_base(small_base).load()
+        load_base(open_base(small_base))
         assert logging.get_verbosity() == logging.INFO and logging.is_progress_bar_enabled()
         logging.set_verbosity(before)
 
     def test_missing_tokenizer(self, tmp_path, llama):
         llama.save_pretrained(tmp_path)
         with pytest.raises(BaseError, match="no tokenizer"):
-            open_base(tmp_path).load()
+            load_base(open_base(tmp_path))
 
     @pytest.mark.parametrize(
         ("config", "refused"),
@@ -202,9 +201,9 @@ class TestLoading:
         (copied / "harm.py").write_text(f"open({str(copied / 'harmed')!r}, 'w')\n")
         if refused:
             with pytest.raises(BaseError, match=refused):
-                open_base(copied).load()
+                load_base(open_base(copied))
         else:
-            assert type(open_base(copied).load().model).__name__ == "LlamaForCausalLM"
+            assert type(load_base(open_base(copied)).model).__name__ == "LlamaForCausalLM"
         assert not (copied / "harmed").exists()
 
     def test_absent_weights_are_not_made_up(self, copied):
@@ -212,7 +211,7 @@ class TestLoading:
         del state["model.layers.1.mlp.up_proj.weight"]
         save_file(state, copied / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(BaseError, match=r"lacks 1 weights.*up_proj"):
-            open_base(copied).load()
+            load_base(open_base(copied))
 
 
 class TestBadDirectories:

@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 
 import loraprobe
 from loraprobe.adapters import adapter_of
-from loraprobe.base import model as base_model
-from loraprobe.base import open_base
+from loraprobe.base import load_base, loading, open_base
 from loraprobe.composition import composed
 from loraprobe.composition.weights import dense_weight
 from loraprobe.errors import BaseError, UsageError
@@ -54,7 +53,7 @@ def evaluated(directory, place, **options):
 def test_compositions_run_on_a_quantised_base(directory, bits):
     """Layer by layer against the layer's own output, which bitsandbytes computes as it will."""
     base = open_base(directory)
-    model, plain = base.load(quantize=bits).model, base.load().model
+    model, plain = load_base(base, quantize=bits).model, load_base(base).model
     layer = model.get_submodule(next(iter(SHAPES)))
     assert type(layer).__name__ == {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits]
     assert 1e-4 < (hidden(model) - hidden(plain)).abs().max() < 0.1
@@ -87,13 +86,13 @@ def test_the_audit_says_that_scores_are_of_the_quantised_base(directory, tmp_pat
 
 
 def test_a_package_that_is_missing_is_named_with_the_cure(directory, monkeypatch):
-    monkeypatch.setattr(base_model, "find_spec", lambda name: None)
+    monkeypatch.setattr(loading, "find_spec", lambda name: None)
     base = open_base(directory)
     told = r"--quantize 4bit needs bitsandbytes and accelerate, which are not .*: pip install bits"
     with pytest.raises(BaseError, match=told):
-        base.load(quantize="4bit")
+        load_base(base, quantize="4bit")
     with pytest.raises(BaseError, match=r"--device-map auto needs accelerate, which is not inst"):
-        base.load(device_map="auto")
+        load_base(base, device_map="auto")
 
 
 def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_path):
@@ -101,13 +100,13 @@ def test_a_base_that_is_quantised_already_is_not_quantised_again(directory, tmp_
     stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     edit(tmp_path / "config.json", quantization_config=stored)
     with pytest.raises(BaseError, match=r"stored quantised already; leave --quantize out"):
-        open_base(tmp_path).load(quantize="8bit")
+        load_base(open_base(tmp_path), quantize="8bit")
 
 
 @needs_accelerate
 def test_a_base_that_accelerate_places_runs_compositions(directory):
     base = open_base(directory)
-    spread, plain = base.load(device_map="auto").model, base.load().model
+    spread, plain = load_base(base, device_map="auto").model, load_base(base).model
     adapter = random_adapter("a", SHAPES, scaling=0.05)
     with composed(spread, single(adapter)), composed(plain, single(adapter)):
         torch.testing.assert_close(hidden(spread), hidden(plain))
@@ -122,7 +121,7 @@ def test_device_and_device_map_exclude_each_other(directory, tmp_path):
 def test_weights_stream_from_shards_one_at_a_time(directory, monkeypatch):
     """A DoRA merge against a base in shards reads each weight once, and no model."""
     base = open_base(directory)
-    state = base.load().model.state_dict()
+    state = load_base(base).model.state_dict()
     for path in SHAPES:
         assert torch.equal(base.weight(path), state[f"{path}.weight"])
     assert torch.equal(base.parameter("model.norm.weight"), state["model.norm.weight"])

@@ -16,7 +16,7 @@ from making import call, tiny_model
 from pretend_cuda import Allocation
 from words import word_tokenizer
 
-from loraprobe.base import open_base
+from loraprobe.base import load_base, open_base
 from loraprobe.composition import Composition
 from loraprobe.demo import shipped_world
 from loraprobe.errors import OutOfMemory
@@ -101,7 +101,7 @@ def test_a_fitted_router_is_saved_and_loaded(device, tmp_path):
     assert made.exit_code == 0, made.output
     import loraprobe
 
-    loaded = open_base(WORLD.base).load(device=device)
+    loaded = load_base(open_base(WORLD.base), device=device)
     scorer = ModelScorer(loaded.model, loaded.tokenizer)
     with loraprobe.load_composition(out).into(loaded.model):
         assert scorer.first_token_distribution(["Who is the spouse of Ada?"]).isfinite().all()
@@ -111,8 +111,8 @@ def test_a_base_is_spread_over_devices(device, where):
     if device == "cpu":
         pytest.skip("the CPU is one device")
     pytest.importorskip("accelerate")
-    spread = open_base(WORLD.base).load(device_map="auto")
-    plain = open_base(WORLD.base).load()
+    spread = load_base(open_base(WORLD.base), device_map="auto")
+    plain = load_base(open_base(WORLD.base))
     prompts = ["Who is the spouse of Ada?", "Where does Bo live?"]
     found, wanted = (
         ModelScorer(one.model, one.tokenizer).first_token_distribution(prompts)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprobe.adapters import adapter_of, stacked
 from loraprobe.base import open_base
+from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging import merge
@@ -166,12 +167,12 @@ def test_it_computes_what_the_composition_and_what_peft_compute(tmp_path):
     merged = merge(adapters, "task_arithmetic", weights=weights, base=base)
     merged.save_full_model(tmp_path / "full")
     found = making.hidden(loaded(tmp_path / "full"))
-    model = base.load_model()
+    model = load_model(base)
     with composed(model, Composition("c", tuple(adapters), ConstantGates(weights))):
         torch.testing.assert_close(found, making.hidden(model), rtol=1e-5, atol=1e-5)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        peer = PeftModel.from_pretrained(base.load_model(), tmp_path / "a", adapter_name="a")
+        peer = PeftModel.from_pretrained(load_model(base), tmp_path / "a", adapter_name="a")
         peer.load_adapter(tmp_path / "b", adapter_name="b")
         peer.add_weighted_adapter(["a", "b"], list(weights), "both", combination_type="cat")
         unloaded = peer.merge_and_unload(adapter_names=["both"])

@@ -13,7 +13,7 @@ from tokenizers import processors
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.base import open_base
+from loraprobe.base import load_base, open_base
 from loraprobe.composition import Composition, composed, watched
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
@@ -35,7 +35,9 @@ PATH = "model.layers.1.mlp.down_proj"
 
 @pytest.fixture(scope="module")
 def scorer():
-    loaded = open_base(shipped_world().base).load(device=torch.device("cpu"), dtype=torch.float32)
+    loaded = load_base(
+        open_base(shipped_world().base), device=torch.device("cpu"), dtype=torch.float32
+    )
     return ModelScorer(loaded.model, loaded.tokenizer)
 
 

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loraprobe
 from loraprobe.base import open_base
+from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
 from loraprobe.front_matter import read_front_matter
 from loraprobe.records import Command
@@ -60,7 +61,7 @@ def test_a_directory_that_transformers_loads_alone(world, tmp_path, small_base):
         assert (tmp_path / "full" / name).read_bytes() == (small_base / name).read_bytes()
     AutoTokenizer.from_pretrained(tmp_path / "full")
     found = making.hidden(AutoModelForCausalLM.from_pretrained(tmp_path / "full").eval())
-    base = open_base(small_base).load_model()
+    base = load_model(open_base(small_base))
     adapters = tuple(loraprobe.load(ref) for ref in world[:2])
     with composed(base, Composition("sum", adapters, ConstantGates.ones(2))):
         torch.testing.assert_close(found, making.hidden(base), rtol=1e-5, atol=1e-5)

@@ -14,7 +14,7 @@ from composing import dora
 import loraprobe
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
-from loraprobe.base import open_base
+from loraprobe.base import load_base, open_base
 from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
 from loraprobe.merging import merge
@@ -48,7 +48,7 @@ def bench():
     world = shipped_world()
     scenario = world.scenario("skill-and-facts")
     adapters = hub.load_all([f"{name}={path}" for name, path in scenario.adapters.items()])
-    loaded = open_base(world.base, "world").load()
+    loaded = load_base(open_base(world.base, "world"))
     tasks = [load_task(path, 60) for path in scenario.tasks]
     return ModelScorer(loaded.model, loaded.tokenizer), adapters, tasks
 

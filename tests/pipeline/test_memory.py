@@ -9,8 +9,8 @@ from forks import Fork
 from making import random_adapter
 
 from loraprobe import memory
-from loraprobe.base import open_base
-from loraprobe.base.model import weight_bytes
+from loraprobe.base import load_base, open_base
+from loraprobe.base.loading import weight_bytes
 from loraprobe.errors import OutOfMemory
 from loraprobe.merging import merge
 
@@ -72,14 +72,14 @@ def test_the_estimate_of_a_dense_merge_is_an_upper_bound(tmp_path):
 
 def test_a_base_beyond_memory_is_refused_with_alternatives(machine, small_base):
     base = open_base(small_base)
-    exact = sum(p.numel() * 4 for p in base.load().model.parameters())
+    exact = sum(p.numel() * 4 for p in load_base(base).model.parameters())
     found = weight_bytes(base, torch.float32)
     assert 0.9 * exact < found < 1.2 * exact
     machine(found // 2)
     with pytest.raises(OutOfMemory, match=r"float32.*--dtype bfloat16 needs.*--quantize 4bit"):
-        base.load()
+        load_base(base)
     machine(2 * found)
-    base.load()
+    load_base(base)
 
 
 def test_available_memory_agrees_with_the_kernel(monkeypatch, tmp_path):

@@ -5,9 +5,8 @@
 `statistics` has formulas of intervals.
 """
 
-from loraprobe.evaluation.asking import run_systems
+from loraprobe.evaluation.asking import chain_hops, chain_notes, run_systems
 from loraprobe.evaluation.attribution import attribute, samples_of, wrong_samples
-from loraprobe.evaluation.chain import chain_hops, chain_notes
 from loraprobe.evaluation.gains import (
     beaten,
     best_system,

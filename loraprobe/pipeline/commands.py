@@ -373,7 +373,7 @@ def estimate_merge_and_eval(
 ) -> CostEstimate:
     """What merge_and_eval of the same inputs would take; nothing is evaluated or written."""
     from loraprobe.pipeline.estimate import estimate_of_plan
-    from loraprobe.pipeline.evaluate import open_evaluator
+    from loraprobe.pipeline.evaluator import open_evaluator
 
     inputs, plan = _planned(adapters, session, base, tasks)
     examined = examine(inputs.adapters, inputs.base, "route", session)

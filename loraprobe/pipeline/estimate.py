@@ -3,7 +3,7 @@
 A unit is a plain answer of the base. The line of progress measures the seconds of a unit from the
 answers that are made anyway. Only `--dry-run` times a few questions, of the base and of adapters.
 Merges that need new weights, and the statistics, are not counted. An evaluator here is an
-`evaluate.Evaluator`.
+`evaluator.Evaluator`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Asks systems round by round until the decision holds (`ask_rounds`), for `merge-and-eval` all of
-a plan (`evaluate`).
+"""Asks systems round by round until the decision holds (`EvaluationRun`); `merge-and-eval` asks all
+of a plan (`evaluate`).
 
 After a round the verdict is judged with the intervals of this round (`evaluation.plan`). The
 run goes on while the action is less certain than the decision (`verdict.advice.settled`). Systems
@@ -11,34 +11,21 @@ explain what compositions get wrong.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 
-from loraprobe import evaluation, probes
-from loraprobe.adapters import Adapter
-from loraprobe.defaults import PROBED_ITEMS
-from loraprobe.errors import LoraprobeError
-from loraprobe.evaluation import Ledger, Round, System, stored_as
-from loraprobe.evaluation.asking import Answers, Open, ask, batches
+from loraprobe import evaluation
+from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.gate_statistics import gate_statistics
-from loraprobe.evaluation.plan import BASE, Question
+from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
-from loraprobe.merging import METHODS
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import GUARD, steps_of_plan
+from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator
 from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learned_weights import learn, learned_note
-from loraprobe.pipeline.opening import (
-    LEARNED,
-    open_ledger,
-    open_scorer,
-    task_notes,
-    with_better_template,
-)
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
@@ -56,9 +43,7 @@ from loraprobe.records import (
     Sample,
     Verdict,
 )
-from loraprobe.scoring import ModelScorer, Scorer
-from loraprobe.session import Here, Session
-from loraprobe.tasks import Task, is_generated
+from loraprobe.session import Session
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled
 from loraprobe.verdict.evidence import Candidate
@@ -68,148 +53,101 @@ GoesOn = Callable[[Sequence[ItemResult], int], bool]
 DECIDED = ("likely", "unlikely")
 
 
-@dataclass(frozen=True)
-class Evaluator(AbstractContextManager["Evaluator"]):
-    """Scores systems on one base in memory; the ledger stores each batch of results at once.
+@dataclass(eq=False)
+class EvaluationRun:
+    """One run: asks systems round by round until the decision holds or the schedule ends.
 
-    `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
-    where a server is the scorer. suffix: of the steps that are told to progress. step: what is told
-    in place of each system. As a context it closes the ledger.
+    systems: all but the controls. controls: a function from results and systems to the controls of
+    the best of them. goes_on: whether a round after the first may be asked, from the results and
+    how many items all systems together would answer.
+
+    competing: the systems that can still win. dropped: the others, each with its last round.
+    checks: the controls that were chosen last. results: the newest answers of each system. guarded:
+    likewise, to the guards.
     """
 
-    inputs: Inputs
-    session: Session
-    scorer: Scorer
-    local: ModelScorer
-    ledger: Ledger
-    tasks: Sequence[Task]
-    plan: Plan = field(default_factory=Plan)
-    notes: Sequence[str] = ()
-    template: tuple[Coverage, ...] = ()
-    suffix: str = ""
-    step: str = ""
+    evaluator: Evaluator
+    systems: Sequence[System]
+    schedule: Sequence[Round]
+    controls: Controls
+    goes_on: GoesOn = lambda results, more: True
+    competing: list[System] = field(init=False)
+    dropped: dict[str, Round] = field(default_factory=dict, init=False)
+    checks: list[System] = field(default_factory=list, init=False)
+    results: list[ItemResult] = field(default_factory=list, init=False)
+    guarded: list[ItemResult] = field(default_factory=list, init=False)
 
-    def __exit__(self, *_: object) -> None:
-        self.ledger.close()
-        self.scorer.close()
+    def __post_init__(self) -> None:
+        self.competing = list(self.systems)
 
-    def rounds(self) -> tuple[Round, ...]:
-        """The rounds in which the tasks and the guards are asked."""
-        options, guards = self.session.options, self.inputs.guards
-        return evaluation.rounds(
-            self.tasks, options.seed, all_items=options.all_items, guards=guards
-        )
+    def ask(self) -> Asked:
+        """What all systems and controls answered by the last round that was asked."""
+        asked = self._ask_round(self.schedule[0])
+        for this in self.schedule[1:]:
+            if asked.settled:
+                break
+            self._drop(asked.losers(), asked.round)
+            more = (this.items - asked.round.items) * (len(self.competing) + len(self.checks))
+            if not self.goes_on(self.results, more):
+                break
+            asked = self._ask_round(this)
+        return self._ask_last_controls(asked)
 
-    def run(
-        self, systems: Sequence[System], parts: Collection[str] | None = None
-    ) -> list[ItemResult]:
-        """Results of systems on all tasks, or on `parts` of their items.
+    def _ask_round(self, this: Round) -> Asked:
+        """Asks whoever competes; and the controls and guards where the decision hangs on them."""
+        final = this is self.schedule[-1]
+        self._ask([*self.competing, *self.checks], this, this.suffix)
+        asked = self._asked(this, [*self.competing, *self.checks])
+        if asked.gains and not final:
+            self.checks = self.controls(self.results, self.competing)
+            self._ask(self.checks, this)
+            asked = self._asked(this, [*self.competing, *self.checks])
+        if final or asked.gains or asked.verdict.decision in DECIDED:
+            asked = self._ask_guards(asked)
+        return asked
 
-        Results in the ledger are not computed again.
+    def _ask_last_controls(self, asked: Asked) -> Asked:
+        """Asks the controls of the best composition that loses no guard.
+
+        They do not count for a composition that does not gain: a first round of them is enough.
         """
-        options, here = self.session.options, isinstance(self.session.workers, Here)
-        with self.session.stage("evaluate"):
-            return evaluation.run_systems(
-                self.scorer,
-                systems,
-                self.tasks,
-                self.ledger,
-                metric=options.metric,
-                max_new_tokens=options.max_new_tokens,
-                progress=lambda step, *counts: self.session.tell(
-                    (self.step or step) + self.suffix, *counts
-                ),
-                parts=parts,
-                asking=None if here else self._by_workers,
-            )
-
-    def _by_workers(self, to_ask: Open) -> Answers:
-        """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
-        sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
-        parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
-        for at, rows in self.session.workers.map(answer, self, parts):
-            if isinstance(rows, LoraprobeError):
-                raise rows
-            yield parts[at][0], rows
-
-    def probe_tasks(
-        self, results: Sequence[ItemResult], every: bool = False
-    ) -> tuple[Coverage, ...]:
-        """The accuracies with and without the template, and the coverage probes on the tasks.
-
-        every: all probes, as --explain asks for; else those that a verdict reads.
-        """
-        with self.session.stage("cover"):
-            found = probes.cover(
-                self.local,
-                self.inputs.adapters,
-                self.tasks,
-                results=results,
-                probes=None if every or self.session.explain else probes.READ_BY_VERDICT,
-                items=PROBED_ITEMS,
-                seed=self.session.options.seed,
-                progress=self.session.progress,
-            )
-        return self.template + found
-
-
-def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
-    """The answers of a system to a batch of questions, in any process."""
-    with evaluator.scorer.with_composition(system.composition) as scorer:
-        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)
-
-
-def open_evaluator(
-    inputs: Inputs,
-    plan: Plan,
-    session: Session,
-    others: Sequence[Adapter] = (),
-    together: int | None = None,
-) -> Evaluator:
-    """Loads the base, chooses the chat template and opens the results of earlier runs.
-
-    others: adapters on which the results depend too, beside those that choose the template.
-    together: how many are composed at most; None for all.
-    """
-    assert inputs.base is not None
-    adapters, metric = inputs.adapters, session.options.metric
-    told = task_notes(plan.tasks, metric)
-    local, notes = open_scorer(inputs.base, session.options.dtype, session)
-    scorer: Scorer = local
-    if session.options.served:
-        from loraprobe.servers.engine import open_served
-
-        scorer = open_served(
-            inputs.base,
-            adapters,
-            plan.tasks,
-            session,
-            local,
-            others=others,
-            together=together,
-            guards=inputs.guards,
-            merges=any(spec in METHODS for spec in plan.specs),
+        safe = [one for one in self.competing if one.name not in asked.measured.unsafe]
+        self.checks = self.controls(self.results, safe) or self.controls(
+            self.results, self.competing
         )
-        notes.append(
-            f"Questions were answered by {session.engine}; coverage and gates, where they are "
-            "measured, by transformers here."
-        )
-    with contextlib.ExitStack() as stack:
-        stack.callback(scorer.close)
-        ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
-        stack.callback(ledger.close)
-        scorer, why, template = with_better_template(
-            scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
-        )
-        # Generated answers in the chosen form are results of the adapters. Those that are judged by
-        # likelihood are not: a forecast may read them from passes of the evaluation.
-        names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
-        known = [row for row in ledger if row.system in names and is_generated(row.metric)]
-        ledger.add_missing([replace(row, system=names[row.system]) for row in known])
-        stack.pop_all()
-    notes += [*why, *told, kept]
-    local = local.with_template(scorer.chat_template)
-    return Evaluator(inputs, session, scorer, local, ledger, plan.tasks, plan, notes, template)
+        known = {row.system for row in self.results} & {one.name for one in self.checks}
+        few = asked.verdict.decision == "unlikely" and not asked.round.last and not known
+        self._ask(self.checks, self.schedule[0] if few else asked.round)
+        return self._ask_guards(self._asked(asked.round, [*self.systems, *self.checks]))
+
+    def _ask_guards(self, asked: Asked) -> Asked:
+        """Asks the guards of what the verdict rests on, until that has answered them."""
+        on = asked.round
+        while names := asked.unguarded:
+            names.add(BASE)
+            here = replace(self.evaluator, tasks=on.guards, suffix=on.suffix, step=GUARD)
+            chosen = [system for system in asked.systems if system.name in names]
+            others = [row for row in self.guarded if row.system not in names]
+            self.guarded = others + here.run(chosen, FORMS)
+            asked = replace(asked, guarded=self.guarded)
+        return asked
+
+    def _ask(self, systems: Sequence[System], on: Round, suffix: str = "") -> None:
+        """Takes the answers of these systems on a round in place of those on earlier ones."""
+        names = {system.name for system in systems}
+        here = replace(self.evaluator, tasks=on.tasks, suffix=suffix)
+        others = [row for row in self.results if row.system not in names]
+        self.results = others + here.run(systems)
+
+    def _asked(self, on: Round, systems: Sequence[System]) -> Asked:
+        """What these systems answered by a round."""
+        names = {system.name for system in systems}
+        rows = [row for row in self.results if row.system in names]
+        return Asked(self.evaluator, on, systems, rows, self.dropped, self.guarded)
+
+    def _drop(self, names: Collection[str], last: Round) -> None:
+        self.dropped |= dict.fromkeys(names, last)
+        self.competing = [one for one in self.competing if one.name not in self.dropped]
 
 
 @dataclass(frozen=True)
@@ -268,8 +206,24 @@ class Asked:
         """The merges and routers with all that decides on them, in each form of the question."""
         return [one for part in FORMS for one in candidates(self.evidence, part)]
 
-    def unguarded(self, verdict: Verdict) -> set[str]:
-        """What a verdict rests on and has not answered the guards of this round.
+    @property
+    def gains(self) -> bool:
+        """Whether a composition gains and keeps each skill, so that the controls decide."""
+        return any(one.gain.outcome == one.retains == "likely" for one in self.candidates)
+
+    @functools.cached_property
+    def verdict(self) -> Verdict:
+        """The decision after this round, before what weights and coverage add to it."""
+        return decide_compositions(self.evidence)
+
+    @property
+    def settled(self) -> bool:
+        """Whether there is a decision, and the action is as certain."""
+        return self.verdict.decision in DECIDED and settled(self.evidence, self.verdict)
+
+    @property
+    def unguarded(self) -> set[str]:
+        """What the verdict rests on and has not answered the guards of this round.
 
         These are the leading composition, what it is compared with, and what is advised; with
         --serve also the best merge, because that may be advised; without a composition the best
@@ -277,8 +231,8 @@ class Asked:
         """
         if not self.round.guards:
             return set()
-        best, scores = verdict.gain, self.measured.scores
-        names = {verdict.system, verdict.action.partition(":")[2]}
+        verdict, scores = self.verdict, self.measured.scores
+        best, names = verdict.gain, {verdict.system, verdict.action.partition(":")[2]}
         names |= {best.system, best.against} if best is not None else set()
         kinds = [] if self.candidates else ["adapter"]
         kinds += ["merge"] if self.evaluator.session.options.serve else []
@@ -340,78 +294,6 @@ class Asked:
         )
 
 
-def ask_rounds(
-    evaluator: Evaluator,
-    systems: Sequence[System],
-    schedule: Sequence[Round],
-    controls: Controls,
-    *,
-    goes_on: GoesOn = lambda results, more: True,
-) -> Asked:
-    """Asks systems round by round until the decision holds or the schedule ends.
-
-    controls: a function from results and systems to the controls of the best of them. goes_on:
-    whether a round after the first may be asked, from the results and how many items all systems
-    together would answer.
-    """
-    asking, checks, dropped = list(systems), list[System](), dict[str, Round]()
-    results, guarded = list[ItemResult](), list[ItemResult]()
-    last, decision = schedule[0], ""
-
-    def ask_systems(asked: Sequence[System], on: Round, suffix: str = "") -> Asked:
-        """Takes the answers of these systems on a round in place of those on earlier ones."""
-        nonlocal results
-        names = {system.name for system in asked}
-        here = replace(evaluator, tasks=on.tasks, suffix=suffix)
-        results = [row for row in results if row.system not in names] + here.run(asked)
-        return found_by(on, [*asking, *checks])
-
-    def found_by(on: Round, own: Sequence[System]) -> Asked:
-        names = {system.name for system in own}
-        rows = [row for row in results if row.system in names]
-        return Asked(evaluator, on, own, rows, dropped, guarded)
-
-    def ask_guards(found: Asked) -> tuple[Asked, Verdict]:
-        """Asks the guards of what the verdict rests on, until that has answered them."""
-        nonlocal guarded
-        verdict = decide_compositions(found.evidence)
-        while names := found.unguarded(verdict):
-            names.add(BASE)
-            on = found.round
-            here = replace(evaluator, tasks=on.guards, suffix=on.suffix, step=GUARD)
-            asked = [system for system in found.systems if system.name in names]
-            guarded = [row for row in guarded if row.system not in names] + here.run(asked, FORMS)
-            found = replace(found, guarded=guarded)
-            verdict = decide_compositions(found.evidence)
-        return found, verdict
-
-    for this in schedule:
-        more = (this.items - last.items) * (len(asking) + len(checks))
-        if this.number > 1 and not goes_on(results, more):
-            break
-        last, final = this, this is schedule[-1]
-        found = ask_systems([*asking, *checks], this, this.suffix if len(schedule) > 1 else "")
-        gains = any(one.gain.outcome == one.retains == "likely" for one in found.candidates)
-        if gains and not final:  # so the controls decide
-            checks = controls(results, asking)
-            found = ask_systems(checks, this)
-        verdict = decide_compositions(found.evidence)
-        if final or gains or verdict.decision in DECIDED:
-            found, verdict = ask_guards(found)
-        decision = verdict.decision
-        if final or (decision in DECIDED and settled(found.evidence, verdict)):
-            break
-        dropped |= dict.fromkeys(found.losers(), this)
-        asking = [system for system in asking if system.name not in dropped]
-    safe = [system for system in asking if system.name not in found.measured.unsafe]
-    checks = controls(results, safe) or controls(results, asking)
-    asked = {row.system for row in results} & {control.name for control in checks}
-    few = decision == "unlikely" and not last.last and not asked
-    # Controls do not count for a composition that does not gain: a first round of them is enough.
-    ask_systems(checks, schedule[0] if few else last)
-    return ask_guards(found_by(last, [*systems, *checks]))[0]
-
-
 def controls_of_best(
     builder: SystemBuilder,
     composed: Sequence[System],
@@ -455,12 +337,12 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
         builder, notes = builder_for(evaluator, transformed)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
-        found = ask_rounds(
+        found = EvaluationRun(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
             evaluator.rounds(),
             lambda results, systems: controls_of_best(builder, composed, results, systems, session),
-        )
+        ).ask()
         asked = found.round.tasks
         coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
         with session.stage("gates"):

@@ -21,9 +21,9 @@ from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learned_weights import learn_for
-from loraprobe.pipeline.opening import open_scorer
 from loraprobe.pipeline.systems import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import Transformed

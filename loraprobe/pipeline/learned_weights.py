@@ -30,8 +30,8 @@ from loraprobe.defaults import LEARNING_STEPS, LOSS
 from loraprobe.errors import UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.options import Options
+from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.opening import open_scorer, with_better_template
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.records import LearnedWeights, Progress
 from loraprobe.results import JsonLines

@@ -21,9 +21,8 @@ from typing import Any
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluate import Evaluator
+from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.opening import open_scorer
 from loraprobe.session import Session
 
 RETRIES = 2  # of a task whose process was lost

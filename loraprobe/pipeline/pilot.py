@@ -19,15 +19,9 @@ from loraprobe.evaluation.plan import pilot_round, spread_sample
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import steps_of_sample
-from loraprobe.pipeline.evaluate import (
-    Asked,
-    Evaluator,
-    builder_for,
-    controls_of_best,
-    open_evaluator,
-)
+from loraprobe.pipeline.evaluate import Asked, builder_for, controls_of_best
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.opening import open_scorer
 from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (

@@ -29,9 +29,8 @@ from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.library.effects import by_effect
-from loraprobe.pipeline.evaluate import Evaluator, open_evaluator
+from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.opening import NEXT_TOKENS
 from loraprobe.pipeline.ranking import (
     LARGEST,
     BaselineScores,

@@ -1,7 +1,7 @@
 """Which sets of a library are proved, and their evaluation on the items that took no part in that.
 
 Of the sets that promise most the sums are tried first. The best few are composed by every method
-and router and asked by rounds (`evaluate.ask_rounds`) beside the base, the best single adapters and
+and router and asked by rounds (`EvaluationRun`) beside the base, the best single adapters and
 the members. Where one adapter leaves no room for a gain, it alone is proved.
 """
 
@@ -32,7 +32,8 @@ from loraprobe.pipeline.estimate import (
     unit,
     units_of,
 )
-from loraprobe.pipeline.evaluate import Asked, Evaluator, ask_rounds
+from loraprobe.pipeline.evaluate import Asked, EvaluationRun
+from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset
 from loraprobe.pipeline.screen import ALONE, Screen, items_of, too_few
 from loraprobe.pipeline.systems import SystemBuilder, constant_gates, plan_of
@@ -154,7 +155,7 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
         near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
         return near is not None and screen.affords(more)
 
-    asked = ask_rounds(proving, systems, proving.rounds(), lambda *_: [], goes_on=goes_on)
+    asked = EvaluationRun(proving, systems, proving.rounds(), lambda *_: [], goes_on).ask()
     scores = evaluation.score(asked.results, systems)
     measured = EvaluationRecords(scores=scores, guards=asked.measured.guards)
     evidence = evidence_of(options, proving.inputs, "base", measured)
@@ -191,7 +192,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     sizes = {system.name: len(system.members) for system in systems}
     guards = proving.inputs.guards
     proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options, guards=guards))
-    asked = ask_rounds(proving, systems, planned, controls, goes_on=goes_on)
+    asked = EvaluationRun(proving, systems, planned, controls, goes_on).ask()
     return Proved(screen, asked, finalists, ranking)
 
 

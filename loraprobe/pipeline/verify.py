@@ -131,7 +131,7 @@ def ask_server(
     sent if it is set. Raises ServerError where the server does not answer or gives no
     log-probabilities, UsageError for a bad URL and for a full model.
     """
-    from loraprobe.pipeline.opening import open_scorer
+    from loraprobe.pipeline.evaluator import open_scorer
     from loraprobe.pipeline.task_files import open_probe
     from loraprobe.servers import acceptance
     from loraprobe.servers.client import Server

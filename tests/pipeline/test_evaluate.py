@@ -15,7 +15,8 @@ from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
-from loraprobe.pipeline.evaluate import Evaluator, ask_rounds, open_evaluator
+from loraprobe.pipeline.evaluate import EvaluationRun
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.records import QUESTION, ItemResult
@@ -90,7 +91,7 @@ def planted(
 
 def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
     everybody = systems or [*ALONE, *COMPOSED]
-    found = ask_rounds(evaluator, everybody, evaluator.rounds(), lambda *_: CONTROLS)
+    found = EvaluationRun(evaluator, everybody, evaluator.rounds(), lambda *_: CONTROLS).ask()
     made = found.records()
     names = tuple(guard.name for guard in evaluator.inputs.guards)
     rests_on = Evidence(made, tasks=len(evaluator.tasks), guarded=names, level="evaluation")
@@ -256,7 +257,8 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
         session, scorer = Session(), SimpleNamespace(chat_template=False)
         evaluator = Texts(Inputs((), (), None, [task]), session, scorer, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]
-        found = ask_rounds(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
+        run = EvaluationRun(evaluator, systems, rounds([task], 0), lambda *_: CONTROLS[:1])
+        found = run.ask()
         made = found.records()
         evidence = Evidence(made, tasks=1, level="evaluation")
         return made, decide_compositions(evidence)

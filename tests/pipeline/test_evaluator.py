@@ -21,9 +21,8 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluate import open_evaluator
+from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_ledger
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.opening import identity, known_form, open_ledger
 from loraprobe.pipeline.systems import baseline_systems, plan_of
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task
@@ -62,7 +61,7 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
 
 
 @pytest.mark.parametrize(
-    "step", ["pipeline.evaluate.with_better_template", "evaluation.Ledger.add_missing"]
+    "step", ["pipeline.evaluator.with_better_template", "evaluation.Ledger.add_missing"]
 )
 def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatch, step):
     """Its results are free for the next one as long as somebody holds the error, too."""

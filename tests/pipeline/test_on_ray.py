@@ -20,7 +20,7 @@ import loraprobe.demo
 from loraprobe.base import open_base
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline import evaluate, on_ray
+from loraprobe.pipeline import evaluator, on_ray
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
@@ -178,7 +178,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
 
 @pytest.mark.slow  # a cluster is started, and each process of it loads a base
 def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, calls, tmp_path):
-    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", evaluate.answer
+    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", evaluator.answer
 
     def deadly(*given: Any) -> Any:
         if not mark.exists():
@@ -188,7 +188,7 @@ def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, ca
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = document(*calls["merge-and-eval"])
-    monkeypatch.setattr(evaluate, "answer", deadly)
+    monkeypatch.setattr(evaluator, "answer", deadly)
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         assert document(*calls["merge-and-eval"], "--executor", "ray") == whole

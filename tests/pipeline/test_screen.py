@@ -18,7 +18,7 @@ from test_evaluate import Planted
 import loraprobe.demo
 from loraprobe.evaluation import Ledger, System, asking, rounds
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluate import ask_rounds
+from loraprobe.pipeline.evaluate import EvaluationRun
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import choose, rank
 from loraprobe.pipeline.screen import Screen
@@ -371,7 +371,8 @@ def decision(seed: int, leak: bool) -> str:
     inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
     evaluator = Planted(inputs, session, scorer, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
     schedule = rounds(tasks, seed, all_items=True)
-    made = ask_rounds(evaluator, [*singles, *systems], schedule, lambda *_: controls).records()
+    run = EvaluationRun(evaluator, [*singles, *systems], schedule, lambda *_: controls)
+    made = run.ask().records()
     choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), ((61, 40),), ITEMS - 40)
     evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT, choice=choice)
     return decide_compositions(evidence).decision

@@ -1,37 +1,192 @@
-"""What an evaluation opens first: the base, the form of its prompts, and answers that are kept."""
+"""The evaluator of a run, and what it opens: the base, the form of prompts, answers that are kept.
+
+An `Evaluator` asks systems on one base and keeps their answers. `evaluate`, `pilot` and `screen`
+decide whom it asks what.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.metadata
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loraprobe import hub
+from loraprobe import evaluation, hub, probes
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, Source, public_value
 from loraprobe.base import Base, load_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
-from loraprobe.defaults import LOSS
+from loraprobe.defaults import LOSS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
-from loraprobe.evaluation import Ledger, choose_template
+from loraprobe.evaluation import Ledger, Round, System, choose_template, stored_as
+from loraprobe.evaluation.asking import Answers, Open, ask, batches
+from loraprobe.evaluation.plan import Question
 from loraprobe.front_matter import prompt_form
+from loraprobe.merging import METHODS
 from loraprobe.options import Options
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.task_files import read_prompts
-from loraprobe.records import Coverage
+from loraprobe.records import Coverage, ItemResult
 from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, Scorer
-from loraprobe.session import Session
-from loraprobe.tasks import Task, given_metric
+from loraprobe.session import Here, Session
+from loraprobe.tasks import Task, given_metric, is_generated
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 log = logging.getLogger("loraprobe.tasks")
 
 # Beside the results: the weights that were learned, and next tokens of single adapters.
 LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
+
+
+@dataclass(frozen=True)
+class Evaluator(AbstractContextManager["Evaluator"]):
+    """Scores systems on one base in memory; the ledger stores each batch of results at once.
+
+    `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
+    where a server is the scorer. suffix: of the steps that are told to progress. step: what is told
+    in place of each system. As a context it closes the ledger.
+    """
+
+    inputs: Inputs
+    session: Session
+    scorer: Scorer
+    local: ModelScorer
+    ledger: Ledger
+    tasks: Sequence[Task]
+    plan: Plan = field(default_factory=Plan)
+    notes: Sequence[str] = ()
+    template: tuple[Coverage, ...] = ()
+    suffix: str = ""
+    step: str = ""
+
+    def __exit__(self, *_: object) -> None:
+        self.ledger.close()
+        self.scorer.close()
+
+    def rounds(self) -> tuple[Round, ...]:
+        """The rounds in which the tasks and the guards are asked."""
+        options, guards = self.session.options, self.inputs.guards
+        return evaluation.rounds(
+            self.tasks, options.seed, all_items=options.all_items, guards=guards
+        )
+
+    def run(
+        self, systems: Sequence[System], parts: Collection[str] | None = None
+    ) -> list[ItemResult]:
+        """Results of systems on all tasks, or on `parts` of their items.
+
+        Results in the ledger are not computed again.
+        """
+        options, here = self.session.options, isinstance(self.session.workers, Here)
+        with self.session.stage("evaluate"):
+            return evaluation.run_systems(
+                self.scorer,
+                systems,
+                self.tasks,
+                self.ledger,
+                metric=options.metric,
+                max_new_tokens=options.max_new_tokens,
+                progress=lambda step, *counts: self.session.tell(
+                    (self.step or step) + self.suffix, *counts
+                ),
+                parts=parts,
+                asking=None if here else self._by_workers,
+            )
+
+    def _by_workers(self, to_ask: Open) -> Answers:
+        """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
+        sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
+        parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
+        for at, rows in self.session.workers.map(answer, self, parts):
+            if isinstance(rows, LoraprobeError):
+                raise rows
+            yield parts[at][0], rows
+
+    def probe_tasks(
+        self, results: Sequence[ItemResult], every: bool = False
+    ) -> tuple[Coverage, ...]:
+        """The accuracies with and without the template, and the coverage probes on the tasks.
+
+        every: all probes, as --explain asks for; else those that a verdict reads.
+        """
+        with self.session.stage("cover"):
+            found = probes.cover(
+                self.local,
+                self.inputs.adapters,
+                self.tasks,
+                results=results,
+                probes=None if every or self.session.explain else probes.READ_BY_VERDICT,
+                items=PROBED_ITEMS,
+                seed=self.session.options.seed,
+                progress=self.session.progress,
+            )
+        return self.template + found
+
+
+def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
+    """The answers of a system to a batch of questions, in any process."""
+    with evaluator.scorer.with_composition(system.composition) as scorer:
+        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)
+
+
+def open_evaluator(
+    inputs: Inputs,
+    plan: Plan,
+    session: Session,
+    others: Sequence[Adapter] = (),
+    together: int | None = None,
+) -> Evaluator:
+    """Loads the base, chooses the chat template and opens the results of earlier runs.
+
+    others: adapters on which the results depend too, beside those that choose the template.
+    together: how many are composed at most; None for all.
+    """
+    assert inputs.base is not None
+    adapters, metric = inputs.adapters, session.options.metric
+    told = task_notes(plan.tasks, metric)
+    local, notes = open_scorer(inputs.base, session.options.dtype, session)
+    scorer: Scorer = local
+    if session.options.served:
+        from loraprobe.servers.engine import open_served
+
+        scorer = open_served(
+            inputs.base,
+            adapters,
+            plan.tasks,
+            session,
+            local,
+            others=others,
+            together=together,
+            guards=inputs.guards,
+            merges=any(spec in METHODS for spec in plan.specs),
+        )
+        notes.append(
+            f"Questions were answered by {session.engine}; coverage and gates, where they are "
+            "measured, by transformers here."
+        )
+    with contextlib.ExitStack() as stack:
+        stack.callback(scorer.close)
+        ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
+        stack.callback(ledger.close)
+        scorer, why, template = with_better_template(
+            scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
+        )
+        # Generated answers in the chosen form are results of the adapters. Those that are judged by
+        # likelihood are not: a forecast may read them from passes of the evaluation.
+        names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
+        known = [row for row in ledger if row.system in names and is_generated(row.metric)]
+        ledger.add_missing([replace(row, system=names[row.system]) for row in known])
+        stack.pop_all()
+    notes += [*why, *told, kept]
+    local = local.with_template(scorer.chat_template)
+    return Evaluator(inputs, session, scorer, local, ledger, plan.tasks, plan, notes, template)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:

@@ -301,7 +301,7 @@ def _comparisons(
     """The rows of each column of `first` against each of `second`, in this order."""
     ordered = sorted(second, key=_by_name)
     found = table.differences(first, ordered)
-    both = statistics.largest(found, (len(first), len(ordered)), level, seed)[2]
+    both = statistics.largest_of_all(found, level, seed)
     figures = zip(
         found.difference.tolist(),
         found.intervals(found.critical()),
@@ -515,7 +515,7 @@ class _Grid:
         below it in at most alpha / 2.
         """
         found, shape = self.found, self.shape
-        lower, upper, _ = statistics.largest(found, shape, 1 - alpha, seed, forms)
+        lower, upper = statistics.largest(found, shape, 1 - alpha, seed, forms)
         plain = found.intervals(found.critical())
         lows = found.interval(lower)[0].reshape(shape).min(1).tolist()
         highs = found.interval(upper)[1].reshape(shape).min(1).tolist()

@@ -299,10 +299,10 @@ def _cluster_sums(x: Array, index: Integers) -> Array:
 
 def largest(
     estimates: Differences, shape: tuple[int, int], level: float, seed: int, forms: int = 1
-) -> tuple[float, float, float]:
+) -> tuple[float, float]:
     """Critical values for the best of S systems against the best of B baselines.
 
-    Pairs are ordered as a [S, B] grid. Returns (lower, upper, both):
+    Pairs are ordered as a [S, B] grid. Returns (lower, upper):
 
     - `lower`: max_s min_b (d_sb - lower * se_sb) exceeds max_s min_b delta_sb with probability
       (1 - level) / 2 / forms. For any best baseline only the choice among systems needs correction,
@@ -310,26 +310,28 @@ def largest(
       probability among them.
     - `upper`: the same with the roles exchanged, for max_s min_b (d_sb + upper * se_sb), with
       probability (1 - level) / 2.
-    - `both`: two-sided, for all pairs together.
 
     Only what contends is corrected for, as in Chernozhukov, Lee and Rosen (2013), "Intersection
     bounds": systems whose smallest difference, and baselines whose difference, lie within CONTENDS
     standard errors of both from the best. Each is at least the critical value of a single pair.
     """
-    draws = _draws(estimates, seed)
-    grid = draws.reshape(-1, *shape)
+    grid = _draws(estimates, seed).reshape(-1, *shape)
     systems, pairs = contending(estimates, shape)
     lower = _one_sided(estimates, grid[:, systems].swapaxes(1, 2), 1 - (1 - level) / forms)
-    upper = _one_sided(estimates, np.where(pairs, grid, np.nan), level)
-    both = np.abs(draws).max(-1)
-    return lower, upper, _quantile(estimates, both, draws.shape[-1], level, two_sided=True)
+    return lower, _one_sided(estimates, np.where(pairs, grid, np.nan), level)
+
+
+def largest_of_all(estimates: Differences, level: float, seed: int) -> float:
+    """The two-sided critical value for all pairs together, at least that of a single pair."""
+    draws = np.abs(_draws(estimates, seed))
+    return _quantile(estimates, draws.max(-1), draws.shape[-1], level, two_sided=True)
 
 
 def _one_sided(estimates: Differences, draws: Array, level: float) -> float:
     """The critical value for the largest over the last axis [DRAWS, ..., P]; NaN is left out."""
     many = int(np.isfinite(draws[0]).sum(-1).max())
-    values = np.concatenate([np.nanmax(draws, -1), -np.nanmin(draws, -1)])  # and of the negatives
-    return _quantile(estimates, values, many, level)
+    ends = np.fmax.reduce(draws, -1), -np.fmin.reduce(draws, -1)  # and of the negatives
+    return _quantile(estimates, np.concatenate(ends), many, level)
 
 
 def _quantile(

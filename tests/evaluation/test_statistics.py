@@ -6,10 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
-from loraprobe.evaluation import (
-    statistics,
-)
-from loraprobe.evaluation.statistics import estimate, largest, ratio, wilson
+from loraprobe.evaluation import statistics
+from loraprobe.evaluation.statistics import estimate, largest, largest_of_all, ratio, wilson
 
 Z = 1.959963984540054
 ALONE = np.arange(10_000)
@@ -176,13 +174,18 @@ def grid(rng, n, shape):
     return estimate(rng.choice([-1.0, 1.0], (n, shape[0] * shape[1])), ALONE[:n])
 
 
+def critical(found, shape, forms=1):
+    """The critical values (lower, upper, both) of a grid."""
+    return *largest(found, shape, 0.95, 0, forms), largest_of_all(found, 0.95, 0)
+
+
 def test_critical_values_of_independent_pairs():
     found = grid(np.random.default_rng(0), 4000, (6, 1))
-    lower, upper, both = largest(found, (6, 1), 0.95, seed=0)
+    lower, upper, both = critical(found, (6, 1))
     assert lower == pytest.approx(special.ndtri(0.975 ** (1 / 6)), abs=0.06)
     assert upper == pytest.approx(Z)
     assert both == pytest.approx(special.ndtri((1 + 0.95 ** (1 / 6)) / 2), abs=0.06)
-    assert largest(found, (1, 6), 0.95, seed=0) == pytest.approx((upper, lower, both))
+    assert critical(found, (1, 6)) == pytest.approx((upper, lower, both))
 
 
 def test_copies_of_systems_change_no_critical_value():
@@ -190,22 +193,21 @@ def test_copies_of_systems_change_no_critical_value():
     x = np.random.default_rng(3).normal(size=(30, 6))
     few = estimate(x, np.arange(30), bounded=False)
     many = estimate(np.tile(x, 10), np.arange(30), bounded=False)
-    found = largest(few, (6, 1), 0.95, seed=0)
-    assert largest(many, (60, 1), 0.95, seed=0) == pytest.approx(found, abs=0.08)
-    assert largest(many, (60, 1), 0.95, 0, forms=2)[0] > found[0] + 0.1
-    assert largest(many, (60, 1), 0.95, 0, forms=2)[1:] == largest(many, (60, 1), 0.95, 0)[1:]
+    found, copied, two = critical(few, (6, 1)), critical(many, (60, 1)), critical(many, (60, 1), 2)
+    assert copied == pytest.approx(found, abs=0.08)
+    assert two[0] > found[0] + 0.1 and two[1:] == copied[1:]
 
 
 def test_equal_pairs_need_no_cover_and_one_pair_is_itself():
     x = np.random.default_rng(0).choice([-1.0, 0, 1], (4000, 1))
     found = estimate(np.repeat(x, 6, axis=1), ALONE[:4000])
-    assert largest(found, (6, 1), 0.95, seed=0) == pytest.approx((Z, Z, Z), abs=0.08)
+    assert critical(found, (6, 1)) == pytest.approx((Z, Z, Z), abs=0.08)
     one = estimate(x, ALONE[:4000])
-    assert largest(one, (1, 1), 0.95, seed=3) == pytest.approx((Z, Z, Z))
+    assert critical(one, (1, 1)) == pytest.approx((Z, Z, Z))
     flat = estimate(np.zeros((50, 6)), ALONE[:50])
-    assert largest(flat, (6, 1), 0.95, seed=0)[0] > 2.5, "pairs without variation count, too"
+    assert critical(flat, (6, 1))[0] > 2.5, "pairs without variation count, too"
     rare = estimate(np.repeat(pairs(1, 0, 50)[:, None], 6, axis=1), ALONE[:50])
-    assert largest(rare, (6, 1), 0.95, seed=0)[0] > 2.3, "one shared item shows no kinship"
+    assert critical(rare, (6, 1))[0] > 2.3, "one shared item shows no kinship"
 
 
 def world(rng, n, means, share, groups=None):
@@ -230,7 +232,7 @@ def decide(rng, n, compositions, baselines, repeats, groups=None, margin=0.05):
         v = world(rng, n, [*compositions, *baselines], 0.3, groups)
         x = (v[:, : shape[0], None] - v[:, None, shape[0] :]).reshape(n, -1)
         found = estimate(x, ALONE[:n] if groups is None else groups)
-        lower, upper, _ = largest(found, shape, 0.95, seed)
+        lower, upper = largest(found, shape, 0.95, seed)
         low = found.interval(lower)[0].reshape(shape).min(1).max()
         high = found.interval(upper)[1].reshape(shape).min(1).max()
         counts += [low > truth + 1e-12, high < truth - 1e-12, low > margin, high < margin]

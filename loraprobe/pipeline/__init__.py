@@ -9,11 +9,11 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     transforms      `--subtract` and `--balance`
     systems         plans what is evaluated, and builds the compositions
     opening         the base, the form of prompts, and results that `--resume` finds
-    learned_weights, fitted_routers   what is learned before systems are asked
+    learning        weights and routers that are learned before systems are asked
     evaluate        answers on the base model, round by round
     pilot           what `inspect` asks of a sample, or without a task
     screen          chooses sets of a library by `ranking` and evaluates them
-    converting      one adapter written again; `other_kinds` makes a LoRA of other PEFT types
+    converting      one adapter written again, one of another PEFT type as a LoRA
     conclusion      the verdict, what it recommends, the audit, and the end of a command
 
 `estimate` tells what an evaluation will take. `task_preview` shows questions as a model reads them.

@@ -119,7 +119,7 @@ def merge(
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
-        from loraprobe.pipeline.learned_weights import learn_for
+        from loraprobe.pipeline.learning import learn_for
 
         learned, notes = learn_for(inputs, transformed, session)
         weights = learned.factors
@@ -169,7 +169,7 @@ def compose(
     router that computes its gates.
     """
     from loraprobe.composition import Composition
-    from loraprobe.pipeline.fitted_routers import chosen_router
+    from loraprobe.pipeline.learning import chosen_router
     from loraprobe.routing._saved import Routed
 
     inputs, found, transformed = _opened("route", adapters, session, base, tasks)
@@ -278,7 +278,7 @@ def _planned(
 
     Raises LoraprobeError.
     """
-    from loraprobe.pipeline.learned_weights import check_learnable
+    from loraprobe.pipeline.learning import check_learnable
     from loraprobe.pipeline.systems import check_systems, plan_of
 
     session.command, options = "merge-and-eval", session.options
@@ -330,8 +330,7 @@ def convert(
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base. like: a base or an adapter whose names of modules are written.
     """
-    from loraprobe.pipeline.converting import converted, require_certain
-    from loraprobe.pipeline.other_kinds import lora_of
+    from loraprobe.pipeline.converting import converted, lora_of, require_certain
 
     if not 0 < keep_energy <= 1:
         raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")

@@ -25,7 +25,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.records import FORMS, ROUND
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.servers.vllm import installed_vllm
+from loraprobe.servers.engine import installed_vllm
 from loraprobe.tasks import Task
 
 READ = 1 / 8  # units of a text that is read and not written

@@ -23,9 +23,8 @@ from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import GUARD, steps_of_plan
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator
-from loraprobe.pipeline.fitted_routers import fit_routers
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.learned_weights import learn, learned_note
+from loraprobe.pipeline.learning import fit_routers, learn, learned_note
 from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (

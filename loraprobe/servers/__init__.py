@@ -2,12 +2,12 @@
 
     rules       what a server does with a PEFT file (servers.toml), and the commands that serve it
     serving     what servers can run of a run, and the commands that serve what it made or advises
-    engine      `--engine`: opens a server as the scorer of an evaluation
+    engine      `--engine`: opens or starts a server as the scorer of an evaluation
     scorer      ServedScorer, which has the interface of `scoring.ModelScorer`
     placing     how compositions get into a server
     acceptance  whether a server computes what transformers compute here
     client      requests over HTTP
-    vllm        a server that a run starts; `supervisor` ends it, however the run ends
+    supervisor  ends a server that a run started, however the run ends
 
 Other rooms see a `ModelScorer`, issues and commands.
 """

@@ -27,7 +27,7 @@ from loraprobe.evaluation import Ledger, run_systems
 from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.evaluator import open_scorer
-from loraprobe.pipeline.fitted_routers import fit_routers
+from loraprobe.pipeline.learning import fit_routers
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import ItemResult, Progress

@@ -32,8 +32,7 @@ from loraprobe.evaluation.statistics import Array, quantile, ratio
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.fitted_routers import fitted_to
-from loraprobe.pipeline.learned_weights import learn
+from loraprobe.pipeline.learning import fitted_to, learn
 from loraprobe.pipeline.systems import (
     SystemBuilder,
     TaskSplit,

@@ -20,7 +20,7 @@ from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learned_weights
-from loraprobe.pipeline.learned_weights import BOUND, SHRINK, check_learnable, learn
+from loraprobe.pipeline.learning import BOUND, SHRINK, check_learnable, learn
 from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights

@@ -12,7 +12,7 @@ import pytest
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import fitted_routers
-from loraprobe.pipeline.fitted_routers import fit_routers
+from loraprobe.pipeline.learning import fit_routers
 from loraprobe.pipeline.systems import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS

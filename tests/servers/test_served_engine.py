@@ -47,7 +47,7 @@ def served_base(**settings: Any) -> ModelServer:
 def no_waiting_for_vllm(monkeypatch):
     """vLLM takes a minute to start, the program of the tests no second."""
     clock = SimpleNamespace(sleep=lambda _: time.sleep(0.05), monotonic=time.monotonic)
-    monkeypatch.setattr("loraprobe.servers.vllm.time", clock)
+    monkeypatch.setattr("loraprobe.servers.engine.time", clock)
 
 
 def call(engine: str | None, *more: str) -> list[str]:

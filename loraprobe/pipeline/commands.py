@@ -150,8 +150,7 @@ def merge(
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     examined = Examination(with_issues(found, merged.issues), figures)
     notes += [*transformed.notes, made_text(merged, norm, options, uncut)]
-    verdict = verdict_on_weights(options, inputs, examined)
-    return finish(session, inputs, examined, notes, verdict, merged, transformed, search=learned)
+    return finish(session, inputs, examined, notes, merged, transformed, search=learned)
 
 
 def compose(
@@ -184,8 +183,7 @@ def compose(
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
     examined = Examination(found, figures)
-    verdict = verdict_on_weights(options, inputs, examined)
-    return finish(session, inputs, examined, notes, verdict, made, transformed, search=learned)
+    return finish(session, inputs, examined, notes, made, transformed, search=learned)
 
 
 def _opened(
@@ -260,9 +258,9 @@ def merge_and_eval(
         inputs,
         examined,
         found.notes,
-        verdict,
         made,
         transformed,
+        verdict,
         gates=found.gates,
         search=found.builder.learned,
         samples=found.wrong(verdict),

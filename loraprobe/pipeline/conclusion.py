@@ -296,17 +296,19 @@ def finish(
     inputs: Inputs,
     examined: Examination,
     notes: Iterable[str],
-    verdict: Verdict | None,
     made: Merged | Routed | None,
     transformed: Transformed,
+    verdict: Verdict | None = None,
     **fields: Any,
 ) -> Outcome:
     """The outcome of a command that composes: what licences ask of somebody who publishes what it
     made, what servers do not read in that, the commands that serve it or what is advised, the
     audit, and the card.
 
-    made: what is saved if a directory was given, None if there is nothing. fields: of the audit.
+    made: what is saved if a directory was given, None if there is nothing. verdict: on what was
+    asked; None where nothing was. fields: of the audit.
     """
+    verdict = verdict or verdict_on_weights(session.options, inputs, examined)
     examined, licences = licensed(examined, inputs)
     serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
     measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()

@@ -35,13 +35,7 @@ GREEDY |= {"top_p": 1, "repetition_penalty": 1}
 class _Version(BaseModel):
     """a version"""
 
-    version: str
-
-
-class _Properties(BaseModel):
-    """the properties of llama.cpp"""
-
-    build_info: str
+    version: Annotated[str, Field(validation_alias=AliasChoices("version", "build_info"))]
 
 
 class ServedModel(BaseModel):
@@ -175,11 +169,10 @@ class Server:
 
     def version(self) -> str:
         """The server's name and version, as far as it tells them."""
-        for path, name in (("/version", "vllm"), ("/server_info", "sglang")):
+        paths = {"vllm": "/version", "sglang": "/server_info", "llama.cpp": "/props"}
+        for name, path in paths.items():
             with contextlib.suppress(ServerError):
                 return f"{name} {self.ask(path, [None], _Version)[0].version}"
-        with contextlib.suppress(ServerError):
-            return f"llama.cpp {self.ask('/props', [None], _Properties)[0].build_info}"
         return "a server"
 
     def weighed(self) -> dict[str, int] | None:

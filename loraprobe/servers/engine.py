@@ -111,7 +111,6 @@ def open_served(
             placing = Weighing(served.id, all_held(server, layouts, weighed), layouts)
         else:
             placing = Loading(server, served.id, called, place, options.allow)
-        stack.callback(placing.unload)
         # A server counts the last token, after which nothing follows.
         contexts = [local.context, served.max_model_len and served.max_model_len - 1]
         scorer = ServedScorer(
@@ -121,6 +120,7 @@ def open_served(
             accept=Acceptance.on(tasks, local, base.reference, options.metric),
             context=min((n for n in contexts if n), default=None),
         )
+        stack.callback(scorer.unload)
         if isinstance(placing, Loading):
             largest = single(adapters[0])
             if merges and options.rank == "auto":  # no merge has a larger rank
@@ -136,7 +136,9 @@ def open_served(
                     raise
                 told = str(error).removesuffix(".")  # other messages have the server's address
                 why = told if " has rank " in told else "it loads none while it runs"
-                scorer.placing = Naming(served.id, all_held(server, asked, held), why)
+                why = f"the server is asked the adapters that it has; {why}"
+                named = all_held(server, asked, held)
+                scorer.placing = Naming(served.id, named, why, placing.apart)
         scorer.close = stack.pop_all().close
         return scorer
 

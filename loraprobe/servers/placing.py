@@ -6,7 +6,7 @@ import shutil
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,21 +22,22 @@ from loraprobe.servers.client import Server
 class Placing(ABC):
     """How compositions get into a server.
 
-    base: what a request says of the base, {"model": its name} at least. why: the reason for which
-    the server cannot run some, for the report. apart: how far its log-probabilities of the base are
-    from those of transformers here, on average.
+    model: the server's name of the base. why: the reason for which the server cannot run some, for
+    the report. apart: how far its log-probabilities of the base are from those of transformers
+    here, on average.
     """
 
-    base: Mapping[str, Any]
+    model: str
     why: str
     apart: float = 0.0
 
+    @property
+    def base(self) -> dict[str, Any]:
+        """What a request says of the base."""
+        return {"model": self.model}
+
     def drop(self, model: Mapping[str, Any]) -> None:
         """Takes what `__call__` gave out of the server, which need not hold more for it."""
-        return None
-
-    def unload(self) -> None:
-        """Takes everything that this run loaded out of the server."""
         return None
 
     @abstractmethod
@@ -75,8 +76,7 @@ def _weights(composition: Composition) -> tuple[float, ...] | None:
 class Loading(Placing):
     """Loads each composition with constant weights into a server as one LoRA file.
 
-    model: the server's name of the base. called: how a request names an adapter. place: the
-    directory of the files. loaded: the server's names of what it loaded, by those of requests.
+    called: how a request names an adapter. place: the directory of the files.
     """
 
     server: Server
@@ -85,10 +85,6 @@ class Loading(Placing):
     place: Path
     allow: Collection[str]
     why = "no server weighs adapters by the text"
-    loaded: dict[str, str] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.base = {"model": self.model}
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
         """Loads a composition; what a request says of it."""
@@ -117,35 +113,26 @@ class Loading(Placing):
             refused = ServerError(f"{why}.".replace("..", "."))
             refused.status = error.status
             raise refused from None
-        self.loaded[self.called % name] = name
         return {"model": self.called % name}
 
     def drop(self, model: Mapping[str, Any]) -> None:
         """Unloads a composition."""
-        name = self.loaded.pop(model["model"])
+        name = model["model"].rpartition(":")[2]
         self.server.unload(name)
         shutil.rmtree(self.place / name, ignore_errors=True)
-
-    def unload(self) -> None:
-        for name in self.loaded.values():
-            self.server.unload(name)
 
 
 @dataclass
 class Naming(Placing):
     """Asks a server the adapters that it has, each by its name.
 
-    model: the server's name of the base. held: what a request calls an adapter, by its name. told:
-    why it is asked no others.
+    held: what a request calls an adapter, by its name.
     """
 
     model: str
     held: Mapping[str, str]
-    told: str
-
-    def __post_init__(self) -> None:
-        self.base = {"model": self.model}
-        self.why = f"the server is asked the adapters that it has; {self.told}"
+    why: str
+    apart: float
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
         """What a request says of a single adapter; with others below it, it is not what is held."""
@@ -158,8 +145,8 @@ class Naming(Placing):
 class Weighing(Placing):
     """Has the server of llama.cpp weigh the adapters that it has, in each request.
 
-    model: the server's name of the base. held: the server's ids of adapters, by name. layouts:
-    those of the adapters as they are served, by name.
+    held: the server's ids of adapters, by name. layouts: those of the adapters as they are served,
+    by name.
     """
 
     model: str
@@ -167,8 +154,9 @@ class Weighing(Placing):
     layouts: Mapping[str, Mapping[str, ModuleInfo]]
     why = "the server weighs the adapters that it has and nothing else"
 
-    def __post_init__(self) -> None:
-        self.base = self._request({})
+    @property
+    def base(self) -> dict[str, Any]:
+        return self._request({})
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
         """What a request says of a sum of the adapters with constant weights."""

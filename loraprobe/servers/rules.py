@@ -6,7 +6,7 @@ import math
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -110,7 +110,9 @@ def serving_issues(
             (adapter.name,),
             _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
             FEATURES[feature].cure.format(
-                place=place, base=named, most=max(_ranks(servers), default=0)
+                place=place,
+                base=named,
+                most=max(n for s in servers for n in (0, *SERVERS[s].ranks)),
             ),
         )
         for (feature, effect, severity, before), servers in groups.items()
@@ -208,11 +210,6 @@ def _number(version: str) -> tuple[int, ...]:
     """The numbers of a version such as 0.31.0rc1; none of a commit."""
     found = re.match(r"v?(\d+(?:\.\d+)+)", version)
     return tuple(map(int, found[1].split("."))) if found else ()
-
-
-def _ranks(servers: Iterable[str]) -> list[int]:
-    """The largest rank of each of these servers that has a limit."""
-    return [max(SERVERS[name].ranks) for name in servers if SERVERS[name].ranks]
 
 
 Unread = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""

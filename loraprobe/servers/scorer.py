@@ -97,13 +97,18 @@ class ServedScorer(Scorer):
             model = self.placing.base if composition is None else self.placing(composition)
             if model is None:
                 return None
-            self._model = model
-            self._accept(self, composition)
             if len(self._known) > HELD:  # the base is the first
                 oldest = list(self._known)[1]
                 self.placing.drop(self._known.pop(oldest)[0])
-            self._known[key] = model, composition
+            self._model, self._known[key] = model, (model, composition)
+            self._accept(self, composition)
         return self._known[key][0]
+
+    def unload(self) -> None:
+        """Takes the compositions out of the server."""
+        for model, composition in self._known.values():
+            if composition is not None:
+                self.placing.drop(model)
 
     def note(self) -> str:
         """What transformers answered here, and the note of its scorer."""

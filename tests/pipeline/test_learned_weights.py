@@ -19,7 +19,7 @@ from loraprobe.defaults import LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline import learned_weights
+from loraprobe.pipeline import learning
 from loraprobe.pipeline.learning import BOUND, SHRINK, check_learnable, learn
 from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
@@ -150,7 +150,7 @@ def test_two_answers_and_several_tasks_count_as_they_should(bench):
 def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch):
     scorer, adapters, tasks = bench
     parted, path = split_for_weights(tasks, PER_LAYER), tmp_path / "learned.jsonl"
-    monkeypatch.setattr(learned_weights, "LEARNING_STEPS", 2)
+    monkeypatch.setattr(learning, "LEARNING_STEPS", 2)
     found = learn(scorer, adapters, parted, PER_LAYER, path=path)
     assert learn(scorer, adapters, parted, PER_LAYER) == found
     assert learn(None, adapters, parted, PER_LAYER, path=path, resume=True) == found
@@ -223,7 +223,7 @@ def test_unsupported_methods_and_methods_without_weights():
 def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(
     tmp_path, weights, monkeypatch
 ):
-    monkeypatch.setattr(learned_weights, "LEARNING_STEPS", 8)
+    monkeypatch.setattr(learning, "LEARNING_STEPS", 8)
     world = shipped_world()
     scenario = world.scenario("skill-and-facts")
     paths = list(scenario.adapters.values())

@@ -15,7 +15,7 @@ import yaml
 from making import Malicious, call, edit, random_adapter, saved_pair, subwords, write_adapter
 
 from loraprobe.adapters import read_adapter
-from loraprobe.base import Base, open_base
+from loraprobe.base import load_base, open_base
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.hub import model_card
 from loraprobe.limits import deadline
@@ -48,7 +48,7 @@ class TestPickles:
         for file in base.glob("*.safetensors*"):
             file.unlink()
         self.bomb(base / "pytorch_model.bin", mark)
-        for read in (Base.load, lambda base: base.weight("model.layers.0.self_attn.q_proj")):
+        for read in (load_base, lambda base: base.weight("model.layers.0.self_attn.q_proj")):
             with pytest.raises(BaseError):
                 read(open_base(base))
         assert not mark.exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny_worlds import tiny_world
 
-from loraprobe.base import Base
+from loraprobe.base import load_base
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import System, gains
@@ -224,8 +224,8 @@ def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
     tiny = tiny_world(names, only=names)
     build_world(tiny, tmp_path / "tiny")
     sizes = SampleSizes(limit=44, max_new_tokens=3)
-    loaded, load = [], Base.load
-    monkeypatch.setattr(Base, "load", lambda self, **rest: loaded.append(1) or load(self, **rest))
+    loaded, where = [], "loraprobe.pipeline.opening.load_base"
+    monkeypatch.setattr(where, lambda base, **rest: loaded.append(1) or load_base(base, **rest))
     collect([tmp_path / "tiny"], tmp_path / "out", sizes)
     assert loaded == [1]
     both, one = kept_sets(tmp_path / "out")

@@ -5,34 +5,24 @@ Every tensor of the file becomes a factor, an extra, or part of an issue. Readin
 room needs these keys.
 
 types       Adapter and its parts, whose tensors are read when they are needed
-paths       module paths and the public names of bases
+paths       paths of modules; base_names: names of bases and directories
 config      adapter_config.json: ranks, scalings and targets by peft's rules
 reading     a directory -> Adapter: what each tensor is; issues says what is odd about it
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 stack       adapters that were trained on others, which stay at gate 1
 trainings   ways of training whose published code saves other things
+forms       adapters in memory: of tensors, portable, mended, with other paths
 fused       brings adapters with fused and with single projections to one layout
-saving      writes a directory and reads it back; portable and mended adapters for other readers
+saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
+from loraprobe.adapters.base_names import is_path, local_name, public_name, public_value
+from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
 from loraprobe.adapters.issues import extreme_norm
-from loraprobe.adapters.paths import (
-    is_path,
-    layer_pattern,
-    local_name,
-    natural,
-    public_name,
-    public_value,
-)
-from loraprobe.adapters.reading import adapter_of, copied_weight, read_adapter, same_weight
-from loraprobe.adapters.saving import (
-    MENDABLE,
-    common_targets,
-    mended,
-    portable,
-    save_adapter,
-)
+from loraprobe.adapters.paths import layer_pattern, natural
+from loraprobe.adapters.reading import copied_weight, read_adapter, same_weight
+from loraprobe.adapters.saving import common_targets, save_adapter
 from loraprobe.adapters.stack import below, stacked, with_below
 from loraprobe.adapters.staging import (
     check_apart,

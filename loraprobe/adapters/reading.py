@@ -3,8 +3,7 @@
 `classify` says what the key of a tensor is. `KeySorting` makes each tensor a factor of a module, an
 extra (used are DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained token
 rows), or a part of an issue. What is odd but readable becomes an issue of the adapter;
-findings.toml lists the codes. Errors stop a merge unless they are allowed by name. `adapter_of`
-builds an adapter from tensors in memory.
+findings.toml lists the codes. Errors stop a merge unless they are allowed by name.
 """
 
 from __future__ import annotations
@@ -245,63 +244,6 @@ def disagreement(directory: Path) -> str | None:
         if one.shape != other.shape or not torch.equal(one.to(other.dtype), other):
             return f"{key} differs"
     return None
-
-
-def adapter_of(
-    name: str,
-    modules: Mapping[str, LowRank],
-    *,
-    kinds: Mapping[str, LayerKind] | None = None,
-    base_model: str | None = None,
-    config: Mapping[str, Any] | None = None,
-    source: Source | None = None,
-    kernels: Mapping[str, tuple[int, ...]] | None = None,
-    magnitudes: Mapping[str, Tensor] | None = None,
-    whole: Mapping[str, Tensor] | None = None,
-    offsets: Mapping[str, Tensor] | None = None,
-    token_rows: Mapping[str, TokenRows] | None = None,
-) -> Adapter:
-    """Builds an adapter from tensors in memory: a merge, a random control, a test case.
-
-    modules: path -> LowRank (A: [r, in], B: [out, r]); kinds: path -> kind, linear if absent;
-    kernels: path -> kernel of a convolution. magnitudes, whole, offsets, token_rows: as in
-    `Adapter`; they are also listed as extras. Raises ValueError for a kernel that does not fit its
-    module.
-    """
-    kinds, kernels = kinds or {}, kernels or {}
-    infos = {
-        path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
-        for path, update in modules.items()
-    }
-    made = Adapter(
-        name=name,
-        source=source or Source(reference=name),
-        base_model=base_model,
-        modules=Modules(infos, dict(modules).__getitem__),
-        config=dict(config or {}),
-        magnitudes=_held(magnitudes),
-        whole=_held(whole),
-        offsets=_held(offsets),
-        token_rows=dict(token_rows or {}),
-    )
-    extras = tuple(
-        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-        for kind, key, path, held in keys_of_extras(made)
-    )
-    return replace(made, extras=extras)
-
-
-def _held(given: Mapping[str, Tensor] | None) -> Tensors:
-    held = dict(given or {})
-    return Tensors(held, held.__getitem__)
-
-
-def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
-    if update.in_features % math.prod(kernel):
-        raise ValueError(f"kernel {kernel} does not divide the columns of {path}")
-    dtype = torch.promote_types(update.A.dtype, update.B.dtype)
-    rows, columns, scaling = update.out_features, update.in_features, float(update.scaling)
-    return ModuleInfo(path, kind, update.rank, columns, rows, scaling, dtype, kernel)
 
 
 def classify(key: str) -> tuple[str, str | None]:

@@ -1,11 +1,4 @@
-"""Writes an Adapter as a PEFT directory that peft loads to the same function.
-
-Other readers know less than peft, which reads a rank and a scaling for each module by
-`rank_pattern` and `alpha_pattern`. vLLM reads only `r` and `lora_alpha`; llama.cpp divides the one
-`lora_alpha` by the rank of each tensor. All of them agree where every module has the rank `r` and
-the scaling `lora_alpha / r`: `portable` makes an adapter so. `mended` gives modules the paths that
-peft looks for.
-"""
+"""Writes an Adapter as a PEFT directory that peft loads to the same function, and reads it back."""
 
 from __future__ import annotations
 
@@ -13,15 +6,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
+from loraprobe.adapters.base_names import public_name, public_value
 from loraprobe.adapters.config import CONFIG, untargeted
 from loraprobe.adapters.experts import (
     is_even,
@@ -31,7 +23,7 @@ from loraprobe.adapters.experts import (
     stacks,
     without_experts,
 )
-from loraprobe.adapters.paths import public_name, public_value
+from loraprobe.adapters.forms import portable
 from loraprobe.adapters.reading import (
     PREFIX,
     SAFETENSORS,
@@ -41,9 +33,8 @@ from loraprobe.adapters.reading import (
     read_adapter,
 )
 from loraprobe.adapters.staging import check_output, staged_directory
-from loraprobe.adapters.types import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter
-from loraprobe.lora.lowrank import LowRank
 
 LINEAR_NAMES = ("lora_A.weight", "lora_B.weight")
 EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
@@ -51,9 +42,6 @@ EMBEDDING_NAMES = ("lora_embedding_A", "lora_embedding_B")
 SCALING_ERROR = 1e-12
 # The keys of a config, besides target_modules, by which peft selects modules.
 SELECTORS = ("layers_to_transform", "layers_pattern", "exclude_modules")
-# Findings that are gone once an adapter is written again (`loraprobe convert`).
-MENDABLE = frozenset({"doubled-prefix", "unprefixed-keys", "sharded", "pickled"})
-MENDED = MENDABLE | {"tensors-unused"}
 
 
 def save_adapter(
@@ -188,6 +176,23 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
     }
 
 
+def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[str, ...] | None:
+    """The shortest `target_modules` that selects what the adapters' own configs select together.
+
+    None unless every config has a list of names and no other selector, and the names select all
+    of `paths` by peft's rules. peft then adapts the modules that it adapts for the sources; one
+    without weights in the file stays as it is.
+    """
+    names: set[str] = set()
+    for adapter in adapters:
+        own = adapter.config.get("target_modules")
+        if not isinstance(own, (list, tuple)) or any(adapter.config.get(key) for key in SELECTORS):
+            return None
+        names |= set(map(str, own))
+    targets = tuple(sorted(names))
+    return targets if targets and not untargeted(paths, {"target_modules": targets}) else None
+
+
 def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:
     """Each module by its path, and a module's targeted parameters by their full names."""
     infos = {path: adapter.layout[path] for path in without_experts(adapter.layout)}
@@ -268,95 +273,3 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 Adapter.save = save_adapter
-
-
-def portable(adapter: Adapter) -> Adapter:
-    """The same deltas with one rank and one scaling in all modules.
-
-    Smaller ranks are filled up with zeros, which changes no bit of a delta. The scaling is
-    multiplied into B where modules differ in it, or where lora_alpha would not be a whole number;
-    B is then rounded to its dtype.
-    """
-    infos = adapter.layout
-    if not infos:
-        return adapter
-    rank = max(info.rank for info in infos.values())
-    scalings = {info.scaling for info in infos.values()}
-    fold = len(scalings) > 1 or not float(max(scalings) * rank).is_integer()
-
-    def folded(B: Tensor, scaling: float) -> Tensor:
-        return (B.double() * scaling).to(B.dtype) if fold else B
-
-    def read(path: str) -> LowRank:
-        update = adapter.modules[path]
-        A, B = update.A, folded(update.B, update.scaling)
-        if more := rank - update.rank:  # padding by nothing copies
-            A, B = pad(A, (0, 0, 0, more)), pad(B, (0, more))
-        return LowRank(A, B, 1.0 if fold else update.scaling)
-
-    made = {
-        path: replace(info, rank=rank, scaling=1.0 if fold else info.scaling)
-        for path, info in infos.items()
-    }
-    offsets = {path: folded(b, infos[path].scaling) for path, b in adapter.offsets.items()}
-    return replace(adapter, modules=Modules(made, read), offsets=offsets, weights_file=None)
-
-
-def mended(adapter: Adapter) -> Adapter:
-    """The adapter with the paths of its base's modules, and only tensors that can be written.
-
-    A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
-    refuses extras that must not be dropped.
-    """
-    made = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
-    if made is None:
-        return adapter
-    extras = tuple(extra for extra in adapter.extras if extra.kind in WRITTEN)
-    issues = tuple(issue for issue in adapter.issues if issue.code not in MENDED)
-    return replace(made, extras=extras, issues=issues)
-
-
-def with_paths(adapter: Adapter, path_of: Callable[[str], str]) -> Adapter | None:
-    """The adapter with another path for each module; None where two would have the same.
-
-    path_of: a function from the path of a module or the name of its parameter to the new one.
-    """
-    places = (*adapter.layout, *adapter.whole, *adapter.token_rows)
-    names = {path: path_of(path) for path in places}
-    paths = {new: old for old, new in names.items()}
-    if len(paths) < len(names):
-        return None
-    infos = {names[path]: replace(i, path=names[path]) for path, i in adapter.layout.items()}
-
-    def renamed(held: Mapping[str, Tensor]) -> Tensors:
-        return Tensors([names[name] for name in held], lambda name: held[paths[name]])
-
-    return replace(
-        adapter,
-        modules=Modules(infos, lambda path: adapter.modules[paths[path]]),
-        magnitudes=renamed(adapter.magnitudes),
-        whole=renamed(adapter.whole),
-        offsets=renamed(adapter.offsets),
-        token_rows={names[path]: rows for path, rows in adapter.token_rows.items()},
-        extras=tuple(
-            replace(extra, module=extra.module and path_of(extra.module))
-            for extra in adapter.extras
-        ),
-    )
-
-
-def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[str, ...] | None:
-    """The shortest `target_modules` that selects what the adapters' own configs select together.
-
-    None unless every config has a list of names and no other selector, and the names select all
-    of `paths` by peft's rules. peft then adapts the modules that it adapts for the sources; one
-    without weights in the file stays as it is.
-    """
-    names: set[str] = set()
-    for adapter in adapters:
-        own = adapter.config.get("target_modules")
-        if not isinstance(own, (list, tuple)) or any(adapter.config.get(key) for key in SELECTORS):
-            return None
-        names |= set(map(str, own))
-    targets = tuple(sorted(names))
-    return targets if targets and not untargeted(paths, {"target_modules": targets}) else None

@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.adapters.paths import kinds_of_modules, local_name, natural, public_name
+from loraprobe.adapters.base_names import local_name, public_name
+from loraprobe.adapters.paths import kinds_of_modules, natural
 from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loraprobe.adapters import ModuleInfo, with_below
-from loraprobe.adapters.saving import portable, save_adapter
+from loraprobe.adapters import ModuleInfo, portable, save_adapter, with_below
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError
 from loraprobe.merging import merge

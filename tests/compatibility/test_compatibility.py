@@ -15,7 +15,7 @@ from making import LLAMA, edit, random_adapter, regauged, tiny_gpt2, tiny_llama
 from safetensors.torch import save_file
 
 from loraprobe.adapters import Adapter, Extra, Source, adapter_of
-from loraprobe.adapters.paths import relation
+from loraprobe.adapters.base_names import relation
 from loraprobe.base import Base, open_base
 from loraprobe.compatibility import CODES, TensorChecks, check, with_contents
 from loraprobe.compatibility.contents import KINDS

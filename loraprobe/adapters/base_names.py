@@ -1,0 +1,88 @@
+"""Names of base models and directories: whether two mean one model, and what may be published."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+from loraprobe.secrets import public_text
+
+# owner/name or name, with a revision; behind an owner also the folder that a reference may have.
+_HUB_ID = re.compile(
+    r"(?:\w[\w.-]*/\w[\w.-]*(?:@\w[\w./-]*)?(?::\w[\w./ -]*)?|\w[\w.-]*(?:@\w[\w./-]*)?)/?", re.A
+)
+_ABSOLUTE = re.compile(r"(?:/|~|file:|[A-Za-z]:[\\/]|\\\\)")
+_HUB_CACHE = re.compile(r"[\\/]models--([\w.-]+?)(?:--([\w.-]+))?(?:[\\/]|$)", re.A)
+
+QUANTISED = re.compile(
+    r"[-_.](unsloth[-_.])?(bnb[-_]?)?"
+    r"(4bit|8bit|int4|int8|fp8|nf4|gptq|awq|exl2|gguf|hqq|aqlm|bnb)(?![a-z])",
+    re.I,
+)
+
+Relation = Literal["same", "unclear", "different"]
+
+
+def is_path(reference: str) -> bool:
+    """Whether a base's name is a path of a file system or a URL, not an id of the Hub.
+
+    A relative path of two parts, such as models/base, looks like an id and counts as one.
+    """
+    return _HUB_ID.fullmatch(reference) is None
+
+
+def relation(one: str, other: str) -> Relation:
+    """Whether two names mean the same base model, as far as names can tell."""
+    one, other = one.rstrip("/"), other.rstrip("/")
+    if one == other:
+        return "same"
+    if is_path(one) or is_path(other):
+        return "unclear"
+    one, other = one.lower(), other.lower()
+    if one == other:
+        return "unclear"
+    short, long = sorted((one, other), key=lambda name: "/" in name)
+    if "/" not in short and long.rpartition("/")[2] == short:
+        return "unclear"  # the Hub forwards old names without an owner, such as gpt2
+    return "different"
+
+
+def unquantised(name: str) -> str:
+    """A base's name without owner and marks of quantisation."""
+    stripped = name.lower().rstrip("/").rpartition("/")[2]
+    while (shorter := QUANTISED.sub("", stripped)) != stripped:
+        stripped = shorter
+    return stripped
+
+
+def public_name(reference: str | None) -> str | None:
+    """The name of a base that may be published: an id of the Hub, or the last part of a path.
+
+    A path inside the Hub's cache gives the id that it was downloaded from. None for a path
+    without a last part (such as / or ..), and for no name at all.
+    """
+    if not reference or not is_path(reference):
+        return reference or None
+    if cached := _HUB_CACHE.search(reference):
+        return "/".join(part for part in cached.groups() if part)
+    _, url, where = reference.strip().rpartition("://")
+    if url:  # without its query, which may hold a token
+        where = re.split(r"[?#]", where)[0]
+    # A URL may hold a user name and password before the host.
+    parts = re.split(r"[\\/:]", re.sub(r"^[^/\\]*@", "", where))
+    return next((part for part in reversed(parts) if part.strip(" .~")), None)
+
+
+def local_name(reference: str) -> str:
+    """The last part of a directory's path, which may be published."""
+    return os.path.basename(os.path.abspath(os.path.expanduser(reference))) or "adapter"
+
+
+def public_value(value: Any) -> Any:
+    """A value of a config without private parts: only the last part of each absolute path."""
+    if isinstance(value, str):
+        return public_name(value) if _ABSOLUTE.match(value) else public_text(value)
+    if isinstance(value, dict):
+        return {public_text(key): public_value(held) for key, held in value.items()}
+    return [public_value(held) for held in value] if isinstance(value, list) else value

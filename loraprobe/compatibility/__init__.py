@@ -4,6 +4,11 @@ An issue has a severity, a stable code (`CODES`), the adapters and the module th
 concerns, a message, and a cure. An error means that a composition would not compute what was
 trained. A warning needs a decision by the user. A note tells what loraprobe handles and other
 tools may not.
+
+aligning    adapters on one naming of modules and one layout of fused projections
+identity    issues about names of bases, revisions, task types, tokenizers and stacks
+layout      issues about paths, shapes, kinds and ranks
+contents    issues about the tensors; licences: about what the cards declare
 """
 
 from __future__ import annotations
@@ -12,12 +17,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe.adapters import Adapter, below, with_below
-from loraprobe.adapters.fused import one_layout
-from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base
+from loraprobe.compatibility.aligning import align, aligned
 from loraprobe.compatibility.contents import TensorChecks, content_issues, extra_issues
 from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
-from loraprobe.compatibility.layout import base_issues, layout_issues, one_naming
+from loraprobe.compatibility.layout import base_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import SUBJECTS as FINDINGS
 from loraprobe.formatting import nearest
@@ -53,7 +57,7 @@ def check(
     Adapters are compared with one naming and on one layout (see `aligned`). Raises
     UsageError for a code in `allow` that does not exist.
     """
-    adapters, refused = _one_layout(adapters, base)
+    adapters, refused = align(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     every, lower = with_below(adapters), below(adapters)
@@ -80,31 +84,6 @@ def check(
             hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")
     return _sorted(issues, allow)
-
-
-def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
-    """The adapters with one class's names of modules and one layout of fused projections.
-
-    These are the base's, else the first adapter's names and the split layout. A translated adapter
-    gets a note `modules-renamed` or `fused-translated`. One that cannot be translated stays as it
-    is, and `check` reports it. Compositions and merges use these adapters.
-    """
-    return _one_layout(adapters, base)[0]
-
-
-def _one_layout(
-    adapters: Sequence[Adapter], base: Base | None
-) -> tuple[list[Adapter], list[Issue]]:
-    shapes = None if base is None else {path: base.shapes.get(path) for path in base.weights}
-    refused: list[Issue] = []
-
-    def change(every: list[Adapter]) -> list[Adapter]:
-        config = None if base is None else base.config
-        made, issues = one_layout(one_naming(every, base), shapes, config)
-        refused.extend(issues)
-        return made
-
-    return changed_together(adapters, change), refused
 
 
 def with_contents(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
-from loraprobe.compatibility.layout import places_of, two_names
+from loraprobe.compatibility.aligning import places_of, two_names
 from loraprobe.servers.rules import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

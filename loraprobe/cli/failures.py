@@ -29,14 +29,16 @@ from loraprobe.memory import is_out_of_memory
 from loraprobe.secrets import map_texts, public_text
 
 RESUMED = "; the same call with --resume goes on from what was finished."
-# What an interrupted command keeps for its next call.
+WHOLE = ", and the output is there whole or not at all."
+# What an interrupted command keeps, and how it goes on where the same call does not start again.
 KEPT = {
     "inspect": RESUMED,
     "merge-and-eval": RESUMED,
-    "screen": "; adapters that were read are not read again, and --resume uses kept answers.",
-    "merge": "; the output is there whole or not at all.",
-    "route": "; the output is there whole or not at all.",
-    "lab": "; what was finished is kept. The same call goes on.",
+    "screen": "; the same call with --resume goes on, and reads no adapter again.",
+    "merge": WHOLE,
+    "route": WHOLE,
+    "convert": WHOLE,
+    "lab": ", and what was finished is kept; the same call goes on.",
 }
 MEMORY_GONE = (
     "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "

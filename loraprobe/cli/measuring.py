@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from loraprobe.cli.parameters import (
     OUTPUT,
@@ -27,9 +27,6 @@ from loraprobe.cli.parameters import (
 from loraprobe.cli.running import options_from, run, write
 from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
-
-if TYPE_CHECKING:
-    pass
 
 
 def inspect(

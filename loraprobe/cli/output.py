@@ -13,6 +13,7 @@ import typer
 
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean
+from loraprobe.memory import gib
 from loraprobe.options import OutputOptions
 from loraprobe.secrets import scrub
 
@@ -93,12 +94,13 @@ class Output(OutputOptions):
 
     def estimate(self, cost: CostEstimate) -> None:
         """What a run would take."""
-        from loraprobe.cli import progress
-
         if self.json:
-            print(progress.estimate_as_json(cost), flush=True)
+            from loraprobe.records import SCHEMA_VERSION, document
+
+            told = {"estimate": cost.plain}
+            print(document(cost.command, told, SCHEMA_VERSION), flush=True)
         else:
-            print("\n".join(progress.estimate_lines(cost, self.quiet)), flush=True)
+            print("\n".join(_estimate_lines(cost, self.quiet)), flush=True)
 
     def result(
         self,
@@ -176,3 +178,27 @@ def exit_code(audit: Audit) -> int:
     usable = any(row.state == "usable" for row in audit.members)
     nothing = audit.library is not None and not usable
     return 0 if audit.compatibility.compatible and not nothing else 1
+
+
+def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
+    """Systems x items, time by step, and memory, at most 60 columns wide; quiet: in one line."""
+    from loraprobe.cli.progress import ASK, WORDS, spoken
+
+    memory = gib(cost.memory_bytes)
+    if quiet:
+        return [f"{spoken(cost.seconds)}, {memory}"]
+    asking = {name: seconds for name, seconds in cost.steps.items() if name.startswith(ASK)}
+    others = {name: s for name, s in cost.steps.items() if name not in asking and s >= 0.5}
+    vllm = ["vLLM is installed: --engine vllm may take less.", "It answers many questions at once."]
+    return [
+        f"{len(cost.systems)} systems x {cost.items} items",
+        "",
+        *(f"  {WORDS.get(name, name):<44}{spoken(s):>8}" for name, s in (others | asking).items()),
+        "",
+        f"about {spoken(cost.seconds)}, and {memory} of memory",
+        "Timed on a few of your questions on this machine. It takes",
+        "less where the decision holds before all items are asked",
+        "(without --all-items). Merges that need new weights, and",
+        "the statistics, come on top.",
+        *(vllm if cost.vllm else ()),
+    ]

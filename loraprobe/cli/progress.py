@@ -1,8 +1,8 @@
-"""How far a run is, and what it would take.
+"""How far a run is: the line of progress.
 
 The line of progress says which step of how many runs, the share done, and the time left. On a
 terminal it stands below everything else and is gone at the end. Elsewhere it is printed every half
-minute. `--dry-run` prints the expected time of all steps.
+minute.
 """
 
 from __future__ import annotations
@@ -13,18 +13,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
 from loraprobe.formatting import clean
-from loraprobe.memory import gib
-from loraprobe.records import ROUND, SCHEMA_VERSION, document
-
-if TYPE_CHECKING:
-    from loraprobe.pipeline.estimate import CostEstimate
+from loraprobe.records import ROUND
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
 LONG = 10.0  # seconds from which the line says how a stage is left out
@@ -81,28 +76,37 @@ class ProgressLine:
 
     def text(self) -> str:
         """The line, such as "evaluate sum, system 5 of 9, 48% done, about 20 s left"."""
-        told, step, names = [clean(described(self.stage))], self._step(self.stage), list(self.plan)
+        step = self._step(self.stage)
         passed = self.clock() - self.begun.get(step or self.stage, self.clock())
-        if step is not None and step.startswith(ASK):
-            round_ = step.partition(ROUND)[2]
-            systems = [n for n in names if n.startswith(ASK) and n.partition(ROUND)[2] == round_]
-            told.append(f"system {systems.index(step) + 1} of {len(systems)}")
-        elif self.total > 1:
-            told.append(f"{self.done} of {self.total}")
+        told = [clean(WORDS.get(self.stage, self.stage)), *self._place(step)]
         if step is None:
             left = passed / self.done * (self.total - self.done) if self.done else 0.0
         else:
-            before, size = sum(self.plan[n] for n in names[: names.index(step)]), self.plan[step]
-            whole, pace = sum(self.plan.values()), self._pace(step)
-            at_most = min(0.9 * size, passed / pace) if pace else 0.0
-            current = size * self.done / self.total if self.done else at_most
-            self.furthest = max(self.furthest, (before + current) / whole)
-            told.append(f"{self.furthest:.0%} done")
-            left = (whole - before - current) * pace
+            share, left = self._of_plan(step, passed)
+            told.append(f"{share:.0%} done")
         told += [f"about {spoken(left)} left"] if left else []
         if self.stage == "template" and passed > LONG:
             told.append("--chat-template off skips it")
         return ", ".join(told)
+
+    def _place(self, step: str | None) -> list[str]:
+        """Which system of this round is asked, or which part of a stage is done."""
+        if step is not None and step.startswith(ASK):
+            round_ = step.partition(ROUND)[2]
+            asked = [name for name in self.plan if name.startswith(ASK)]
+            systems = [name for name in asked if name.partition(ROUND)[2] == round_]
+            return [f"system {systems.index(step) + 1} of {len(systems)}"]
+        return [f"{self.done} of {self.total}"] if self.total > 1 else []
+
+    def _of_plan(self, step: str, passed: float) -> tuple[float, float]:
+        """The share of the plan that is done, which never falls, and the seconds that are left."""
+        names = list(self.plan)
+        before, size = sum(self.plan[n] for n in names[: names.index(step)]), self.plan[step]
+        whole, pace = sum(self.plan.values()), self._pace(step)
+        at_most = min(0.9 * size, passed / pace) if pace else 0.0
+        current = size * self.done / self.total if self.done else at_most
+        self.furthest = max(self.furthest, (before + current) / whole)
+        return self.furthest, (whole - before - current) * pace
 
     def _step(self, stage: str) -> str | None:
         """The step of the plan that a stage belongs to, without what follows a colon if need be."""
@@ -114,11 +118,6 @@ class ProgressLine:
         units = sum(self.plan[name] for name in taken if name != step)
         units += self.plan[step] * self.done / self.total if self.total else 0.0
         return (self.clock() - self.begun[taken[0]]) / units if units else 0.0
-
-
-def described(stage: str) -> str:
-    """A stage in words."""
-    return WORDS.get(stage, stage)
 
 
 def spoken(seconds: float) -> str:
@@ -162,39 +161,3 @@ def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
     finally:
         stop.set()
         speaker.join()
-
-
-def estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
-    """Systems x items, time by step, and memory, at most 60 columns wide; quiet: in one line."""
-    memory = gib(cost.memory_bytes)
-    if quiet:
-        return [f"{spoken(cost.seconds)}, {memory}"]
-    asking = {name: seconds for name, seconds in cost.steps.items() if name.startswith(ASK)}
-    others = {name: s for name, s in cost.steps.items() if name not in asking and s >= 0.5}
-    vllm = ["vLLM is installed: --engine vllm may take less.", "It answers many questions at once."]
-    return [
-        f"{len(cost.systems)} systems x {cost.items} items",
-        "",
-        *(f"  {described(name):<44}{spoken(s):>8}" for name, s in (others | asking).items()),
-        "",
-        f"about {spoken(cost.seconds)}, and {memory} of memory",
-        "Timed on a few of your questions on this machine. It takes",
-        "less where the decision holds before all items are asked",
-        "(without --all-items). Merges that need new weights, and",
-        "the statistics, come on top.",
-        *(vllm if cost.vllm else ()),
-    ]
-
-
-def estimate_as_json(cost: CostEstimate) -> str:
-    """The estimate as one JSON document."""
-    estimate = {
-        "systems": cost.systems,
-        "items": cost.items,
-        "questions": cost.questions,
-        "seconds": round(cost.seconds, 3),
-        "memory_bytes": cost.memory_bytes,
-        "steps": {name: round(seconds, 3) for name, seconds in cost.steps.items()},
-        "measured": cost.measured,
-    }
-    return document(cost.command, {"estimate": estimate}, SCHEMA_VERSION)

@@ -175,6 +175,19 @@ class CostEstimate:
         """The whole run."""
         return sum(self.steps.values())
 
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The estimate as `--dry-run --json` prints it."""
+        return {
+            "systems": self.systems,
+            "items": self.items,
+            "questions": self.questions,
+            "seconds": round(self.seconds, 3),
+            "memory_bytes": self.memory_bytes,
+            "steps": {name: round(seconds, 3) for name, seconds in self.steps.items()},
+            "measured": self.measured,
+        }
+
     @classmethod
     def of(cls, evaluator: Any, systems: Sequence[str], ahead: Steps) -> CostEstimate:
         """The estimate for systems on the evaluator's tasks. ahead: what is forecast."""

@@ -221,6 +221,9 @@ def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, wh
     result = call(*arguments)
     assert result.exit_code == 130 and result.stdout == ""
     assert said in result.stderr and result.stderr.count("\n") == 1
+    if arguments[0] != "lab":  # which prints no document
+        error = json.loads(call(*arguments, "--json").stdout)["error"]
+        assert error["cure"].startswith("the same call")
     options = call(*arguments[: 2 if arguments[0] == "lab" else 1], "--help").stdout
     assert ("--resume" in result.stderr) <= ("--resume" in options)
 

@@ -11,7 +11,7 @@ import pytest
 
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline import fitted_routers
+from loraprobe.pipeline import learning
 from loraprobe.pipeline.learning import fit_routers
 from loraprobe.pipeline.systems import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
@@ -115,8 +115,8 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
         read.extend(line for lines in prompts.values() for line in lines)
         return router
 
-    monkeypatch.setattr(fitted_routers, "loss_of_answers", loss)
-    monkeypatch.setattr(fitted_routers, "fitted_to", fitted_to)
+    monkeypatch.setattr(learning, "loss_of_answers", loss)
+    monkeypatch.setattr(learning, "fitted_to", fitted_to)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     scorer = MagicMock()
     fitted, notes = fit_routers(pair, Transformed(pair), Options(seed=seed), scorer, plan)
@@ -140,9 +140,9 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
     given = {"a": ["t 1?"], "b": ["u 1?"]}
-    monkeypatch.setattr(fitted_routers, "questions_of_each", lambda *_: {})
-    monkeypatch.setattr(fitted_routers, "gather_prompts", lambda *_, write: (given, "."))
-    monkeypatch.setattr(fitted_routers, "fitted_to", lambda router, *_: router)
+    monkeypatch.setattr(learning, "questions_of_each", lambda *_: {})
+    monkeypatch.setattr(learning, "gather_prompts", lambda *_, write: (given, "."))
+    monkeypatch.setattr(learning, "fitted_to", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), Refusing(), plan)
     assert fitted == {} and "left out: this model has no cache" in note
@@ -152,7 +152,7 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     """A default router is left out with the reason; one that was named has it written prompts."""
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
-    monkeypatch.setattr(fitted_routers, "loss_of_answers", lambda _, adapter, task: adapter.name)
+    monkeypatch.setattr(learning, "loss_of_answers", lambda _, adapter, task: adapter.name)
     fitted, (note,) = fit_routers(pair, Transformed(pair), Options(), None, plan)
     assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
     assert plan.fitted(fitted) == FIXED
@@ -161,6 +161,6 @@ def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     def asked(*given, **options):
         raise UsageError("asked")
 
-    monkeypatch.setattr(fitted_routers, "generated_prompts", asked)
+    monkeypatch.setattr(learning, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
         fit_routers(pair, Transformed(pair), named, None, plan_of(named, pair, tasks))

@@ -18,7 +18,7 @@ from adversarial.reading import ROOT, Q, adapter, factors
 from adversarial.resume import cached, world
 from loraprobe.file_hashes import file_hash
 from loraprobe.front_matter import declared_licence
-from loraprobe.pipeline import served
+from loraprobe.servers import acceptance
 
 SECRET = "hunter2"
 
@@ -221,7 +221,7 @@ def _(place: Path) -> str:
             time.sleep(0.2)
             handler.wfile.write(b"x")
 
-    with listening(reply) as address, mock.patch.object(served, "TIMEOUT", 1.0):
+    with listening(reply) as address, mock.patch.object(acceptance, "TIMEOUT", 1.0):
         start = time.monotonic()
         found = _served(place, address)
     return found if time.monotonic() - start < 10 else "12 seconds, as long as it sends"

@@ -10,7 +10,7 @@ import torch
 from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from servers.test_rules import ARITHMETIC
+from servers.test_server_rules import ARITHMETIC
 from typer.testing import CliRunner
 
 import loraprobe

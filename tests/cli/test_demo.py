@@ -113,19 +113,27 @@ def test_skill_and_familiar_facts_compose_step_by_step():
 
 def test_a_guard_is_lost_by_what_gains_most():
     """Worked steps and new facts cost what the base knew, unless they are averaged."""
-    code, document = demo("skill-and-facts", "--guard", "familiar")
+    familiar = shipped_world().scenario("skill-and-facts").guards["familiar"]
+    systems = [part for name in ("uniform", "sum", "arrow") for part in ("--system", name)]
+    few = ["--limit", "90", *systems, "--guard", familiar]
+    result, document = judged("skill-and-facts", *few)
     outcomes = {row["system"]: row["ci95"][1] < -row["margin"] for row in document["guards"]}
-    assert outcomes == {
-        "uniform": False,
-        "sum": True,
-        "arrow": True,
-        "newcomers": True,
-        "steps": False,
-    }
+    assert outcomes == {"uniform": False, "sum": True, "arrow": True, "newcomers": True}
     verdict = document["verdict"]
-    assert (code, verdict["decision"], verdict["system"]) == (0, "likely", "uniform")
-    assert verdict["gain"]["against"] == "steps", "who loses the guard is no alternative"
+    assert (result.exit_code, verdict["decision"], verdict["system"]) == (0, "likely", "uniform")
+    assert verdict["gain"]["against"] != "newcomers", "who loses the guard is no alternative"
     assert [row["name"] for row in document["provenance"]["guards"]] == ["familiar"]
+
+
+def test_the_demo_has_guards_of_its_own(monkeypatch):
+    sessions = []
+    monkeypatch.setattr(
+        "loraprobe.pipeline.commands.merge_and_eval",
+        lambda adapters, session, **_: sessions.append(session),
+    )
+    making.call("demo", "--scenario", "skill-and-facts", "--guard", "familiar")
+    familiar = shipped_world().scenario("skill-and-facts").guards["familiar"]
+    assert list(sessions[0].options.guards) == [familiar]
 
 
 def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):

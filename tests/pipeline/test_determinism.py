@@ -6,15 +6,14 @@ interval, decision and action stays, and what is a mean of likelihoods or gates 
 TOLERANCE.
 """
 
+import functools
 import json
 import os
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forks import Fork
 from scipy import linalg
 from shipped_audits import SCENARIOS, SHORT, TOLERANCE, WORLD, audit, call, calm, differences
 
@@ -57,24 +56,9 @@ def threads():
     torch.set_num_threads(before)
 
 
-IN_ANOTHER = """
-import json, sys
-from shipped_audits import call
-print(json.dumps([call(*arguments) for arguments in json.loads(sys.argv[1])]))
-"""
-
-
-def elsewhere(calls: list[list[str]], seed: int) -> list[dict[str, Any]]:
-    """The documents of some calls in one new process with a hash seed of its own."""
-    done = subprocess.run(
-        [sys.executable, "-c", IN_ANOTHER, json.dumps(calls)],
-        capture_output=True,
-        text=True,
-        cwd=Path(__file__).parent,
-        env=os.environ | {"PYTHONHASHSEED": str(seed), "PYTHONPATH": os.pathsep.join(sys.path)},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout)
+def printed(calls: list[list[str]]) -> None:
+    """Prints the hash of a word and the documents of some calls."""
+    print(json.dumps([hash("adapter"), *(call(*arguments) for arguments in calls)]))
 
 
 def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path, first_layers):
@@ -84,7 +68,10 @@ def test_repeated_calls_and_other_hash_seeds_give_the_same_bytes(tmp_path, first
         [*merge, "--method", "dare_ties:density=0.5", "--overwrite", "--threads", "1"],
         [*audit("skill-and-facts"), *SHORT],
     ]
-    first = elsewhere(calls, 1)
+    code, told, error = Fork(functools.partial(printed, calls), tmp_path / "said").end()
+    assert code == 0, error
+    other, *first = json.loads(told)
+    assert other != hash("adapter") or os.environ.get("PYTHONHASHSEED")
     written = (tmp_path / "merged" / "adapter_model.safetensors").read_bytes()
     second = [*(call(*own) for own in calls[:2]), calm()]
     for document, again in zip(first, second, strict=True):

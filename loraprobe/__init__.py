@@ -91,8 +91,8 @@ def inspect(
 
 
 @takes(
-    "allow answer_after answer_pattern batch_size chat_template device diagnostics dtype engine "
-    "executor fields limit margin max_new_tokens metric per_module prior prompt_template resume "
+    "allow answer_after batch_size chat_template device diagnostics dtype engine "
+    "executor fields limit margin max_new_tokens metric per_module prior resume "
     "run_unsafe_code seed serve state threads trust_remote_code"
 )
 def inspect(
@@ -115,8 +115,7 @@ def inspect(
 
 
 @takes(
-    "allow answer_after answer_pattern balance device dtype fields limit prompt_template rank "
-    "seed serve space subtract threads"
+    "allow answer_after balance device dtype fields limit rank seed serve space subtract threads"
 )
 def merge(
     adapters: Sequence[Adapter | str | Path],
@@ -176,8 +175,8 @@ def route(
 
 
 @takes(
-    "allow answer_after answer_pattern balance batch_size chat_template device device_map "
-    "fields limit prompt_template quantize router_prompts seed subtract threads "
+    "allow answer_after balance batch_size chat_template device device_map "
+    "fields limit quantize router_prompts seed subtract threads "
     "trust_remote_code"
 )
 def compose(
@@ -248,9 +247,9 @@ def verify(
 
 
 @takes(
-    "all_items allow answer_after answer_pattern balance batch_size chat_template device "
+    "all_items allow answer_after balance batch_size chat_template device "
     "device_map dtype engine executor fields guard_margin guards limit margin max_new_tokens "
-    "methods metric prior prompt_template quantize rank resume retention router_prompts routers "
+    "methods metric prior quantize rank resume retention router_prompts routers "
     "run_unsafe_code seed "
     "serve space state subtract systems threads trust_remote_code weights"
 )
@@ -270,10 +269,10 @@ def merge_and_eval(
 
 
 @takes(
-    "all_items allow answer_after answer_pattern balance batch_size budget chat_template device "
+    "all_items allow answer_after balance batch_size budget chat_template device "
     "device_map dtype engine executor fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
-    "metric prior prompt_template quantize rank resume retention routers run_unsafe_code seed "
+    "metric prior quantize rank resume retention routers run_unsafe_code seed "
     "serve space state threads trust_remote_code"
 )
 def screen(

@@ -109,24 +109,14 @@ class TaskOptions:
         (),
         "KEY=FIELD",
         "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; repeated: one for each task.",
-    )
-    prompt_template: tuple[str, ...] = option(
-        (),
-        "FILE|TEXT",
-        "The prompt, with {field} for a field of the task's file; repeated: one for each task.",
+        "between them; a prompt may be a text with {field} for a field; repeated: one for each "
+        "task.",
     )
     answer_after: tuple[str, ...] = option(
         (),
         "TEXT",
         "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
         "task.",
-    )
-    answer_pattern: tuple[str, ...] = option(
-        (),
-        "REGEX",
-        "The gold answer is what this regular expression finds last in its field (its first "
-        "group); repeated: one for each task.",
     )
 
 

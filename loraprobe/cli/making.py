@@ -42,9 +42,7 @@ def merge(
     serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
-    prompt_template: Texts = None,
     answer_after: Texts = None,
-    answer_pattern: Texts = None,
     methods: Annotated[
         str,
         setting(
@@ -109,9 +107,7 @@ def route(
     allow: IssueCodes = None,
     task: TaskOption = None,
     fields: Texts = None,
-    prompt_template: Texts = None,
     answer_after: Texts = None,
-    answer_pattern: Texts = None,
     routers: Annotated[
         str,
         setting(

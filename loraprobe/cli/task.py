@@ -68,9 +68,7 @@ def check(
     files: TasksArgument,
     *,
     fields: Texts = None,
-    prompt_template: Texts = None,
     answer_after: Texts = None,
-    answer_pattern: Texts = None,
     metric: Texts = None,
     margin: float | None = None,
     run_unsafe_code: bool = False,
@@ -137,9 +135,7 @@ def sample(
         str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
     fields: Texts = None,
-    prompt_template: Texts = None,
     answer_after: Texts = None,
-    answer_pattern: Texts = None,
     limit: Annotated[
         int | None, setting("N", "Show the first N items (3 unless set).", EVALUATION)
     ] = None,

@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.systems import SystemBuilder
     from loraprobe.routing._saved import Routed
-TEXTS = ("--fields", "--answer-after", "--answer-pattern")  # whose values are no paths
+TEXTS = ("--fields", "--answer-after")  # whose values are no paths
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 
@@ -445,17 +445,14 @@ def _private(
     if base is not None:
         yield base.reference, base.reference if base.commit else local_name(base.reference)
         yield str(base.path), local_name(str(base.path))
-    files = [Path(text) for text in options.prompt_template if text and "{" not in text]
-    files += (file for _, file in options.router_prompts)
-    for file in (session.state, *files):
+    for file in (session.state, *(file for _, file in options.router_prompts)):
         if file is not None:
             yield str(file), Path(file).name
 
 
 def _is_text(before: str, text: str) -> bool:
     """Whether a word is no path: a data set of the Hub, or a text behind its option."""
-    template = before == "--prompt-template" and "{" in text
-    return template or before in TEXTS or text.startswith("hf://")
+    return before in TEXTS or text.startswith("hf://")
 
 
 def argument_without_folders(text: str) -> str:

@@ -80,7 +80,7 @@ def _of_harness(task: str, options: Options, layout: FieldMap, guard: bool) -> l
     """Raises UsageError for options that need questions which loraprobe asks itself."""
     for flag, given in (
         ("--weights=learn", options.learns and not guard),
-        ("--fields and the template", layout != FieldMap()),
+        ("--fields", layout != FieldMap()),
     ):
         if given:
             raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")

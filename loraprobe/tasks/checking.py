@@ -158,7 +158,7 @@ def _answers(items: Sequence[Item]) -> Iterator[TaskFinding]:
             "answers-of-several-lines",
             f"{count(several, 'gold answer')} of several lines cannot equal the first line of a "
             "reply, which exact_match reads.",
-            "Take --metric strict, or name the answer by --answer-after or --answer-pattern.",
+            "Take --metric strict, or name the answer by --answer-after.",
         )
     long = sum(len(gold.split()) > PLAIN_TOKENS for gold in golds)
     if long:

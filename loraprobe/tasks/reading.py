@@ -23,7 +23,7 @@ from loraprobe import limits
 from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
-from loraprobe.tasks.answers import compile_pattern, last_match
+from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
 from loraprobe.tasks.metrics import METRICS
@@ -43,10 +43,12 @@ ITEM_KEYS = tuple(
     "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
 )
 LABELS = "labels"  # a field of the mapping only: what the answer calls the choices
+KEYS = (*ITEM_KEYS, LABELS)
 WINDOW = 500  # characters of a text that are scored together, a hundred tokens or more
 MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 _WAYS, _FROM_0 = 5, 3  # in which an answer may name a choice, and that of a number from 0
 _LISTS = ("choices", "entities", LABELS)
+_NEXT_KEY = re.compile(rf",(?=\s*(?:{'|'.join(KEYS)})\s*=)")
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 # What other files call the keys of an item, the commonest first; compared in lower case.
 _CALLED = {
@@ -62,33 +64,25 @@ class FieldMap:
     """How the fields of a file become an item.
 
     fields: key of an item -> names of the file's fields, none for a key that is left out. prompt: a
-    template, in which `{name}` stands for a field of the file. The gold answer is what follows the
-    last `after` in the answer's line, or what `pattern` finds last.
+    template, in which `{name}` stands for a field of the file; None where a field is the prompt.
+    The gold answer is what follows the last `after` in its field, up to the end of the line.
     """
 
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     prompt: str | None = None
     after: str | None = None
-    pattern: str | None = None
 
     @classmethod
-    def of(cls, fields: str, prompt: str = "", after: str = "", pattern: str = "") -> FieldMap:
+    def of(cls, fields: str, after: str = "") -> FieldMap:
         """The map of the options' texts; an empty text is an option that was not given.
 
         Raises UsageError for a text that cannot be read.
         """
-        if after and pattern:
-            raise UsageError(
-                "--answer-after and --answer-pattern both find the answer; give one of them."
-            )
-        try:
-            compile_pattern(pattern)
-        except TaskError as error:
-            message = str(error.args[0]).replace("answer_pattern", "--answer-pattern")
-            raise UsageError(message, "correct the expression") from None
-        return cls(
-            _read_fields(fields), _read_template(prompt) or None, after or None, pattern or None
-        )
+        named, prompt = _read_fields(fields), None
+        if "{" in "".join(named.get("prompt", ())):
+            (text,) = named.pop("prompt")
+            prompt = text.replace("\\n", "\n").replace("\\t", "\t")
+        return cls(named, prompt, after or None)
 
     def items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
@@ -145,13 +139,6 @@ class FieldMap:
                     f"the answer {answer[-60:]!r} has no {self.after!r}; check --answer-after."
                 )
             return rest.strip().partition("\n")[0].strip()
-        if self.pattern is not None:
-            match = last_match(self.pattern, answer)
-            if match is None:
-                raise row.error(
-                    f"--answer-pattern finds nothing in the answer {answer[-60:]!r}; change it."
-                )
-            return match[1].strip()
         return answer
 
 
@@ -265,8 +252,8 @@ def _known(row: DataRow) -> DataRow:
     hint = nearest(unknown[0], ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
     if missing and "did you mean" not in hint:
         hint = (
-            f"name the fields of prompt and answer by --fields=prompt=FIELD,answer=FIELD, or write "
-            f"a --prompt-template (the file has {shortly(row.content)})."
+            "name the fields of prompt and answer by --fields=prompt=FIELD,answer=FIELD "
+            f"(the file has {shortly(row.content)})."
         )
     raise row.error(f"unknown key {unknown[0]!r} in an item: {hint}")
 
@@ -404,40 +391,34 @@ def _string(value: Any, what: str) -> str:
 
 
 def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
-    """ "prompt=question,choices=A,B,C" as a mapping; a part without = belongs to the key before."""
-    known, fields, key = (*ITEM_KEYS, LABELS), dict[str, tuple[str, ...]](), ""
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        head, equals, name = (piece.strip() for piece in part.partition("="))
-        if equals and head not in known and name in known:
-            raise UsageError(f"--fields takes the item's key first: write {name}={head}.")
-        if equals and head not in known:
-            hint = nearest(head, known, f"known are {', '.join(known)}.")
-            raise UsageError(f"--fields: an item has no key {head!r}: {hint}")
-        if equals and head in fields:
-            raise UsageError(f"--fields names {head} twice; give it once.")
-        if not equals and key not in _LISTS:
-            raise UsageError(
-                f"--fields takes key=FIELD pairs such as prompt=question, not {part!r}."
-            )
-        key = head if equals else key
-        fields[key] = (*fields.get(key, ()), *((name if equals else part,) if part else ()))
-    return {key: tuple(filter(None, names)) for key, names in fields.items()}
+    """ "prompt=question,choices=A,B,C" as a mapping. A prompt with a { is one text."""
+    fields = dict[str, tuple[str, ...]]()
+    for part in filter(str.strip, _NEXT_KEY.split(text)):
+        key, equals, value = (piece.strip() for piece in part.partition("="))
+        if key in fields:
+            raise UsageError(f"--fields names {key} twice; give it once.")
+        if key == "prompt" and "{" in value:
+            fields[key] = (part.partition("=")[2],)
+            continue
+        names = [name.strip() for name in value.split(",")]
+        if not equals or key not in KEYS:
+            raise _no_pair(part)
+        for further in filter(None, names[1:]):
+            if key not in _LISTS or "=" in further:
+                raise _no_pair(further)
+        fields[key] = tuple(filter(None, names))
+    return fields
 
 
-def _read_template(text: str) -> str:
-    r"""A template from a file, or the text itself, in which \n and \t are line feed and tab."""
-    if "{" in text or not text:
-        return text.replace("\\n", "\n").replace("\\t", "\t")
-    try:
-        content = Path(text).read_text(encoding="utf-8-sig")
-    except (OSError, ValueError):
-        raise UsageError(
-            f"--prompt-template: {text!r} is no readable file and names no field; write a field as "
-            "{name}."
-        ) from None
-    if "{" not in content:
-        raise UsageError(f"--prompt-template: {text} names no field; write a field as {{name}}.")
-    return content.removesuffix("\n").removesuffix("\r")
+def _no_pair(part: str) -> UsageError:
+    """The error of a part of --fields that is no key of an item with the name of a field."""
+    key, equals, name = (piece.strip() for piece in part.partition("="))
+    if not equals:
+        return UsageError(f"--fields takes key=FIELD pairs such as prompt=question, not {key!r}.")
+    if name in KEYS:
+        return UsageError(f"--fields takes the item's key first: write {name}={key}.")
+    hint = nearest(key, KEYS, f"known are {', '.join(KEYS)}.")
+    return UsageError(f"--fields: an item has no key {key!r}: {hint}")
 
 
 def _filled(template: str, row: DataRow) -> str:

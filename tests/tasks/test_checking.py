@@ -129,7 +129,7 @@ def test_a_sample_is_what_the_scorer_reads(tmp_path):
     word_tokenizer(chat_template=template).save_pretrained(tmp_path / "base")
     file = tmp_path / "t.csv"
     file.write_text("who,is\nada,cy\n", encoding="utf-8")
-    rest = (file, "--prompt-template", "who is {who} ?", "--fields", "answer=is", "--json")
+    rest = (file, "--fields", "prompt=who is {who} ?,answer=is", "--json")
 
     def sampled(*options):
         shown = making.call("task", "sample", *rest, *options)

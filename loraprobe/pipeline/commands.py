@@ -21,7 +21,6 @@ from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count
 from loraprobe.options import Options
-from loraprobe.pipeline.checks import check_engine, check_names, check_state, check_task_use
 from loraprobe.pipeline.conclusion import (
     Outcome,
     audit_of,
@@ -42,7 +41,16 @@ from loraprobe.pipeline.examination import (
     with_issues,
     with_servers,
 )
-from loraprobe.pipeline.inputs import Inputs, base_apart, check_alone, open_inputs
+from loraprobe.pipeline.inputs import (
+    Inputs,
+    base_apart,
+    check_alone,
+    check_engine,
+    check_names,
+    check_state,
+    check_task_use,
+    open_inputs,
+)
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import Compatibility
 from loraprobe.report.cards import made_text

@@ -24,9 +24,8 @@ from loraprobe.hub import reference_of
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import TASK_FIELDS, Options, flag_of
-from loraprobe.pipeline.checks import given_calibration
 from loraprobe.pipeline.examination import Examination, licensed, with_issues
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     ON,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraprobe.adapters.reading import PREFIX, WRITTEN, keys_of_extras
+from loraprobe.adapters.reading import FIELDS, PREFIX, keys_of_extras
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -135,7 +135,7 @@ def mended(adapter: Adapter) -> Adapter:
     made = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
     if made is None:
         return adapter
-    extras = tuple(extra for extra in adapter.extras if extra.kind in WRITTEN)
+    extras = tuple(extra for extra in adapter.extras if extra.kind in FIELDS)
     issues = tuple(issue for issue in adapter.issues if issue.code not in MENDED)
     return replace(made, extras=extras, issues=issues)
 

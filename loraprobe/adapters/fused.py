@@ -71,10 +71,7 @@ def one_layout(
     """
     todo: list[FusedLayer] = []
     refused: dict[str, list[FusedLayer]] = {}
-    touched = [  # the paths of modules that each adapter changes, by factors or whole
-        dict.fromkeys([*adapter.layout, *(name.rpartition(".")[0] for name in adapter.whole)])
-        for adapter in adapters
-    ]
+    touched = [adapter.touched for adapter in adapters]
     for path in _fused_paths(touched, base or {}):
         layer = FusedLayer(path, adapters, touched, base or {})
         try:

@@ -95,8 +95,14 @@ MESSAGES = {
         "{first}."
     ),
 }
-# Extras that are read through an adapter's `magnitudes`, `whole`, `offsets` and `token_rows`.
-WRITTEN = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
+# Kind of extra -> the field of an Adapter through which it is read.
+FIELDS = {
+    "dora_magnitude": "magnitudes",
+    "modules_to_save": "whole",
+    "bias": "whole",
+    "lora_bias": "offsets",
+    "token_delta": "token_rows",
+}
 
 
 def read_adapter(
@@ -533,24 +539,24 @@ def _extra_tensors(
     file: TensorFile, extras: Sequence[Extra], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of `Adapter` for what is no factor; tensors are read when needed."""
-    magnitudes, whole, offsets, token_rows = {}, {}, {}, {}
+    keys: dict[str, dict[str, str]] = {field: {} for field in FIELDS.values()}
     for extra in extras:
-        if extra.module is None:
-            continue
-        if extra.kind == "dora_magnitude":
-            magnitudes[extra.module] = extra.key
-        elif extra.kind == "lora_bias":
-            offsets[extra.module] = extra.key
-        elif extra.kind in ("modules_to_save", "bias"):
-            whole[f"{extra.module}.{extra.key.rpartition('.')[2]}"] = extra.key
-        elif extra.kind == "token_delta":
-            tokens = _tokens_of(config, extra.module) or ()
-            token_rows[extra.module] = TokenRows(tokens, functools.partial(file.read, extra.key))
-    return {  # peft stores some vectors with further dimensions of size 1
-        "magnitudes": Tensors(magnitudes, lambda name: file.read(magnitudes[name]).flatten()),
-        "whole": Tensors(whole, lambda name: file.read(whole[name])),
-        "offsets": Tensors(offsets, lambda name: file.read(offsets[name]).flatten()),
-        "token_rows": token_rows,
+        if extra.kind in FIELDS and extra.module is not None:
+            field, what = FIELDS[extra.kind], extra.key.rpartition(".")[2]
+            name = f"{extra.module}.{what}" if field == "whole" else extra.module
+            keys[field][name] = extra.key
+
+    def vector(field: str, name: str) -> Tensor:  # peft stores some with dimensions of size 1
+        return file.read(keys[field][name]).flatten()
+
+    return {
+        "magnitudes": Tensors(keys["magnitudes"], functools.partial(vector, "magnitudes")),
+        "offsets": Tensors(keys["offsets"], functools.partial(vector, "offsets")),
+        "whole": Tensors(keys["whole"], lambda name: file.read(keys["whole"][name])),
+        "token_rows": {
+            path: TokenRows(_tokens_of(config, path) or (), functools.partial(file.read, key))
+            for path, key in keys["token_rows"].items()
+        },
     }
 
 

@@ -25,9 +25,9 @@ from loraprobe.adapters.experts import (
 )
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.reading import (
+    FIELDS,
     PREFIX,
     SAFETENSORS,
-    WRITTEN,
     keys_of_extras,
     open_tensors,
     read_adapter,
@@ -93,7 +93,7 @@ def save_adapter(
 
 def _check_savable(adapter: Adapter) -> None:
     """Raises UnsupportedAdapter for contents that a PEFT directory cannot hold."""
-    lost = [extra for extra in adapter.extras if extra.kind not in WRITTEN]
+    lost = [extra for extra in adapter.extras if extra.kind not in FIELDS]
     if lost:
         raise UnsupportedAdapter(
             f"Adapter {adapter.name} holds {lost[0]}, which saving would lose; merge it into its "

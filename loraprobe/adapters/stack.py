@@ -23,8 +23,12 @@ from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 def below(adapters: Iterable[Adapter]) -> list[Adapter]:
     """The adapters below these, each once, the lowest first."""
+    return _each_once(lower for adapter in adapters for lower in adapter.below)
+
+
+def _each_once(adapters: Iterable[Adapter]) -> list[Adapter]:
     found: list[Adapter] = []
-    for one in (lower for adapter in adapters for lower in adapter.below):
+    for one in adapters:
         if not any(same(one, other) for other in found):
             found.append(one)
     return found
@@ -68,10 +72,8 @@ def stacked(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
     Raises CompatibilityError for adapters of different bases and for one that stands on itself,
     UnsupportedAdapter for changes that do not add up.
     """
-    under: list[Adapter] = []
-    for one in (other for held in lower for other in (*held.below, held)):
-        if not any(same(one, other) for other in under):
-            under.append(replace(one, below=()))
+    parts = (one for held in lower for one in (*held.below, held))
+    under = [replace(one, below=()) for one in _each_once(parts)]
     for at, one in enumerate([*under, adapter]):
         for other in under[:at]:
             _check_pair(one, other)
@@ -106,11 +108,9 @@ def _check_pair(upper: Adapter, lower: Adapter) -> None:
                 f"{names}: module {path} is {list(info.shape)} in {upper.name} and {list(shape)} "
                 f"in {lower.name}, so they belong to different bases."
             )
-    modules = {name.rpartition(".")[0] for name in lower.whole}
-    changed = {*lower.layout, *lower.token_rows, *modules}
     owners = [name.rpartition(".")[0] for name in upper.whole]
     for path in (*upper.magnitudes, *owners, *upper.token_rows):
-        if path in changed:
+        if path in lower.touched:
             raise UnsupportedAdapter(
                 f"{names}: it replaces or scales the weight of {path}, which {lower.name} changes "
                 f"too, and these do not add up; merge {lower.name} into the base with peft and "

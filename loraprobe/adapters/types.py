@@ -209,6 +209,12 @@ class Adapter:
         return self.modules.infos
 
     @property
+    def touched(self) -> dict[str, None]:
+        """The paths of the modules that it changes, by factors, as a whole or in some rows."""
+        owners = (name.rpartition(".")[0] for name in self.whole)
+        return dict.fromkeys((*self.layout, *owners, *self.token_rows))
+
+    @property
     def rank_range(self) -> tuple[int, int]:
         """Smallest and largest rank; (0, 0) without modules."""
         ranks = [info.rank for info in self.layout.values()]

@@ -221,7 +221,7 @@ def named_like(
     paths do not hold. An adapter without such a name is returned as it is.
     """
     places = {root(path) for path in paths}
-    strange = [a for a in adapters if not all(root(path) in places for path in touched(a))]
+    strange = [a for a in adapters if not all(root(path) in places for path in a.touched)]
     names = find() if strange else None
     if names is None:
         return list(adapters)
@@ -240,7 +240,7 @@ def named(
     None if two modules would have one name; with `whole` also if the class lacks a module, which
     otherwise keeps its name.
     """
-    new = {path: names.name(path, text=text) for path in touched(adapter)}
+    new = {path: names.name(path, text=text) for path in adapter.touched}
     if whole and None in new.values():
         return None
     changed = {path: name for path, name in new.items() if name and name != path}
@@ -262,9 +262,3 @@ def named(
     )
     note = finding("modules-renamed", (adapter.name,), message, name)
     return replace(made, issues=(*adapter.issues, note))
-
-
-def touched(adapter: Adapter) -> dict[str, None]:
-    """The paths of the modules that an adapter changes."""
-    whole = (name.rpartition(".")[0] for name in adapter.whole)
-    return dict.fromkeys((*adapter.layout, *whole, *adapter.token_rows))

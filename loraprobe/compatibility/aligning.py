@@ -17,7 +17,7 @@ from loraprobe.adapters.fused import one_layout
 from loraprobe.adapters.paths import root
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, ModuleNames, module_names
-from loraprobe.base.naming import named, named_like, touched
+from loraprobe.base.naming import named, named_like
 from loraprobe.records import Issue
 
 Shape = tuple[int, int]
@@ -65,7 +65,7 @@ def one_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
         names = names_of(adapter.base_model)
         if names is None:
             continue
-        first = names.is_text(touched(adapters[0]))
+        first = names.is_text(adapters[0].touched)
         for text in dict.fromkeys((first, False)):
             made = [named(adapter, names, text, whole=True) for adapter in adapters]
             if all(one is not None for one in made):

@@ -36,7 +36,6 @@ from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
 from loraprobe.base.naming import named as renamed
-from loraprobe.base.naming import touched
 from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import (
     AdapterError,
@@ -121,7 +120,7 @@ def _named_like(adapter: Adapter, reference: str) -> Adapter:
             "give the base's directory."
         )
     text = names.text is not None and Base(reference, place).architecture == names.text.name
-    text = text if other is None else names.is_text(touched(other))
+    text = text if other is None else names.is_text(other.touched)
     made = renamed(adapter, names, text, whole=True)
     if made is None:
         raise CompatibilityError(

@@ -17,7 +17,6 @@ from loraprobe.adapters.paths import VOCABULARY, root
 from loraprobe.adapters.reading import open_tensors
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
-from loraprobe.base.naming import touched
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.records import Command, Issue, Severity
@@ -264,7 +263,7 @@ def _of_another_class(adapter: Adapter, base: Base) -> bool:
         nested = bool(base.config.get("text_config"))
     except BaseError:
         return False
-    paths = touched(adapter)
+    paths = adapter.touched
     if not nested and all(root(path).count(".") < 2 for path in paths):
         return False
     names = module_names(base.path)

@@ -8,7 +8,7 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
     systems         plans what is evaluated, and builds the compositions
-    opening         the base, the form of prompts, and results that `--resume` finds
+    evaluator       opens the base, the form of prompts and kept results, and asks
     learning        weights and routers that are learned before systems are asked
     evaluate        answers on the base model, round by round
     pilot           what `inspect` asks of a sample, or without a task

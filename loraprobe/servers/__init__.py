@@ -4,7 +4,6 @@
     serving     what servers can run of a run, and the commands that serve what it made or advises
     engine      `--engine`: opens or starts a server as the scorer of an evaluation
     scorer      ServedScorer, which has the interface of `scoring.ModelScorer`
-    placing     how compositions get into a server
     acceptance  whether a server computes what transformers compute here
     client      requests over HTTP
     supervisor  ends a server that a run started, however the run ends

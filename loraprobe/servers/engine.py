@@ -35,9 +35,8 @@ from loraprobe.scoring import ModelScorer
 from loraprobe.servers import supervisor
 from loraprobe.servers.acceptance import Acceptance
 from loraprobe.servers.client import ServedModel, Server
-from loraprobe.servers.placing import Loading, Naming, Placing, Weighing, all_held
 from loraprobe.servers.rules import SERVERS
-from loraprobe.servers.scorer import ServedScorer
+from loraprobe.servers.scorer import Loading, Naming, Placing, ServedScorer, Weighing, all_held
 from loraprobe.session import Session
 from loraprobe.tasks import Task
 

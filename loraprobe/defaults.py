@@ -51,6 +51,7 @@ BEST_SINGLES = 3  # the best single adapters, which are proved too
 SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
 TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
 SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is better than the base
+BETTER_THAN_MEMBER = 0.02  # by which a pair has to exceed both members, or comes after all that do
 BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
 DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
 

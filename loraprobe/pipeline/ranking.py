@@ -16,6 +16,7 @@ import numpy as np
 
 from loraprobe.defaults import (
     BEST_SINGLES,
+    BETTER_THAN_MEMBER,
     BETTER_THAN_PAIR,
     DISTINCT_ANSWERS,
     MARGIN,
@@ -324,14 +325,20 @@ class Ranking:
 def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRanking]:
     """A ranking for each form: of all pairs, and of the best pairs with each third adapter.
 
-    A set of three is ranked only if it exceeds each pair in it by BETTER_THAN_PAIR. alone: the best
-    score of base and single adapters.
+    Pairs that do not exceed the better member by BETTER_THAN_MEMBER come after all others. A set of
+    three is ranked only if it exceeds each pair in it by BETTER_THAN_PAIR. alone: the best score of
+    base and single adapters.
     """
     pairs = np.stack(np.triu_indices(adapters, 1), 1)
-    forms = score(pairs)
-    best = {
-        k for of_pairs in forms for k in np.argsort(-of_pairs, kind="stable")[:EXTENDED].tolist()
-    }
+    singles, forms = score(np.arange(adapters)[:, None]), score(pairs)
+    idle = [
+        of_pairs <= of_singles[pairs].max(1) + BETTER_THAN_MEMBER
+        for of_singles, of_pairs in zip(singles, forms, strict=True)
+    ]
+    orders = [
+        np.lexsort((-of_pairs, last)).tolist() for of_pairs, last in zip(forms, idle, strict=True)
+    ]
+    best = {k for order in orders for k in order[:EXTENDED]}
     larger = sorted(
         {
             tuple(sorted((*pairs[k].tolist(), third)))
@@ -342,17 +349,18 @@ def rank(adapters: int, score: SetScores, alone: float = 0.0) -> list[FormRankin
     more = score(np.array(larger)) if larger else [np.zeros(0)] * len(forms)
     looked_at = len(pairs) + len(larger)
     rankings = []
-    for of_pairs, of_larger in zip(forms, more, strict=True):
+    for order, last, of_pairs, of_larger in zip(orders, idle, forms, more, strict=True):
         of_pair = np.full((adapters, adapters), -np.inf)
         of_pair[*pairs.T] = of_pairs
-        order = np.argsort(-of_pairs, kind="stable")[:KEPT].tolist()
-        rows = [(tuple(pairs[k].tolist()), float(of_pairs[k])) for k in order]
+        rows = [
+            (bool(last[k]), -round(float(of_pairs[k]), 9), 2, tuple(pairs[k].tolist()))
+            for k in order[:KEPT]
+        ]
         for members, value in zip(larger, of_larger.tolist(), strict=True):
             if value > of_pair[np.ix_(members, members)].max() + BETTER_THAN_PAIR:
-                rows.append((members, value))
-        rows.sort(key=lambda row: (-round(row[1], 9), len(row[0]), row[0]))
-        promises = rows[0][1] > alone + MARGIN
-        rankings.append(FormRanking(tuple(rows[:KEPT]), looked_at, promises))
+                rows.append((False, -round(value, 9), len(members), members))
+        kept = tuple((members, -value) for _, value, _, members in sorted(rows)[:KEPT])
+        rankings.append(FormRanking(kept, looked_at, kept[0][1] > alone + MARGIN))
     return rankings
 
 

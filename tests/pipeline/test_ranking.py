@@ -19,7 +19,7 @@ def scored(*forms: dict, default=0.0):
 
     def value(form, members):
         pairs = [form.get(pair, default) for pair in itertools.combinations(members, 2)]
-        return form.get(members, max(pairs))
+        return form.get(members, max(pairs, default=default))
 
     return score
 
@@ -33,6 +33,13 @@ def test_all_pairs_are_ranked_and_sets_of_three_only_if_they_exceed_their_pairs(
     )
     assert (0, 2, 5) not in [members for members, _ in found.order]  # it hardly exceeds (0, 2)
     assert found.looked_at == 15 + 20
+
+
+def test_a_pair_that_adds_nothing_to_a_member_comes_after_all_that_do():
+    values = {(0,): 0.9, (0, 1): 0.9, (0, 2): 0.91, (1, 2): 0.1, (0, 3): 0.95}
+    (found,) = rank(4, scored(values))
+    assert names([(0, m) for m, _ in found.order[:4]]) == [(0, 3), (1, 2), (0, 2), (0, 1)]
+    assert found.order[2][1] == 0.91 and found.promises
 
 
 def test_few_adapters_have_few_sets():

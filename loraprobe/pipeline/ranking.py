@@ -370,15 +370,14 @@ def choose(
     families: Sequence[int],
     fits: Callable[[Subset], bool] = lambda _: True,
     leader: int | None = None,
-    part: float = 1 / 2,
 ) -> list[Placed]:
     """At most `keep` sets, taken from the rankings in turn.
 
     A quarter is for the best sets with the `leader` in the last ranking: what one adapter was
     measured to answer is surer than what a set is forecast to. Where one ranking promises a gain,
     one that does not has fewer turns. families [adapters]: a number each; no two sets consist of
-    the same families, no family is in more than this `part` of them, and no more than a quarter are
-    larger than pairs (both rounded up), as long as others are left. fits: whether a set may be
+    the same families, no family is in more than half of them, and no more than a quarter are larger
+    than pairs (both rounded up), as long as others are left. fits: whether a set may be
     composed.
     """
     chosen: list[Placed] = []
@@ -392,7 +391,7 @@ def choose(
         large = sum(len(members) > 2 for members in taken) >= math.ceil(keep / 4)
         for place, (members, _) in source:
             kind = frozenset(families[m] for m in members)
-            like = kind in kinds or any(times[family] >= math.ceil(keep * part) for family in kind)
+            like = kind in kinds or any(times[family] >= math.ceil(keep / 2) for family in kind)
             like = like or (large and len(members) > 2)
             if members not in taken and not (strict and like) and fits(members):
                 chosen.append((place, members))

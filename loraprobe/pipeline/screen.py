@@ -222,12 +222,7 @@ class Screen:
         return ranking
 
     def finalists(
-        self,
-        ranking: Ranking,
-        forms: Sequence[FormRanking],
-        most: int,
-        leader: int | None = None,
-        part: float = 1 / 2,
+        self, ranking: Ranking, forms: Sequence[FormRanking], most: int, leader: int | None = None
     ) -> list[Placed]:
         """At most so many sets of a ranking in the order of `forms`; see `choose`.
 
@@ -245,7 +240,7 @@ class Screen:
 
         # An adapter that is alone is a family of its own.
         numbers = [-at - 1 if family is None else family for at, family in enumerate(families)]
-        return choose(forms, most, numbers, fits, leader, part)
+        return choose(forms, most, numbers, fits, leader)
 
 
 def items_of(tasks: Iterable[Task]) -> int:

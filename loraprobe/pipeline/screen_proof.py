@@ -209,7 +209,7 @@ def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Plac
     is short, the forecast alone chooses. later: the answers that the proof needs at least.
     """
     tasks, names = screen.untried, ranking.names
-    sets = screen.finalists(ranking, ranking.forms, TRIED * keep, ranking.leader, part=1 / TRIED)
+    sets = screen.finalists(ranking, ranking.forms, TRIED * keep, ranking.leader)
     answers = len(sets) * items_of(tasks)
     if not tasks or len(sets) <= keep or not screen.affords(answers + later):
         return screen.finalists(ranking, ranking.forms, keep, ranking.leader)

@@ -84,12 +84,6 @@ def test_finalists_differ(values, families, wanted):
     assert names(found)[: len(wanted)] == wanted
 
 
-def test_no_adapter_has_more_than_its_part():
-    rankings = rank(10, scored(FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}))
-    found = names(choose(rankings, 4, range(10), part=1 / 4))
-    assert found[:2] == [(0, 1), (8, 9)] and sum(0 in members for members in found) == 1
-
-
 def test_places_are_those_of_the_ranking():
     rankings = rank(10, scored(FROM_ONE | {(8, 9): 0.4, (7, 9): 0.3}))
     assert [place for place, _ in choose(rankings, 4, range(10))] == [1, 2, 8, 9]

@@ -86,7 +86,7 @@ def small_base(tmp_path_factory) -> Path:
     return root / "small" / "base"
 
 
-NUMBERS = itertools.count()
+NUMBERS, HOME = itertools.count(), os.getcwd()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -107,6 +107,12 @@ def own_cache(tmp_path_factory, monkeypatch) -> Path:
 def count_calls_anew():
     """Every test checks the shapes of its first calls, whatever ran before it."""
     shapes.CALLS.clear()
+
+
+@pytest.fixture(autouse=True)
+def same_directory():
+    """No test before this one has left the working directory."""
+    assert os.getcwd() == HOME
 
 
 @pytest.fixture

@@ -445,8 +445,13 @@ def _folders(place: Path) -> Iterator[Path]:
         for _ in range(LEVELS + 1):
             yield from (one for one in level if one not in seen)
             seen.update(level)
-            below = chain.from_iterable(one.glob("[!.]*/") for one in level)
-            level = sorted(islice(below, LOOKED_AT))
+            level = sorted(islice(chain.from_iterable(map(_below, level)), LOOKED_AT))
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The folders in a folder; those of a process that ends, in /proc, cannot be listed."""
+    with contextlib.suppress(OSError):
+        yield from folder.glob("[!.]*/")
 
 
 def _pinned(reference: str, commit: str) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import making
@@ -29,17 +29,6 @@ def unharmed(place: Path, *arguments: object) -> str:
     lost = [name for name, content in before.items() if after.get(name) != content]
     new = [name for name in after if name not in before]
     return ended + (", a source is lost" if lost else ", files are left" if new else "")
-
-
-@contextlib.contextmanager
-def inside(place: Path) -> Iterator[None]:
-    """The process in another directory for a while."""
-    before = Path.cwd()
-    os.chdir(place)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def linked(place: Path) -> Path:
@@ -85,14 +74,14 @@ OVER: dict[str, Callable[[Path], list[object]]] = {
 @cases("", OVER)
 def _(place: Path, words: Callable[[Path], list[object]]) -> str:
     saved_pair(place)
-    with inside(place):
+    with contextlib.chdir(place):
         return unharmed(place, *words(place))
 
 
 @case("output-is-a-source-relative")
 def _(place: Path) -> str:
     saved_pair(place)
-    with inside(place / "a"):
+    with contextlib.chdir(place / "a"):
         return unharmed(place, "merge", "../a", "../b", "-o", ".", "--overwrite")
 
 

@@ -1,5 +1,6 @@
 """A merged directory is read back before it appears, and verified against its card later."""
 
+import errno
 import json
 import os
 import shutil
@@ -310,6 +311,21 @@ def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
     assert [source["sha256"] for source in told["sources"]] == [
         read_adapter(place).sha256 for place in pair
     ]
+
+
+def test_a_folder_that_cannot_be_listed_is_no_source(pair, tmp_path, monkeypatch):
+    """As one of a process that ends, in /proc."""
+    out = merged(pair, tmp_path)
+    (tmp_path / "aaa").mkdir()
+    glob = Path.glob
+
+    def refused(self: Path, pattern: str):
+        if self.name == "aaa":
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return glob(self, pattern)
+
+    monkeypatch.setattr(Path, "glob", refused)
+    assert failed(out) == []
 
 
 def test_a_folder_that_disappears_meanwhile_is_no_source(pair, tmp_path, monkeypatch):

@@ -1,8 +1,13 @@
 """Which sets of adapters are composed and proved: ranks all pairs and some sets of three.
 
-Each form of the question has a ranking of its own, by what is forecast where effects can be added,
-and else by what the members answer alone. Finalists are taken from the rankings in turn, different
-enough that one good adapter and its relatives do not fill the list.
+It takes three steps, each a class or a function of this file:
+
+1. `BaselineScores`: what the base and the adapters answered alone, as tables [systems, items].
+2. `Expected`: what a set is expected to answer. It is forecast where effects can be added; else it
+   follows from what the members answer alone.
+3. `Ranking`, which `rank` makes: the sets in the order of what they are expected to answer, for
+   each form of the question. `choose` takes finalists from these rankings in turn, different enough
+   that one good adapter and its relatives do not fill the list.
 """
 
 from __future__ import annotations
@@ -178,12 +183,13 @@ class FormRanking:
 class Expected:
     """What sets of adapters are expected to answer.
 
-    alone: the results of base and adapters on each task. forecasts: of plain questions and hops; a
-    question that none of them has is expected to be answered as the members answer it alone.
+    alone: the results of base and adapters on each task. forecast: of plain questions and hops,
+    None where no effects can be added; a question that it lacks is expected to be answered as the
+    members answer it alone.
     """
 
     alone: Sequence[BaselineScores]
-    forecasts: Sequence[AdditiveForecast]
+    forecast: AdditiveForecast | None
 
     def answers(self, subsets: np.ndarray, smooth: float = 0.0) -> dict[str, list[np.ndarray]]:
         """Form of the question -> the results [m, items] of sets [m, j] of adapters on each task.
@@ -194,37 +200,34 @@ class Expected:
         forecast = self._forecast(subsets, smooth)
         plain, worked = list[np.ndarray](), list[np.ndarray]()
         for scores in self.alone:
-            forecasts = {
-                part: values
-                for (task, part), values in forecast.items()
-                if task == scores.task.name
-            }
-            question = forecasts.pop(QUESTION, None)
+            of_part = forecast[scores.task.name]
+            question = of_part.pop(QUESTION, None)
             plain.append(scores.question(subsets) if question is None else question)
             if scores.form is None:
                 worked.append(plain[-1])
                 continue
-            hops = [np.nan_to_num(values, nan=1.0) for values in forecasts.values()]
+            hops = [np.nan_to_num(values, nan=1.0) for values in of_part.values()]
             kept = np.prod(hops, 0) if hops else scores.covered(subsets)
             worked.append(scores.steps(subsets, kept))
         steps = any(scores.form is not None for scores in self.alone)
         return {QUESTION: plain, STEPS: worked} if steps else {QUESTION: plain}
 
-    def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[tuple[str, str], np.ndarray]:
-        """(task, part) -> results [m, items] of sets with effects added."""
-        results: dict[tuple[str, str], np.ndarray] = {}
+    def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[str, dict[str, np.ndarray]]:
+        """Task -> part -> results [m, items] of sets with effects added."""
+        results: dict[str, dict[str, np.ndarray]] = {scores.task.name: {} for scores in self.alone}
+        if self.forecast is None:
+            return results
         places = {
             scores.task.name: {item.id: k for k, item in enumerate(scores.task.items)}
             for scores in self.alone
         }
-        for forecast in self.forecasts:
-            hard, soft = forecast.values(subsets)
-            columns = ((1 - smooth) * hard + smooth * soft).T
-            for question, values in zip(forecast.reading.questions, columns, strict=True):
-                place = places[question.task]
-                empty = np.full((len(subsets), len(place)), np.nan, np.float32)
-                of_part = results.setdefault((question.task, question.part), empty)
-                of_part[:, place[question.item.id]] = values
+        hard, soft = self.forecast.values(subsets)
+        columns = ((1 - smooth) * hard + smooth * soft).T
+        for question, values in zip(self.forecast.reading.questions, columns, strict=True):
+            place = places[question.task]
+            empty = np.full((len(subsets), len(place)), np.nan, np.float32)
+            of_part = results[question.task].setdefault(question.part, empty)
+            of_part[:, place[question.item.id]] = values
         return results
 
     def scores(self, subsets: np.ndarray) -> list[np.ndarray]:
@@ -244,8 +247,10 @@ class Expected:
 
         There are none without a forecast.
         """
+        if self.forecast is None:
+            return []
         rows = []
-        for form, tasks in self.answers(np.array([subset])).items() if self.forecasts else ():
+        for form, tasks in self.answers(np.array([subset])).items():
             for scores, (values,) in zip(self.alone, tasks, strict=True):
                 items = (item.id for item in scores.task.items)
                 value_of = dict(zip(items, map(float, values), strict=True))
@@ -274,10 +279,10 @@ class Ranking:
         cls,
         names: Sequence[str],
         alone: Sequence[BaselineScores],
-        forecasts: Sequence[AdditiveForecast],
+        forecast: AdditiveForecast | None,
     ) -> Ranking:
         """Ranks the sets in each form of the question by their mean score over the tasks."""
-        expected = Expected(alone, forecasts)
+        expected = Expected(alone, forecast)
         best = best_alone(alone)
         return cls(names, expected, rank(len(names), expected.scores, best))
 

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 
 from loraprobe import compatibility
@@ -167,8 +166,7 @@ class Screen:
         """Whether all answers of a system are kept, and its next tokens if any are read."""
         asked = questions(self.asked, self.evaluator.session.options.metric)
         answered = all(self.evaluator.ledger.get(name, *question.key) for question in asked)
-        reading = self.reading
-        return answered and (reading is None or self._stored(name, reading) is not None)
+        return answered and (self.reading is None or self._stored(name) is not None)
 
     def _keep(self, name: str, outcome: AnsweredAlone | LoraprobeError) -> None:
         """Keeps what a system answered, or the error of one adapter.
@@ -183,41 +181,42 @@ class Screen:
         answers, next_tokens = outcome
         self.evaluator.ledger.add_missing(answers)  # before the tokens, which stand for all of it
         if next_tokens is not None and self.reading is not None:
-            path = self._place(name, self.reading)
+            path = self._place(name)
             try:
                 next_tokens.save(path, self.reading.mark)
             except OSError as error:
                 raise unwritable(path, error) from None
 
-    def _place(self, name: str, reading: ForecastTexts) -> Path:
+    def _place(self, name: str) -> Path:
         """Where the next tokens of a system are kept."""
-        assert self.evaluator.ledger.path is not None
-        digest = hashlib.sha256(f"{name} {reading.mark}".encode()).hexdigest()[:24]
+        assert self.evaluator.ledger.path is not None and self.reading is not None
+        digest = hashlib.sha256(f"{name} {self.reading.mark}".encode()).hexdigest()[:24]
         return self.evaluator.ledger.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
 
-    def _stored(self, name: str, reading: ForecastTexts) -> NextTokens | None:
-        return NextTokens.load(self._place(name, reading), reading.mark)
+    def _stored(self, name: str) -> NextTokens | None:
+        """The next tokens of a system, if they are kept."""
+        assert self.reading is not None
+        return NextTokens.load(self._place(name), self.reading.mark)
 
     def ranking(self, names: Sequence[str]) -> Ranking:
         """Ranks sets of the systems, the base first, that were asked alone."""
-        scorer, reading, forecasts = self.evaluator.scorer, self.reading, list[AdditiveForecast]()
 
-        def load(reading: ForecastTexts, k: int) -> NextTokens:
-            next_tokens = self._stored(names[k], reading)
+        def load(k: int) -> NextTokens:
+            next_tokens = self._stored(names[k])
             if next_tokens is None:
-                path = self._place(names[k], reading)
+                path = self._place(names[k])
                 raise OutputError(f"{path} was removed meanwhile; run the same call again.")
             return next_tokens
 
+        scorer, forecast = self.evaluator.scorer, None
         with self.evaluator.session.stage("forecast"):
-            if reading is not None:
-                given = partial(load, reading)
-                forecasts.append(AdditiveForecast.of(scorer, reading, len(names), given))
+            if self.reading is not None:
+                forecast = AdditiveForecast.of(scorer, self.reading, len(names), load)
             alone = [
                 BaselineScores.of(task, names, self.results, whole)
                 for task, whole in zip(self.asked, self.evaluator.tasks, strict=True)
             ]
-            ranking = Ranking.of(names[1:], alone, forecasts)
+            ranking = Ranking.of(names[1:], alone, forecast)
         self.looked_at = ranking.forms[0].looked_at
         return ranking
 

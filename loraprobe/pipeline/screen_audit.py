@@ -154,7 +154,7 @@ def _notes(proved: Proved) -> list[str]:
     options = screen.evaluator.session.options
     if options.budget and screen.untried and not screen.tried and screen.looked_at > options.keep:
         notes.append("--budget left no time to try sums of sets, so the forecast alone chose.")
-    if not ranking.expected.forecasts:
+    if ranking.expected.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no question has a given text), so sets "
             "are ranked by what their members answer alone."

@@ -16,8 +16,8 @@ from loraprobe.adapters.trainings import TRAININGS
 from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
-from loraprobe.compatibility import SUBJECTS
 from loraprobe.diagnostics import DIAGNOSTICS
+from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS
@@ -154,7 +154,8 @@ def codes_page() -> str:
         f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
     }
     served = {OK: "a server reads the file as it is", **served}
-    for subject, group in {**SUBJECTS, "What servers read (--serve)": served}.items():
+    found = {about: {c: row.meaning for c, row in rows.items()} for about, rows in SUBJECTS.items()}
+    for subject, group in {**found, "What servers read (--serve)": served}.items():
         lines += ["", f"## Findings: {subject}", "", "| code | meaning |", "| --- | --- |"]
         lines += [f"| `{code}` | {meaning} |" for code, meaning in group.items()]
     lines += ["", "## Reasons of a verdict", "", "| code | meaning | source of its threshold |"]

@@ -82,7 +82,7 @@ MethodSpecs = Annotated[Texts, typer.Option(autocompletion=complete_methods)]
 RouterSpecs = Annotated[Texts, typer.Option(autocompletion=complete_routers)]
 SystemSpecs = Annotated[Texts, typer.Option(autocompletion=_systems)]
 DiagnosticSpecs = Annotated[Texts, typer.Option(autocompletion=_names("diagnostics.DIAGNOSTICS"))]
-IssueCodes = Annotated[Texts, typer.Option(autocompletion=_names("compatibility.CODES"))]
+IssueCodes = Annotated[Texts, typer.Option(autocompletion=_names("findings.CODES"))]
 
 
 def scenarios(incomplete: str) -> list[str]:

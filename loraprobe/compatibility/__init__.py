@@ -1,6 +1,6 @@
 """Checks whether adapters (and a base) fit together, before a model is run.
 
-An issue has a severity, a stable code (`CODES`), the adapters and the module that it
+An issue has a severity, a stable code (`loraprobe.findings`), the adapters and the module that it
 concerns, a message, and a cure. An error means that a composition would not compute what was
 trained. A warning needs a decision by the user. A note tells what loraprobe handles and other
 tools may not.
@@ -13,7 +13,7 @@ contents    issues about the tensors; licences: about what the cards declare
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 
 from loraprobe.adapters import Adapter, below, with_below
@@ -23,18 +23,12 @@ from loraprobe.compatibility.contents import TensorChecks, content_issues, extra
 from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
-from loraprobe.findings import SUBJECTS as FINDINGS
+from loraprobe.findings import CODES
 from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue, by_severity
 
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
-
-# What they are about -> stable code, which scripts and `--allow` use -> its meaning.
-SUBJECTS: Mapping[str, Mapping[str, str]] = {
-    about: {code: row.meaning for code, row in rows.items()} for about, rows in FINDINGS.items()
-}
-CODES = {code: meaning for group in SUBJECTS.values() for code, meaning in group.items()}
 
 
 def check(
@@ -43,16 +37,30 @@ def check(
     *,
     purpose: Purpose = "inspect",
     allow: Collection[str] = (),
-    contents: TensorChecks | None = None,
 ) -> Compatibility:
-    """All issues about the adapters of one composition, errors first.
+    """All issues about the adapters of one composition, errors first; the factors are read once.
+
+    The arguments and errors are those of `check_headers`.
+    """
+    adapters = aligned(adapters, base)
+    checked = check_headers(adapters, base, purpose=purpose, allow=allow)
+    return with_contents(checked, TensorChecks(adapters).read(), allow)
+
+
+def check_headers(
+    adapters: Sequence[Adapter],
+    base: Base | None = None,
+    *,
+    purpose: Purpose = "inspect",
+    allow: Collection[str] = (),
+) -> Compatibility:
+    """The issues that are known without reading a factor, errors first.
 
     purpose: "inspect", "merge", "measure" or "route". Base names that differ while paths and shapes
     fit are an error for the first two and a warning for the others, where the user chose the base.
     Weights that the config does not target are an error for "merge" and "route".
     "route" runs the adapters, which requires causal language models. allow: codes whose errors
-    become warnings. contents: the result of an earlier pass over the factors; without it the
-    factors are read once for NaN, zero deltas and duplicates.
+    become warnings.
 
     Adapters are compared with one naming and on one layout (see `aligned`). Raises
     UsageError for a code in `allow` that does not exist.
@@ -60,7 +68,7 @@ def check(
     adapters, refused = align(adapters, base)
     layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    every, lower = with_below(adapters), below(adapters)
+    every = with_below(adapters)
     issues = [issue for adapter in every for issue in adapter.issues]
     if purpose in ("merge", "route"):  # a composition would apply what peft leaves out
         issues = [
@@ -73,11 +81,6 @@ def check(
     issues += extra_issues(every, base, composing=composing)
     if base is not None:
         issues += base_issues(every, base)
-    if contents is None:
-        issues += content_issues(TensorChecks(adapters).read())
-        issues += content_issues(TensorChecks(lower).read())
-    else:
-        issues += content_issues(contents)
     known = {*CODES, *(issue.code for issue in issues)}
     for code in allow:
         if code not in known:
@@ -89,7 +92,7 @@ def check(
 def with_contents(
     checked: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
-    """Adds the issues about tensors to the issues found before the tensors were read.
+    """Adds the issues about tensors, such as NaN, zero deltas and duplicates, to those of headers.
 
     The tensors of adapters below the others are read here.
     """

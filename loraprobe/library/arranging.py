@@ -77,9 +77,8 @@ def _checked(
 
     What its tensors hold is known from the first pass.
     """
-    unread = compatibility.TensorChecks(adapters)
     purpose: Purpose = "inspect" if base is None else "route"
-    checked = compatibility.check(adapters, base, purpose=purpose, allow=allow, contents=unread)
+    checked = compatibility.check_headers(adapters, base, purpose=purpose, allow=allow)
     known = {(issue.code, issue.module) for issue in member.record.issues}
     issues = [
         i for i in checked.issues if member.record.name in i.adapters and i.severity != "note"

@@ -42,13 +42,8 @@ def check(
 ) -> Compatibility:
     """Findings from the files' headers; no factor is read."""
     with session.stage("check"):
-        return compatibility.check(
-            adapters,
-            base,
-            purpose=purpose,
-            allow=session.options.allow,
-            contents=compatibility.TensorChecks(adapters),
-        )
+        allow = session.options.allow
+        return compatibility.check_headers(adapters, base, purpose=purpose, allow=allow)
 
 
 def examine(

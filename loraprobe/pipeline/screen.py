@@ -232,10 +232,8 @@ class Screen:
 
         def fits(subset: Subset) -> bool:
             adapters = self.opened(ranking.names[m] for m in subset)
-            contents = compatibility.TensorChecks(adapters)
-            return compatibility.check(
-                adapters, base, purpose="route", allow=allow, contents=contents
-            ).compatible
+            checked = compatibility.check_headers(adapters, base, purpose="route", allow=allow)
+            return checked.compatible
 
         # An adapter that is alone is a family of its own.
         numbers = [-at - 1 if family is None else family for at, family in enumerate(families)]

@@ -11,9 +11,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraprobe import compatibility
 from loraprobe.adapters import MENDABLE
 from loraprobe.defaults import MARGIN
+from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
     count,
@@ -413,7 +413,8 @@ def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
     by_reason: dict[str, list[str]] = {}
     for row in rows:
         code = next((i.code for i in row.issues if i.severity == "error"), "")
-        by_reason.setdefault(compatibility.CODES.get(code, code), []).append(row.name)
+        why = FINDINGS[code].meaning if code in FINDINGS else code
+        by_reason.setdefault(why, []).append(row.name)
     groups = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in by_reason.items()]
     return f"{len(rows)}: {'; '.join(groups)}" if groups else ""
 

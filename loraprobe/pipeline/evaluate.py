@@ -1,12 +1,14 @@
-"""Asks systems round by round until the decision holds (`EvaluationRun`); `merge-and-eval` asks all
-of a plan (`evaluate`).
+"""Asks systems round by round until the decision holds; `merge-and-eval` asks all of a plan.
 
-After a round the verdict is judged with the intervals of this round (`evaluation.plan`). The
-run goes on while the action is less certain than the decision (`verdict.advice.settled`). Systems
-that can no longer win are not asked further. A composition that gains has to beat the controls too,
-so these are asked the same items before the run stops. The base and the single adapters always
-answer all items of a round, since they are what a composition is compared with, and their hops
-explain what compositions get wrong.
+One run, step by step: `evaluate` opens the base and builds the systems of the plan.
+`EvaluationRun.ask` asks them, round after round. After a round `Asked` holds the answers, what they
+measure (`measured`) and the verdict by the intervals of this round (`evaluation.plan`). The run
+ends where the action is as certain as the decision (`settled`); else the systems that can no longer
+win are dropped (`losers`), and the others are asked the next round.
+
+A composition that gains has to beat the controls too, so these are asked the same items before the
+run stops. The base and the single adapters always answer all items of a round, since they are what
+a composition is compared with, and their hops explain what compositions get wrong.
 """
 
 from __future__ import annotations
@@ -50,6 +52,99 @@ from loraprobe.verdict.evidence import Candidate
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[[Sequence[ItemResult], int], bool]
 DECIDED = ("likely", "unlikely")
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation of a whole plan found, and what can be saved and shown of it."""
+
+    records: EvaluationRecords
+    notes: Sequence[str]
+    gates: tuple[GateStatistics, ...]
+    builder: SystemBuilder
+    compositions: Sequence[System]
+    samples: Sequence[Sample]
+
+    def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
+        """A few questions that the verdict's composition, or else the best one, got wrong."""
+        system = verdict.system or evaluation.best_system(self.records.scores, SEVERAL_ADAPTERS)
+        form = verdict.gain.form if verdict.gain is not None else QUESTION
+        return evaluation.wrong_samples(self.samples, system, form) if system else ()
+
+
+def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Session) -> Evaluated:
+    """Builds the compositions and asks them, the base, the single adapters and the controls."""
+    options = session.options
+    session.expect(lambda: steps_of_plan(inputs, plan, options))
+    with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
+        builder, notes = builder_for(evaluator, transformed)
+        with session.stage("compose"):
+            composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
+        found = EvaluationRun(
+            evaluator,
+            [*baseline_systems(inputs.adapters), *composed],
+            evaluator.rounds(),
+            lambda results, systems: controls_of_best(builder, composed, results, systems, session),
+        ).ask()
+        asked = found.round.tasks
+        coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
+        with session.stage("gates"):
+            gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
+    with session.stage("statistics"):
+        records = found.records(coverage=coverage)
+    notes = [*evaluator.notes, *notes, *transformed.notes]
+    notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
+    notes += [learned_note(builder.learned)] if builder.learned else []
+    notes += plan.left_out
+    for system in composed:
+        notes += system.composition.notes() if system.composition else []
+    notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
+    notes.append(evaluator.scorer.note())
+    samples = evaluation.samples_of(found.results, found.systems, asked, options.metric)
+    return Evaluated(records, notes, gates, builder, composed, samples)
+
+
+def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemBuilder, list[str]]:
+    """A builder with fitted routers and learned weights, and notes on the routers.
+
+    Both learn on items on which no system is scored.
+    """
+    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
+    options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
+    with session.stage("fit"):
+        routers, notes = fit_routers(inputs.adapters, transformed, options, scorer, evaluator.plan)
+    learned = None
+    if parts is not None and options.learns:
+        file = None if path is None else path.with_name(LEARNED)
+        with session.stage("learn"):
+            learned = learn(
+                scorer,
+                transformed.adapters,
+                parts,
+                options,
+                path=file,
+                resume=session.resume,
+                progress=session.progress,
+            )
+    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
+    return builder, notes
+
+
+def controls_of_best(
+    builder: SystemBuilder,
+    composed: Sequence[System],
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    session: Session,
+) -> list[System]:
+    """The controls of the best single adapter and the best merge or router, if there are any."""
+    scores = evaluation.score(results, systems)
+    alone = evaluation.best_system(scores, ("adapter",))
+    best = evaluation.best_system(scores, COMPOSITIONS)
+    if alone is None or best is None:
+        return []
+    with session.stage("compose"):
+        return builder.controls(alone, next(s.spec for s in composed if s.name == best))
 
 
 @dataclass(eq=False)
@@ -291,96 +386,3 @@ class Asked:
             ),
             rounds=Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped),
         )
-
-
-def controls_of_best(
-    builder: SystemBuilder,
-    composed: Sequence[System],
-    results: Sequence[ItemResult],
-    systems: Sequence[System],
-    session: Session,
-) -> list[System]:
-    """The controls of the best single adapter and the best merge or router, if there are any."""
-    scores = evaluation.score(results, systems)
-    alone = evaluation.best_system(scores, ("adapter",))
-    best = evaluation.best_system(scores, COMPOSITIONS)
-    if alone is None or best is None:
-        return []
-    with session.stage("compose"):
-        return builder.controls(alone, next(s.spec for s in composed if s.name == best))
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """What an evaluation of a whole plan found, and what can be saved and shown of it."""
-
-    records: EvaluationRecords
-    notes: Sequence[str]
-    gates: tuple[GateStatistics, ...]
-    builder: SystemBuilder
-    compositions: Sequence[System]
-    samples: Sequence[Sample]
-
-    def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
-        """A few questions that the verdict's composition, or else the best one, got wrong."""
-        system = verdict.system or evaluation.best_system(self.records.scores, SEVERAL_ADAPTERS)
-        form = verdict.gain.form if verdict.gain is not None else QUESTION
-        return evaluation.wrong_samples(self.samples, system, form) if system else ()
-
-
-def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Session) -> Evaluated:
-    """Builds the compositions and asks them, the base, the single adapters and the controls."""
-    options = session.options
-    session.expect(lambda: steps_of_plan(inputs, plan, options))
-    with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
-        builder, notes = builder_for(evaluator, transformed)
-        with session.stage("compose"):
-            composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
-        found = EvaluationRun(
-            evaluator,
-            [*baseline_systems(inputs.adapters), *composed],
-            evaluator.rounds(),
-            lambda results, systems: controls_of_best(builder, composed, results, systems, session),
-        ).ask()
-        asked = found.round.tasks
-        coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
-        with session.stage("gates"):
-            gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
-    with session.stage("statistics"):
-        records = found.records(coverage=coverage)
-    notes = [*evaluator.notes, *notes, *transformed.notes]
-    notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
-    notes += [learned_note(builder.learned)] if builder.learned else []
-    notes += plan.left_out
-    for system in composed:
-        notes += system.composition.notes() if system.composition else []
-    notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
-    notes.append(evaluator.scorer.note())
-    samples = evaluation.samples_of(found.results, found.systems, asked, options.metric)
-    return Evaluated(records, notes, gates, builder, composed, samples)
-
-
-def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemBuilder, list[str]]:
-    """A builder with fitted routers and learned weights, and notes on the routers.
-
-    Both learn on items on which no system is scored.
-    """
-    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
-    options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
-    with session.stage("fit"):
-        routers, notes = fit_routers(inputs.adapters, transformed, options, scorer, evaluator.plan)
-    learned = None
-    if parts is not None and options.learns:
-        file = None if path is None else path.with_name(LEARNED)
-        with session.stage("learn"):
-            learned = learn(
-                scorer,
-                transformed.adapters,
-                parts,
-                options,
-                path=file,
-                resume=session.resume,
-                progress=session.progress,
-            )
-    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
-    return builder, notes

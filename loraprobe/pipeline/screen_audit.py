@@ -89,7 +89,7 @@ def _verdict(
         verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
     about = _about(verdict, finalist, inputs, measured)
     words: list[str] = []
-    if finalist is None and not about.adapters:
+    if not about.adapters:
         arguments = list(map(argument_without_folders, session.arguments))
         words = library_words(library.adapters, arguments)
     spec = None if system is None else system.spec
@@ -122,10 +122,13 @@ def _about(
 
     These are the one to use alone, those of a chain, the members of the verdict's composition, or,
     where no composition is advised for several tasks, the best adapter on each if these differ;
-    none where it is about the whole library.
+    none where it is about the whole library. Whether one adapter or a chain is better than what was
+    composed stays open without the others.
     """
     wanted = [] if finalist is None else [*finalist.names]
-    if verdict.action.startswith("use-single:"):
+    if verdict.missing == "time" or (verdict.decision == "inconclusive" and not verdict.composes):
+        wanted = []
+    elif verdict.action.startswith("use-single:"):
         wanted = [verdict.action.partition(":")[2]]
     elif verdict.action == "chain":
         wanted = [row.adapter for row in measured.chain]

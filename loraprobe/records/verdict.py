@@ -29,6 +29,7 @@ Missing = Literal[
     "rank",
     "wording",
     "harder-items",
+    "time",
 ]
 PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
@@ -275,7 +276,8 @@ class Verdict:
     `missing` is what would tell more: the "metric" that the gold answers need, "controls", more
     "items", more "guard-items", "compositions" (or a "chain" and these) where none was asked, a
     higher "rank" of the compositions, another "wording" of what counts as right, "harder-items"
-    where nothing is left to gain on these; None where it is none of them.
+    where nothing is left to gain on these, more "time" where a budget ended the run; None where it
+    is none of them.
     """
 
     decision: Decision

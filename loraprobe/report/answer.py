@@ -155,10 +155,12 @@ def _cost(audit: Audit, verdict: Verdict) -> str:
     deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
     if verdict.gain is None or not deciding or not deciding <= {"guard-lost", "guard-open"}:
         return ""
-    lost = "guard-lost" in deciding
+    lost, measured = "guard-lost" in deciding, basis(verdict, audit.evaluation).gain
     wanted = verdict.gain.system, "unlikely" if lost else "inconclusive"
     rows = [one for one in audit.evaluation.guards if (one.system, one.outcome) == wanted]
     names = listing(row.task for row in rows)
+    if measured is None or measured.outcome != "likely":
+        return f"composing makes {names} worse, and what it gains is open" if lost else ""
     end = f" but makes {names} worse" if lost else f"; whether {names} gets worse is open"
     return f"composing gains what you asked for{end}"
 
@@ -263,8 +265,8 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds
     if rounds is not None and rounds.early and audit.command != "inspect":
-        how_far = f"after round {rounds.used} of {rounds.planned}"
-        yield "stopped", f"{how_far}; --all-items asks the rest"
+        ended = ", by --budget" if verdict.missing == "time" else "; --all-items asks the rest"
+        yield "stopped", f"after round {rounds.used} of {rounds.planned}{ended}"
     yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
     yield "servers", _servers(audit, verdict)
     yield "close", _said(verdict, "not-told-apart").rstrip(".")
@@ -496,11 +498,13 @@ def gain_line(audit: Audit, verdict: Verdict) -> str:
     if rounds is not None and best.n == rounds.items < rounds.total:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
-    alone += f", {baseline.form}" if baseline.part != best.form else ""
+    two_forms = baseline.part != best.form
+    alone += f", {baseline.form}" if two_forms else ""
+    composed_as = f"{best.system}, {composed.form}," if two_forms else best.system
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
     difference, digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
     return (
-        f"{mean}{composed.shown:z.{digits}f} for {best.system} against "
+        f"{mean}{composed.shown:z.{digits}f} for {composed_as} against "
         f"{baseline.shown:z.{digits}f} for {alone}: {gained(difference, best.ci95, digits)} "
         f"on {of_all}; {asked}"
     )
@@ -521,6 +525,7 @@ def _guard(audit: Audit, verdict: Verdict) -> str:
     lost = [row for row in rows if row.outcome == "unlikely" and row.system != about]
     names = listing(f"{row.system} ({signed(row.difference)} on {row.task})" for row in lost)
     told += [f"lost by {names}"] if lost else []
+    told += ["a chain was not asked"] if rows and verdict.action == "chain" else []
     return "; ".join(told)
 
 
@@ -563,6 +568,8 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     gain, early = measured.gain, verdict.evidence in ("base", "pilot")
     if verdict.decision != "inconclusive":
         return ""
+    if verdict.missing == "time":
+        return "more minutes; --resume asks nothing twice"
     if verdict.missing == "rank":
         return "" if early else "a higher --rank: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive":

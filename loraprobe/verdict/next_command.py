@@ -136,6 +136,8 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
     if verdict.missing == "wording":
         return _evaluate(_without_metric(request), ("--metric", "contains"))
     # Where only clusters are missing, the other questions of the same ones decide nothing.
+    if verdict.missing == "time":  # the same call, without --budget
+        return _evaluate(request, *request.kept, ("--resume",))
     if not limited and verdict.missing == "guard-items":
         return _evaluate(_with_more_of_guards(request))
     if not limited and (verdict.missing == "items" or verdict.evidence == "evaluation"):

@@ -308,7 +308,12 @@ def about_guards(evidence: Evidence, best: Candidate) -> list[Reason]:
         decisive = binds and (row.system, row.outcome) == (best.system, best.safe)
         code, told = codes[row.outcome], on_guard(row)
         found.append(reason_of(code, value, -row.margin, decisive=decisive, told=told))
-    return found
+    idle = {
+        row.task: reason_of("guard-idle", row.base, row.margin, task=row.task)
+        for row in evidence.measured.guards
+        if row.metric != LOSS and row.base <= row.margin
+    }
+    return [*found, *idle.values()]
 
 
 def on_guard(row: GuardScore) -> str:
@@ -513,7 +518,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
                 used = "with" if gap > 0 else "without"
                 yield reason_of("template-matters", gap, TEMPLATE_MATTERS, row=row, used=used)
     rounds = evidence.measured.rounds
-    if rounds is not None and rounds.early and evidence.level == "evaluation":
+    early = rounds is not None and rounds.early and evidence.level == "evaluation"
+    if rounds is not None and early and verdict.missing != "time":
         yield reason_of(
             "stopped-early",
             float(rounds.items),

@@ -113,7 +113,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
     calibration = calibration or shipped()
-    verdict = _with_forecast(_decide_asked(evidence), evidence)
+    verdict = _with_forecast(_within_time(_decide_asked(evidence), evidence), evidence)
     verdict = with_probability(verdict, evidence, calibration)
     others = itertools.chain(
         reasons.about_hops(evidence),
@@ -140,6 +140,23 @@ def _decide_asked(evidence: Evidence) -> Verdict:
     if evidence.level == "evaluation":
         return _decide_without_compositions(evidence)
     return _decide_baselines(evidence) if level == "base" else _undecided(level)
+
+
+def _within_time(verdict: Verdict, evidence: Evidence) -> Verdict:
+    """The verdict, which is open where the budget left out adapters, or ended the rounds."""
+    choice, rounds = evidence.choice, evidence.measured.rounds
+    no_room = verdict.missing == "harder-items"  # whoever composes: of one that was asked
+    if choice and choice.unasked and verdict.decision == "unlikely" and not no_room:
+        every = count(choice.adapters + choice.unasked, "adapter")
+        left, what = float(choice.unasked), f"{choice.unasked:,} of {every} were not asked"
+    elif rounds is not None and rounds.early and verdict.decision == "inconclusive":
+        left, what = float(rounds.total - rounds.items), f"{rounds.items} of {rounds.total} items"
+        what += " were asked"
+    else:
+        return verdict
+    reason = reason_of("budget-ended", left, decisive=True, what=what)
+    why = (reason, *verdict.reasons)
+    return replace(verdict, decision="inconclusive", reasons=why, missing="time")
 
 
 def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:

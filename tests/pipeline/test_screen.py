@@ -122,6 +122,8 @@ def test_where_no_set_gains_the_action_says_what_to_use(tmp_path, tables, action
     verdict = found["verdict"]
     assert verdict["decision"] in OPEN and verdict["action"] in actions
     assert any(row["kind"] == "merge" for row in found["evaluation"])
+    if verdict["decision"] == "inconclusive":  # one adapter is nothing that merge-and-eval takes
+        assert verdict["next"].startswith("loraprobe screen ")
     if "expert" in tables:
         assert "expert" in verdict["next"] and found["shortlist"][0]["adapters"] == ["expert"]
 
@@ -236,6 +238,15 @@ def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
     assert any("--budget" in note for note in found["notes"])
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
     assert f"3 of {len(found['library']['adapters'])} adapters" in chosen["message"]
+
+
+def test_what_a_budget_left_out_decides_nothing(tmp_path, monkeypatch):
+    words = write_library(tmp_path, {**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}})
+    budget_for(monkeypatch, 3)
+    verdict = screened(words, "--budget", "5", code=3)["verdict"]
+    assert (verdict["decision"], verdict["missing"]) == ("inconclusive", "time")
+    assert verdict["next"].startswith("loraprobe screen ") and "--resume" in verdict["next"]
+    assert "--budget" not in verdict["next"]
 
 
 def test_a_budget_that_leaves_no_time_to_try_sums_says_so(library, monkeypatch):

@@ -15,6 +15,7 @@ from evidences import (
     codes,
     evidence,
     evidence_of,
+    guards,
     replaced,
     score,
     skills,
@@ -360,6 +361,17 @@ LINES = {
         {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]}),
     "stopped early without a gain": (
         NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
+    ),
+    "stopped by the budget": (replaced(NEEDED, rounds=EARLY.measured.rounds), "inconclusive",
+        {"stopped": ["2 of 3", "--budget"], "decide": ["--resume"], "next": ["--resume"]}),
+    "a guard is lost, and the gain is open": (
+        replaced(evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)),
+            guarded=("g",)),
+        "unlikely", {"headline": ["composing makes g worse", "open"]},
+    ),
+    "a guard is lost by what gains": (
+        evidence(WORKS, guards=guards(uniform=-0.3), guarded=("g",)),
+        "unlikely", {"headline": ["composing gains what you asked for but makes g worse"]},
     ),
     "after every round": (replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
         {"gain": [f"on {N} questions"], "stopped": None}),

@@ -32,9 +32,10 @@ from loraprobe.records import (
     Issue,
     ItemPart,
     Measurement,
+    Rounds,
     Score,
 )
-from loraprobe.verdict import decide
+from loraprobe.verdict import LibraryChoice, decide
 
 FAIL = {
     "base": 0.0,
@@ -46,6 +47,7 @@ FAIL = {
     "random-partner": 0.03,
 }
 GAIN = {**FAIL, "uniform": 0.5}
+NOT_DECIDED = {**FAIL, "uniform": 0.12}
 
 
 def without(values, *kinds):
@@ -679,6 +681,37 @@ SMALL_GAIN = {"base": "0 0 0 0", "a": "0.1 1 0 0", "b": "0.1 0 1 0", "uniform": 
 )
 def test_verdicts_on_answers_as_they_were_measured(n, rates, decision, action, code):
     check(simulated(n, **rates), decision, action, has=[code])
+
+
+LEFT = LibraryChoice(2, 1, 1, ((3, 20),), 60, unasked=18)
+
+
+@pytest.mark.parametrize(
+    ("values", "more", "decision", "missing"),
+    [
+        (FAIL, {"choice": LEFT}, "inconclusive", "time"),
+        (FAIL, {"choice": replaced(LEFT, unasked=0)}, "unlikely", None),
+        (GAIN, {"choice": LEFT}, "likely", None),
+        (NOT_DECIDED, {"rounds": Rounds(1, 3, N, 120, 0.99)}, "inconclusive", "time"),
+        (FAIL, {"rounds": Rounds(1, 3, N, 120, 0.99)}, "unlikely", None),
+    ],
+)
+def test_what_a_budget_left_out_decides_nothing(values, more, decision, missing):
+    found = check(
+        replaced(evidence(values, half=0.1 if values is NOT_DECIDED else 0.02), **more), decision
+    )
+    assert found.missing == missing
+    assert ("budget-ended" in codes(found)) is (missing == "time")
+    assert ("stopped-early" in codes(found)) is (missing != "time" and "rounds" in more)
+
+
+def test_a_guard_of_which_the_base_knows_nothing_is_told():
+    known, idle = guards(uniform=0.0), guards(uniform=0.0, task="idle")
+    idle = tuple(replaced(row, base=0.04, value=0.04) for row in idle)
+    found = check(evidence(GAIN, guarded=("g", "idle"), guards=known + idle), "likely")
+    (told,) = [reason for reason in found.reasons if reason.code == "guard-idle"]
+    assert (told.value, told.threshold, told.severity) == (0.04, 0.05, "warning")
+    assert "idle" in told.message
 
 
 LOST, OPEN, SAME = -0.3, -0.05, 0.0

@@ -6,16 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 
-from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import TRAINED_ON, conflict, places, stacks, without_experts
 from loraprobe.adapters.paths import VOCABULARY, number, root
 from loraprobe.base import Base
-from loraprobe.compatibility.aligning import places_of, shapes_of, two_names
+from loraprobe.compatibility.aligning import Shape, places_of, shapes_of, two_names
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
 LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
+# Cures of shapes that differ between two adapters, and between an adapter and the base.
+APART = {
+    "vocabulary-mismatch": "Train both with one vocabulary, or leave embedding and head out of the "
+    "adapters."
+}
+OF_BASE = {"shapes-differ": TRAINED_ON}
 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
@@ -36,7 +42,7 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
         elif not form.keys() & other.keys():
             yield _nothing_in_common(a, b)
         elif form != other:
-            yield from _shapes(a, b)
+            yield from _shapes(a, shapes_of(b), b.name, (a.name, b.name), APART)
             yield from _kinds(a, b)
         if problem := conflict(a, b):
             yield problem
@@ -87,42 +93,38 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
         )
 
 
-def different_shapes(
-    layout: Mapping[str, ModuleInfo], shapes: Mapping[str, tuple[int, int]]
-) -> tuple[list[str], list[str]]:
-    """The paths whose shapes differ: embeddings and heads of another vocabulary, and all others."""
-    differ = [p for p, info in layout.items() if p in shapes and info.shape != shapes[p]]
-    tokens = [p for p in differ if _is_vocabulary(p, layout[p].shape, shapes[p])]
-    return tokens, [p for p in differ if p not in tokens]
+def _shapes(
+    adapter: Adapter,
+    shapes: Mapping[str, Shape],
+    other: str,
+    names: tuple[str, ...],
+    cures: Mapping[str, str],
+) -> Iterator[Issue]:
+    """Errors for the modules that have another shape in another adapter, or in the base.
+
+    shapes: the other's, by path; cures: those that are not the usual ones, by code.
+    """
+    found = shapes_of(adapter)
+    differ = [path for path in found if path in shapes and found[path] != shapes[path]]
+    tokens = [path for path in differ if _is_vocabulary(path, found[path], shapes[path])]
+    others = [path for path in differ if path not in tokens]
+    for code, paths in (("vocabulary-mismatch", tokens), ("shapes-differ", others)):
+        if paths:
+            first = paths[0]
+            yield finding(
+                code,
+                names,
+                f"The shapes of {count(len(paths), 'module')} differ; {first} is "
+                f"{list(found[first])} in {adapter.name} and {list(shapes[first])} in {other}.",
+                first,
+                cure=cures.get(code),
+            )
 
 
-def _is_vocabulary(path: str, shape: tuple[int, int], other: tuple[int, int]) -> bool:
+def _is_vocabulary(path: str, shape: Shape, other: Shape) -> bool:
     """Whether two shapes of an embedding or head differ in one side, the number of tokens."""
     named = path.rpartition(".")[2] in VOCABULARY
     return named and (shape[0] == other[0]) != (shape[1] == other[1])
-
-
-def _shapes(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    tokens, rest = different_shapes(a.layout, {p: info.shape for p, info in b.layout.items()})
-    for path in tokens:
-        yield finding(
-            "vocabulary-mismatch",
-            (a.name, b.name),
-            f"{path} is {list(a.layout[path].shape)} in {a.name} and "
-            f"{list(b.layout[path].shape)} in {b.name}: their vocabularies have different sizes.",
-            path,
-            cure="Train both with one vocabulary, or leave embedding and head out of the adapters.",
-        )
-    if rest:
-        first = rest[0]
-        yield finding(
-            "shapes-differ",
-            (a.name, b.name),
-            f"The shapes of {count(len(rest), 'module')} differ; {first} is "
-            f"{list(a.layout[first].shape)} in {a.name} and {list(b.layout[first].shape)} in "
-            f"{b.name}.",
-            first,
-        )
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
@@ -223,7 +225,7 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         )
     for adapter in adapters:
         yield from _not_in_base(adapter, base)
-        yield from _shapes_of_base(adapter, base)
+        yield from _shapes(adapter, base.shapes, base.reference, (adapter.name,), OF_BASE)
         yield from _tied(adapter, base)
         yield from _parameters(adapter, base)
         yield from _tokens(adapter, base)
@@ -252,25 +254,6 @@ def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
         f"{len(adapter.layout)} modules of {adapter.name}, {lost[0]} first.",
         lost[0],
     )
-
-
-def _shapes_of_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    tokens, others = different_shapes(adapter.layout, base.shapes)
-    for code, paths, cure in (
-        ("vocabulary-mismatch", tokens, None),
-        ("shapes-differ", others, TRAINED_ON),
-    ):
-        if paths:
-            first = paths[0]
-            yield finding(
-                code,
-                (adapter.name,),
-                f"{base.reference} has other shapes for {count(len(paths), 'module')} of "
-                f"{adapter.name}; {first} is {list(adapter.layout[first].shape)} in the adapter "
-                f"and {list(base.shapes[first])} in the base.",
-                first,
-                cure=cure,
-            )
 
 
 def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:

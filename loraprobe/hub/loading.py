@@ -139,26 +139,27 @@ def load_each(
 
     Raises UsageError for a name that cannot be given, before anything is loaded.
     """
-    parsed: list[Adapter | Reference | ReferenceError_] = []
-    wanted = []  # the name of each, and whether the user chose it
-    for ref in refs:
+    told = [_told(ref) for ref in refs]
+    names = unique_names([(name, is_chosen) for name, is_chosen, _ in told])
+    for ref, name, (_, _, public) in zip(refs, names, told, strict=True):
         try:
-            one = ref if isinstance(ref, Adapter) else Reference.parse(str(ref))
-        except ReferenceError_ as error:
-            wanted.append((local_name(str(ref)), False))
-            parsed.append(error)
-        else:
-            chosen = isinstance(one, Reference) and one.name is not None
-            wanted.append((one.name if isinstance(one, Adapter) else one.short, chosen))
-            parsed.append(one)
-    for ref, given, name in zip(refs, parsed, unique_names(wanted), strict=True):
-        text = given.text if isinstance(given, Reference) else str(ref)
-        try:
-            if isinstance(given, ReferenceError_):
-                raise given
-            adapter = _load(given) if isinstance(given, Reference) else given
+            adapter = ref if isinstance(ref, Adapter) else load(ref)
         except LoraprobeError as error:
-            on_hub = isinstance(given, Reference) and given.path is None
-            yield name, text if on_hub else local_name(text), error
+            yield name, public, error
         else:
             yield name, adapter.source.public, adapter.renamed(name)
+
+
+def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:
+    """The name of an adapter, whether the user chose it, and its reference as it may be published.
+
+    Raises UsageError for a name that cannot be given.
+    """
+    if isinstance(ref, Adapter):
+        return ref.name, False, ref.source.public
+    try:
+        parsed = Reference.parse(str(ref))
+    except ReferenceError_:
+        return local_name(str(ref)), False, local_name(str(ref))
+    public = parsed.text if parsed.path is None else local_name(parsed.text)
+    return parsed.short, parsed.name is not None, public

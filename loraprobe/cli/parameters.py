@@ -37,11 +37,8 @@ def setting(metavar: str, help: str, panel: str | None = None, *flags: str, **mo
     return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-Completion = Callable[[str], list[str]]  # the beginning of a word -> the words that go on from it
-
-
-def _names(*places: str) -> Completion:
-    """Completes the names in registries and other collections.
+def _names(*places: str) -> Callable[[str], list[str]]:
+    """Completes the names in registries and other collections: the words that a beginning may be.
 
     places: MODULE.NAME of each, which is imported when a shell asks.
     """

@@ -94,12 +94,6 @@ def command_of(name: str) -> Any:
     return typer.main.get_command(app)
 
 
-def outlines() -> dict[str, Any]:
-    """Name of a command or a group -> a command with its help alone, which a list of them shows."""
-    texts = {n: GROUPS.get(n) or flowing(function_of(n).__doc__) for n in NAMES}
-    return {name: TyperCommand(name, help=text) for name, text in texts.items()}
-
-
 def function_of(name: str) -> Callable[..., None]:
     """The function of a command, whose signature has its options; its module is imported here."""
     module, _, function = COMMANDS[name][0].partition(".")
@@ -125,7 +119,10 @@ class Guarded(TyperGroup):
         return self.commands[cmd_name] or command_of(cmd_name) if cmd_name in NAMES else None
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
-        whole, self.commands = self.commands, outlines()  # the list shows no option of theirs
+        # The list of commands shows no option of theirs.
+        texts = {name: GROUPS.get(name) or flowing(function_of(name).__doc__) for name in NAMES}
+        outlines = {name: TyperCommand(name, help=text) for name, text in texts.items()}
+        whole, self.commands = self.commands, outlines
         try:
             super().format_help(ctx, formatter)
         finally:

@@ -11,6 +11,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,7 +154,10 @@ def methods(
 
 def _print_all(console: Any, row: dict[str, Any]) -> None:
     options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
-    first, *more = _broken(row["name"], options, console.width - 2)
+    # Broken at spaces, which stand behind commas here and nowhere else.
+    spec = f"{row['name']}:{', '.join(options)}" if options else row["name"]
+    lines = textwrap.wrap(spec, console.width - 2, subsequent_indent=" " * 6)
+    first, *more = (line.replace(", ", ",") for line in lines)
     name = len(row["name"])
     head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
     lines = [escape(row["description"])]
@@ -163,17 +167,6 @@ def _print_all(console: Any, row: dict[str, Any]) -> None:
     lines += [f"{label}: {escape(text)}" for label, text in labelled.items() if text]
     console.print(Padding(head, (0, 0, 0, 1)))
     console.print(Padding("\n".join(lines), (0, 0, 0, 4)))
-
-
-def _broken(name: str, options: Sequence[str], width: int) -> list[str]:
-    """name:option=value,... in lines that end at a comma, the later ones indented."""
-    lines = [name + (":" if options else "")]
-    for i, option in enumerate(options):
-        piece = option + ("," if i < len(options) - 1 else "")
-        if len(lines[-1]) + len(piece) > width and lines[-1].strip():
-            lines.append("      ")
-        lines[-1] += piece
-    return lines
 
 
 def cache(
@@ -194,7 +187,16 @@ def cache(
     runs = [run for run in kept_runs() if now - run.used >= older * DAY]
     readings = readings_size()
     used = clear_kept(runs, readings=older == 0) if clear else []
-    rows = list(map(_run_as_plain, used if clear else runs))
+    rows = [
+        {
+            "name": run.place.name,
+            "adapters": list(run.adapters),
+            "tasks": list(run.tasks),
+            "bytes": run.size,
+            "used": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.used)),
+        }
+        for run in (used if clear else runs)
+    ]
     if output.document("cache", {"cleared": clear, "runs": rows}):
         return
     if clear:
@@ -202,17 +204,6 @@ def cache(
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
     else:
         _show_cache(runs, readings, now)
-
-
-def _run_as_plain(run: KeptRun) -> dict[str, object]:
-    used = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(run.used))
-    return {
-        "name": run.place.name,
-        "adapters": list(run.adapters),
-        "tasks": list(run.tasks),
-        "bytes": run.size,
-        "used": used,
-    }
 
 
 def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:

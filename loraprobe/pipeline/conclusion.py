@@ -424,7 +424,11 @@ def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
 def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
     """The words of a command line as they may be published. public: makes a text public."""
     return tuple(
-        public(text if _is_text(before, text) else argument_without_folders(text))
+        public(
+            text  # no path: a data set of the Hub, or a text behind its option
+            if before in TEXTS or text.startswith("hf://")
+            else argument_without_folders(text)
+        )
         for before, text in zip(("", *typed), typed, strict=False)
     )
 
@@ -447,11 +451,6 @@ def _private(
     for file in (session.state, *(file for _, file in options.router_prompts)):
         if file is not None:
             yield str(file), Path(file).name
-
-
-def _is_text(before: str, text: str) -> bool:
-    """Whether a word is no path: a data set of the Hub, or a text behind its option."""
-    return before in TEXTS or text.startswith("hf://")
 
 
 def argument_without_folders(text: str) -> str:

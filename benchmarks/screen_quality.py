@@ -197,11 +197,11 @@ def seen_of(chosen: Any, found: Any) -> Seen:
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
     expected = chosen.expected
-    forecast = expected._forecast(pairs, 0.5)
-    hops = [values for (_, part), values in forecast.items() if part.startswith("hop")]
-    plain = next(values for (_, part), values in forecast.items() if part == "question")
+    parts = expected.forecast_parts(pairs, 0.5)[chosen.alone[0].task.name]
+    hops = [values for part, values in parts.items() if part.startswith("hop")]
     cosines = found.cosines[np.ix_(order, order)]
-    return Seen(chosen.alone[0], plain, np.prod(hops, 0) if hops else None, cosines, pairs)
+    kept = np.prod(hops, 0) if hops else None
+    return Seen(chosen.alone[0], parts["question"], kept, cosines, pairs)
 
 
 def recalls(seen: Seen, names: Sequence[str], truth: Truth, repeats: int) -> list[dict[str, Any]]:

@@ -197,7 +197,7 @@ class Expected:
         NaN where an item is not forecast and others are. A task without worked steps counts by its
         plain question in both forms. smooth: the weight of the smooth version of results.
         """
-        forecast = self._forecast(subsets, smooth)
+        forecast = self.forecast_parts(subsets, smooth)
         plain, worked = list[np.ndarray](), list[np.ndarray]()
         for scores in self.alone:
             of_part = forecast[scores.task.name]
@@ -212,7 +212,9 @@ class Expected:
         steps = any(scores.form is not None for scores in self.alone)
         return {QUESTION: plain, STEPS: worked} if steps else {QUESTION: plain}
 
-    def _forecast(self, subsets: np.ndarray, smooth: float) -> dict[str, dict[str, np.ndarray]]:
+    def forecast_parts(
+        self, subsets: np.ndarray, smooth: float
+    ) -> dict[str, dict[str, np.ndarray]]:
         """Task -> part -> results [m, items] of sets with effects added."""
         results: dict[str, dict[str, np.ndarray]] = {scores.task.name: {} for scores in self.alone}
         if self.forecast is None:

@@ -1,13 +1,15 @@
 """The signals by which adapters are chosen without asking them, and what a choice keeps."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
 
-from loraprobe.pipeline.ranking import BaselineScores
+from loraprobe.evaluation.plan import questions
+from loraprobe.pipeline.ranking import BaselineScores, Expected
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe_lab.experiments.pairs import MergedBase
 from loraprobe_lab.training import load_base
@@ -180,3 +182,19 @@ def test_signals_rank_pairs_by_both_members_or_by_the_better_one(retrieval):
     both, better = (rankings[f"s: {how}"](some) for how in ("both members", "the better member"))
     assert seen.pairs[both.argmax()].tolist() == [0, 1] and both.max() == 3
     assert seen.pairs[better.argmax()].tolist() == [2, 3] and better.max() == 1
+
+
+def test_rankings_see_what_the_screen_forecasts(retrieval):
+    from screen_quality import seen_of
+
+    known = planted(retrieval, np.zeros((N, ITEMS))).known
+    asked = questions([known.task], None)
+    drawn = np.random.default_rng(0).random((N * (N - 1) // 2, ITEMS))
+    forecast = SimpleNamespace(
+        values=lambda pairs: (drawn, 0 * drawn), reading=SimpleNamespace(questions=asked)
+    )
+    names = [str(k) for k in range(N)]
+    chosen = SimpleNamespace(names=names, alone=[known], expected=Expected([known], forecast))
+    seen = seen_of(chosen, SimpleNamespace(compared=names[::-1], cosines=np.eye(N)))
+    np.testing.assert_allclose(seen.forecast, drawn / 2, rtol=1e-6)
+    assert seen.hops is None and seen.cosines.shape == (N, N)

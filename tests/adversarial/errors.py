@@ -235,3 +235,30 @@ def _(place: Path, command: str) -> str:
     done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, cwd=place)
     shown = "traceback, " if "Traceback" in done.stderr else ""
     return f"{shown}{done.stderr.strip().splitlines()[-1]}"
+
+
+@case("choice-no-token")
+def _(place: Path) -> str:
+    base = tiny(place) / "base"
+    making.edit(base / "tokenizer_config.json", chat_template="\u00f1")
+    nothing = {"type": "Replace", "pattern": {"String": "\u00f1"}, "content": ""}
+    making.edit(base / "tokenizer.json", normalizer=nothing)
+    ask(place, {"prompt": "p", "answer": "\u00f1", "choices": ["\u00f1", "bo"]})
+    return evaluated(place, "--chat-template", "on", names="token")
+
+
+@cases("alpha", {"1e300": False, "1e300-inspected": True})
+def _(place: Path, inspected: bool) -> str:
+    a, b = making.saved_pair(place)
+    making.edit(place / "a" / "adapter_config.json", lora_alpha=1e300)
+    return told("inspect", a, b, names="lora_alpha") if inspected else merged(place, names="a")
+
+
+@case("ties-1e20")
+def _(place: Path) -> str:
+    from safetensors.torch import load_file, save_file
+
+    making.saved_pair(place)
+    file = place / "a" / "adapter_model.safetensors"
+    save_file({k: v * 1e20 for k, v in load_file(file).items()}, file)
+    return merged(place, "--method", "ties", names="a")

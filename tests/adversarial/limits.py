@@ -6,7 +6,7 @@ from typing import Any
 
 import making
 
-from adversarial import case, cases
+from adversarial import case, cases, timed
 from adversarial.errors import (
     CONFIG,
     INDEX,
@@ -16,6 +16,7 @@ from adversarial.errors import (
     evaluated,
     inspected,
     tiny,
+    told,
 )
 from loraprobe.base.quiet import quiet
 from loraprobe.errors import TaskError
@@ -108,3 +109,23 @@ def _(place: Path) -> str:
     names = {f"t{i}": f"model-{i}.safetensors" for i in range(5_000)}
     (tiny(place) / "base" / INDEX).write_text(json.dumps({"weight_map": names}))
     return evaluated(place, names=INDEX)
+
+
+@case("parquet-rows")
+def _(place: Path) -> str:
+    import pyarrow
+    import pyarrow.parquet
+
+    column = pyarrow.array(["x"]).take(pyarrow.array([0] * 3_000_000))
+    table = pyarrow.table({"prompt": column, "answer": column})
+    pyarrow.parquet.write_table(table, place / "t.parquet", compression="zstd")
+    assert (place / "t.parquet").stat().st_size < 500_000
+    return timed(lambda: told("task", "check", place / "t.parquet", names="t.parquet"))
+
+
+@case("many-choices")
+def _(place: Path) -> str:
+    tiny(place)
+    names = [f"c{n}" for n in range(100_000)]
+    ask(place, {"prompt": "p", "answer": "c0", "choices": names})
+    return timed(lambda: evaluated(place, names="line 1"))

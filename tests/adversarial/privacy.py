@@ -5,12 +5,17 @@ import os
 import re
 import resource
 from pathlib import Path
+from unittest import mock
 
+import making
 from making import edit, random_adapter
 
 from adversarial import call, case, outcome, timed
+from adversarial.errors import tiny
+from adversarial.reading import adapter
+from adversarial.resume import cached, world
 
-USER = "alice-of-acme"
+USER, SECRET = "alice-of-acme", "hunter2"
 PLANTED = '<img src=x onerror=alert(1)> **b** [x](http://e.vil) http://e.vil "><script>'
 BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
     f"{here}: &{here} [{','.join([f'*{before}'] * 9)}]\n"
@@ -106,3 +111,74 @@ def _(place: Path) -> str:
     text = re.sub("  schema_version: .*", "  schema_version: 99", text)
     card.write_text(text.replace("---\n", f"---\n{BOMB}", 1))
     return _limited("verify", place / "out")
+
+
+@case("card-of-another-author")
+def _(place: Path) -> str:
+    card = "---\nlicense: mit\n---\n<script>x()</script><form action=http://e.vil>\n"
+    (adapter(place) / "README.md").write_text(card)
+    found = outcome("convert", place / "a", "-o", place / "o")
+    made = (place / "o" / "README.md").read_text()
+    theirs = "<script" in made or "<form" in made
+    licence = "" if "license: mit" in made else ", the licence is lost"
+    return "they stand in our card" if theirs else f"{found}, no markup of theirs{licence}"
+
+
+@case("defect-path")
+def _(place: Path) -> str:
+    adapter(place)
+    bad = ValueError(f"cannot read {place}/{USER}/x.json")
+    with mock.patch("loraprobe.pipeline.commands.inspect", side_effect=bad):
+        error = call("--debug", "inspect", place / "a").stderr
+    assert "defect" in error and "Traceback" in error
+    return "holds the path" if USER in error or 'File "/' in error else "no path"
+
+
+# What is written for others to read.
+@case("path-in-an-error-document")
+def _(place: Path) -> str:
+    home = place / f"{USER} x"
+    home.mkdir()
+    directory = adapter(home)
+    (directory / "adapter_config.json").write_text("{")
+    return leaks(call("inspect", directory, "--json").stdout.encode())
+
+
+@case("path-in-kept-results")
+def _(place: Path) -> str:
+    home = place / USER
+    home.mkdir()
+    arguments = world(home)
+    making.edit(home / "a" / "adapter_config.json", base_model_name_or_path=str(home / "base"))
+    cached(home, arguments)
+    kept = [file for file in (home / "cache").rglob("*") if file.is_file()]
+    assert kept
+    return leaks(*(file.read_bytes() for file in kept))
+
+
+ADDRESSES = (
+    f"https://{USER}:{SECRET}/x@example.org/a",
+    f"https://{USER}:{SECRET}@x@example.org/a",
+    f"https://example.org/a?token={SECRET}",
+    f"https://{USER}:{SECRET}@example.org/a",
+)
+
+
+@case("password-in-an-address")
+def _(place: Path) -> str:
+    tiny(place)
+    shown = []
+    for address in ADDRESSES:
+        for words in (
+            ("inspect", address),
+            ("inspect", place / "a", "--base", address),
+            ("inspect", place / "a", "--task", address),
+            ("verify", place / "a", "--served", address),
+            ("report", address),
+            ("find", address),
+            ("merge", place / "a", "--config", address),
+            ("convert", place / "a", "-o", place / "c", "--push", address),
+        ):
+            result = call(*words, "--json", env={"HF_HUB_OFFLINE": "1"})
+            shown += [words] if SECRET in result.output else []
+    return "printed" if shown else "never printed"

@@ -1,6 +1,7 @@
 """Adapter files and configs that peft reads differently than they appear."""
 
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ import torch
 from torch import Tensor
 
 from adversarial import call, case, cases, ended, outcome
+from adversarial.errors import REFUSED, tiny, told
+from loraprobe.file_hashes import file_hash
+from loraprobe.front_matter import declared_licence
 
 ROOT = "base_model.model."
 Q = "model.layers.0.self_attn.q_proj"
@@ -185,3 +189,72 @@ ODD: dict[str, Callable[[Path], Path]] = {
 @cases("", ODD)
 def _(place: Path, make: Callable[[Path], Path]) -> str:
     return outcome("inspect", make(place), "--json")
+
+
+@case("hash-in-a-name")
+def _(place: Path) -> str:
+    base = tiny(place) / "base"
+    (base / "blobs").mkdir()
+    weights, blob = base / "model.safetensors", base / "blobs" / ("0" * 64)
+    weights.rename(blob)
+    weights.symlink_to(blob)
+    document = json.loads(call("inspect", place / "a", "--base", base, "--json").stdout)
+    found = document["base"]["sha256"]
+    return {"0" * 64: "the name", file_hash(blob): "of the content"}.get(found, "neither")
+
+
+@case("card-line-separator")
+def _(place: Path) -> str:
+    return str(declared_licence('---\nx: "a\u2028---\u2028b"\nlicense: cc-by-nc-4.0\n---\n'))
+
+
+@case("card-almost-dashes")
+def _(place: Path) -> str:
+    text = "---\nlicense: mit\nx: |\n  a\n--- \nlicense: apache-2.0\n---\n"
+    found = declared_licence(text)
+    return "mit" if found == "mit" else "cc-by-nc-4.0" if found is None else str(found)
+
+
+@case("header-key-twice")
+def _(place: Path) -> str:
+    file = adapter(place) / "adapter_model.safetensors"
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    header.pop("__metadata__", None)
+    key = f"{ROOT}{Q}.lora_A.weight"
+    entries = [f"{json.dumps(k)}:{json.dumps(v)}" for k, v in header.items()]
+    start = header[key]["data_offsets"][0]
+    first = {"dtype": "F32", "shape": [4, 16], "data_offsets": [start, start + 256]}
+    entries.insert(0, f"{json.dumps(key)}:{json.dumps(first)}")
+    made = ("{" + ",".join(entries) + "}").encode()
+    file.write_bytes(struct.pack("<Q", len(made)) + made + data[8 + length :])
+    return told("inspect", place / "a", names="twice")
+
+
+@case("sparse-tensor")
+def _(place: Path) -> str:
+    tensors = factors()
+    key = next(iter(tensors))
+    tensors[key] = tensors[key].to_sparse()
+    making.write_adapter(place / "a", tensors, pickle=True)
+    return told("inspect", place / "a", names="sparse")
+
+
+@case("self-link")
+def _(place: Path) -> str:
+    file = adapter(place) / "adapter_model.safetensors"
+    file.unlink()
+    file.symlink_to(file.name)
+    return told("inspect", place / "a", names=file.name)
+
+
+@case("parameter-and-lora")
+def _(place: Path) -> str:
+    making.saved_pair(place)
+    options = {"target_modules": None, "target_parameters": ["q_proj.weight"]}
+    making.write_adapter(place / "c", factors(), **options)
+    found = call("merge", place / "b", place / "c", "-o", place / "o")
+    if "report" in found.stderr:
+        return "exit 2, please report this"
+    return REFUSED if found.exit_code == 2 and "q_proj" in found.stderr else "exit 0"

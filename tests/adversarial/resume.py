@@ -186,3 +186,18 @@ def _(place: Path) -> str:
         stream.write(json.dumps(first | {"item": "99", "group": "item:99"}) + "\n")
     found = json.loads(cached(place, [*arguments, "--resume"]).stdout)
     return "it counts" if any(s["n"] != 6 for s in found["evaluation"]) else "it does not count"
+
+
+@cases("", {"lock-is-a-link": "results.lock", "results-are-a-link": "results.jsonl"})
+def _(place: Path, name: str) -> str:
+    """What a run does to a file of the user to which a file of the cache is a link."""
+    arguments = world(place)
+    cached(place, arguments)
+    (kept,) = place.rglob("results.jsonl")
+    mine = place / "mine.txt"
+    mine.write_text("years of work\n")
+    kept.with_name(name).unlink(missing_ok=True)
+    kept.with_name(name).symlink_to(mine)
+    code = cached(place, arguments).exit_code
+    lost = mine.read_text() != "years of work\n"
+    return "the file is lost" if lost else f"the file stays, exit {code}"

@@ -1,0 +1,104 @@
+"""Servers that answer with other things than an answer, or not at all."""
+
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from unittest import mock
+
+from loopback import listening
+
+from adversarial import call, case, cases
+from adversarial.errors import tiny, told
+from loraprobe.servers import acceptance
+
+
+def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
+    """A server that gives one body to every request."""
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return reply
+
+
+def _served(place: Path, address: str) -> str:
+    base = ["--base", place / "base", "--model", "m"]
+    return told("verify", place / "a", *base, "--served", address, names=address)
+
+
+def _logprob(number: str) -> bytes:
+    return b'{"choices":[{"logprobs":{"token_logprobs":[%s]}}]}' % number.encode()
+
+
+FIGURES = {
+    "nan": "NaN",
+    "infinite": "-Infinity",
+    "positive": "0.5",
+    "true": "true",
+    "digits": "-" + "9" * 401,
+    "nested": "[" * 3000 + "]" * 3000,
+}
+
+
+@cases("server", FIGURES)
+def _(place: Path, number: str) -> str:
+    tiny(place)
+    with listening(answering(_logprob(number))) as address:
+        return _served(place, address)
+
+
+@case("server-redirects")
+def _(place: Path) -> str:
+    tiny(place)
+    asked = []
+
+    def other(handler: BaseHTTPRequestHandler) -> None:
+        asked.append(handler.path)
+        answering(_logprob("-1.0"))(handler)
+
+    with listening(other) as second:
+
+        def redirect(handler: BaseHTTPRequestHandler) -> None:
+            handler.send_response(302)
+            handler.send_header("location", f"{second}/inside")
+            handler.end_headers()
+
+        with listening(redirect) as first:
+            found = _served(place, first)
+    return "the other host is asked" if asked else found
+
+
+@case("server-slow")
+def _(place: Path) -> str:
+    tiny(place)
+
+    sent = []
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.wfile.write(b"HTTP/1.0 200 OK\r\nx: ")
+        while len(sent) < 300:  # a minute, unless the client goes
+            time.sleep(0.2)
+            handler.wfile.write(b"x")
+            sent.append("x")
+
+    with listening(reply) as address, mock.patch.object(acceptance, "TIMEOUT", 1.0):
+        found = _served(place, address)
+    return found if len(sent) < 300 else "a minute, as long as it sends"
+
+
+@case("server-bracket")
+def _(place: Path) -> str:
+    tiny(place)
+    return _served(place, "http://[::1")
+
+
+@case("server-label")
+def _(place: Path) -> str:
+    tiny(place)
+    served_by = ("--model", "m", "--served", f"http://{'é' * 70}.org")
+    error = call("verify", place / "a", "--base", place / "base", *served_by).stderr
+    blamed = "does not give" in error
+    return f"exit 2, {'the server is blamed' if blamed else 'the address is named'}"

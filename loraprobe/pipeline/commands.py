@@ -27,7 +27,6 @@ from loraprobe.pipeline.conclusion import (
     finish,
     recommend,
     serving_of,
-    verdict_on_weights,
     verdict_with_next,
 )
 from loraprobe.pipeline.examination import (
@@ -52,7 +51,7 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
 )
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Compatibility
+from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel
 from loraprobe.report.cards import made_text
 from loraprobe.servers.rules import serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
@@ -94,19 +93,18 @@ def inspect(
     examined, _ = licensed(examined, inputs)
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
-    if not asks_base:
-        verdict = verdict_on_weights(options, inputs, examined)
-        return Outcome(audit_of(session, inputs, examined, verdict=verdict))
-    from loraprobe.pipeline.pilot import run_pilot
-    from loraprobe.pipeline.systems import plan_of
+    found: tuple[EvidenceLevel, EvaluationRecords, list[str]]
+    found = "weights", EvaluationRecords(), []
+    if asks_base and examined.compatibility.compatible:
+        from loraprobe.pipeline.pilot import run_pilot
+        from loraprobe.pipeline.systems import plan_of
 
-    if not examined.compatibility.compatible:
-        verdict = verdict_with_next(options, inputs, examined, "weights")
-        return Outcome(audit_of(session, inputs, examined, verdict=verdict))
-    plan = plan_of(options, inputs.adapters, inputs.tasks)
-    with _workers_of(session):
-        level, measured, notes = run_pilot(inputs, plan, opened, session)
-    verdict = verdict_with_next(options, inputs, examined, level, measured)
+        plan = plan_of(options, inputs.adapters, inputs.tasks)
+        with _workers_of(session):
+            found = run_pilot(inputs, plan, opened, session)
+    (level, measured, notes), verdict = found, None
+    if asks_base or len(inputs.adapters) > 1:
+        verdict = verdict_with_next(options, inputs, examined, level, measured)
     return Outcome(audit_of(session, inputs, examined, notes, verdict=verdict, evaluation=measured))
 
 

@@ -260,13 +260,6 @@ def recommend(
     return Routed(built.composition, builder.base, builder.transformed.steps), ""
 
 
-def verdict_on_weights(options: Options, inputs: Inputs, examined: Examination) -> Verdict | None:
-    """The verdict on several adapters without the base; None for a single one."""
-    if len(inputs.adapters) < 2:
-        return None
-    return verdict_with_next(options, inputs, examined, "weights")
-
-
 # ---- the end of a command ------------------------------------------------------------------------
 
 
@@ -307,7 +300,8 @@ def finish(
     made: what is saved if a directory was given, None if there is nothing. verdict: on what was
     asked; None where nothing was. fields: of the audit.
     """
-    verdict = verdict or verdict_on_weights(session.options, inputs, examined)
+    if verdict is None and len(inputs.adapters) > 1:
+        verdict = verdict_with_next(session.options, inputs, examined, "weights")
     examined, licences = licensed(examined, inputs)
     serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
     measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()

@@ -53,6 +53,10 @@ from loraprobe.session import Session
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
+BOUND = 1.5
+SHRINK = 0.05
+RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
+BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes few steps
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
 
 
@@ -286,12 +290,6 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
                 f"{where} names {name!r}, which is none of the adapters: there are "
                 f"{listing(names)}."
             )
-
-
-BOUND = 1.5
-SHRINK = 0.05
-RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
-BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes few steps
 
 
 def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:

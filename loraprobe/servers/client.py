@@ -69,7 +69,7 @@ class _FirstToken(BaseModel):
     logprob: Annotated[float, Field(validation_alias=_FIRST, strict=True, ge=LEAST_LOG, le=0)]
 
 
-class Completion(BaseModel):
+class WrittenText(BaseModel):
     """a completion"""
 
     text: Annotated[str, Field(validation_alias=AliasPath("choices", 0, "text"))]

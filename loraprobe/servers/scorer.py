@@ -28,7 +28,7 @@ from loraprobe.scoring import Likelihood, ModelScorer, NextTokens, Scorer
 from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
 from loraprobe.scoring.likelihood import TOP
 from loraprobe.scoring.scorer import NEW_TOKENS
-from loraprobe.servers.client import GREEDY, Completion, ScoredPrompt, Server
+from loraprobe.servers.client import GREEDY, ScoredPrompt, Server, WrittenText
 
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 # vLLM ends a text that repeats itself: what `period` finds, up to patterns of so many tokens.
@@ -156,7 +156,7 @@ class ServedScorer(Scorer):
     def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
         """The completion of each request."""
         found = dict[str, Written]()
-        answers = self.server.ask("/v1/completions", list(bodies.values()), Completion)
+        answers = self.server.ask("/v1/completions", list(bodies.values()), WrittenText)
         for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
             text, cut = answer.text, answer.end in ("length", "repetition")
             if answer.end == "repetition" and answer.ids:

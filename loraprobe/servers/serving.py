@@ -37,7 +37,7 @@ BY_CLIENT = {
     SWITCH: "adapters, of which a client names one",
 }
 CONVERT = "loraprobe convert"  # how the cure of a file begins that can be written for servers
-Served = tuple[list[str], tuple[Command, ...]]  # servers that read files, commands that serve them
+ReadBy = tuple[list[str], tuple[Command, ...]]  # servers that read files, commands that serve them
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Serving:
         reasons = (*verdict.reasons, about_servers(readers, what))
         return replace(verdict, reasons=reasons), commands
 
-    def of_merge(self, merged: Merged) -> Served:
+    def of_merge(self, merged: Merged) -> ReadBy:
         """The servers that read a merge as it is written, and the commands that serve it.
 
         The commands are those of the servers of --serve, or, where it is written, of the first

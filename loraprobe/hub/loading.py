@@ -32,15 +32,14 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     if isinstance(on, Adapter):
         return stacked(_read(reference), [on])
     if on is not None:
-        lower = None if on == PLAIN else Reference.parse(str(on))
-        reference = replace(reference, on=lower, plain=lower is None)
+        reference = replace(reference, on=PLAIN if on == PLAIN else Reference.parse(str(on)))
     return _load(reference)
 
 
 def _read(reference: Reference) -> Adapter:
     """The adapter of a reference, without those below it."""
     found = resolve_adapter(reference)
-    source = Source(found.reference, found.path, found.commit, reference.plain)
+    source = Source(found.reference, found.path, found.commit, reference.on == PLAIN)
     return read_adapter(found.path, reference.short, source)
 
 
@@ -57,9 +56,9 @@ def _load(reference: Reference, above: tuple[Adapter, ...] = (), guessed: bool =
             f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
             "trained on, or write REF,on=base."
         )
-    if reference.on is not None:
+    if isinstance(reference.on, Reference):
         return stacked(adapter, [_load(reference.on, above)])
-    said = None if reference.plain else said_below(adapter)
+    said = None if reference.on == PLAIN else said_below(adapter)
     return adapter if said is None else _on_said(said, above, guessed)
 
 

@@ -21,7 +21,7 @@ ON_HUB = re.compile(
 )
 DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
-PLAIN = "base"  # behind it: the base alone
+PLAIN: Literal["base"] = "base"  # behind it: the base alone
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
 SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
 
@@ -32,7 +32,7 @@ class Reference:
 
     `text` is the input without its NAME= and ,on=. A Hub reference has `repo`, `revision` and
     `folder`; a local one has `path`. `kind` is what the repository holds, as the Hub's client calls
-    it. `on` is the adapter on which this one was trained; `plain` says that it was none.
+    it. `on` is the adapter on which this one was trained, "base" for none; None: it is not said.
     """
 
     text: str
@@ -42,8 +42,7 @@ class Reference:
     revision: str | None = None
     folder: str = ""
     kind: Literal["model", "dataset"] = "model"
-    on: Reference | None = None
-    plain: bool = False
+    on: Reference | Literal["base"] | None = None
 
     @classmethod
     def parse(cls, text: str, *, bare: bool = False) -> Reference:
@@ -61,9 +60,7 @@ class Reference:
                 raise ReferenceError_(
                     f"{text}{ON} names no adapter; write what it was trained on, or {ON}{PLAIN}."
                 )
-            if lower == PLAIN:
-                return replace(cls.parse(text), plain=True)
-            return replace(cls.parse(text), on=cls.parse(lower))
+            return replace(cls.parse(text), on=PLAIN if lower == PLAIN else cls.parse(lower))
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
         if name is not None and not name.strip("."):

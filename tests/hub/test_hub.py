@@ -24,6 +24,7 @@ from loraprobe.records import FIXED
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 TOKEN = "hf_verysecrettoken123"
+TRAINED_ON_SFT = "do_train: true\nadapter_name_or_path: acme/sft\ncreate_new_adapter: true\n"
 
 
 @pytest.fixture(scope="session")
@@ -42,6 +43,7 @@ def served(tmp_path_factory):
     for name, base, card in (
         ("sft", "acme/base", ""),
         ("dpo", "acme/sft", ""),
+        ("trained", "acme/base", ""),
         ("told", "acme/base", "This model is a fine-tuned version of [acme/sft](x)."),
         ("plain", "acme/base", "This model is a fine-tuned version of [acme/base](x)."),
         ("itself", "acme/base", "This model is a fine-tuned version of [acme/itself](x)."),
@@ -53,6 +55,8 @@ def served(tmp_path_factory):
         files = adapter_files(root / name, seed=sum(alike.encode()), scaling=scaling)
         config = json.loads(files["adapter_config.json"]) | {"base_model_name_or_path": base}
         files["adapter_config.json"] = json.dumps(config).encode()
+        if name == "trained":
+            files["training_args.yaml"] = TRAINED_ON_SFT.encode()
         commit(models / name, files | {"README.md": card.encode()})
     llama = making.tiny_llama()
     llama.save_pretrained(root / "base", max_shard_size="4KB")
@@ -71,12 +75,12 @@ def acme(served, monkeypatch, tmp_path):
 
 
 def test_the_hub_tells_whether_an_adapter_was_trained_on_another(acme, monkeypatch):
-    names = [f"acme/{name}" for name in ("dpo", "told", "plain", "dpo,on=base")]
+    names = [f"acme/{name}" for name in ("dpo", "trained", "told", "plain", "dpo,on=base")]
     found = hub.load_all(names)
-    assert [[low.name for low in one.below] for one in found] == [["sft"], ["sft"], [], []]
-    assert [one.base_model for one in found] == [*["acme/base"] * 3, "acme/sft"]
+    assert [[low.name for low in one.below] for one in found] == [["sft"], ["sft"], ["sft"], [], []]
+    assert [one.base_model for one in found] == [*["acme/base"] * 4, "acme/sft"]
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # sft is in the cache now
-    assert [[low.name for low in one.below] for one in hub.load_all(names[:2])] == [["sft"]] * 2
+    assert [[low.name for low in one.below] for one in hub.load_all(names[:3])] == [["sft"]] * 3
 
 
 def codes(adapters):
@@ -97,8 +101,7 @@ def test_that_one_continues_another_is_said_once(acme):
 
 def test_what_a_training_file_names_is_fetched(acme, tmp_path):
     making.random_adapter("b", seed=5, base_model="acme/base").save(tmp_path / "b")
-    given = "do_train: true\nadapter_name_or_path: acme/sft\ncreate_new_adapter: true\n"
-    (tmp_path / "b" / "training_args.yaml").write_text(given)
+    (tmp_path / "b" / "training_args.yaml").write_text(TRAINED_ON_SFT)
     ref = str(tmp_path / "b")
     found = hub.load(ref)
     assert ([low.name for low in found.below], found.issues) == (["sft"], ())

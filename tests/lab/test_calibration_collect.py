@@ -224,7 +224,7 @@ def test_tiny_worlds_are_asked_for_real(tmp_path, monkeypatch):
     tiny = tiny_world(names, only=names)
     build_world(tiny, tmp_path / "tiny")
     sizes = SampleSizes(limit=44, max_new_tokens=3)
-    loaded, where = [], "loraprobe.pipeline.opening.load_base"
+    loaded, where = [], "loraprobe.pipeline.evaluator.load_base"
     monkeypatch.setattr(where, lambda base, **rest: loaded.append(1) or load_base(base, **rest))
     collect([tmp_path / "tiny"], tmp_path / "out", sizes)
     assert loaded == [1]

@@ -17,7 +17,13 @@ saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
-from loraprobe.adapters.base_names import is_path, local_name, public_name, public_value
+from loraprobe.adapters.base_names import (
+    agreed_base,
+    is_path,
+    local_name,
+    public_name,
+    public_value,
+)
 from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
 from loraprobe.adapters.issues import extreme_norm
 from loraprobe.adapters.paths import layer_pattern, natural

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from loraprobe.secrets import public_text
@@ -46,6 +47,16 @@ def relation(one: str, other: str) -> Relation:
     if "/" not in short and long.rpartition("/")[2] == short:
         return "unclear"  # the Hub forwards old names without an owner, such as gpt2
     return "different"
+
+
+def agreed_base(named: Iterable[str]) -> str | None:
+    """The name of a base on which several agree, else None.
+
+    A path agrees with its last part, by which what is written here names a local base.
+    """
+    names = sorted({name.rstrip("/") for name in named}, key=is_path)
+    agree = names and all(one == public_name(names[-1]) for one in names[:-1])
+    return names[-1] if agree else None
 
 
 def unquantised(name: str) -> str:

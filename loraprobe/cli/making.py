@@ -200,11 +200,12 @@ def convert(
     explain: bool = False,
     quiet: bool = False,
 ) -> None:
-    """Rewrite one adapter so that peft and servers read it, without changing what it computes.
+    """Rewrite one adapter so that peft and servers read it.
 
-    Keys get peft's prefix once, a .bin becomes safetensors, rsLoRA and patterns become one rank and
-    one scaling. What cannot be kept exactly is refused by name. DoRA stays DoRA. With --base an
-    AdaLoRA, LoHa, LoKr, VeRA or another type that changes weights becomes a LoRA.
+    A LoRA computes the same afterwards: keys get peft's prefix once, a .bin becomes safetensors,
+    rsLoRA and patterns become one rank and one scaling. What cannot be kept exactly is refused by
+    name. DoRA stays DoRA. With --base an AdaLoRA, LoHa, LoKr, VeRA or another type that changes
+    weights becomes a LoRA, which keeps at least --keep-energy of each change.
     """
     options, output = options_from(locals())
     made = {"like": like, "portable": portable, "keep_energy": keep_energy}

@@ -7,6 +7,7 @@ issue is `base-unclear`.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.base_names import QUANTISED, public_name, relation, unquantised
+from loraprobe.adapters.base_names import QUANTISED, is_path, public_name, relation, unquantised
 from loraprobe.adapters.stack import same
 from loraprobe.base import Base
 from loraprobe.errors import BaseError
@@ -104,13 +105,19 @@ def _bases_of_pairs(
 ) -> Iterator[Issue]:
     """Each two names of bases that are not the same."""
     for (one, ours), (other, theirs) in combinations(by_base.items(), 2):
-        who = f"{_trained(ours)} on {_public(one)}, {listing(theirs)} on {_public(other)}"
+        named = _public(one), _public(other)
+        if named[0] == named[1]:
+            named = _place(one), _place(other)
+        who = f"{_trained(ours)} on {named[0]}, {listing(theirs)} on {named[1]}"
         kind = relation(one, other)
         if kind == "unclear":
+            # What is written here names a local base by the last part of its path.
+            written = public_name(one) == other or one == public_name(other)
             yield finding(
                 "base-unclear",
                 ours + theirs,
                 f"{who}; names alone cannot tell whether these are one model.",
+                severity="note" if written else "warning",
             )
         elif kind == "different":
             shapes = ", and their modules do not match either"
@@ -136,7 +143,8 @@ def _base_given(by_base: Mapping[str, tuple[str, ...]], base: Base) -> Iterator[
     local = Path(base.reference).expanduser().is_dir()
     for named, ours in by_base.items():
         kind = relation(named, base.reference.partition("@")[0])
-        if kind == "same":
+        place = os.path.abspath(os.path.expanduser(named))
+        if kind == "same" or place in (os.path.abspath(base.path), os.path.realpath(base.path)):
             continue
         code, difference = "base-mismatch", "the base given here is another"
         if kind == "unclear" or local:
@@ -196,6 +204,11 @@ def _task_types(adapters: Sequence[Adapter], purpose: Purpose) -> Iterator[Issue
 def _public(named: str | None) -> str:
     """A base's name that may be published in a message: only the last part of a path."""
     return public_name(named) or "a path without a name"
+
+
+def _place(named: str) -> str:
+    """A base's name, of which the last part alone does not tell where it is."""
+    return f"a path that ends in {_public(named)}" if is_path(named) else named
 
 
 def _tokenizers(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:

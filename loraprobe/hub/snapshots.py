@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, agreed_base
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
 from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
@@ -132,12 +132,12 @@ def common_base(adapters: Sequence[Adapter]) -> str:
             "on; name it with --base."
         )
     named = {adapter.name: str(adapter.base_model) for adapter in adapters}
-    if len(set(named.values())) > 1:
+    base = agreed_base(named.values())
+    if base is None:
         listed = ", ".join(f"{name} says {base}" for name, base in named.items())
         raise CompatibilityError(
             f"The adapters name different base models ({listed}); choose one with --base."
         )
-    base = next(iter(named.values()))
     try:
         Reference.parse(base, bare=True)
     except ReferenceError_:

@@ -22,6 +22,7 @@ from loraprobe.adapters import (
     common_targets,
     extreme_norm,
     portable,
+    public_name,
 )
 from loraprobe.adapters.experts import common_parameters, without_experts
 from loraprobe.defaults import COMPRESSION_LIMIT
@@ -437,7 +438,7 @@ def _agreed(adapters: Sequence[Adapter], key: str) -> Any:
 def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:
     """Warnings about the result: sources of several bases, a rank that loses much."""
     names = tuple(a.name for a in adapters)
-    bases = sorted({a.base_model for a in adapters if a.base_model})
+    bases = sorted({public_name(a.base_model) or "a path" for a in adapters if a.base_model})
     if len(bases) > 1:
         message = f"The sources name different bases ({', '.join(bases)}); the first's is kept."
         cure = "Merge adapters of one base."

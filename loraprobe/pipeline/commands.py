@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraprobe import compatibility, diagnostics, merging
-from loraprobe.adapters import Adapter, mended
+from loraprobe.adapters import Adapter, local_name, mended
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import KEPT_ENERGY
@@ -51,9 +51,10 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
 )
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel
+from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel
 from loraprobe.report.cards import made_text
-from loraprobe.servers.rules import serving_issues
+from loraprobe.servers.rules import as_written, serving_issues
+from loraprobe.servers.serving import Serving
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:
@@ -91,8 +92,10 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined, _ = licensed(examined, inputs)
+    serve = tuple[Command, ...]()
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
+        serve = serving_of(session, inputs).of_file(inputs.given[0])
     found: tuple[EvidenceLevel, EvaluationRecords, list[str]]
     found = "weights", EvaluationRecords(), []
     if asks_base and examined.compatibility.compatible:
@@ -105,7 +108,8 @@ def inspect(
     (level, measured, notes), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
         verdict = verdict_with_next(options, inputs, examined, level, measured)
-    return Outcome(audit_of(session, inputs, examined, notes, verdict=verdict, evaluation=measured))
+    told = {"verdict": verdict, "evaluation": measured, "serve": serve}
+    return Outcome(audit_of(session, inputs, examined, notes, **told))
 
 
 def merge(
@@ -363,7 +367,10 @@ def convert(
     examined = replace(examined, compatibility=with_issues(serious, told), layers=())
     if made_lora is not None:
         examined = replace(examined, diagnostics=(*examined.diagnostics, *made_lora[2]))
-    audit = audit_of(session, replace(inputs, adapters=[made.adapter]), examined, [changes])
+    written = as_written(made.adapter, local_name(str(place)))
+    serve = Serving((), [written], inputs.base).of_file(written)
+    inputs = replace(inputs, adapters=[made.adapter])
+    audit = audit_of(session, inputs, examined, [changes], serve=serve)
     return Outcome(audit, made)
 
 

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapters import Adapter, is_path, local_name, public_name, with_below
+from loraprobe.adapters import Adapter, agreed_base, is_path, local_name, public_name, with_below
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
@@ -178,7 +178,8 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     repeated = [*options.fingerprint(), *enough, "dtype"]
     named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
-    declared = named[0] if len(named) == 1 else None
+    agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
+    declared = public_name(agreed)
     base = "auto" if declared else ""
     if inputs.base is not None and inputs.base.reference != declared:
         base = inputs.base.reference

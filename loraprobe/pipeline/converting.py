@@ -89,7 +89,8 @@ def converted(
     """The adapter as it is written to a place, and what differs from its file, in sentences.
 
     like: a base or an adapter whose names of modules it gets. one_rank: whether all modules get one
-    rank and one scaling. before: a sentence on what was done to the file before. Raises BaseError
+    rank and one scaling. before: a sentence on what was done to the file before and how much of
+    its function that keeps; without one it is the same function. Raises BaseError
     where the names are not known, CompatibilityError for an adapter whose modules they do not name.
     """
     made = replace(mended(given), weights_file=None)
@@ -101,7 +102,8 @@ def converted(
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []
     changes = " ".join([*sentences, *_changes(given, made)]) or "Nothing had to be changed."
-    card = converted_card(made, given.source.public, hub.model_card(given), changes)
+    told = changes if before else f"It computes the same. {changes}"
+    card = converted_card(made, given.source.public, hub.model_card(given), told)
     return Converted(made, card, given.source.path, targets), changes
 
 
@@ -243,12 +245,20 @@ def lora_of(
     rank = session.options.rank
     modules: dict[str, LowRank] = {}
     kept: dict[str, float] = {}
+    enough = 0
     with session.stage("convert"):
         for path, delta in _deltas(opened, found.path, config):
-            modules[path], kept[path] = _cut(path, delta, rank, keep)
+            modules[path], kept[path], needed = _cut(path, delta, rank, keep)
+            enough = max(enough, needed)
+    worst = min(kept, key=lambda path: kept[path])
+    if kept[worst] < keep:
+        raise CompatibilityError(
+            f"Rank {rank} keeps {kept[worst]:.1%} of the energy of {worst}, less than "
+            f"--keep-energy={keep:g}; --rank={enough} is enough for every module. Take that, or a "
+            "lower --keep-energy."
+        )
     source = Source(found.reference, found.path, found.commit)
     adapter = adapter_of(reference.short, modules, base_model=named, source=source)
-    worst = min(kept, key=lambda path: kept[path])
     told = (
         f"{kind} became LoRA: {kept[worst]:.4%} of the energy of its change is kept in {worst}, "
         "and no module keeps less."
@@ -320,8 +330,9 @@ def _check_keys(model: Any, place: Path) -> None:
 @torch.no_grad()
 def _cut(
     path: str, delta: Float[Tensor, "out in"], rank: int | Literal["auto"], keep: float
-) -> tuple[LowRank, float]:
-    """The best factors of a rank, and the share of ||delta||_F^2 that they keep."""
+) -> tuple[LowRank, float, int]:
+    """The best factors of a rank, the share of ||delta||_F^2 that they keep, and the rank that
+    keeps as much as is wanted."""
     if not torch.isfinite(delta).all():
         raise AdapterError(f"Module {path} holds NaN or Inf; its training failed.")
     u, s, vh = torch.linalg.svd(delta, full_matrices=False)
@@ -331,10 +342,5 @@ def _cut(
     wanted = max(1 - CUT_ENERGY, keep) if rank == "auto" else keep
     enough = int((shares < wanted).sum()) + 1
     taken = min(enough if rank == "auto" else rank, len(s))
-    share = float(shares[taken - 1])
-    if share < keep:
-        raise CompatibilityError(
-            f"Rank {taken} keeps {share:.1%} of the energy of {path}, less than --keep-energy="
-            f"{keep:g}; take --rank={enough}, or a lower --keep-energy."
-        )
-    return LowRank(vh[:taken].contiguous(), (u[:, :taken] * s[:taken]).contiguous(), 1.0), share
+    update = LowRank(vh[:taken].contiguous(), (u[:, :taken] * s[:taken]).contiguous(), 1.0)
+    return update, float(shares[taken - 1]), enough

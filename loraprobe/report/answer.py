@@ -230,6 +230,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield "made", audit.notes[-1]
     if verdict is None:
         yield from _about_files(audit) if audit.library is None else _about_library(audit)
+        yield from (("serve", command) for command in audit.serve)
         return
     if verdict.decision == "incompatible":
         yield from _conflicts(audit)
@@ -364,7 +365,7 @@ def _about_files(audit: Audit) -> Iterator[Line]:
 
 
 def _serving(audit: Audit) -> Iterator[Line]:
-    """What servers do not read as it is, each cure once, and the commands of those that do."""
+    """What servers do not read as it is, each cure once, and which servers read it."""
     findings = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
     wrong = [issue for issue in findings if issue.severity == "error"]
     wrong = wrong or [issue for issue in findings if issue.severity == "warning"]
@@ -372,7 +373,6 @@ def _serving(audit: Audit) -> Iterator[Line]:
     yield from (("fix", cure) for cure in dict.fromkeys(issue.cure for issue in wrong))
     fit = [issue for issue in findings if issue.severity == "note"]
     yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
-    yield from (("serve", Command("shell", text=issue.cure)) for issue in fit)
 
 
 def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:

@@ -143,6 +143,12 @@ class Serving:
         chosen = [name for name in self.named if name in read] if self.wanted else first
         return read, self.commands(chosen, files)
 
+    def of_file(self, adapter: Adapter) -> tuple[Command, ...]:
+        """The commands of the servers of --serve, by default of all, that read a file as it is."""
+        files = {adapter.name: adapter}
+        read = self.readers(files)
+        return self.commands([name for name in self.named or RUNNING if name in read], files)
+
     def written(self, merged: Merged) -> Adapter:
         """A merge as the file that --output writes, or that will stand in "DIR"."""
         return as_written(merged.written, local_name(str(self.target or "DIR")))

@@ -77,6 +77,8 @@ WIDE = another({p: (o, i + 2) for p, (o, i) in LLAMA.items()}, base_model="owner
 FIRST_LAYER = {p: s for p, s in LLAMA.items() if ".0." in p}
 SHALLOW = another(FIRST_LAYER, base_model="owner/base-chat")
 V1, V2 = with_config(A, revision="v1"), with_config(B, revision="v2")
+IN_X = another(base_model="/x/base"), another(base_model="base", seed=3)
+IN_X_Y = IN_X[0], another(base_model="/y/base", seed=3)
 CAUSAL, LABELS = with_config(A, task_type="CAUSAL_LM"), with_config(B, task_type="SEQ_CLS")
 PREFIXED = another({f"language_model.{p}": s for p, s in LLAMA.items()})
 C_ATTN = {f"transformer.h.{i}.attn.c_attn": (48, 16) for i in range(2)}
@@ -100,6 +102,8 @@ FIT = {
     # of which base they are
     "a quantised copy": ((A, QUANTISED), {"base-mismatch": "warning", "quantised-base": "note"}),
     "no quantised copy": ((A, BITTER), {"base-mismatch": "error"}),
+    "a path and its last part": (IN_X, {"base-unclear": "note", "base-is-a-path": "note"}),
+    "paths of one last part": (IN_X_Y, {"base-unclear": "warning", "base-is-a-path": "note"}),
     "two revisions": ((V1, V2), {"revision-mismatch": "warning"}),
     "one revision": ((V1, with_config(B, revision="v1")), {}),
     "one unknown revision": ((V1, B), {}),
@@ -320,6 +324,13 @@ def test_a_directory_given_by_two_names_is_no_hub_id(bases, monkeypatch):
     near = open_base(f"{place.parent.name}/{place.name}")
     assert near.reference.count("/") == 1
     assert severities(A, B, base=near) == {"base-unclear": "note"}
+
+
+def test_the_directory_that_the_adapters_name_is_their_base(bases, monkeypatch):
+    place = bases["llama"].path
+    a, b = (replace(one, base_model=str(place)) for one in (A, B))
+    monkeypatch.chdir(place.parent)
+    assert severities(a, b, base=open_base(place.name)) == {"base-is-a-path": "note"}
 
 
 def test_a_copy_of_a_base_weight_is_compared(bases, tmp_path):

@@ -428,6 +428,8 @@ class TestCommonBase:
             (["owner/a", "owner/b"], CompatibilityError, "a says owner/a"),
             (["owner/llama-7b", "owner/llama-7b-chat"], CompatibilityError, "--base"),
             (["owner/a", None], BaseError, "b does not say"),
+            (["/a/llama", "/b/llama"], CompatibilityError, "--base"),
+            (["llama", "/home/somebody/llama"], BaseError, "/home/somebody/llama"),
             (["/home/somebody/llama"] * 2, BaseError, "--base"),
             (["./out/base"] * 2, BaseError, "--base"),
             ([r"C:\models\llama"] * 2, BaseError, "--base"),

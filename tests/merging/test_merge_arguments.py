@@ -182,6 +182,8 @@ def test_unused_weights_and_different_bases_are_reported():
     merged = merge([one(), other], "uniform", weights=[0.9, 0.1])
     assert [i.code for i in merged.issues] == ["weights-ignored", "base-mismatch"]
     assert merged.weights == (0.5, 0.5)
+    merged = merge([one(base_model="/x/base"), one("b", seed=1, base_model="base")], "uniform")
+    assert not merged.issues
 
 
 def test_a_refused_merge_writes_nothing(tmp_path):

@@ -124,7 +124,11 @@ def test_a_rank_that_keeps_too_little_is_refused_with_the_one_that_is_enough(bas
     ]
     assert min(shares) < 0.95
     assert json.loads((tmp_path / "out" / "adapter_config.json").read_text())["r"] == 1
-    assert int(enough) > 1
+    assert "computes the same" not in (tmp_path / "out" / "README.md").read_text()
+    more = (tmp_path / "more", "--json", "--rank")
+    assert making.call(*call[:-1], *more, enough).exit_code == 0
+    fewer = making.call(*call[:-1], *more, int(enough) - 1, "--overwrite")
+    assert fewer.exit_code == 2 and f"--rank {enough}" in fewer.stderr
     all_of_it = making.call(*call, "--keep-energy", "1", "--json", "--overwrite")
     assert all_of_it.exit_code == 0, all_of_it.stderr  # rank auto takes what is asked for
 

@@ -197,6 +197,13 @@ def test_the_command_line_exits_by_the_named_servers(tmp_path):
         assert call("inspect", place, other, "--serve", "vllm").exit_code == 2
 
 
+def test_commands_start_where_their_user_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    sound(tmp_path / "in" / "a")
+    for told in (call("convert", "in/a", "-o", "out/a"), call("inspect", "out/a", "--serve=vllm")):
+        assert told.exit_code == 0 and "--lora-modules a=out/a" in " ".join(told.stdout.split())
+
+
 ONE, TWO = {"sum": "DIR"}, {"a": "first=a", "b=1": "b's"}
 CONVERTED = "python convert_lora_to_gguf.py {} --base {} --outfile {}.gguf"
 SERVED = [  # server, base, adapters, rank -> the commands

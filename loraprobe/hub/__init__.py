@@ -7,7 +7,7 @@ apply. Every failure raises a LoraprobeError with one sentence; functions name i
 reference    the text of a reference -> its parts
 snapshots    a reference -> the folder with the files that are needed
 repository   files of one commit; client: the address and the errors of the Hub's client
-loading      references -> adapters; stacks: what their files say was in their bases
+loading      references -> adapters with what was in their bases
 datasets     data sets -> the files of one split
 search       adapters of a base, and copies of one base
 upload       a directory -> a repository

@@ -1,24 +1,47 @@
 """Loads the adapters of references, each with those that were in its base when it was trained.
 
-These are named by the reference (`REF,on=OTHER`), else by the files of the adapter (`stacks`), and
-they hold the adapters below themselves (`Adapter.below`).
+These are named by the reference (`REF,on=OTHER`), else by the files of the adapter, in this order:
+
+- training_args.yaml, which the web interface of LLaMA-Factory writes: `adapter_name_or_path` names
+  adapters, which are merged into the base. Without `create_new_adapter` the last one of them is not
+  merged, but trained further.
+- adapter_config.json: its `base_model_name_or_path` may be an adapter.
+- The card: its `base_model`, its tags `base_model:adapter:NAME`, and the sentence by which the
+  Trainer of transformers names the model that was given. A card names a base, an adapter that was
+  merged into it, and one whose training was continued alike. In the last case the weights are much
+  alike, and the adapter holds the other one already.
+
+Everything behind this file sees an adapter that carries them (`Adapter.below`).
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from loraprobe.adapters import Adapter, Source, local_name, read_adapter, stacked
+from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.stack import changed_together, same
+from loraprobe.defaults import FAMILY_COSINE
 from loraprobe.errors import AdapterError, HubError, LoraprobeError, ReferenceError_
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
+from loraprobe.front_matter import read_front_matter, read_mapping
+from loraprobe.hub.client import endpoint, is_offline
 from loraprobe.hub.reference import PLAIN, Reference, unique_names
-from loraprobe.hub.snapshots import resolve_adapter
-from loraprobe.hub.stacks import Said, continues, said_below
-from loraprobe.records import Severity
+from loraprobe.hub.repository import CARD, cached, held_beside, list_files, read_card
+from loraprobe.hub.snapshots import TRAINING, resolve_adapter
+from loraprobe.lora.grams import gram_matrices
+from loraprobe.records import Issue
+
+MISSING = "on-adapter-missing"
+TAG = "base_model:adapter:"
+SENTENCE = re.compile(r"fine-tuned version of \[([^\]\s]{1,200})\]\(")
 
 
 def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
@@ -34,77 +57,6 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     if on is not None:
         reference = replace(reference, on=PLAIN if on == PLAIN else Reference.parse(str(on)))
     return _load(reference)
-
-
-def _read(reference: Reference) -> Adapter:
-    """The adapter of a reference, without those below it."""
-    found = resolve_adapter(reference)
-    source = Source(found.reference, found.path, found.commit, reference.on == PLAIN)
-    return read_adapter(found.path, reference.short, source)
-
-
-def _load(reference: Reference, above: tuple[Adapter, ...] = (), guessed: bool = False) -> Adapter:
-    """Loads an adapter and those below it.
-
-    above: the adapters that stand on it. guessed: whether one of these only may do so.
-    """
-    adapter = _read(reference)
-    above = (*above, adapter)
-    if any(_place(adapter) == _place(one) for one in above[:-1]):
-        circle = listing(one.name for one in above)
-        raise AdapterError(
-            f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
-            "trained on, or write REF,on=base."
-        )
-    if isinstance(reference.on, Reference):
-        return stacked(adapter, [_load(reference.on, above)])
-    said = None if reference.on == PLAIN else said_below(adapter)
-    return adapter if said is None else _on_said(said, above, guessed)
-
-
-def _on_said(said: Said, above: tuple[Adapter, ...], guessed: bool) -> Adapter:
-    """The last of the adapters `above`, on those that its files say were in its base.
-
-    One that is named and not found is an issue. A guess ends in no error: what cannot be read or
-    does not fit, itself or what it stands on, is left out with a note.
-    """
-    adapter, guess = above[-1], said.guess
-
-    def told(code: str, message: str, severity: Severity | None = None) -> Adapter:
-        text = f"{adapter.name} {message}, as {said.file} says."
-        note = finding(code, (adapter.name,), text, severity=severity)
-        return replace(adapter, issues=(*adapter.issues, note))
-
-    lower: list[Adapter] = []
-    try:
-        for name in said.names:
-            reference = Reference.parse(name)
-            if reference.path is not None and reference.path.resolve() == _place(adapter):
-                continue  # it was saved where its base was
-            one = _load(reference, above, guessed or guess)
-            if guess and same(adapter, one):
-                continue  # a copy of it
-            if guess and continues(adapter, one):
-                return told("continued-adapter", f"continues the training of {one.name}")
-            if guess and any(issue.severity == "error" for issue in one.issues):
-                raise AdapterError(f"{one.name} has errors.")
-            lower.append(one)
-        return stacked(adapter, lower) if lower else adapter
-    except LoraprobeError as error:
-        if guess and not guessed:
-            message = (
-                f"may have been trained on {name} (left out: it cannot be read, does not fit, or "
-                f"names {adapter.name} itself)"
-            )
-            return told("on-adapter-missing", message, "note")
-        if guessed or not isinstance(error, (ReferenceError_, HubError)):
-            raise
-        return told("on-adapter-missing", f"was trained on {name}, which is not found")
-
-
-def _place(adapter: Adapter) -> Path | None:
-    path = adapter.source.path
-    return None if path is None else path.resolve()
 
 
 def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> list[Adapter]:
@@ -162,3 +114,178 @@ def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:
         return local_name(str(ref)), False, local_name(str(ref))
     public = parsed.text if parsed.path is None else local_name(parsed.text)
     return parsed.short, parsed.name is not None, public
+
+
+# An adapter and what was in its base.
+
+
+def _read(reference: Reference) -> Adapter:
+    """The adapter of a reference, without those below it."""
+    found = resolve_adapter(reference)
+    source = Source(found.reference, found.path, found.commit, reference.on == PLAIN)
+    return read_adapter(found.path, reference.short, source)
+
+
+def _load(reference: Reference, above: tuple[Adapter, ...] = (), guessed: bool = False) -> Adapter:
+    """Loads an adapter and those below it.
+
+    above: the adapters that stand on it. guessed: whether one of these only may do so.
+    """
+    adapter = _read(reference)
+    above = (*above, adapter)
+    if any(_place(adapter) == _place(one) for one in above[:-1]):
+        circle = listing(one.name for one in above)
+        raise AdapterError(
+            f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
+            "trained on, or write REF,on=base."
+        )
+    if isinstance(reference.on, Reference):
+        return stacked(adapter, [_load(reference.on, above)])
+    if reference.on == PLAIN:
+        return adapter
+    if names := _merged_before(_text(adapter, TRAINING)):
+        return _on_named(names, f"its {TRAINING}", above, guessed)
+    if adapter.base_model and is_adapter(adapter.base_model, adapter):
+        return _on_named([adapter.base_model], "its config", above, guessed)
+    name = _named_in_card(adapter)
+    return adapter if name is None else _on_guessed(name, above, guessed)
+
+
+def _on_named(
+    names: Sequence[str], file: str, above: tuple[Adapter, ...], guessed: bool
+) -> Adapter:
+    """The last of the adapters `above` on those that a file names; one not found is an issue."""
+    adapter, lower = above[-1], list[Adapter]()
+    for name in names:
+        try:
+            lower.append(_load(Reference.parse(name), above, guessed))
+        except (ReferenceError_, HubError):
+            if guessed:
+                raise
+            message = f"was trained on {name}, which is not found, as {file} says."
+            return _noted(adapter, finding(MISSING, (adapter.name,), f"{adapter.name} {message}"))
+    return stacked(adapter, lower)
+
+
+def _on_guessed(name: str, above: tuple[Adapter, ...], guessed: bool) -> Adapter:
+    """The last of the adapters `above` on the one that its card names, or with a note.
+
+    A guess ends in no error: what cannot be read or does not fit, itself or what it stands on, is
+    left out. In a chain of guesses all of them are.
+    """
+    adapter = above[-1]
+    names = (adapter.name,)
+    try:
+        one = _load(Reference.parse(name), above, guessed=True)
+        if same(adapter, one):
+            return adapter
+        if continues(adapter, one):
+            message = f"{adapter.name} continues the training of {one.name}, as its card says."
+            return _noted(adapter, finding("continued-adapter", names, message))
+        if any(issue.severity == "error" for issue in one.issues):
+            raise AdapterError(f"{one.name} has errors.")
+        return stacked(adapter, [one])
+    except LoraprobeError:
+        if guessed:
+            raise
+        message = (
+            f"{adapter.name} may have been trained on {name} (left out: it cannot be read, does "
+            f"not fit, or names {adapter.name} itself), as its card says."
+        )
+        return _noted(adapter, finding(MISSING, names, message, severity="note"))
+
+
+def _noted(adapter: Adapter, issue: Issue) -> Adapter:
+    return replace(adapter, issues=(*adapter.issues, issue))
+
+
+def _place(adapter: Adapter) -> Path | None:
+    path = adapter.source.path
+    return None if path is None else path.resolve()
+
+
+# What its files say.
+
+
+def _named_in_card(adapter: Adapter) -> str | None:
+    """The first adapter that its card names, and that is not the adapter itself."""
+    source = adapter.source
+    known = adapter.base_model, source.reference, re.split("[@:]", source.reference)[0]
+    named = (name for name in _trained(_text(adapter, CARD)) if name not in known)
+    return next((name for name in named if is_adapter(name, adapter)), None)
+
+
+def is_adapter(name: str, teller: Adapter) -> bool:
+    """Whether a name is that of another adapter, and of no whole model beside it.
+
+    The Hub is asked where the adapter that tells it came from there.
+    """
+    try:
+        reference = Reference.parse(name)
+    except LoraprobeError:
+        return False
+    if reference.path is not None:
+        if reference.path.resolve() == _place(teller):  # it was saved where its base was
+            return False
+        held = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
+        return held == {CONFIG}
+    if cached(reference, reference.inside("config.json")):
+        return False
+    if cached(reference, reference.inside(CONFIG)):
+        return True
+    asks = teller.source.commit is not None and not is_offline()
+    return asks and _listed_as_adapter(reference, endpoint())
+
+
+@lru_cache(maxsize=256)
+def _listed_as_adapter(reference: Reference, hub: str) -> bool:
+    """Whether the Hub at an address lists the files of an adapter there."""
+    try:
+        _, files = list_files(reference)
+    except LoraprobeError:  # nothing is known, so the name counts as a base
+        return False
+    return reference.inside(CONFIG) in files and reference.inside("config.json") not in files
+
+
+def continues(adapter: Adapter, other: Adapter) -> bool:
+    """Whether an adapter looks like another one that was trained further, by their cosine."""
+    paths = [path for path in adapter.layout if path in other.layout]
+    shapes = ((adapter.layout[path].shape, other.layout[path].shape) for path in paths)
+    if not paths or any(one != theirs for one, theirs in shapes):
+        return False
+    parts = gram_matrices([adapter.modules, other.modules], paths)
+    inner = torch.stack([part.inner.sum(0) for part in parts]).sum(0)
+    lengths = (inner[0, 0] * inner[1, 1]).clamp_min(0).sqrt()
+    return bool(inner[0, 1] >= FAMILY_COSINE * lengths)
+
+
+def _text(adapter: Adapter, name: str) -> str:
+    """A file beside an adapter that is on this machine; "" if it cannot be read."""
+    file = held_beside(adapter.source, name)
+    try:
+        return (read_card(file, adapter.source.public) if file else None) or ""
+    except LoraprobeError:
+        return ""
+
+
+def _merged_before(training: str) -> list[str]:
+    """The adapters that a training file says were merged into the base, the lowest first."""
+    given = read_mapping(training)
+    names = given.get("adapter_name_or_path")
+    names = names.split(",") if isinstance(names, str) else names
+    if not (given.get("do_train") and isinstance(names, list)):
+        return []
+    found = [str(name).strip() for name in names]
+    return found if given.get("create_new_adapter") else found[:-1]
+
+
+def _trained(card: str) -> Iterator[str]:
+    """The models that a card names as what was trained."""
+    fields = read_front_matter(card)
+    named, tags = fields.get("base_model"), fields.get("tags")
+    for name in named if isinstance(named, list) else [named]:
+        yield from [name] if isinstance(name, str) else []
+    for tag in tags if isinstance(tags, list) else []:
+        if isinstance(tag, str) and tag.startswith(TAG):
+            yield tag.removeprefix(TAG)
+    yield from SENTENCE.findall(card)

@@ -19,7 +19,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs, check_alone
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
-from loraprobe.servers.rules import serving_issues
+from loraprobe.servers.serving import Serving
 from loraprobe.session import Session
 
 
@@ -118,10 +118,9 @@ def with_servers(
             "--serve looks at the file of one adapter; give one, without --task and --probe. A "
             "merge is written so that servers read it: inspect its directory."
         )
-    (adapter,), base = inputs.given, inputs.base
+    (adapter,) = inputs.given
     check_alone(adapter, "--serve looks at one file")
-    place = base.path if base else hub.base_directory(adapter.base_model)
-    issues = serving_issues(adapter, options.serve, place)
+    issues = Serving(options.serve, inputs.given, inputs.base).issues(adapter)
     return replace(examined, compatibility=with_issues(examined.compatibility, issues))
 
 

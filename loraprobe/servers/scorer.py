@@ -106,11 +106,17 @@ class ServedScorer(Scorer):
             model = self.placing.base if composition is None else self.placing(composition)
             if model is None:
                 return None
+            self._model = model
+            try:
+                self._accept(self, composition)
+            except BaseException:
+                if composition is not None:
+                    self.placing.drop(model)
+                raise
             if len(self._known) > HELD:  # the base is the first
                 oldest = list(self._known)[1]
                 self.placing.drop(self._known.pop(oldest)[0])
-            self._model, self._known[key] = model, (model, composition)
-            self._accept(self, composition)
+            self._known[key] = model, composition
         return self._known[key][0]
 
     def unload(self) -> None:

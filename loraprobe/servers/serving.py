@@ -99,10 +99,13 @@ class Serving:
         errors = [] if self.full is not None else self.errors(self.written(merged))
         return [replace(issue, severity="warning") for issue in errors]
 
+    def issues(self, adapter: Adapter) -> list[Issue]:
+        """What the servers of --serve do with a file."""
+        return serving_issues(adapter, self.wanted, self.config) if self.wanted else []
+
     def errors(self, adapter: Adapter) -> list[Issue]:
         """What the servers of --serve refuse or misread in a file."""
-        issues = serving_issues(adapter, self.wanted, self.config) if self.wanted else []
-        return [issue for issue in issues if issue.severity == "error"]
+        return [issue for issue in self.issues(adapter) if issue.severity == "error"]
 
     def advised(
         self, verdict: Verdict, chain: Sequence[ChainHop], made: Merged | None

@@ -17,9 +17,11 @@ import signal  # noqa: E402
 import threading  # noqa: E402
 from pathlib import Path  # noqa: E402
 
+import bases  # noqa: E402
 import jinja2  # noqa: E402
 import making  # noqa: E402
 import pytest  # noqa: E402
+import shelves  # noqa: E402
 import torch  # noqa: E402
 import typer.testing  # noqa: E402
 from filelock import FileLock  # noqa: E402
@@ -63,13 +65,13 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session", params=["made", "published"])
-def shelf(request, tmp_path_factory) -> making.Shelf:
+def shelf(request, tmp_path_factory) -> shelves.Shelf:
     """GPT-2 adapters that peft saves here, then published ones, which may be absent."""
     if request.param == "made":
-        return making.made_shelf(tmp_path_factory.mktemp("shelf"))
+        return shelves.made_shelf(tmp_path_factory.mktemp("shelf"))
     if not making.SHARED.is_dir():
         pytest.skip("needs ../shared/data")
-    return making.published_shelf()
+    return shelves.published_shelf()
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +84,7 @@ def small_base(tmp_path_factory) -> Path:
     root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
     with FileLock(root / "small-base.lock"):
         if not (root / "small" / "base").exists():
-            making.small_base(root / "small" / "unfinished").rename(root / "small" / "base")
+            bases.small_base(root / "small" / "unfinished").rename(root / "small" / "base")
     return root / "small" / "base"
 
 

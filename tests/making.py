@@ -6,7 +6,6 @@ key (`write_adapter`), so that reading is never tested against our own writing a
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import BaseError
 from loraprobe.lora.lowrank import LowRank
 
@@ -166,82 +165,6 @@ def tiny_llama(seed: int = 0, vocab: int = 40, tied: bool = True) -> Any:
     return tiny_model("Llama", seed, vocab_size=vocab, tie_word_embeddings=tied)
 
 
-def small_base(place: Path) -> Path:
-    """A Llama that has learned STORIES by heart, as transformers saves it.
-
-    Its sizes, its tied head and the form of its tokenizer are those of published small Llamas.
-    """
-    model, tokenizer = tiny_model("Llama", tie_word_embeddings=True, **SMALL_SIZES), subwords()
-    batch = tokenizer(STORIES, return_tensors="pt", padding=True)
-    labels = batch.input_ids.masked_fill(batch.attention_mask == 0, -100)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(100):
-        model(batch.input_ids, attention_mask=batch.attention_mask, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.save_pretrained(place)
-    tokenizer.save_pretrained(place)
-    return place
-
-
-SMALL_SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 172}
-SMALL_SIZES |= {"num_hidden_layers": 5, "num_attention_heads": 8, "num_key_value_heads": 4}
-SMALL_SIZES |= {"max_position_embeddings": 512, "bos_token_id": 1, "eos_token_id": 2}
-
-NAMES = ("Lily", "Sue", "Mia", "Lucy", "Tim", "Tom")
-GIRL = "Once upon a time, there was a little girl named {0}. {0} loved to play outside. One day,"
-STORIES = ["Once upon a time", *(f"{GIRL.format(name)} {name} went" for name in NAMES)]
-LEARNED = """
-Once upon a time, there was a little girl named Lily. She loved to play outside with her big dog.
-One day, they went to the park and saw a red ball under a tall tree. "Look!" said Tom. "It is so
-pretty! Can we take it home?" The mom was happy, but the bird was very sad and wanted to fly away.
-They all had fun together, then ate some cake by the boat and said thank you to the old man.
-Every night his sister told him about brave knights, green dragons and a queen who lived in towers.
-Winter came with snow, yellow moons, quick foxes, jam, five zebras and kind kings.
-"""
-
-
-@functools.cache
-def subwords() -> Any:
-    """A tokenizer of 512 pieces as sentencepiece has them: bytes, and what LEARNED gives."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from tokenizers.trainers import BpeTrainer
-    from transformers import PreTrainedTokenizerFast
-
-    learned = Tokenizer(models.BPE())
-    parts = [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()]
-    learned.pre_tokenizer = pre_tokenizers.Sequence(parts)
-    learned.train_from_iterator([LEARNED], BpeTrainer(vocab_size=253, show_progress=False))
-    model = json.loads(learned.to_str())["model"]
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *model["vocab"]]
-    merges = [tuple(pair) for pair in model["merges"]]
-    made = Tokenizer(
-        models.BPE(
-            {piece: number for number, piece in enumerate(pieces)},
-            merges,
-            unk_token="<unk>",
-            fuse_unk=True,
-            byte_fallback=True,
-        )
-    )
-    made.normalizer = normalizers.Sequence(
-        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
-    )
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 1)]
-    )
-    made.decoder = decoders.Sequence(
-        [
-            decoders.Replace("\u2581", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
-    named = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=made, model_max_length=512, **named)
-
-
 GPT2_SIZES = dict.fromkeys(("n_layer", "n_head"), 2) | {"n_embd": 16, "n_positions": 64}
 GPT2_SIZES |= {"bos_token_id": 0, "eos_token_id": 0}
 
@@ -280,35 +203,6 @@ def peft_adapter(directory: Path, model: Any, seed: int = 0, **config: Any) -> P
     return directory
 
 
-KINDS = {  # of configurations: peft's class -> its options
-    "lora": ("LoraConfig", {}),
-    "rslora": ("LoraConfig", {"use_rslora": True}),
-    "dora": ("LoraConfig", {"use_dora": True}),
-    "patterns": ("LoraConfig", {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"k_proj": 3}}),
-    "saved": ("LoraConfig", {"modules_to_save": ["lm_head"]}),
-    "adalora": ("AdaLoraConfig", {"total_step": 9}),
-    "ia3": ("IA3Config", {"feedforward_modules": []}),
-    "loha": ("LoHaConfig", {}),
-    "prefix": ("PrefixTuningConfig", {"num_virtual_tokens": 4}),
-    "vera": ("VeraConfig", {}),
-}
-# Published configurations, and kinds of which peft writes one.
-CONFIGS = [*sorted((SHARED / "peft-configs").rglob("*.json")), *KINDS]
-
-
-def config_of(given: Path | str, place: Path) -> dict[str, Any]:
-    """One of CONFIGS as it stands in its file."""
-    if isinstance(given, str):
-        import peft
-
-        kind, options = KINDS[given]
-        if given != "prefix":
-            options = {"target_modules": ["q_proj", "v_proj"], **options}
-        getattr(peft, kind)(task_type="CAUSAL_LM", **options).save_pretrained(str(place))
-        given = place / "adapter_config.json"
-    return json.loads(given.read_text(encoding="utf-8"))
-
-
 def edit(file: Path, **changes: Any) -> None:
     """Changes keys of a JSON object."""
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -339,77 +233,6 @@ def saved_pair(
     for seed, name in enumerate("ab", 1):
         random_adapter(name, *shapes, seed=seed, **options).save(directory / name)
     return [directory / "a", directory / "b"]
-
-
-class Shelf:
-    """Adapters of GPT-2: three on domains, of which two began from one seed; `godspeed`, which is
-    much larger; `distil`, of a base with fewer layers; a classifier.
-
-    paths: by name. cosine: of the two that began from one seed; apart: of either and the third; and
-    how near. sizes: of the base in which the adapters fit.
-    """
-
-    def __init__(
-        self, paths: Mapping[str, Path], cosine: float, apart: float, near: float, sizes: Any
-    ) -> None:
-        self.paths, self.sizes = paths, sizes
-        self.cosine, self.apart, self.near = cosine, apart, near
-
-    def base(self, head: str = "LMHeadModel", **config: Any) -> Any:
-        """A base with random weights, in which all but `distil` fit."""
-        import transformers
-
-        torch.manual_seed(0)
-        sizes = {"vocab_size": 40, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-        made = transformers.GPT2Config(**{**sizes, "n_positions": 64, **self.sizes, **config})
-        return getattr(transformers, f"GPT2{head}")(made).eval()
-
-    def adapters(self, *names: str) -> list[Adapter]:
-        """The adapters of these names, read."""
-        return [read_adapter(self.paths[name], name) for name in names]
-
-
-DOMAINS = ("legal", "medical", "sports")
-
-
-def published_shelf() -> Shelf:
-    """The published adapters beside the repository."""
-    names = {"godspeed": "gpt2-godspeed", "distil": "distilgpt2-niket"}
-    names |= {"classifier": "gpt2-seqcls-deepbiolab"}
-    names |= {name: f"gpt2-domain-skeleton/{name}" for name in DOMAINS}
-    return Shelf({name: SHARED / folder for name, folder in names.items()}, 0.71, 0.20, 0.005, {})
-
-
-def made_shelf(place: Path) -> Shelf:
-    """Adapters of two layers of width 64 that peft saves."""
-    from peft import LoraConfig, get_peft_model
-
-    families = {"legal": 11, "medical": 12, "sports": 12, "godspeed": 14, "distil": 15}
-    paths = {name: place / name for name in (*families, "classifier")}
-    shelf = Shelf(paths, 0.68, 0.0, 0.04, {"n_layer": 2, "n_head": 2, "n_embd": 64})
-    config = {"r": 4, "lora_alpha": 8, "target_modules": ["c_attn", "c_proj"]}
-    for seed, (name, family) in enumerate({**families, "classifier": 16}.items()):
-        scale = 0.5 if name == "godspeed" else 0.02
-        head, task = "LMHeadModel", "CAUSAL_LM"
-        if name == "classifier":
-            head, task = "ForSequenceClassification", "SEQ_CLS"
-        model = shelf.base(head, **({"n_layer": 1} if name == "distil" else {}))
-        model.name_or_path = "distilgpt2" if name == "distil" else "gpt2"
-        made = get_peft_model(model, LoraConfig(fan_in_fan_out=True, task_type=task, **config))
-        for number, (path, parameter) in enumerate(made.named_parameters()):
-            if ".lora_" not in path:
-                continue
-            own, common = (
-                torch.randn(parameter.shape, generator=generator(1000 * key + number))
-                for key in (seed, family)
-            )
-            if "lora_A" in path:
-                parameter.data = common + 0.1 * own
-            else:  # one large direction in common
-                own[:, 0] += 3.1 * common[:, 0]
-                parameter.data = own * scale
-        made.save_pretrained(str(paths[name]))
-    return shelf
 
 
 ABSENT: Any = object()  # a config key of write_adapter that is left out
@@ -458,16 +281,6 @@ def shipped(scenario: str) -> list[str]:
     refs = [f"{name}={path}" for name, path in chosen.adapters.items()]
     tasks = [part for task in chosen.tasks for part in ("--task", str(task))]
     return [*refs, *tasks, "--base", str(world.base), "--threads", "1"]
-
-
-class Malicious:
-    """Writes a file when unpickled."""
-
-    def __init__(self, where: Path) -> None:
-        self.where = where
-
-    def __reduce__(self):
-        return (Path.touch, (self.where / "harmed",))
 
 
 def hidden(model: Any, vocab: int = 40) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import making
 import pytest
+import shelves
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -348,7 +349,7 @@ class TestWhatPeftLeavesOutOrReplaces:
 
 
 def test_those_that_people_publish_are_clean(shelf):
-    for adapter in shelf.adapters(*making.DOMAINS, "godspeed", "distil"):
+    for adapter in shelf.adapters(*shelves.DOMAINS, "godspeed", "distil"):
         assert not codes(adapter) and not adapter.extras
         assert {i.kind for i in adapter.layout.values()} == {"conv1d"}
         for path in adapter.modules:

@@ -5,7 +5,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from making import base_tensors, edit, hidden, random_adapter, random_update, subwords, tiny_model
+from bases import subwords
+from making import base_tensors, edit, hidden, random_adapter, random_update, tiny_model
 from safetensors.torch import load_file, save_file
 
 import loraprobe

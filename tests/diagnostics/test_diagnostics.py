@@ -4,7 +4,8 @@ import math
 
 import pytest
 import torch
-from making import DOMAINS, LLAMA, generator, planted_pair, random_adapter, random_update, regauged
+from making import LLAMA, generator, planted_pair, random_adapter, random_update, regauged
+from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.diagnostics import DIAGNOSTICS, Diagnosis, diagnose

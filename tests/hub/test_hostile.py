@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from making import Malicious, call, edit, random_adapter, saved_pair, subwords, write_adapter
+from bases import subwords
+from making import call, edit, random_adapter, saved_pair, write_adapter
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import load_base, open_base
@@ -20,6 +21,16 @@ from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.hub import model_card
 from loraprobe.limits import deadline
 from loraprobe.scoring.encoding import Encoder
+
+
+class Malicious:
+    """Writes a file when unpickled."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self):
+        return (Path.touch, (self.where / "harmed",))
 
 
 class TestPickles:

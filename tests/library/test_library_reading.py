@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import DOMAINS, edit, random_adapter, regauged, write_adapter
+from making import edit, random_adapter, regauged, write_adapter
 from safetensors.torch import load_file, save_file
+from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.cache import cache_directory

@@ -2,6 +2,7 @@
 
 import json
 
+import bases
 import jsonschema
 import making
 import pytest
@@ -19,7 +20,7 @@ def world(tmp_path_factory):
     """(root with base, adapters a and b and a task file), written by transformers and peft."""
     root = tmp_path_factory.mktemp("world")
     making.tiny_llama(vocab=512).save_pretrained(root / "base")
-    making.subwords().save_pretrained(root / "base")
+    bases.subwords().save_pretrained(root / "base")
     for seed, name in enumerate("ab"):
         place = making.peft_adapter(
             root / name,

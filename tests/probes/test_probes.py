@@ -6,6 +6,7 @@ import math
 import re
 from types import SimpleNamespace
 
+import bases
 import making
 import numpy as np
 import pytest
@@ -416,8 +417,8 @@ def story_task():
     return Task(
         "story",
         tuple(
-            Item(name, making.GIRL.format(name), (f"{name} went",), hops=hops, entities=(name,))
-            for name in making.NAMES
+            Item(name, bases.GIRL.format(name), (f"{name} went",), hops=hops, entities=(name,))
+            for name in bases.NAMES
         ),
     )
 

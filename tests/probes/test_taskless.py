@@ -2,6 +2,7 @@
 
 import math
 
+import bases
 import making
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_what_adapters_change_on_a_model_that_has_learned_something(story_scorer
     bigger = probe_without_task(story_scorer, story_adapters(story_scorer, 0.1), probe)
     assert 0 < kl < by(bigger, name="kl_to_base", adapters=("a",)).value
     assert all(math.isfinite(row.value) for row in rows)
-    learned = {making.GIRL.format(name).partition(".")[0] + ".": None for name in making.NAMES}
+    learned = {bases.GIRL.format(name).partition(".")[0] + ".": None for name in bases.NAMES}
     nothing = story_adapters(story_scorer, 0.0)
     silent = probe_without_task(story_scorer, nothing, ProbePrompts(learned))
     assert by(silent, name="kl_to_base", adapters=("a",)).value == pytest.approx(0, abs=1e-6)

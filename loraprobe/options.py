@@ -71,6 +71,12 @@ def read_named_file(text: str, flag: str) -> tuple[str, Path]:
     return name, Path(file)
 
 
+def as_fields(named: Mapping[str, Any]) -> str:
+    """Key of an item -> name of a field or several, as --fields takes it."""
+    lists = {key: at if isinstance(at, (list, tuple)) else [at] for key, at in named.items()}
+    return ",".join(f"{key}={','.join(map(str, names))}" for key, names in lists.items())
+
+
 @dataclass(frozen=True)
 class AdapterOptions:
     """What of the adapters is accepted, and what is done to them first.
@@ -337,9 +343,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
         if any(isinstance(one, tuple) for one in self.fields):  # a mapping, as Python has them
-            pairs = ((key, [at] if isinstance(at, str) else at) for key, at in self.fields)
-            one_text = ",".join(f"{key}={','.join(names)}" for key, names in pairs)
-            object.__setattr__(self, "fields", (one_text,))
+            object.__setattr__(self, "fields", (as_fields(dict(self.fields)),))
         for name in ("methods", "routers"):
             if "none" in (held := getattr(self, name)):
                 if len(held) > 1:

@@ -20,6 +20,7 @@ from loraprobe.cli.call import CALL
 from loraprobe.cli.parameters import OUTPUT, DebugOption, setting, settings
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
+from loraprobe.options import as_fields
 
 NAMES_FILE = re.compile(r"--config(=|$)")
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
@@ -140,7 +141,7 @@ def _words(parameter: Any, value: Any, where: str) -> list[str]:
             raise UsageError(f"{where} takes true or false, not {value!r}.")
         return [option]
     if isinstance(value, Mapping):
-        value = ",".join(f"{key}={held}" for key, held in value.items())
+        value = as_fields(value)
     repeats = parameter.nargs == -1 or getattr(parameter, "multiple", False)
     several = [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]
     if any(isinstance(one, (Mapping, list, bool)) for one in several):

@@ -99,6 +99,16 @@ def test_a_missing_file_and_json_errors(place):
     assert shown.exit_code == 2 and json.loads(shown.stdout)["error"]["code"] == "reference"
 
 
+def test_fields_are_a_mapping(place):
+    (place / "q.csv").write_text("land,a,b,right\nPeru,Lima,Rome,A\n", encoding="utf-8")
+    fields = "fields: {prompt: 'Well, {land}:', choices: [a, b], answer: right}\n"
+    shown = making.call(
+        "task", "sample", "--config", yaml(place, f"files: q.csv\n{fields}json: true")
+    )
+    (row,) = json.loads(shown.stdout)["previews"]
+    assert (row["prompt"], row["answers"]) == ("Well, Peru:", ["Lima"])
+
+
 @pytest.mark.parametrize("command", ["methods", "env", "cache", "task check"])
 def test_every_command_takes_it(place, command):
     (place / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")

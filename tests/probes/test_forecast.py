@@ -13,8 +13,7 @@ from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
 from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
 from loraprobe.routing.constant import single
-from loraprobe.scoring import ModelScorer, NextTokens
-from loraprobe.scoring import scorer as scorer_file
+from loraprobe.scoring import ModelScorer, NextTokens, model_scorer
 from loraprobe.tasks import Item, Task
 
 NAMES = ["a", "b", "c"]
@@ -135,7 +134,7 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric):
 
 @pytest.mark.parametrize(
     ("module", "limit", "most"),
-    [(_forecast, "SUPPORT", 5), (scorer_file, "TOP", 5)],
+    [(_forecast, "SUPPORT", 5), (model_scorer, "TOP", 5)],
     ids=["support", "likeliest"],
 )
 def test_other_tokens_count_by_the_probability_that_is_left(

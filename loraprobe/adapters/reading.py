@@ -33,7 +33,6 @@ from loraprobe.adapters.experts import (
 )
 from loraprobe.adapters.issues import FLAGS, config_issues, incompleteness
 from loraprobe.adapters.paths import VOCABULARY
-from loraprobe.adapters.trainings import of_directory, of_keys
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -175,6 +174,8 @@ def find_directory(path: Path) -> Path:
         raise AdapterError(f"{path} holds several adapters; name one of {names}.")
     if inner:
         return inner[0]
+    from loraprobe.adapters.trainings import of_directory  # its table is read for odd files alone
+
     if training := of_directory(path):
         raise AdapterError(f"{path} holds {training.saved}; it is no PEFT adapter.")
     if (path / "config.json").is_file():
@@ -450,6 +451,8 @@ class KeySorting:
 
 def _style_of(keys: Sequence[str]) -> str:
     """The end of a sentence that names the tool whose key style this is, if it is known."""
+    from loraprobe.adapters.trainings import of_keys
+
     if training := of_keys(keys):
         return f"; they are {training.saved}"
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):

@@ -53,7 +53,7 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """
     reference = Reference.parse(str(ref))
     if isinstance(on, Adapter):
-        return stacked(_read(reference), [on])
+        return stacked(_read(replace(reference, on=None)), [on])
     if on is not None:
         reference = replace(reference, on=PLAIN if on == PLAIN else Reference.parse(str(on)))
     return _load(reference)

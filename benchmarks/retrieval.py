@@ -48,7 +48,7 @@ from screen_quality import (
 
 from loraprobe.defaults import KEEP, TRIED
 from loraprobe.evaluation.plan import BASE
-from loraprobe.pipeline.ranking import BaselineScores
+from loraprobe.pipeline.ranking import BaselineScores, FormRanking, choose
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item
 from loraprobe_lab.experiments.pages import markdown_table
@@ -350,8 +350,11 @@ def as_screen(
     """
     half = len(order) // 2
     some = see(order[:half])
-    best = np.argsort(-pair_scores(some), kind="stable")[: TRIED * KEEP]
-    sets = [frozenset(names[m] for m in some.pairs[k]) for k in best]
+    scores = pair_scores(some)
+    order_of_pairs = np.argsort(-scores, kind="stable").tolist()
+    rows = tuple((tuple(some.pairs[k].tolist()), float(scores[k])) for k in order_of_pairs)
+    chosen = choose([FormRanking(rows, len(rows), True)], TRIED * KEEP, range(len(names)))
+    sets = [frozenset(names[m] for m in members) for _, members in chosen]
     right = rng.binomial(len(order) - half, [truth.values.get(one, 0.0) for one in sets])
     listed = truth.of_first([sets[k] for k in np.argsort(-right, kind="stable")[:KEEP]])
     n, answers = len(names), len(names) * half + len(sets) * (len(order) - half)
@@ -405,7 +408,7 @@ def choices(
     def see(some: np.ndarray) -> Seen:
         """What is known after some items, of which the form of worked answers is seen too."""
         found = seen.on(some)
-        known = BaselineScores.of(found.known.task, [BASE, *names], results)
+        known = BaselineScores.of(found.known.task, [BASE, *names], results, seen.known.task)
         return dataclasses.replace(found, known=known)
 
     def noisy(values: np.ndarray) -> np.ndarray:

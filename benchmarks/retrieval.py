@@ -302,7 +302,7 @@ def order_of(signal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def pair_scores(seen: Seen) -> np.ndarray:
     """The scores [pairs] by which `screen` ranks: the better of its two forms."""
     rankings = rankings_of(seen)
-    used = [name for name in rankings if name.startswith(("forecast", "hops with"))]
+    used = [name for name in rankings if name.startswith(("forecast", "mean of both"))]
     return np.max([rankings[name](seen) for name in used], 0)
 
 

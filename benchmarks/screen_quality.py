@@ -90,8 +90,9 @@ def rankings_of(seen: Seen) -> dict[str, Callable[[Seen], Scores]]:
             [_union(v, s.pairs).mean(1) for p, v in s.known.parts.items() if p.startswith("hop")], 0
         )
     if seen.hops is not None:
-        found["hops with effects added x form (screen)"] = lambda s: s.known.steps(
-            s.pairs, s.hops
+        found["hops with effects added x form"] = lambda s: s.known.steps(s.pairs, s.hops).mean(1)
+        found["mean of both x form (screen)"] = lambda s: s.known.steps(
+            s.pairs, (s.hops + s.known.covered(s.pairs)) / 2
         ).mean(1)
     for name in seen.signals:
         found[f"{name}: both members"] = lambda s, name=name: s.members(

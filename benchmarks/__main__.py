@@ -26,6 +26,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "inspect-20": ("inspect_vs_peers.py", "--runs", "5", "--adapters", "20"),
     "merge": ("merge_vs_peft.py", "--runs", "5", "--peft", "all"),
     "all-pairs": ("all_pairs.py", "--runs", "5", "--layers", "6"),
+    "sketches": ("sketches.py",),
     "library": ("library.py",),
     "screen": ("screen_vs_peers.py",),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
@@ -38,7 +39,8 @@ QUICK: dict[str, tuple[str, ...]] = {
     "inspect-20": ("inspect_vs_peers.py", "--runs", "2", "--adapters", "20", "--layers", "8"),
     "merge": ("merge_vs_peft.py", "--runs", "2", "--layers", "8", "--peft", "none"),
     "all-pairs": ("all_pairs.py", "--runs", "2", "--layers", "1"),
-    "library": ("library.py", "--seeds", "2", "--layers", "4", "--runs", "1"),
+    "sketches": ("sketches.py", "--seeds", "2", "--layers", "4"),
+    "library": ("library.py", "--layers", "4", "--runs", "1"),
     "screen": ("screen_vs_peers.py", "--adapters", "40", "--pairs", "1"),
     "ties": ("ties_full.py", "--runs", "2"),
     "routed-layer": (

@@ -1,4 +1,4 @@
-"""Module paths and names of bases: what may be published of them."""
+"""Names of bases: what may be published of them."""
 
 import pytest
 

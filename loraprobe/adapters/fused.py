@@ -14,7 +14,7 @@ modules and biases are split and joined by the same rows. A layer whose rows hav
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import reduce
 from typing import Any
@@ -71,18 +71,16 @@ def one_layout(
     """
     todo: list[FusedLayer] = []
     refused: dict[str, list[FusedLayer]] = {}
-    touched = [adapter.touched for adapter in adapters]
-    for path in _fused_paths(touched, base or {}):
-        layer = FusedLayer(path, adapters, touched, base or {})
+    for path in _fused_paths(adapters, base or {}):
+        layer = FusedLayer(path, adapters, base or {})
         try:
             if layer.split is not None:
                 layer.prepare(config or {})
                 todo.append(layer)
         except NotTranslated as why:
             refused.setdefault(str(why), []).append(layer)
-    each = zip(adapters, touched, strict=True)
     issues = [_refusal(reason, layers) for reason, layers in refused.items()]
-    return [_translated(adapter, paths, todo) for adapter, paths in each], issues
+    return [_translated(adapter, todo) for adapter in adapters], issues
 
 
 def may_be_fused(path: str) -> bool:
@@ -91,10 +89,10 @@ def may_be_fused(path: str) -> bool:
     return name in PARTS or name in FUSED_OF
 
 
-def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
+def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
     """The fused layers that an adapter changes as a whole, or by a part if the base fuses it."""
     found: dict[str, None] = {}
-    for path in itertools.chain(*touched):
+    for path in itertools.chain(*(adapter.touched for adapter in adapters)):
         parent, dot, name = path.rpartition(".")
         if name in PARTS:
             found[path] = None
@@ -107,25 +105,18 @@ def _fused_paths(touched: Sequence[Iterable[str]], base: Shapes) -> list[str]:
 class FusedLayer:
     """A fused layer, and the adapters that change it as a whole (`fused`) or by parts (`single`).
 
-    touched: the paths that each adapter changes. `parts`: the paths of its parts in the order of
-    their rows; `rows`: the number of rows of each, once it is prepared. `split`: True if it has to
-    be split, False if its parts have to be joined, None if it may stay.
+    `parts`: the paths of its parts in the order of their rows; `rows`: the number of rows of each,
+    once it is prepared. `split`: True if it has to be split, False if its parts have to be joined,
+    None if it may stay.
     """
 
-    def __init__(
-        self,
-        path: str,
-        adapters: Sequence[Adapter],
-        touched: Sequence[Collection[str]],
-        base: Shapes,
-    ) -> None:
+    def __init__(self, path: str, adapters: Sequence[Adapter], base: Shapes) -> None:
         parent, dot, self.name = path.rpartition(".")
         self.path, self.adapters, self.base = path, adapters, base
         self.parts = tuple(f"{parent}{dot}{part}" for part in PARTS[self.name])
-        each = list(zip(adapters, touched, strict=True))
-        self.fused = [adapter for adapter, paths in each if path in paths]
-        self.single = [adapter for adapter, paths in each if any(p in paths for p in self.parts)]
-        changed = (part for paths in touched for part in self.parts if part in paths)
+        self.fused = [a for a in adapters if path in a.touched]
+        self.single = [a for a in adapters if any(part in a.touched for part in self.parts)]
+        changed = (part for a in self.single for part in self.parts if part in a.touched)
         self.part = next(changed, self.parts[0])
         self.rows: tuple[int, ...] = ()
         self.split: bool | None = None
@@ -231,15 +222,9 @@ def _check_complete(adapter: Adapter, parts: Sequence[str]) -> None:
             )
 
 
-def _translated(
-    adapter: Adapter, touched: Mapping[str, None], todo: Sequence[FusedLayer]
-) -> Adapter:
-    """The adapter on the common layout. touched: the paths that it changes."""
-    mine = [
-        layer
-        for layer in todo
-        if not touched.keys().isdisjoint((layer.path,) if layer.split else layer.parts)
-    ]
+def _translated(adapter: Adapter, todo: Sequence[FusedLayer]) -> Adapter:
+    """The adapter on the common layout."""
+    mine = [one for one in todo if adapter in (one.fused if one.split else one.single)]
     if not mine:
         return adapter
     pieces = {new: parts for layer in mine for new, parts in layer.pieces().items()}

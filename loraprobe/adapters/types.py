@@ -208,7 +208,7 @@ class Adapter:
         """Module path -> ModuleInfo; no tensor is read."""
         return self.modules.infos
 
-    @property
+    @functools.cached_property
     def touched(self) -> dict[str, None]:
         """The paths of the modules that it changes, by factors, as a whole or in some rows."""
         owners = (name.rpartition(".")[0] for name in self.whole)

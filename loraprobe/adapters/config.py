@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import reprlib
+import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +155,8 @@ class AdapterConfig:
         return [pattern.get(one, default) for one in used]
 
 
-def read_config(directory: Path) -> AdapterConfig:
-    """Reads and checks adapter_config.json.
+def read_config(directory: Path, reference: str) -> AdapterConfig:
+    """Reads and checks adapter_config.json. reference: the adapter's, for commands.
 
     Raises AdapterError for a file that cannot be read or has wrong values, UnsupportedAdapter for
     a PEFT type or LoRA variant that is not supported.
@@ -164,10 +165,10 @@ def read_config(directory: Path) -> AdapterConfig:
     raw = read_json(path, str(directory), AdapterError)
     if any(depth > DEEPEST for _, _, depth in nested_values(raw)):
         raise AdapterError(f"{path} nests lists or objects more than {DEEPEST} deep; correct it.")
-    return judge_config(raw, str(path))
+    return judge_config(raw, str(path), reference)
 
 
-def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
+def judge_config(raw: Mapping[str, Any], where: str, reference: str = "REF") -> AdapterConfig:
     """Checks the values of a config that was read from the file `where`.
 
     Raises AdapterError for a wrong value, UnsupportedAdapter for an unsupported type or variant.
@@ -176,7 +177,12 @@ def judge_config(raw: Mapping[str, Any], where: str) -> AdapterConfig:
     if kind != "LORA":
         cure = NO_DELTA.get(str(kind), "and loraprobe reads LORA; use an adapter of that type.")
         if str(kind) in WITH_DELTA:
-            cure = "and loraprobe reads LORA; loraprobe convert REF --base=BASE -o DIR makes one."
+            base = "auto" if raw.get("base_model_name_or_path") else "BASE"
+            place = shlex.quote(reference)
+            cure = (
+                f"and loraprobe reads LORA; loraprobe convert {place} --base={base} -o DIR makes "
+                "one."
+            )
         raise UnsupportedAdapter(f"{where} is of PEFT type {reprlib.repr(kind)}, {cure}")
     try:
         CheckedConfig.model_validate(raw)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,8 @@ def read_adapter(
     """
     directory = find_directory(Path(path))
     name = name or directory.resolve().name
-    config = read_config(directory)
+    source = source or Source(reference=str(path), path=directory)
+    config = read_config(directory, source.reference)
     file = open_tensors(directory)
     sorting = KeySorting(name, config, file)
     sorting.sort_keys()
@@ -122,7 +124,7 @@ def read_adapter(
     extras, unused = _as_peft_reads(sorting.extras, infos, config.raw)
     adapter = Adapter(
         name=name,
-        source=source or Source(reference=str(path), path=directory),
+        source=source,
         base_model=config.raw.get("base_model_name_or_path") or None,
         modules=Modules(infos, sorting.reader(infos)),
         extras=tuple(extras),
@@ -156,6 +158,12 @@ def read_adapter(
         )
     if not infos:
         add("no-modules", "The file holds no LoRA factors that can be used.")
+    # The commands that cure it name the adapter.
+    place = shlex.quote(source.reference)
+    issues = [
+        replace(issue, cure=issue.cure.replace("convert REF", f"convert {place}"))
+        for issue in issues
+    ]
     return replace(adapter, issues=tuple(issues))
 
 
@@ -177,7 +185,7 @@ def find_directory(path: Path) -> Path:
     from loraprobe.adapters.trainings import of_directory  # its table is read for odd files alone
 
     if training := of_directory(path):
-        raise AdapterError(f"{path} holds {training.saved}; it is no PEFT adapter.")
+        raise AdapterError(f"{path} holds {training.saved}, and no PEFT adapter; {training.cure}.")
     if (path / "config.json").is_file():
         raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
     raise AdapterError(
@@ -417,13 +425,14 @@ class KeySorting:
             if places:
                 names, module = [name for name, _ in places], places[0][1]
                 more = f" and {len(names) - 1} more" if names[1:] else ""
+                style, cure = _style_of(names)
                 text = MESSAGES[code].format(
                     keys=_many(names, "key"),
                     modules=_many(names, "module"),
                     first=f"{names[0]} in {module}{more}",
-                    style=_style_of(names),
+                    style=style,
                 )
-                yield finding(code, (self.name,), text, module)
+                yield finding(code, (self.name,), text, module, cure=cure)
 
     def reader(self, infos: Mapping[str, ModuleInfo]) -> Callable[[str], LowRank]:
         """A function from module path to LowRank that reads both factors from the file."""
@@ -449,17 +458,18 @@ class KeySorting:
         return read
 
 
-def _style_of(keys: Sequence[str]) -> str:
-    """The end of a sentence that names the tool whose key style this is, if it is known."""
+def _style_of(keys: Sequence[str]) -> tuple[str, str | None]:
+    """The end of a sentence that names the tool whose key style this is, if it is known, and what
+    to do with its files, where that is not what a finding's cure says."""
     from loraprobe.adapters.trainings import of_keys
 
     if training := of_keys(keys):
-        return f"; they are {training.saved}"
+        return f"; they are {training.saved}", f"{training.cure[0].upper()}{training.cure[1:]}."
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
-        return "; they are in the style of kohya's sd-scripts"
+        return "; they are in the style of kohya's sd-scripts", None
     if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):
-        return "; they are in the style of older diffusers"
-    return ""
+        return "; they are in the style of older diffusers", None
+    return "", None
 
 
 def _many(names: Sequence[str], noun: str) -> str:

@@ -29,6 +29,7 @@ class Training:
     files: str = ""
     keys: str = ""
     saved: str = ""
+    cure: str = ""
 
 
 TRAININGS = tuple(

@@ -19,7 +19,7 @@ from loraprobe.errors import (
     LoraprobeError,
     ReferenceError_,
 )
-from loraprobe.hub.reference import Reference
+from loraprobe.hub.reference import LOCAL_START, Reference
 from loraprobe.hub.repository import CARD, Snapshot, cached, fetch, fetch_first
 
 TRAINING = "training_args.yaml"  # of LLaMA-Factory's web interface
@@ -35,9 +35,10 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         try:
             return Snapshot(find_directory(reference.path), reference.text)
         except AdapterError as error:
-            if not re.fullmatch(r"[\w.-]+/[\w.-]+", reference.text):
+            typed = reference.text
+            if typed.startswith(LOCAL_START) or not re.fullmatch(r"[\w.-]+/[\w.-]+", typed):
                 raise
-            hint = f"To mean the Hub's repository write {reference.text}@main."
+            hint = f"To mean the Hub's repository write {typed}@main."
             raise AdapterError(f"{error} {hint}") from None
     anchor = reference.inside(CONFIG)
 

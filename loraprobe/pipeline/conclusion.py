@@ -409,7 +409,7 @@ def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
     declared = next((adapter.base_model for adapter in inputs.given), None)
     if inputs.base is not None:
         places[inputs.base.summary().reference].append(inputs.base.reference)
-    elif declared and (public := public_name(declared)):
+    elif declared and "/" not in (public := public_name(declared) or "/"):  # no id of the Hub
         places[public].append(declared)
     for name, file in options.router_prompts:
         places[f"{name}={Path(file).name}"].append(f"{name}={file}")

@@ -40,7 +40,7 @@ from loraprobe.records import (
 from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis
 from loraprobe.verdict.evidence import WEAKEST_FIRST
-from loraprobe.verdict.next_command import TASK, library_words, on_questions, to_fill_in
+from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
 from loraprobe.verdict.reasons import CODES, effect, on_guard
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
@@ -361,7 +361,9 @@ def _about_files(audit: Audit) -> Iterator[Line]:
     yield from _watch(_watched(audit), MOST_REASONS)
     yield from _licences(audit)
     if audit.command == "inspect" and audit.adapters:
-        yield "next", _for_one(audit.adapters[0], {issue.code for issue in broken}, audit)
+        command = _for_one(audit.adapters[0], {issue.code for issue in broken}, audit)
+        yield "next", command
+        yield FILL_IN, to_fill_in(command)
 
 
 def _serving(audit: Audit) -> Iterator[Line]:
@@ -380,7 +382,11 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
     codes = {issue.code for issue in audit.compatibility.issues}
     if codes & MENDABLE and broken <= MENDABLE:
         return Command("convert", (row.reference,), (("-o", "DIR"),))
-    return Command("find", (row.base_model,)) if row.base_model else NOTHING
+    base, public = audit.base, row.base_model or ""
+    local = base is not None and base.commit is None and base.reference == public
+    if local or ("base-is-a-path" in codes and "/" not in public):  # the Hub has no others of it
+        return Command("inspect", (row.reference, OTHER))
+    return Command("find", (public,)) if public else NOTHING
 
 
 def _about_library(audit: Audit) -> Iterator[Line]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -71,6 +72,7 @@ OUTCOMES |= {"none": "no gain", "open": "open"}
 MOST_FINDINGS, MOST_PAIRS, MOST_FAMILIES = 3, 10, 5  # without --explain
 MOST_ACROSS = 3  # adapters or pairs that stand side by side
 MOST_NAMES = 8  # in a cell
+CONVERTED = re.compile(r"(?<=loraprobe convert )\S.*?(?= -)")  # the adapter that a cure names
 MOST_SOURCES = 6  # of a pull request
 MEANINGS = (
     "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
@@ -648,20 +650,27 @@ def layers(audit: Audit) -> Table:
 
 
 def unusable(audit: Audit) -> Table:
-    """What cannot be used, a row for each kind of finding, with reason and cure of the first."""
-    groups: dict[tuple[str, str], tuple[list[str], Issue | None]] = {}
+    """What cannot be used, a row for each kind of finding and cure, with the reason of the first.
+
+    The cure of several adapters names none of them.
+    """
+    groups: dict[tuple[str, str, str], tuple[list[str], Issue | None]] = {}
     for row in audit.members:
         if row.state in ("broken", "unfit"):
             issue = next((issue for issue in row.issues if issue.severity == "error"), None)
-            kind = row.state, issue.code if issue else ""
-            groups.setdefault(kind, ([], issue))[0].append(row.name)
+            code, cure = (issue.code, CONVERTED.sub("REF", issue.cure)) if issue else ("", "")
+            groups.setdefault((row.state, code, cure), ([], issue))[0].append(row.name)
+    rows = [
+        (state, *held, held[1].cure if held[1] and len(held[0]) == 1 else cure)
+        for (state, _, cure), held in groups.items()
+    ]
     return tabulated(
         "Cannot be used",
-        [(state, *held) for (state, _), held in groups.items()],
+        rows,
         (text("adapters"), lambda row: first_names(row[1], MOST_NAMES)),
         (text("state", drop=1), lambda row: row[0]),
         (text("why", prose=True), lambda row: first_sentence(row[2]) if row[2] else "-"),
-        (text("cure", prose=True), lambda row: (row[2].cure if row[2] else "") or "-"),
+        (text("cure", prose=True), lambda row: row[3] or "-"),
     )
 
 

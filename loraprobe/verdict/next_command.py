@@ -21,7 +21,7 @@ from loraprobe.records import (
 Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
-NEW, BASE = "NEW", "BASE"
+NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
 
 
 @dataclass(frozen=True)
@@ -226,5 +226,6 @@ def to_fill_in(command: Command) -> str:
         NEW: "an adapter that you train on what you ask",
         TASK: "your file, a question with its answer a line",
         BASE: "the base model that they were trained on",
+        OTHER: "another adapter of the same base",
     }
     return next((f"{word}: {what}" for word, what in ahead.items() if word in words), "")

@@ -255,6 +255,13 @@ class TestRealServer:
         assert ended.exit_code == 2 and "download it" in ended.stderr
         assert "--base" not in ended.stderr
 
+    @pytest.mark.parametrize("text", ["./empty", "owner/empty"])
+    def test_only_what_may_be_an_id_is_explained_as_one(self, text, tmp_path, monkeypatch):
+        (tmp_path / text).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path)
+        said = sentence(lambda: hub.load(text), AdapterError)
+        assert (f"{text}@main" in said) == (text[0] != ".")
+
     def test_missing_repository_and_revision(self, acme):
         assert "acme/none" in sentence(lambda: hub.load("acme/none"))
         assert "'v9'" in sentence(lambda: hub.load("acme/math@v9"))

@@ -290,7 +290,7 @@ def test_a_broken_adapter_ends_in_the_command_that_mends_it(tmp_path, spoil, cod
     assert told.endswith(f"next loraprobe convert {place} -o DIR")
     found = loraprobe.inspect(place).compatibility.issues
     (issue,) = [issue for issue in found if issue.code == code]
-    assert "loraprobe convert" in issue.cure
+    assert "loraprobe convert a -o DIR" in issue.cure
     assert convert(place, "-o", tmp_path / "out").exit_code == 0
     assert torch.equal(logits(tiny_llama(), tmp_path / "out"), right)
 

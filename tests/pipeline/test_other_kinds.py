@@ -145,7 +145,8 @@ def test_every_command_names_the_one_that_makes_a_lora(base, tmp_path):
     place = saved("LOHA", base, tmp_path / "given")
     for call in (["inspect", place], ["merge", place, place, "-o", tmp_path / "out"]):
         result = making.call(*call)
-        assert result.exit_code == 2 and "loraprobe convert" in result.stderr
+        assert result.exit_code == 2
+        assert f"loraprobe convert {place} --base auto -o DIR" in result.stderr
     without = making.call("convert", place, "-o", tmp_path / "out")
     assert without.exit_code == 2 and "--base" in without.stderr
 

@@ -5,10 +5,12 @@ from dataclasses import replace
 
 import making
 import pytest
+import torch
 
 import loraprobe
 from loraprobe.records import Check
-from loraprobe.report.answer import unplaced
+from loraprobe.report.answer import answer, unplaced
+from loraprobe.report.sections import unusable
 from loraprobe.report.verification import ShownVerification
 
 LONG = "a-name-" + "x" * 400
@@ -68,3 +70,41 @@ def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, mon
     assert unplaced(audit)
     pinned = [replace(row, commit="c" * 40) for row in audit.adapters]
     assert not unplaced(replace(audit, adapters=tuple(pinned)))
+
+
+@pytest.mark.parametrize(
+    ("base", "named", "command"),
+    [
+        ("/somewhere/llama", None, "inspect ./a OTHER"),
+        ("owner/llama", None, "find owner/llama"),
+        ("/cache/models--owner--llama/snapshots/1", None, "find owner/llama"),
+        ("llama", "./llama", "inspect ./a OTHER"),
+        (None, None, ""),
+    ],
+)
+def test_nobody_looks_on_the_hub_for_adapters_of_a_local_base(
+    base, named, command, tmp_path, monkeypatch
+):
+    making.write_adapter(tmp_path / "a", {}, base_model_name_or_path=base)
+    making.random_adapter("a", base_model=base).save(tmp_path / "a", overwrite=True)
+    making.edit(tmp_path / "a" / "adapter_config.json", base_model_name_or_path=base)
+    making.tiny_llama().save_pretrained(tmp_path / "llama")
+    monkeypatch.chdir(tmp_path)
+    audit = loraprobe.inspect("./a", base=named)
+    lines = dict(answer(audit, audit.places).lines)
+    assert str(lines.get("next", "")).removeprefix("loraprobe ") == command
+    assert ("fill in" in lines) == ("OTHER" in command)
+
+
+def test_the_cure_of_a_row_holds_for_all_its_adapters(tmp_path):
+    kinds = {"one": "LOHA", "two": "VERA", "three": "IA3", "four": "OFT"}
+    for name, kind in kinds.items():
+        making.write_adapter(tmp_path / name, {"x": torch.ones(1)}, peft_type=kind)
+    making.saved_pair(tmp_path)
+    audit = loraprobe.screen([tmp_path / name for name in (*kinds, "a", "b")])
+    rows = {row[0]: row[-1] for row in unusable(audit).rows}
+    assert list(rows) == ["one and two", "three and four"]
+    assert "convert REF --base auto" in rows["one and two"]
+    assert "convert" not in rows["three and four"]
+    one = unusable(loraprobe.screen([tmp_path / name for name in ("one", "a", "b")])).rows[0][-1]
+    assert f"convert {tmp_path / 'one'} " in one or "convert one " in one

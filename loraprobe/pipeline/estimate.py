@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from loraprobe import evaluation
@@ -18,7 +18,7 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS, PROBED_ITEMS
 from loraprobe.evaluation import Round
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import Question, questions
+from loraprobe.evaluation.plan import Question, questions, spread_sample
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
@@ -131,10 +131,10 @@ def probing(tasks: Sequence[Task], pace: Pace) -> float:
 def timed(evaluator: Any, composition: Composition) -> Pace:
     """The pace of this machine, from a few items of the tasks: of the base, and of adapters."""
     options = evaluator.session.options
-    few = []
-    for task in evaluator.tasks:
-        step = max(1, len(task.items) // max(FEWEST, len(task.items) // TIMED))
-        few.append(replace(task, items=task.items[::step]))
+    few = [
+        spread_sample(task, max(FEWEST, len(task.items) // TIMED), options.seed)
+        for task in evaluator.tasks
+    ]
     asked, units = questions(few, options.metric), units_of(few, options)
 
     def seconds(one: Composition | None, of: Sequence[Question]) -> float:

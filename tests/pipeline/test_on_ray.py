@@ -42,6 +42,7 @@ def guards(tmp_path_factory) -> list[str]:
         for k, word in enumerate(WORDS[:20])
     ]
     (place / "kept.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n")
+    # A long word is one token, so that a window fits into the context of the tiny base.
     (place / "text.txt").write_text("who ada lives electroencephalographically\n" * 30)
     return [word for name in ("kept.jsonl", "text.txt") for word in ("--guard", str(place / name))]
 

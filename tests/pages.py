@@ -149,7 +149,11 @@ def serving_page() -> str:
 
 def codes_page() -> str:
     """Every code of a finding or a reason with its meaning."""
-    lines = ["# Codes", "", "Scripts and `--allow` may rely on these codes."]
+    lines = [
+        "# Codes",
+        "",
+        "Scripts may rely on these codes. `--allow` takes those of findings, except `serve-*`.",
+    ]
     served = {
         f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
     }

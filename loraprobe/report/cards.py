@@ -92,7 +92,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             rounding_error=made.rounding_error,
             full_model=False,
             dtype=str(made.adapter.dtype).removeprefix("torch."),
-            serve=serve_commands(made.written, "."),
+            serve=serve_commands(made.written),
         ),
         full_card=partial(
             card_of_merge,
@@ -168,7 +168,7 @@ def converted_card(adapter: Adapter, source: str, card: str | None, changes: str
         title=adapter.name,
         source=source,
         changes=changes,
-        serve=serve_commands(adapter, "."),
+        serve=serve_commands(adapter),
         version=__version__,
     )
     return f"---\n{yaml.safe_dump(fields)}---\n{text}"

@@ -139,12 +139,9 @@ def as_written(adapter: Adapter, place: str) -> Adapter:
     return replace(adapter, config=config_of(adapter), weights_file=None, source=source)
 
 
-def serve_commands(adapter: Adapter, place: str, base: Path | None = None) -> list[str]:
-    """The commands of the servers that read an adapter as it will be written to `place`.
-
-    base: as in `serving_issues`.
-    """
-    issues = serving_issues(as_written(adapter, place), ["all"], base)
+def serve_commands(adapter: Adapter) -> list[str]:
+    """The commands of the servers that read an adapter as it is written, in its directory."""
+    issues = serving_issues(as_written(adapter, "."), ["all"])
     return [issue.cure for issue in issues if issue.code == OK and issue.cure]
 
 

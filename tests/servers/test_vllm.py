@@ -64,7 +64,7 @@ def answers(words: list[str], place: Path, *more: str) -> tuple[dict[str, Any], 
 def test_vllm_answers_as_transformers_do(words, tmp_path):
     for name in ("here", "there"):
         (tmp_path / name).mkdir()
-    here, mine = answers(words, tmp_path / "here", "--router", "none")
+    here, mine = answers(words, tmp_path / "here")
     there, theirs = answers(words, tmp_path / "there", "--engine", "vllm")
     assert mine.keys() == theirs.keys()
     equal = sum(mine[key] == theirs[key] for key in mine)

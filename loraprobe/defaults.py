@@ -78,6 +78,8 @@ OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm fro
 
 # Learned weights, and routers that are fitted to prompts.
 LEARNING_STEPS = 40  # of gradient descent, each on all items that are set apart
+LEARNING_BOUND = 1.5  # the largest size of a learned weight
+LEARNING_SHRINK = 0.05  # the share of mean |w| in the objective
 APART_SHARE = 0.25  # the share of a task's items that is set apart for weights or a router
 APART_MOST = 64  # the most items that are set apart for weights
 APART_LEAST = 4  # the fewest; a smaller task is refused

@@ -181,7 +181,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
     declared = public_name(agreed)
     base = "auto" if declared else ""
-    if inputs.base is not None and inputs.base.reference != declared:
+    if inputs.base is not None and inputs.base.reference != agreed:
         base = inputs.base.reference
     return Request(
         adapters=tuple(map(reference_of, inputs.given)),

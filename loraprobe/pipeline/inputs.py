@@ -66,7 +66,9 @@ def open_inputs(
     loaded = changed_together(loaded, lambda every: hub.one_base(every, _hub_name(base)))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
-    options.check_count(len(loaded))
+    stacks = [one for one in loaded if one.below]
+    parts = (f"{listing([a.name for a in one.below])} as a part of {one.name}" for one in stacks)
+    options.check_count(len(loaded), f", with {listing(parts)}" if stacks else "")
     found = base_apart(loaded, session, base)
     return Inputs(compatibility.aligned(loaded, found), loaded, found, *read)
 

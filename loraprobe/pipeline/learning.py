@@ -33,7 +33,13 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, natural, with_below
 from loraprobe.adapters.experts import stacks, unroutable
 from loraprobe.composition import Composition, LearnableGates, Router
-from loraprobe.defaults import LEARNING_STEPS, LOSS, PROMPTS_WRITTEN
+from loraprobe.defaults import (
+    LEARNING_BOUND,
+    LEARNING_SHRINK,
+    LEARNING_STEPS,
+    LOSS,
+    PROMPTS_WRITTEN,
+)
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation.plan import questions
 from loraprobe.formatting import listing
@@ -53,8 +59,6 @@ from loraprobe.session import Session
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
-BOUND = 1.5
-SHRINK = 0.05
 RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
 BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes few steps
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
@@ -379,7 +383,7 @@ def _descend(
         _round(gates)
         with scorer.with_composition(composition):
             loss = loss_with_gradients(scorer, items, shares)
-        shrinking = SHRINK * gates.abs().mean()
+        shrinking = LEARNING_SHRINK * gates.abs().mean()
         tried.append((loss + shrinking.item(), loss, gates.detach().clone()))
         shrinking.backward()
         optimiser.step()
@@ -406,7 +410,7 @@ def _descend(
 @torch.no_grad()
 def _round(gates: Tensor) -> None:
     """Brings gates within the bounds and to four decimals; never all to zero, which is no merge."""
-    gates.copy_(gates.clamp(-BOUND, BOUND).round(decimals=4))
+    gates.copy_(gates.clamp(-LEARNING_BOUND, LEARNING_BOUND).round(decimals=4))
     if not gates.any():
         gates[0, 0] = 1e-4
 

@@ -96,6 +96,11 @@ class Screen:
         """Seconds of one system for one item; 0 where nothing was asked."""
         return self.seconds / self.answers if self.answers else 0.0
 
+    def minutes_for(self, more: int) -> float:
+        """The --budget in which so many adapters can be asked alone beside those that were."""
+        taken = -self.evaluator.session.left(0)
+        return (taken + more * self.pace * items_of(self.asked)) / 60 / SCREENING_SHARE
+
     def affords(self, more: int) -> bool:
         """Whether so many further answers of compositions fit into the time that is left."""
         return self.evaluator.session.left() > self.pace * COMPOSED * more

@@ -7,6 +7,7 @@ the members. Where one adapter leaves no room for a gain, it alone is proved.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -135,7 +136,11 @@ def choose_and_prove(screen: Screen) -> Proved:
         if not screen.unasked:
             raise too_few(len(names) - 1, screen.failed)
         adapters = count(len(names) - 1, "adapter")
-        raise UsageError(f"{adapters} could be asked within --budget; give it more minutes.")
+        minutes = math.ceil(screen.minutes_for(len(screen.unasked)) * 10) / 10
+        raise UsageError(
+            f"{adapters} could be asked within --budget; give --budget={minutes:g}, which is "
+            "enough for all of them by the time that was taken so far."
+        )
     if proved := proved_alone(names):
         return proved
     return _prove(screen, screen.ranking(names), proving)

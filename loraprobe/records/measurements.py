@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraprobe.defaults import LOSS
+from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LOSS
 from loraprobe.records.estimates import Estimate, Interval, Standing
 from loraprobe.records.inputs import Issue
 from loraprobe.records.kinds import QUESTION, ItemPart, SystemKind
@@ -430,6 +430,18 @@ class LearnedWeights:
     def factors(self) -> tuple[float, ...]:
         """The weights of the merge; 1 each where the layers' own are multiplied into it first."""
         return (1.0,) * len(self.weights) if self.layers else tuple(self.weights.values())
+
+    @property
+    def uniform_loss(self) -> float:
+        """The loss of 1/n each on the same items."""
+        return self.uniform - LEARNING_SHRINK / len(self.weights)
+
+    @property
+    def at_bound(self) -> tuple[int, int]:
+        """(weights of the largest size that may be learned, all weights)."""
+        each = [*self.layers.values()] or [tuple(self.weights.values())]
+        sizes = [abs(weight) for own in each for weight in own]
+        return sum(size >= LEARNING_BOUND for size in sizes), len(sizes)
 
 
 # ---- libraries -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.adapters import MENDABLE
-from loraprobe.defaults import MARGIN
+from loraprobe.defaults import LEARNING_BOUND, MARGIN
 from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
@@ -31,6 +31,7 @@ from loraprobe.records import (
     Audit,
     Command,
     Issue,
+    LearnedWeights,
     LibraryAdapter,
     Reason,
     Verdict,
@@ -57,6 +58,7 @@ BY_EFFECT = (
         "watch",
         "decide",
         "made",
+        "learned",
         "stopped",
         "better",
     ),
@@ -228,6 +230,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
     verdict = audit.verdict
     if audit.command in DONE and audit.notes:
         yield "made", audit.notes[-1]
+        yield "learned", _learned(audit.search)
     if verdict is None:
         yield from _about_files(audit) if audit.library is None else _about_library(audit)
         yield from (("serve", command) for command in audit.serve)
@@ -246,6 +249,21 @@ def _lines(audit: Audit) -> Iterator[Line]:
     yield "questions", questions
     yield FILL_IN, to_fill_in(questions or verdict.next)
     yield from (("serve", command) for command in audit.serve)
+
+
+def _learned(found: LearnedWeights | None) -> str:
+    """Learned weights, and what they gain on the items from which they were learned."""
+    if found is None:
+        return ""
+    weights = listing(f"{name} {number(weight, 3)}" for name, weight in found.weights.items())
+    means = f" (means of {count(len(found.layers), 'layer')})" if found.layers else ""
+    bound, all_of_them = found.at_bound
+    at = f"; {bound} of {count(all_of_them, 'weight')} at the bound of {LEARNING_BOUND}"
+    return (
+        f"weights {weights}{means}: {found.loss:.3f} nats a token of the answers to the "
+        f"{count(found.items, 'question')} learned from, {found.uniform_loss:.3f} for equal "
+        f"weights{at if bound else ''}"
+    )
 
 
 def _conflicts(audit: Audit) -> Iterator[Line]:

@@ -5,6 +5,7 @@ from dataclasses import replace
 import making
 import pytest
 
+from loraprobe.base import open_base
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import requested
 from loraprobe.pipeline.inputs import Inputs, open_inputs
@@ -50,3 +51,19 @@ def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
     assert list(kept) == words
+
+
+@pytest.mark.parametrize(
+    ("named", "reference", "base"),
+    [
+        ("/elsewhere/llama", "llama", "llama"),
+        ("llama", "llama", "auto"),
+        ("owner/llama", "owner/llama", "auto"),
+        ("owner/llama", "llama", "llama"),
+    ],
+)
+def test_the_next_command_has_the_base_that_was_given(named, reference, base, tmp_path):
+    making.tiny_llama().save_pretrained(tmp_path)
+    pair = [making.random_adapter("tiny", seed=seed, base_model=named) for seed in (0, 1)]
+    inputs = Inputs(pair, pair, open_base(tmp_path, reference))
+    assert requested(Options(), inputs, "merge").base == base

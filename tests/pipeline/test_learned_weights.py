@@ -15,12 +15,12 @@ import loraprobe
 from loraprobe import hub
 from loraprobe.adapters import read_adapter
 from loraprobe.base import load_base, open_base
-from loraprobe.defaults import LEARNING_STEPS
+from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learning
-from loraprobe.pipeline.learning import BOUND, SHRINK, check_learnable, learn
+from loraprobe.pipeline.learning import check_learnable, learn
 from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
@@ -120,15 +120,14 @@ def test_learned_weights_are_good_where_nothing_was_learned(bench, options):
         weights = [found.factors]
         layers = {layer_of(path): found.factors for a in adapters for path in a.layout}
     flat = [w for own in weights for w in own]
-    assert all(abs(w) <= BOUND and w == round(w, 4) for w in flat)
+    assert all(abs(w) <= LEARNING_BOUND and w == round(w, 4) for w in flat)
     made = scaled_by_layer(adapters, layers)
     assert found.loss == pytest.approx(loss_of(scorer, made, parted.apart), rel=1e-4)
-    shrinking = SHRINK * sum(map(abs, flat)) / len(flat)
+    shrinking = LEARNING_SHRINK * sum(map(abs, flat)) / len(flat)
     assert found.objective == pytest.approx(found.loss + shrinking, rel=1e-6)
     half = scaled_by_layer(adapters, dict.fromkeys(layers, (0.5, 0.5)))
-    assert found.uniform - SHRINK / 2 == pytest.approx(
-        loss_of(scorer, half, parted.apart), rel=1e-4
-    )
+    assert found.uniform_loss == pytest.approx(loss_of(scorer, half, parted.apart), rel=1e-4)
+    assert found.at_bound == (sum(abs(w) == LEARNING_BOUND for w in flat), len(flat))
     assert found.objective < found.uniform - 0.5
     elsewhere = [loss_of(scorer, one, parted.left) for one in (made, half, adapters)]
     assert elsewhere[0] < min(elsewhere[1:])
@@ -142,9 +141,7 @@ def test_two_answers_and_several_tasks_count_as_they_should(bench):
     parted = TaskSplit((Task("long", tuple(items[:2])), Task("short", tuple(items[2:]))), ())
     found = learn(scorer, adapters, parted, LEARN)
     half = scaled_by_layer(adapters, {layer_of(p): (0.5, 0.5) for p in adapters[0].layout})
-    assert found.uniform - SHRINK / 2 == pytest.approx(
-        loss_of(scorer, half, parted.apart), rel=1e-4
-    )
+    assert found.uniform_loss == pytest.approx(loss_of(scorer, half, parted.apart), rel=1e-4)
 
 
 def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch):

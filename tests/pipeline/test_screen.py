@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from planted_library import FIRST, SECOND, write_chained, write_library
 from test_evaluate import Planted
 
 import loraprobe.demo
+from loraprobe.defaults import SCREENING_SHARE
 from loraprobe.evaluation import Ledger, System, asking, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import EvaluationRun
@@ -238,6 +240,14 @@ def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
     assert any("--budget" in note for note in found["notes"])
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
     assert f"3 of {len(found['library']['adapters'])} adapters" in chosen["message"]
+
+
+def test_a_budget_for_one_adapter_is_refused_with_one_that_is_enough(library, monkeypatch):
+    budget_for(monkeypatch, 1)
+    refused = making.call(*library[0], "--budget", "5")
+    assert refused.exit_code == 2
+    seconds = 60 * float(re.search(r"give --budget (\S+),", refused.stderr)[1]) * SCREENING_SHARE
+    assert 1.0 < seconds < 600  # that were taken, and those of the others
 
 
 def test_what_a_budget_left_out_decides_nothing(tmp_path, monkeypatch):

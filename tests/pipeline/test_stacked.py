@@ -79,6 +79,8 @@ def test_a_stack_alone_is_written_as_one_file_and_by_merge_only(three):
     for path, update in read_adapter("out").modules.items():
         assert torch.allclose(update.delta(), summed.modules[path].delta(), atol=1e-6)
     assert call("merge", "./b", "-o", "other").exit_code == 2
+    refused = call("merge", "./b,on=./a", "./c", "--weights", "0.5,0.2,0.3", "-o", "other")
+    assert refused.exit_code == 2 and "a as a part of b" in refused.stderr
     for command in (["convert", "./b,on=./a", "-o", "x"], ["inspect", "./b,on=./a", "--serve=all"]):
         done = call(*command)
         assert done.exit_code == 2

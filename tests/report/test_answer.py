@@ -36,6 +36,7 @@ from loraprobe.records import (
     Gain,
     Issue,
     ItemPart,
+    LearnedWeights,
     Measurement,
     Provenance,
     Rounds,
@@ -338,6 +339,13 @@ TWICE = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update."
 def template(without):
     """Adapters that answer 0.9 with the chat template, and so much without."""
     return evidence(WORKS, coverage=(Coverage("chat_template", "t", 0.9, 32, baseline=without),))
+
+
+def test_what_was_learned_stands_in_the_answer():
+    found = LearnedWeights({"a": 1.5, "b": 0.2}, 0.66, 0.6, 0.9, 40, 12, 12, 36)
+    audit = replaced(audit_of(weights(SEED), "merge"), notes=("Merged.",), search=found)
+    told = line(answer(audit), "learned")
+    assert all(figure in told for figure in ("1.5", "0.600", "0.875", "12", "1 of 2"))
 
 
 def weights(*rows, issues=()):

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
 from loraprobe.cli.running import options_from
-from loraprobe.errors import OutputError
+from loraprobe.errors import OutputError, UsageError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.task_preview import Preview
+    from loraprobe.options import Options
+    from loraprobe.scoring import Encoder
     from loraprobe.tasks import TaskCheck
 
 WIDTH = 79
+SHOWN = 3  # items of each task, unless a number is given
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
 READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
@@ -151,31 +154,67 @@ def sample(
     numbers of tokens; only its tokenizer is loaded.
     """
     options, output = options_from(locals())
+    from loraprobe.evaluation.plan import questions
     from loraprobe.pipeline.task_files import open_tasks
-    from loraprobe.pipeline.task_preview import preview
 
     imports_done()
-    tasks = open_tasks(files, options)
-    rows = preview(tasks, base, options)
+    tasks, encoder = open_tasks(files, options), _encoder(base, options)
+    few = [replace(task, items=task.items[: limit or SHOWN]) for task in tasks]
+    rows: list[dict[str, Any]] = [
+        {
+            "task": one.task,
+            "item": one.item.id,
+            "part": one.part,
+            "prompt": one.prompt if encoder is None else encoder.text(one.prompt),
+            "tokens": None if encoder is None else len(encoder.prompts([one.prompt])[0]),
+            "answers": one.answers,
+            "choices": one.item.choices if one.metric == "choice" else (),
+            "metric": one.metric,
+        }
+        for one in questions(few, options.metric)
+    ]
     if output.document("task sample", {"previews": rows}):
         return
     for row in rows:
-        tokens = "" if row.tokens is None else f", {count(row.tokens, 'token')}"
-        form = {QUESTION: "asked plainly", STEPS: "asked step by step"}.get(row.part, row.part)
-        print(clean(f"--- {row.task}, item {row.item}, {form}{tokens}"))
-        print("\n".join(map(clean, row.prompt.split("\n"))))
+        tokens = "" if encoder is None else f", {count(row['tokens'], 'token')}"
+        part = row["part"]
+        form = {QUESTION: "asked plainly", STEPS: "asked step by step"}.get(part, part)
+        print(clean(f"--- {row['task']}, item {row['item']}, {form}{tokens}"))
+        print("\n".join(map(clean, row["prompt"].split("\n"))))
         print("\n".join(_judged(row)), end="\n\n")
     if base is None:
         print("As the file has it; --base REF shows the base's chat template and tokens.")
 
 
-def _judged(row: Preview) -> Iterator[str]:
+def _encoder(reference: str | None, options: Options) -> Encoder | None:
+    """How the base reads a prompt, by its tokenizer alone; None without a base.
+
+    In its chat template, if it has one. Raises LoraprobeError for a base without a tokenizer,
+    UsageError for a template that was asked for and is not there.
+    """
+    if reference is None:
+        if options.chat_template == "on":
+            raise UsageError("--chat-template=on needs the template of a base; add --base=REF.")
+        return None
+    if reference == "auto":
+        raise UsageError("--base=auto takes the base of adapters, and here are none; name it.")
+    from loraprobe.base.loading import load_tokenizer
+    from loraprobe.pipeline.inputs import base_of
+    from loraprobe.scoring import Encoder
+
+    base = base_of(reference, (), code=options.trust_remote_code)
+    tokenizer = load_tokenizer(base, options.trust_remote_code)
+    has = bool(getattr(tokenizer, "chat_template", None))
+    return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])
+
+
+def _judged(row: Mapping[str, Any]) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
-    right = " or ".join(map(repr, row.answers))
+    right = " or ".join(map(repr, row["answers"]))
     from loraprobe.tasks import metric_of
 
-    metric = metric_of(row.metric)
-    how = READ_STEPS if row.part == STEPS else READ_PLAIN
+    metric = metric_of(row["metric"])
+    how = READ_STEPS if row["part"] == STEPS else READ_PLAIN
     how = READ_HARNESS if metric is None else metric.reading or how
-    choices = f" Choices: {shortly(row.choices)}." if row.choices else ""
-    yield from wrapped(clean(f"--- right: {right}. {row.metric}: {how}{choices}"), WIDTH)
+    choices = f" Choices: {shortly(row['choices'])}." if row["choices"] else ""
+    yield from wrapped(clean(f"--- right: {right}. {row['metric']}: {how}{choices}"), WIDTH)

@@ -50,7 +50,11 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         "loraprobe screen @library.txt",
         "loraprobe screen @library.txt --task questions.jsonl",
     ),
-    "convert": ("making.convert", "loraprobe convert ./legal -o portable"),
+    "convert": (
+        "making.convert",
+        "loraprobe convert ./legal -o portable",
+        "loraprobe convert ./loha --base auto -o lora",
+    ),
     "report": ("measuring.report", "loraprobe report audit.json --html page.html"),
     "verify": (
         "making.verify",

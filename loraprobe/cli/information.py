@@ -117,11 +117,16 @@ def described() -> list[dict[str, Any]]:
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of these names. Raises UsageError with the nearest one where there is none."""
+    """The rows of these names. Raises UsageError for others, with what the name means elsewhere or
+    the nearest one."""
     known = {row["name"] for row in rows}
     wanted = [name.partition(":")[0].strip().replace("-", "_").lower() for name in names]
     for given, name in zip(names, wanted, strict=True):
         if name not in known:
+            from loraprobe.merging import METHODS
+
+            if name in METHODS.elsewhere:
+                METHODS.make(name)  # raises
             hint = nearest(name, known, "see loraprobe methods, which lists all.")
             raise UsageError(f"Nothing is called {given!r}: {hint}")
     return [row for row in rows if row["name"] in wanted]

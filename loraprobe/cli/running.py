@@ -135,7 +135,7 @@ def write(outcome: Outcome, output: Output) -> None:
         made.save(output.target, overwrite=output.overwrite)
         output.say(f"Wrote {made.name} to {output.target}.")
     if output.full_model is not None:
-        _write_full_model(made, output.full_model, output)
+        _write_full_model(made, output.full_model, output, outcome.why_nothing)
     if output.push is not None:
         from loraprobe.hub.upload import push, summary
 
@@ -143,11 +143,10 @@ def write(outcome: Outcome, output: Output) -> None:
         output.say(f"Uploaded: {push(places[0], output.push, output.public)}")
 
 
-def _write_full_model(made: Any, place: Path, output: Output) -> None:
+def _write_full_model(made: Any, place: Path, output: Output, why: str) -> None:
     from loraprobe.merging import Merged, notes_on_base
 
     if not isinstance(made, Merged):
-        why = f"{made.name} weighs the adapters by the text, which no weights do."
         return output.say(f"Nothing was written to {place}: {why}")
     with output.progress() as progress:
         lost = made.save_full_model(place, output.overwrite, progress)

@@ -184,6 +184,7 @@ ELSEWHERE = {
         f"{name}_svd": _ON_DELTAS.format(name)
         for name in ("ties", "dare_ties", "dare_linear", "magnitude_prune")
     },
+    "learn": "weights are learned by --weights=learn: take task_arithmetic with that.",
     "nuslerp": "mergekit's, on deltas, is slerp with weights of sum 1: take slerp.",
     **dict.fromkeys(("karcher", "multislerp"), _ON_SPHERE),
     "pico": "scaling down output directions that the deltas share was not shown to do better than "

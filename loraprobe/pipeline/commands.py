@@ -56,6 +56,7 @@ from loraprobe.report.cards import made_text
 from loraprobe.servers.rules import as_written, serving_issues
 from loraprobe.servers.serving import Serving
 from loraprobe.session import Adapters, Ref, Session, Tasks
+from loraprobe.verdict.reasons import about_writing
 
 if TYPE_CHECKING:
     from loraprobe.library import Arranged
@@ -263,6 +264,11 @@ def merge_and_eval(
         unserved = serving_of(session, inputs).unserved(compositions)
         verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
         made, why = recommend(verdict, compositions, found.builder)
+        unwritten = [session.target] if made is None else []
+        unwritten += [session.full_model] if why else []
+        if places := [local_name(str(place)) for place in unwritten if place is not None]:
+            reasons = (*verdict.reasons, about_writing(places, why))
+            verdict = replace(verdict, reasons=reasons)
     outcome = finish(
         session,
         inputs,

@@ -243,7 +243,8 @@ def _words(options: Options, names: Iterable[str]) -> list[Flag]:
 def recommend(
     verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
-    """The merge or composition that the verdict advises, or None and why there is none."""
+    """The merge or composition that the verdict advises, or None, and why there is none, or no
+    full model of it."""
     name = verdict.system
     if verdict.action.startswith("use-single:"):
         return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
@@ -258,7 +259,8 @@ def recommend(
         return None, f"{name} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed
 
-    return Routed(built.composition, builder.base, builder.transformed.steps), ""
+    routed = Routed(built.composition, builder.base, builder.transformed.steps)
+    return routed, f"{name} weighs the adapters by the text, which no weights do."
 
 
 # ---- the end of a command ------------------------------------------------------------------------
@@ -268,7 +270,8 @@ def recommend(
 class Outcome:
     """What a command ends with: its audit, and the adapter or composition with its card, if any.
 
-    `why_nothing` says why merge-and-eval recommends nothing that can be saved; `samples` are the
+    `why_nothing` says why merge-and-eval recommends nothing that can be saved, or no full model;
+    `samples` are the
     answers of all evaluated systems.
     """
 

@@ -50,6 +50,7 @@ WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 BY_EFFECT = (
     *(
         "use",
+        "output",
         "gain",
         "guard",
         "chosen",
@@ -280,6 +281,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """What was measured of systems: what to use, what it gains, and how sure that is."""
     measured = basis(verdict, audit.evaluation)
     yield "use", _use(audit, verdict, measured)
+    yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
     yield "gain", gain_line(audit, verdict)
     yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds

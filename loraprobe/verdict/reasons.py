@@ -343,6 +343,11 @@ def about_servers(servers: Sequence[str], advised: str) -> Reason:
     return reason_of("servable", float(len(servers)), who=who, what=advised)
 
 
+def about_writing(places: Sequence[str], why: str) -> Reason:
+    """The directories to which nothing is written, and why, as a sentence."""
+    return reason_of("nothing-written", where=listing(places), why=why)
+
+
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
     """What a chain gains, which is the alternative to composing weights.
 

@@ -249,9 +249,13 @@ def test_a_dry_run_counts_the_router_and_the_items_that_are_left():
 def test_advice_that_is_no_merge_writes_nothing(tmp_path):
     target = tmp_path / "out"
     call = ["merge-and-eval", *making.shipped("disjoint"), "--limit", "4", "-o", str(target)]
-    call += ["--system", "uniform"]
+    call += ["--system", "uniform", "--full-model", str(tmp_path / "full"), "--json"]
     result = making.call(*call)
     assert result.exit_code in (1, 3)
+    reasons = {
+        row["code"]: row["message"] for row in json.loads(result.stdout)["verdict"]["reasons"]
+    }
+    assert all(place in reasons["nothing-written"] for place in ("out", "full"))
     assert "Nothing was written" in result.stderr and not target.exists()
 
 

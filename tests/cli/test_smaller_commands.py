@@ -89,6 +89,15 @@ def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
     assert f"{true:.4g}" in document["notes"][-1]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("karcher", "--balance norm"), ("learn", "--weights learn"), ("tees", "did you mean 'ties'")],
+)
+def test_methods_says_what_to_take_for_a_name_that_it_lacks(name, said):
+    asked = making.call("methods", name)
+    assert asked.exit_code == 2 and said in asked.stderr
+
+
 def test_find_offline_says_so_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = call("find", "gpt2")

@@ -25,7 +25,7 @@ from loraprobe.options import Options
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.servers.rules import FEATURES, OK, RULES, SERVERS
+from loraprobe.servers.serving import FEATURES, OK, RULES, SERVERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"

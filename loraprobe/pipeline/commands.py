@@ -53,8 +53,7 @@ from loraprobe.pipeline.inputs import (
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel
 from loraprobe.report.cards import made_text
-from loraprobe.servers.rules import as_written, serving_issues
-from loraprobe.servers.serving import Serving
+from loraprobe.servers.serving import Serving, as_written, serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict.reasons import about_writing
 

@@ -23,7 +23,7 @@ from loraprobe.hub import reference_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import TASK_FIELDS, Options
-from loraprobe.servers.rules import servers_named
+from loraprobe.servers.serving import servers_named
 from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
 

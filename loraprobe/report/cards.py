@@ -33,7 +33,7 @@ from loraprobe.report.answer import MOST_REASONS, answer, gain_line
 from loraprobe.report.markdown import LONGEST, Verbatim, filled
 from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
-from loraprobe.servers.rules import serve_commands
+from loraprobe.servers.serving import serve_commands
 
 if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed

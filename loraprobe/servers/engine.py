@@ -35,8 +35,8 @@ from loraprobe.scoring import ModelScorer
 from loraprobe.servers import supervisor
 from loraprobe.servers.acceptance import Acceptance
 from loraprobe.servers.client import ServedModel, Server
-from loraprobe.servers.rules import SERVERS
 from loraprobe.servers.scorer import Loading, Naming, Placing, ServedScorer, Weighing, all_held
+from loraprobe.servers.serving import SERVERS
 from loraprobe.session import Session
 from loraprobe.tasks import Task
 

@@ -1,34 +1,343 @@
-"""What servers can run of the systems of a run, and the commands that serve what it advises."""
+"""What servers can run: of a file by the rules of servers.toml, of a run by its systems; and the
+commands that serve a file, a merge, or what a run advises.
+"""
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
-from collections.abc import Mapping, Sequence
+import shlex
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, local_name, with_below
-from loraprobe.base import Base
+from loraprobe.adapters import Adapter, Source, local_name, public_name, with_below
+from loraprobe.adapters.config import PEFT_DEFAULT
+from loraprobe.adapters.paths import VOCABULARY, root
+from loraprobe.adapters.reading import open_tensors
+from loraprobe.adapters.saving import config_of
+from loraprobe.base import Base, module_names
+from loraprobe.errors import BaseError, UsageError
+from loraprobe.formatting import listing
 from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
-from loraprobe.records import KINDS, ChainHop, Command, Issue, Verdict
-from loraprobe.servers.rules import (
-    SERVERS,
-    as_written,
-    refusing,
-    servers_named,
-    serving_commands,
-    serving_issues,
-)
+from loraprobe.records import KINDS, ChainHop, Command, Issue, Severity, Verdict
 from loraprobe.verdict.evidence import SWITCH, Unserved
 from loraprobe.verdict.reasons import about_servers
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
+
+
+# refuses: the file is not loaded. misreads: it is loaded as another function, without an error.
+# may refuse: it depends on the base model.
+Effect = Literal["refuses", "misreads", "may refuse"]
+
+
+@dataclass(frozen=True)
+class KnownServer:
+    """A server, the version whose source was read, and when.
+
+    `oldest` is the first version of which all rules are known, where that is not `version`. `ranks`
+    are the values of its limit on the rank, the default first; () for none. The others are parts of
+    the commands that serve adapters (servers.toml).
+    """
+
+    version: str
+    checked: str
+    source: str
+    oldest: str = ""
+    ranks: tuple[int, ...] = ()
+    once: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    start: str = ""
+    loras: str = ""
+    adapter: str = ""
+    alone: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a file may have that a server does not read: its name in a sentence, and its cure.
+
+    `consequence` says what follows where a server reads the file without it. `marks`: what an
+    adapter has one of that has the feature, as codes of extras and issues and kinds of layers.
+    """
+
+    what: str
+    cure: str
+    consequence: str = ""
+    marks: tuple[str, ...] = ()
+
+
+_READ = tomllib.loads(Path(__file__).with_name("servers.toml").read_text(encoding="utf-8"))
+SERVERS: Mapping[str, KnownServer] = {
+    name: KnownServer(**{**row, **{k: tuple(v) for k, v in row.items() if isinstance(v, list)}})
+    for name, row in _READ["servers"].items()
+}
+FEATURES: Mapping[str, Feature] = {
+    name: Feature(**{**row, "cure": _READ["cures"].get(row["cure"], row["cure"])})
+    for name, row in _READ["features"].items()
+}
+# (feature, servers, effect, the first version that reads it or "") of what servers do not read.
+RULES: Sequence[tuple[str, Sequence[str], Effect, str]] = [
+    (feature, names, effect, fixed[0] if fixed else "")
+    for feature, names, effect, *fixed in _READ["rules"]
+]
+
+OK = "serve-ok"
+NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")
+SEVERITIES: Mapping[Effect, Severity] = {
+    "refuses": "error",
+    "misreads": "error",
+    "may refuse": "warning",
+}
+
+
+# ---- what servers read of a file -----------------------------------------------------------------
+
+
+def serving_issues(
+    adapter: Adapter, wanted: Sequence[str], base: Path | None = None
+) -> list[Issue]:
+    """What servers would refuse or read as another function in this file, as issues.
+
+    base: the directory of the base's config.json, whose class a server loads; None if unknown.
+    wanted: names of servers with or without @VERSION, or "all", also with commas between them. A
+    server without an error gets a note with the command that starts it. A feature that the version
+    reads and older ones did not is a warning. Raises UsageError for a name that is not known.
+    """
+    versions = servers_named(wanted)
+    place = shlex.quote(adapter.source.public)
+    named = shlex.quote(public_name(adapter.base_model) or "BASE")
+    groups: dict[Unread, list[str]] = {}
+    for server, unread in _unread(adapter, versions, base):
+        groups.setdefault(unread, []).append(server)
+    issues = [
+        Issue(
+            severity,
+            f"serve-{feature}",
+            (adapter.name,),
+            _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
+            FEATURES[feature].cure.format(
+                place=place,
+                base=named,
+                most=max(n for s in servers for n in (0, *SERVERS[s].ranks)),
+            ),
+        )
+        for (feature, effect, severity, before), servers in groups.items()
+    ]
+    bad = refusing(adapter, wanted, base)
+    for name in versions:
+        if name not in bad:
+            places, rank = {adapter.name: adapter.source.public}, adapter.rank_range[1]
+            cure = " && ".join(map(str, serving_commands(name, adapter.base_model, places, rank)))
+            message = f"{name} {versions[name]} reads it as it is."
+            issues.append(Issue("note", OK, (adapter.name,), message, cure))
+    return issues
+
+
+def refusing(adapter: Adapter, wanted: Sequence[str], base: Path | None = None) -> list[str]:
+    """The servers that would refuse a file or read it as another function, as `serving_issues`."""
+    versions = servers_named(wanted)
+    bad = {name for name, unread in _unread(adapter, versions, base) if unread[2] == "error"}
+    return [name for name in versions if name in bad]
+
+
+def as_written(adapter: Adapter, place: str) -> Adapter:
+    """An adapter as the file that it will be in the directory `place`."""
+    source = Source(reference=place)
+    return replace(adapter, config=config_of(adapter), weights_file=None, source=source)
+
+
+def serve_commands(adapter: Adapter) -> list[str]:
+    """The commands of the servers that read an adapter as it is written, in its directory."""
+    issues = serving_issues(as_written(adapter, "."), ["all"])
+    return [issue.cure for issue in issues if issue.code == OK and issue.cure]
+
+
+def serving_commands(
+    server: str, base: str | None, places: Mapping[str, str], rank: int = 0
+) -> list[Command]:
+    """The commands that serve adapters beside their base, in order; none for peft.
+
+    base: as it is named in public. places: name of an adapter -> its directory. rank: the largest
+    of the adapters.
+    """
+    known, named = SERVERS[server], public_name(base) or "BASE"
+    limit = next((n for n in sorted(known.ranks) if n >= rank), None)
+    raised = known.ranks and limit is not None and rank > known.ranks[0]
+    of_hub = "/" in named
+    words = {
+        "base": "{0}",
+        "model": "--remote {0}" if of_hub else "{0}",
+        "config": "--base-model-id {0}" if of_hub else "--base {0}",
+        "limit": f" --max-lora-rank {limit}" if raised else "",
+    }
+    adapters = [{"name": _plain(name), "place": f"{{{k}}}"} for k, name in enumerate(places, 1)]
+    lines = [one.format(**words) for one in known.once]
+    lines += [one.format(**words, **own) for own in adapters for one in known.each]
+    lines += [
+        one.format(name=_plain(named.rpartition("/")[2])) for one in known.alone if not adapters
+    ]
+    if known.start:
+        loras = "".join(known.adapter.format(**own) for own in adapters)
+        more = known.loras.format(**words, adapters=loras) if adapters else ""
+        lines.append(known.start.format(**words) + more)
+    return [Command("shell", (named, *places.values()), text=line) for line in lines]
+
+
+def _plain(name: str) -> str:
+    """A name of letters, digits and a few signs, which servers and shells take as it is."""
+    return re.sub(r"[^\w.-]", "-", name)
+
+
+def servers_named(wanted: Sequence[str]) -> dict[str, str]:
+    """Name of a server -> the version that was asked for, by default the newest checked."""
+    names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
+    versions: dict[str, str] = {}
+    if not names:
+        raise UsageError(f"--serve names no server; give {', '.join(SERVERS)} or all.")
+    for name in [*SERVERS] if "all" in names else names:
+        server, _, version = name.partition("@")
+        if server not in SERVERS:
+            known = f"{', '.join(SERVERS)} and all"
+            raise UsageError(f"--serve knows no server {server!r}; there are {known}.")
+        newest, oldest = SERVERS[server].version, SERVERS[server].oldest or SERVERS[server].version
+        if version not in ("", newest) and not () < _number(oldest) <= _number(version):
+            raise UsageError(
+                f"--serve={name}: what {server} does is known from version {oldest} on; leave "
+                f"@{version} out."
+            )
+        versions[server] = version or newest
+    return versions
+
+
+def _number(version: str) -> tuple[int, ...]:
+    """The numbers of a version such as 0.31.0rc1; none of a commit."""
+    found = re.match(r"v?(\d+(?:\.\d+)+)", version)
+    return tuple(map(int, found[1].split("."))) if found else ()
+
+
+Unread = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
+
+
+def _unread(
+    adapter: Adapter, versions: Mapping[str, str], base: Path | None
+) -> Iterator[tuple[str, Unread]]:
+    """(server, what it does not read) by the rules and by the limits on ranks."""
+    held = _features(adapter)
+    if base is not None and _of_another_class(adapter, Base(adapter.base_model or "", base)):
+        held.add("other-class")
+    for feature, servers, effect, fixed in RULES:
+        for server in servers if feature in held else ():
+            if server in versions:
+                reads = fixed and _number(versions[server]) >= _number(fixed)
+                before = f" before {fixed}" if fixed else ""
+                yield server, (feature, effect, "warning" if reads else SEVERITIES[effect], before)
+    for server in versions:
+        ranks, rank = SERVERS[server].ranks, adapter.rank_range[1]
+        if ranks and rank > max(ranks):
+            yield server, ("rank", "refuses", "error", "")
+        elif ranks and rank > ranks[0]:
+            yield server, ("rank-default", "may refuse", "warning", "")
+
+
+def _sentence(feature: str, effect: Effect, servers: Sequence[str], adapter: Adapter) -> str:
+    known, several = FEATURES[feature], len(servers) > 1
+    what = known.what.format(rank=adapter.rank_range[1])
+    if effect == "misreads":
+        return f"{listing(servers)} misread{'' if several else 's'} {what}: {known.consequence}."
+    if effect == "refuses":
+        return f"{listing(servers)} refuse{'' if several else 's'} {what}."
+    return f"{listing(servers)} may refuse {what}{known.consequence}."
+
+
+def _features(adapter: Adapter) -> set[str]:
+    """The features that an adapter has, by its tensors, layers and issues, or by `CHECKS`."""
+    marks = {extra.code for extra in adapter.extras} | {issue.code for issue in adapter.issues}
+    marks |= {info.kind for info in adapter.layout.values()}
+    marked = {name for name, known in FEATURES.items() if not marks.isdisjoint(known.marks)}
+    return marked | {name for name, holds in CHECKS.items() if holds(adapter)}
+
+
+def _of_another_class(adapter: Adapter, base: Base) -> bool:
+    """Whether the names of modules are not those of the class that the base's config names.
+
+    transformers is asked only where there may be two classes: the config has a text_config, or the
+    adapter's layers lie deeper than those of a text-only class.
+    """
+    try:
+        nested = bool(base.config.get("text_config"))
+    except BaseError:
+        return False
+    paths = adapter.touched
+    if not nested and all(root(path).count(".") < 2 for path in paths):
+        return False
+    names = module_names(base.path)
+    return (
+        names is not None
+        and names.text is not None
+        and (names.is_text(paths) != (base.architecture == names.text.name))
+    )
+
+
+def _scaled_otherwise(adapter: Adapter) -> bool:
+    """Whether the scaling of a module is not that of `r` and `lora_alpha`, by peft's formula."""
+    r, alpha = (float(adapter.config.get(key, PEFT_DEFAULT)) for key in ("r", "lora_alpha"))
+    usual = alpha / (math.sqrt(r) if adapter.config.get("use_rslora") else r)
+    return any(not math.isclose(info.scaling, usual) for info in adapter.layout.values())
+
+
+def _alphas_differ(adapter: Adapter) -> bool:
+    """Whether a module's scaling times its rank is not lora_alpha, without rsLoRA."""
+    alpha = float(adapter.config.get("lora_alpha", PEFT_DEFAULT))
+    return not adapter.config.get("use_rslora") and any(
+        not math.isclose(info.scaling * info.rank, alpha) for info in adapter.layout.values()
+    )
+
+
+def _vocabulary(adapter: Adapter, embedding: bool) -> bool:
+    paths = adapter.layout.values()
+    return any(
+        (info.kind == "embedding") == embedding and info.path.rpartition(".")[2] in VOCABULARY
+        for info in paths
+    )
+
+
+def _attention(adapter: Adapter, present: Sequence[str], absent: str) -> bool:
+    """Whether a layer has one of these projections and lacks the other."""
+    parents = {path.rpartition(".")[0] for path in adapter.layout if path.endswith(tuple(present))}
+    return any(f"{parent}.{absent}" not in adapter.layout for parent in parents)
+
+
+# Feature without marks -> whether an adapter has it.
+CHECKS: Mapping[str, Callable[[Adapter], bool]] = {
+    "rank-pattern": lambda adapter: len(set(adapter.rank_range)) > 1,
+    "scaling-pattern": _scaled_otherwise,
+    "alpha-pattern": _alphas_differ,
+    "rslora": lambda adapter: bool(adapter.config.get("use_rslora")) and adapter.rank_range[1] > 1,
+    "embedding": lambda adapter: _vocabulary(adapter, True),
+    "output-head": lambda adapter: _vocabulary(adapter, False),
+    "adapter-name": lambda adapter: (
+        adapter.weights_file is not None
+        and any(map(NAMED.search, open_tensors(adapter.weights_file.parent).shapes))
+    ),
+    "target-expression": lambda adapter: (
+        isinstance(adapter.config.get("target_modules"), str)
+        and adapter.config["target_modules"] not in ("all-linear", "all")
+    ),
+    "no-value": lambda adapter: _attention(adapter, [".q_proj"], "v_proj"),
+    "no-query": lambda adapter: _attention(adapter, [".k_proj", ".v_proj"], "q_proj"),
+}
+
+
+# ---- what servers can run of a run ---------------------------------------------------------------
 
 RUNNING = [name for name, known in SERVERS.items() if known.once or known.start]  # not peft
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")  # of the Hub, as servers take it

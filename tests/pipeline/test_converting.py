@@ -17,7 +17,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, UsageError
-from loraprobe.servers.rules import serving_issues
+from loraprobe.servers.serving import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

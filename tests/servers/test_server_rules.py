@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import UsageError
 from loraprobe.records import Command
-from loraprobe.servers import rules
-from loraprobe.servers.rules import FEATURES, SERVERS, servers_named, serving_issues
+from loraprobe.servers import serving
+from loraprobe.servers.serving import FEATURES, SERVERS, servers_named, serving_issues
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -161,12 +161,12 @@ def test_a_rank_beyond_the_default_needs_a_flag_and_one_beyond_all_is_refused(tm
 
 
 def test_the_table_is_whole():
-    ruled = {feature for feature, *_ in rules.RULES}
+    ruled = {feature for feature, *_ in serving.RULES}
     marked = {name for name, feature in FEATURES.items() if feature.marks}
     of_the_base = {"other-class"}
-    assert ruled == marked | set(rules.CHECKS) | of_the_base and not marked & set(rules.CHECKS)
+    assert ruled == marked | set(serving.CHECKS) | of_the_base and not marked & set(serving.CHECKS)
     assert ruled | {"rank", "rank-default"} == set(FEATURES)
-    assert {name for _, names, *_ in rules.RULES for name in names} == set(SERVERS)
+    assert {name for _, names, *_ in serving.RULES for name in names} == set(SERVERS)
 
 
 def test_a_head_and_an_embedding_depend_on_the_base(tmp_path):
@@ -232,12 +232,12 @@ SERVED = [  # server, base, adapters, rank -> the commands
 @pytest.mark.parametrize("case", SERVED, ids=lambda case: f"{case[0]}-{len(case[2])}-{case[3]}")
 def test_a_server_is_started_with_these_adapters(case):
     server, base, places, rank, lines = case
-    found = rules.serving_commands(server, base, places, rank)
+    found = serving.serving_commands(server, base, places, rank)
     assert list(map(str, found)) == lines
     assert [str(Command.read(line)) for line in lines] == lines  # as JSON has them
 
 
 def test_a_command_names_what_its_user_typed():
-    (found,) = rules.serving_commands("vllm", "/x/base", {"a": "first=a"}, 8)
+    (found,) = serving.serving_commands("vllm", "/x/base", {"a": "first=a"}, 8)
     typed = found.placed({"base": ["/x/base"], "first=a": ["first=/y/a b"]})
     assert str(typed).endswith("--lora-modules a='/y/a b'") and "serve /x/base " in str(typed)

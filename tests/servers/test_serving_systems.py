@@ -13,8 +13,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.evaluation import System
 from loraprobe.merging import merge
 from loraprobe.records import ChainHop, Verdict
-from loraprobe.servers.rules import as_written
-from loraprobe.servers.serving import Serving
+from loraprobe.servers.serving import Serving, as_written
 
 WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
 SERVERS = ("vllm", "sglang", "llama.cpp", "ollama")

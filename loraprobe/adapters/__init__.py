@@ -19,6 +19,7 @@ staging     makes outputs complete or absent
 
 from loraprobe.adapters.base_names import (
     agreed_base,
+    hub_id,
     is_path,
     local_name,
     public_name,

@@ -85,6 +85,13 @@ def public_name(reference: str | None) -> str | None:
     return next((part for part in reversed(parts) if part.strip(" .~")), None)
 
 
+def hub_id(reference: str) -> str | None:
+    """The id on the Hub that a base's name is, or from which its path in the Hub's cache was
+    downloaded; None for another path."""
+    public = public_name(reference)
+    return None if public is None or ("/" not in public and is_path(reference)) else public
+
+
 def local_name(reference: str) -> str:
     """The last part of a directory's path, which may be published."""
     return os.path.basename(os.path.abspath(os.path.expanduser(reference))) or "adapter"

@@ -16,7 +16,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapters import Adapter, agreed_base, is_path, local_name, public_name, with_below
+from loraprobe.adapters import (
+    Adapter,
+    agreed_base,
+    hub_id,
+    is_path,
+    local_name,
+    public_name,
+    with_below,
+)
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
@@ -51,7 +59,7 @@ from loraprobe.verdict import (
     next_command,
 )
 from loraprobe.verdict.evidence import Unserved
-from loraprobe.verdict.next_command import Flag
+from loraprobe.verdict.next_command import BASE, Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -177,8 +185,9 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     # What a run with --resume needs beside it to use the same answers.
     enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
     repeated = [*options.fingerprint(), *enough, "dtype"]
-    named = list(dict.fromkeys(public_name(adapter.base_model) for adapter in inputs.given))
+    named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
+    on_hub = [hub_id(one) or BASE for one in named.values()]
     declared = public_name(agreed)
     base = "auto" if declared else ""
     if inputs.base is not None and inputs.base.reference != agreed:
@@ -187,7 +196,7 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         adapters=tuple(map(reference_of, inputs.given)),
         stacked=tuple(reference_of(adapter) for adapter in inputs.given if adapter.below),
         base=base,
-        bases=tuple(filter(None, named)),
+        bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
         asked=(*_words(options, asked), *(("--guard", one.reference) for one in inputs.guards)),
         kind=kind,
@@ -409,10 +418,11 @@ def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
         places[reference_of(adapter)].append(typed)
     for task in (*inputs.tasks, *inputs.guards):
         places[task.reference].append(task.path or task.name)
-    declared = next((adapter.base_model for adapter in inputs.given), None)
+    bases = [adapter.base_model or "" for adapter in inputs.given]
+    declared = agreed_base(bases) or next(iter(bases), "")
     if inputs.base is not None:
         places[inputs.base.summary().reference].append(inputs.base.reference)
-    elif declared and "/" not in (public := public_name(declared) or "/"):  # no id of the Hub
+    elif hub_id(declared) is None and (public := public_name(declared)):
         places[public].append(declared)
     for name, file in options.router_prompts:
         places[f"{name}={Path(file).name}"].append(f"{name}={file}")

@@ -392,7 +392,8 @@ def _serving(audit: Audit) -> Iterator[Line]:
     wrong = [issue for issue in findings if issue.severity == "error"]
     wrong = wrong or [issue for issue in findings if issue.severity == "warning"]
     yield from (("why", issue.message) for issue in wrong[:MOST_REASONS])
-    yield from (("fix", cure) for cure in dict.fromkeys(issue.cure for issue in wrong))
+    for cure in dict.fromkeys(issue.cure for issue in wrong):
+        yield "fix", Command.read(cure) if cure.startswith("loraprobe ") else cure
     fit = [issue for issue in findings if issue.severity == "note"]
     yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
 

@@ -29,15 +29,15 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name. `asked` are the options by which the tasks are read, asked and judged. `kind` is
-    the kind of the verdict's system, "merge" or "router"; `learned` says that this router was
-    fitted to prompts. `options` are those that change a composition, `kept` the others that
-    `--resume` needs to use the kept answers. `fitting` are adapters without a conflict among them;
-    `unlike` says that no change of their files makes the others fit. `library` names all adapters
-    of a library, where the next command is about it. `stacked` are those of the adapters that were
-    trained on others, which their files do not hold. `chain` says who answers the hops of a chain
-    that was measured, with answers of at most `most_tokens` tokens. `open_guards` are those of
-    which more items would decide.
+    that they name, BASE for a path. `asked` are the options by which the tasks are read, asked and
+    judged. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says that
+    this router was fitted to prompts. `options` are those that change a composition, `kept` the
+    others that `--resume` needs to use the kept answers. `fitting` are adapters without a conflict
+    among them; `unlike` says that no change of their files makes the others fit. `library` names
+    all adapters of a library, where the next command is about it. `stacked` are those of the
+    adapters that were trained on others, which their files do not hold. `chain` says who answers
+    the hops of a chain that was measured, with answers of at most `most_tokens` tokens.
+    `open_guards` are those of which more items would decide.
     """
 
     adapters: tuple[str, ...]

@@ -67,3 +67,18 @@ def test_the_next_command_has_the_base_that_was_given(named, reference, base, tm
     pair = [making.random_adapter("tiny", seed=seed, base_model=named) for seed in (0, 1)]
     inputs = Inputs(pair, pair, open_base(tmp_path, reference))
     assert requested(Options(), inputs, "merge").base == base
+
+
+@pytest.mark.parametrize(
+    ("named", "bases"),
+    [
+        (["/x/a", "owner/b"], ("owner/b", "BASE")),
+        (["/x/a", "/x/b"], ("BASE", "BASE")),
+        (["/x/a", "/y/a", None], ("BASE",)),
+        (["/x/models--owner--a/snapshots/1", "gpt2"], ("owner/a", "gpt2")),
+        ([None], ()),
+    ],
+)
+def test_only_what_is_on_the_hub_is_looked_for_there(named, bases):
+    given = [making.random_adapter(str(i), base_model=one) for i, one in enumerate(named)]
+    assert requested(Options(), Inputs(given, given), "merge").bases == bases

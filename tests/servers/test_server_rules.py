@@ -202,6 +202,9 @@ def test_commands_start_where_their_user_is(tmp_path, monkeypatch):
     sound(tmp_path / "in" / "a")
     for told in (call("convert", "in/a", "-o", "out/a"), call("inspect", "out/a", "--serve=vllm")):
         assert told.exit_code == 0 and "--lora-modules a=out/a" in " ".join(told.stdout.split())
+    sound(tmp_path / "in" / "rs", use_rslora=True)
+    told = call("inspect", "in/rs", "--serve=sglang")
+    assert told.exit_code == 1 and "loraprobe convert in/rs -o OUT" in told.stdout
 
 
 ONE, TWO = {"sum": "DIR"}, {"a": "first=a", "b=1": "b's"}

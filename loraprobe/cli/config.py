@@ -20,7 +20,6 @@ from loraprobe.cli.call import CALL
 from loraprobe.cli.parameters import OUTPUT, DebugOption, setting, settings
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
-from loraprobe.options import as_fields
 
 NAMES_FILE = re.compile(r"--config(=|$)")
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
@@ -141,6 +140,8 @@ def _words(parameter: Any, value: Any, where: str) -> list[str]:
             raise UsageError(f"{where} takes true or false, not {value!r}.")
         return [option]
     if isinstance(value, Mapping):
+        from loraprobe.options import as_fields
+
         value = as_fields(value)
     repeats = parameter.nargs == -1 or getattr(parameter, "multiple", False)
     several = [value] if isinstance(value, str) or not isinstance(value, Iterable) else [*value]

@@ -428,7 +428,8 @@ def _about_library(audit: Audit) -> Iterator[Line]:
     of_norm = f"{len(far)} of extreme norm: {first_names(far, MOST_NAMES)}"
     yield "outliers", of_norm if far else ""
     references = library_words(rows, audit.provenance.arguments)
-    command = Command("screen", tuple(references), (("--task", TASK),))
+    base = () if audit.base is None else (("--base", audit.base.reference),)
+    command = Command("screen", tuple(references), (*base, ("--task", TASK)))
     yield "next", command
     yield FILL_IN, to_fill_in(command)
 

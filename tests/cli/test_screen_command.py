@@ -100,6 +100,8 @@ def test_a_base_decides_what_fits(library, tmp_path):
     shown = call("screen", f"@{library}", "--base", home, "--json")
     states = [row["state"] for row in json.loads(shown.stdout)["library"]["adapters"]]
     assert states == ["usable", "usable", "duplicate", "broken"]
+    told = " ".join(call("screen", f"@{library}", "--base", home).stdout.replace("\\", "").split())
+    assert f"--base {home} --task" in told  # in the next command
     making.tiny_gpt2().save_pretrained(tmp_path / "other")
     shown = call("screen", f"@{library}", "--base", tmp_path / "other", "--json")
     rows = json.loads(shown.stdout)["library"]["adapters"]

@@ -134,8 +134,8 @@ def read_adapter(
     )
     issues = [*sorting.findings()]
 
-    def add(code: str, message: str, module: str | None = None) -> None:
-        issues.append(finding(code, (name,), message, module))
+    def add(code: str, message: str, module: str | None = None, cure: str | None = None) -> None:
+        issues.append(finding(code, (name,), message, module, cure=cure))
 
     if unused:
         add(
@@ -157,7 +157,8 @@ def read_adapter(
             f"{what}.",
         )
     if not infos:
-        add("no-modules", "The file holds no LoRA factors that can be used.")
+        cure = _style_of([*file.shapes])[1]
+        add("no-modules", "The file holds no LoRA factors that can be used.", cure=cure)
     # The commands that cure it name the adapter.
     place = shlex.quote(source.reference)
     issues = [
@@ -426,6 +427,8 @@ class KeySorting:
                 names, module = [name for name, _ in places], places[0][1]
                 more = f" and {len(names) - 1} more" if names[1:] else ""
                 style, cure = _style_of(names)
+                if cure is not None and code != "unknown-tensors":  # the file lacks no prefix
+                    continue
                 text = MESSAGES[code].format(
                     keys=_many(names, "key"),
                     modules=_many(names, "module"),

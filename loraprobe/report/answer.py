@@ -375,9 +375,11 @@ def _about_files(audit: Audit) -> Iterator[Line]:
     """What was found in files alone: what stands in the way, what servers do, what to run next."""
     yield from _serving(audit)
     broken = [issue for issue in audit.compatibility.errors if not issue.code.startswith(SERVING)]
-    for issue in broken[:MOST_REASONS]:
+    cures = [issue.cure for issue in broken]
+    for at, issue in enumerate(broken[:MOST_REASONS]):
         yield "why", first_sentence(issue)
-        yield "fix", "" if issue.code in MENDABLE else issue.cure
+        again = issue.cure in cures[:at]
+        yield "fix", "" if again or issue.code in MENDABLE else issue.cure
     yield from _watch(_watched(audit), MOST_REASONS)
     yield from _licences(audit)
     if audit.command == "inspect" and audit.adapters:
@@ -406,7 +408,7 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
     base, public = audit.base, row.base_model or ""
     local = base is not None and base.commit is None and base.reference == public
     if local or ("base-is-a-path" in codes and "/" not in public):  # the Hub has no others of it
-        return Command("inspect", (row.reference, OTHER))
+        return NOTHING if broken else Command("inspect", (row.reference, OTHER))
     return Command("find", (public,)) if public else NOTHING
 
 

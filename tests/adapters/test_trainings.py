@@ -26,14 +26,16 @@ def lora_recycle(place):
     save_file(factors | {"fc_2in_5out": torch.ones(5, 2)}, str(place / "lora.safetensors"))
 
 
+HEADS = {
+    f"q.{start}lora_{which}_weight": torch.ones(3, 2, 2)
+    for which in "AB"
+    for start in ("", "prev_")
+}
+
+
 def lte(place):
     """The state of a layer whose heads are stacked, as create_parallelized_params names them."""
-    heads = {
-        f"q.{start}lora_{which}_weight": torch.ones(3, 2, 2)
-        for which in "AB"
-        for start in ("", "prev_")
-    }
-    save_file(heads | {"q.weight": torch.ones(2, 2)}, str(place / "model.safetensors"))
+    save_file(HEADS | {"q.weight": torch.ones(2, 2)}, str(place / "model.safetensors"))
 
 
 SAVED = {"sd_lora": sd_lora, "lora_recycle": lora_recycle, "lte": lte}
@@ -64,6 +66,12 @@ def test_matrices_that_depend_on_the_input_are_no_lora(tmp_path):
     issues = [i for i in read_adapter(tmp_path).issues if i.severity == "error"]
     assert [i.code for i in issues] == ["unknown-tensors"]
     assert found.cure in issues[0].cure.lower() and found.cure not in issues[0].message
+
+
+def test_what_is_no_adapter_has_one_cure(tmp_path):
+    issues = read_adapter(making.write_adapter(tmp_path, HEADS)).issues
+    assert {i.code for i in issues} == {"unknown-tensors", "no-modules"}
+    assert len({i.cure for i in issues}) == 1
 
 
 def test_no_plain_adapter_counts_as_one_of_them(tmp_path, shelf):

@@ -137,7 +137,8 @@ class CompositionOptions:
     methods: tuple[str, ...] = option(
         ("uniform", "sum"),
         "TEXT",
-        "Merge method, such as ties:density=0.3; may be repeated; none: no merge.",
+        "Merge method, such as ties:density=0.3, without the default routers; may be repeated; "
+        "none: no merge, but the routers.",
         "--method",
     )
     routers: tuple[str, ...] = option(
@@ -357,8 +358,14 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
-        """The options of a Python call or a command line; None there is what was not given."""
-        return cls(**{name: _read(name, value) for name, value in given.items()})
+        """The options of a Python call or a command line; None there is what was not given.
+
+        Who names methods asks for these alone, without the default routers.
+        """
+        held = {name: _read(name, value) for name, value in given.items()}
+        if held.get("methods", ("none",)) not in (("none",), ()):
+            held.setdefault("routers", ())
+        return cls(**held)
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""

@@ -266,8 +266,16 @@ def verify(
 
         torch.set_num_threads(threads)
     if served is None:
-        if model or probe:
-            raise UsageError("--model and --probe go with --served=URL; add that.")
+        needs_server = {
+            "--model": model,
+            "--probe": probe,
+            "--device": device != "auto",
+            "--dtype": dtype != "auto",
+            "--trust-remote-code": trust_remote_code,
+        }
+        if given := [flag for flag, value in needs_server.items() if value]:
+            named = " and ".join(given)
+            raise UsageError(f"verify takes {named} only with --served=URL; add that.")
         code = _verify_card(directory, sources or [], base, output)
     else:
         if sources:

@@ -24,13 +24,11 @@ def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
     """The options that decide a result, and those of printing.
 
     parameters: of a command, by name: its `locals()` as it begins. None is what was not given. A
-    user who names methods asks for these alone; a page maps layers and modules.
+    page maps layers and modules.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
     output = Output(**{one.name: given[one.name] for one in fields(Output) if one.name in given})
     decide = {name: given[name] for name in hints() if name in given}
-    if given.get("methods", ["none"]) not in (["none"], "none"):
-        decide.setdefault("routers", ())
     if output.html is not None:
         decide["per_module"] = True
     return Options.of(decide), output

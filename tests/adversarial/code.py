@@ -5,23 +5,19 @@ from pathlib import Path
 
 import making
 
-from adversarial import case, cases, outcome, timed
+from adversarial import case, outcome, timed
 
 
-@cases("", {"shard-command": "combine", "config-of-a-report": "merge"})
-def _(place: Path, command: str) -> str:
-    """A file whose command line replaces a directory of the user."""
+@case("config-of-a-report")
+def _(place: Path) -> str:
+    """A report whose command line replaces a directory of the user."""
     making.saved_pair(place)
     outcome("merge", place / "a", place / "b", "-o", place / "mine")
     before = (place / "mine" / "README.md").read_text()
     words = ["merge", place / "a", place / "b", "--weights", "1,1"]
     words = list(map(str, [*words, "-o", place / "mine", "--overwrite"]))
-    shard = {"format": "loraprobe-shard-1", "arguments": words, "share": [1, 1], "complete": True}
-    (place / "shard").mkdir()
-    (place / "shard" / "shard.json").write_text(json.dumps(shard | {"fingerprint": {}}))
     (place / "r.json").write_text(json.dumps({"provenance": {"arguments": words}}))
-    given = [place / "shard"] if command == "combine" else ["--config", place / "r.json"]
-    found = outcome(command, *given)
+    found = outcome("merge", "--config", place / "r.json")
     same = (place / "mine" / "README.md").read_text() == before
     return found if same else "the directory is replaced"
 

@@ -148,7 +148,7 @@ def test_every_system_that_holds_it_has_what_is_below_at_gate_1(three):
 def test_a_library_composes_no_adapter_with_what_is_below_it(three):
     screened = loraprobe.screen(["./a", "B=./b,on=./a", "./c"])
     assert [row.state for row in screened.library.adapters] == ["usable"] * 3
-    words = ["screen", "a", "B=b,on=a", "c", "--top", "3"]
+    words = ["screen", "a", "B=b,on=a", "c", "--keep", "3"]
     assert library_words(screened.library.adapters, words) == ["a", "B=b,on=a", "c"]
 
 

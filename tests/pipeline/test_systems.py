@@ -56,6 +56,21 @@ def test_merges_and_routers_can_be_left_out(pair):
         Options(routers=("none", "arrow"))
 
 
+@pytest.mark.parametrize(
+    ("given", "specs"),
+    [
+        ({"methods": ["ties"]}, ["ties"]),
+        ({"methods": "ties", "routers": ["lag"]}, ["ties", "lag"]),
+        ({"routers": "lag"}, ["uniform", "sum", "lag"]),
+        ({"methods": ["none"]}, ["arrow", PER_PROMPT]),
+    ],
+)
+def test_who_names_methods_asks_for_these_alone(pair, given, specs):
+    """On the command line and in Python."""
+    two = [task("t", 60), task("u", 60)]
+    assert list(plan_of(Options.of(given), pair, two).specs) == specs
+
+
 def test_named_systems_keep_their_controls(pair):
     options = Options(systems=("sum",))
     builder = SystemBuilder(pair, Transformed(pair), options)

@@ -175,6 +175,10 @@ def test_a_bad_address_is_refused(world, url):
     assert ended.exit_code == 2 and "--served" in ended.stderr and "u:p" not in ended.stderr
 
 
-def test_options_of_a_server_need_one(world):
-    ended = CliRunner().invoke(app, ["verify", str(world[0] / "adapter"), "--model", "a"])
-    assert ended.exit_code == 2 and "--served" in ended.stderr
+@pytest.mark.parametrize(
+    "given",
+    [("--model", "a"), ("--device", "cpu"), ("--dtype", "float32"), ("--trust-remote-code",)],
+)
+def test_options_of_a_server_need_one(world, given):
+    ended = CliRunner().invoke(app, ["verify", str(world[0] / "adapter"), *given])
+    assert ended.exit_code == 2 and "--served" in ended.stderr and given[0] in ended.stderr

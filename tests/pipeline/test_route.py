@@ -101,7 +101,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     for action in ("route", "step-by-step"):
         verdict = Verdict("likely", "evaluation", (), "arrow", action, composes=True)
         made, why = recommend(verdict, built, builder)
-        assert isinstance(made, Routed) and why == ""
+        assert isinstance(made, Routed) and "weighs" in why  # so no full model holds it
         made.save(tmp_path / action)
         restored = load_composition(tmp_path / action)
         model, found = making.tiny_llama(), []

@@ -158,6 +158,10 @@ def with_next(
         unlike=any(issue.code in UNLIKE for issue in errors),
         open_guards=tuple(one.reference for one in inputs.guards if one.name in open_),
     )
+    if kind == "merge" and verdict.composes and options.weights is not None:
+        from loraprobe.merging import METHODS
+
+        request = replace(request, weighted=METHODS.make(spec or "").takes_weights)
     if kind == "router":
         from loraprobe.routing import ROUTERS  # a merge needs none of them
 
@@ -229,6 +233,8 @@ def _composing(options: Options) -> tuple[Flag, ...]:
     flags = _words(options, ("balance", "space", "rank"))
     if options.given_weights:
         flags.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
+    if options.learns:
+        flags.append(("--weights", str(options.weights)))
     for subtracted in options.subtract:
         given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
         flags.append(("--subtract", given))

@@ -206,9 +206,11 @@ class Expected:
             if scores.form is None:
                 worked.append(plain[-1])
                 continue
-            hops = [np.nan_to_num(values, nan=1.0) for values in of_part.values()]
-            kept = np.prod(hops, 0) if hops else scores.covered(subsets)
-            worked.append(scores.steps(subsets, kept))
+            hops, known = [*of_part.values()], scores.covered(subsets)
+            # Added effects see what members do to each other's hops, and not what they do to worked
+            # answers; what some member knows sees neither.
+            added = np.prod(np.nan_to_num(hops, nan=1.0), 0) if hops else known
+            worked.append(scores.steps(subsets, (added + known) / 2))
         steps = any(scores.form is not None for scores in self.alone)
         return {QUESTION: plain, STEPS: worked} if steps else {QUESTION: plain}
 

@@ -220,6 +220,8 @@ def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Plac
         return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
     built = [_composed(screen, place, subset, names, ("sum",)) for place, subset in sets]
     systems = [system for one in built for system in one.systems.values()]
+    if not systems:  # no sum can be built
+        return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
     results = replace(screen.evaluator, tasks=tasks, step=TRY).run(systems, FORMS)
     screen.tried = len(systems)
     scores = [BaselineScores.of(task, [s.name for s in systems], results) for task in tasks]

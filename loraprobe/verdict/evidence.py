@@ -387,7 +387,7 @@ class Evidence:
 
         suffice = [baseline for baseline in baselines if suffices(baseline)]
         if len({self.same_as(baseline.system) for baseline in members}) < 2:
-            return suffice
+            return suffice or baselines
         part = min((baseline.part for baseline in members), key=FORMS.index)
         switched = averaged([baseline.score for baseline in members])
         return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
@@ -397,7 +397,7 @@ class Evidence:
 
         Simple is first what stands first in KINDS, then the plain question before worked
         steps. Of merges with the same score the one wins that changes the base less. A router,
-        which no server runs, has to be shown to be better than the best merge.
+        which no server runs, has to be shown to be better than a merge that is the best without it.
         """
         ordered = sorted(
             systems,
@@ -408,9 +408,13 @@ class Evidence:
         top = max(ordered, key=lambda system: round(system.score.value, 9))
         best = next(s for s in ordered if s is top or tied(self.difference(top, s), self.tie))
         if not KINDS[best.kind].served:
-            merge = self.best_of(system for system in ordered if system.kind == "merge")
-            if merge is not None and self.difference(best, merge).low <= 0:
-                return merge
+            rival = self.best_of(system for system in ordered if KINDS[system.kind].served)
+            if (
+                rival is not None
+                and rival.kind == "merge"
+                and self.difference(best, rival).low <= 0
+            ):
+                return rival
         return best
 
     @property

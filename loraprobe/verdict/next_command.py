@@ -38,6 +38,7 @@ class Request:
     adapters that were trained on others, which their files do not hold. `chain` says who answers
     the hops of a chain that was measured, with answers of at most `most_tokens` tokens.
     `open_guards` are those of which more items would decide.
+    `weighted` says that the verdict's composition uses weights.
     """
 
     adapters: tuple[str, ...]
@@ -56,6 +57,7 @@ class Request:
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
     open_guards: tuple[str, ...] = ()
+    weighted: bool = True
 
 
 def next_command(verdict: Verdict, request: Request, limited: bool = False) -> Command:
@@ -155,7 +157,11 @@ def _save(verdict: Verdict, request: Request) -> Command:
         return _evaluate(request, ("--router", system), target)
     flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
     serve = (one for one in request.asked if one[0] == "--serve" and name == "merge")
-    options = (*_base(request), (flag, system), *request.options, *serve, target)
+    others = [one for one in request.options if one[0] != "--weights"]
+    weights = [one for one in request.options if one[0] == "--weights" and request.weighted]
+    if weights and weights[0][1].startswith("learn"):
+        weights += [("--task", task) for task in request.tasks]
+    options = (*_base(request), (flag, system), *others, *weights, *serve, target)
     return Command(name, request.adapters, options)
 
 

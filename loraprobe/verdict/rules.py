@@ -356,7 +356,7 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     # No method was tested where every composition lost too much to its rank.
     compressed = best.outcome == "unlikely" and all(candidate.lossy for candidate in decisive)
     decision: Decision = "inconclusive" if compressed else best.outcome
-    gained = best.gain.value > evidence.margin
+    gained = any(one.gain.value > evidence.margin for one in composed)
     by_baselines = decision == "inconclusive" and baselines.decision == "unlikely" and not gained
     by_chain = decision == "inconclusive" and not by_baselines and chain_outdoes(evidence, composed)
     decision = "unlikely" if by_baselines or by_chain else decision

@@ -7,10 +7,11 @@ import pytest
 
 from loraprobe.base import open_base
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import requested
+from loraprobe.pipeline.conclusion import requested, with_next
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.records import Verdict
+from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.session import Session
+from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
 from loraprobe_lab import shipped_world
 
@@ -51,6 +52,21 @@ def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
     assert list(kept) == words
+
+
+@pytest.mark.parametrize(
+    ("spec", "named"),
+    [("task_arithmetic", True), ("uniform", False)],
+    ids=["learned", "no weights"],
+)
+def test_a_merge_with_learned_weights_is_made_with_its_questions(spec, named):
+    options = Options(weights="learn", methods=(spec,))
+    verdict = Verdict("likely", "evaluation", system=spec, action="merge", composes=True)
+    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
+    inputs = Inputs(pair, pair, None, [Task("t", (), "t.jsonl")])
+    words = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next.words
+    assert ("learn" in words) is named and ("--task" in words) is named
+    assert ("t.jsonl" in words) is named and spec in words
 
 
 @pytest.mark.parametrize(

@@ -380,6 +380,22 @@ def test_hops_decide_what_an_evaluation_leaves_open_unless_it_measured_a_gain(
     assert found.gain.ci95[1] > found.margin
 
 
+def test_a_gain_in_the_other_form_leaves_what_hops_decide_open_too():
+    """The decision is about the plain question, which gains about as much."""
+    low = {"base": 0.02, "a": 0.03, "b": 0.02}
+    two = forms({**low, "uniform": 0.07}, {**low, "uniform": 0.11}, half=0.1)
+    rows = (*two.measured.scores, *foreknown(DISJOINT, {}).measured.scores)
+    check(replaced(two, scores=rows), "inconclusive")
+
+
+def test_a_router_is_not_replaced_by_a_merge_that_is_worse_than_the_base():
+    """Only a merge that is the best without routers takes the place of one."""
+    values = {"base": 0.49, "a": 0.3, "b": 0.3, "uniform": 0.47, "arrow": 0.6}
+    for merge, best in ((0.47, "arrow"), (0.56, "uniform")):
+        found = evidence({**values, "uniform": merge}, half=0.2)
+        assert found.best_of(found.scored(values, [QUESTION])).system == best
+
+
 def test_a_ceiling_leaves_nothing_to_gain():
     sure = replaced(score("b", 0.99), ci95=(0.96, 1.0))
     unsure, low = replaced(sure, ci95=(0.93, 1.0)), score("base", 0.1)

@@ -20,6 +20,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from adapters_7b import RANK, SHAPES, write_adapter
 from machine import (
     Figures,
     aim,
@@ -32,7 +33,6 @@ from machine import (
     table,
     timed,
 )
-from seven import RANK, SHAPES, write_adapter
 
 
 def products(adapters: int, layers: int, dtype: str) -> None:
@@ -77,7 +77,7 @@ def main() -> None:
         kinds = {
             "Gram products": lambda: alone(n, layers, "float64"),
             "in float32": lambda: alone(n, layers, "float32"),
-            "reading": lambda: timed(script("seven.py", "read", *sources)),
+            "reading": lambda: timed(script("adapters_7b.py", "read", *sources)),
             "inspect": lambda: timed(loraprobe("inspect", "--json", *sources)),
         }
         found = interleaved(kinds, options.runs, warm=0)

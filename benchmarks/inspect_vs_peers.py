@@ -16,6 +16,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+from adapters_7b import RANK, SHAPES, weights, write_adapter
 from machine import (
     Figures,
     aim,
@@ -28,13 +29,12 @@ from machine import (
     table,
     timed,
 )
-from seven import RANK, SHAPES, weights, write_adapter
 
 
 def measure(sources: list[str], runs: int) -> dict[str, list[Figures]]:
     """Times all kinds, which take turns."""
     kinds = {
-        "reading": script("seven.py", "read", *sources),
+        "reading": script("adapters_7b.py", "read", *sources),
         "inspect": loraprobe("inspect", "--json", *sources),
     }
     if vlora := peer("vlora"):

@@ -1,6 +1,6 @@
 """A library of adapters: the time and the memory of reading.
 
-    python benchmarks/library.py [--layers 32] [--small 200 800] [--seven 5 9]
+    python benchmarks/library.py [--layers 32] [--small 200 800] [--large 5 9]
 
 `read_library` in processes of their own, with an empty cache: seconds an adapter against only
 reading the files, and the peak memory of few and of more adapters, from which follow the memory an
@@ -14,8 +14,8 @@ import os
 import tempfile
 from pathlib import Path
 
+from adapters_7b import write_adapter
 from machine import Figures, about, aim, interleaved, script, spread, timed
-from seven import write_adapter
 
 SMALL = {f"model.layers.{i}.self_attn.{n}_proj": (64, 64) for i in range(2) for n in "qv"}
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--small", type=int, nargs=2, default=[200, 800])
-    parser.add_argument("--seven", type=int, nargs=2, default=[5, 9])
+    parser.add_argument("--large", type=int, nargs=2, default=[5, 9])
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--child", nargs=2)
     given = parser.parse_args()
@@ -85,13 +85,13 @@ def main() -> None:
     print(about())
     with tempfile.TemporaryDirectory() as place:
         home = Path(place)
-        large = [write_adapter(home / f"seven-{i}", given.layers, i) for i in range(given.seven[1])]
-        few, many = given.seven
+        large = [write_adapter(home / f"large-{i}", given.layers, i) for i in range(given.large[1])]
+        few, many = given.large
         kinds = {
             "library": lambda: reading(large[:few], home),
             "library of more": lambda: reading(large, home),
-            "only reading": lambda: timed(script("seven.py", "read", *large[:few])),
-            "only reading more": lambda: timed(script("seven.py", "read", *large)),
+            "only reading": lambda: timed(script("adapters_7b.py", "read", *large[:few])),
+            "only reading more": lambda: timed(script("adapters_7b.py", "read", *large)),
         }
         found = interleaved(kinds, given.runs, warm=0)
         cost, plain = (
@@ -100,7 +100,7 @@ def main() -> None:
         )
         print(f"CPU seconds for each further adapter: {spread(cost)}, only reading {spread(plain)}")
         print("peak memory:")
-        memory("7B shapes", given.seven, large, home)
+        memory("7B shapes", given.large, large, home)
         peaks = write_small(home, given.small[1])
         slope = memory("small", given.small, peaks, home)
         aim("kB of memory for each further adapter", [slope * 1000], 200)

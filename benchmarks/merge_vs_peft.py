@@ -21,6 +21,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from adapters_7b import RANK, SHAPES, write_adapter
 from machine import (
     Figures,
     aim,
@@ -33,7 +34,6 @@ from machine import (
     table,
     timed,
 )
-from seven import RANK, SHAPES, write_adapter
 
 
 def measure(sources: list[str], runs: int, scratch: str) -> dict[str, list[Figures]]:
@@ -45,7 +45,7 @@ def measure(sources: list[str], runs: int, scratch: str) -> dict[str, list[Figur
 
     rank = ("--rank", RANK, "--json", "--quiet")
     kinds = {
-        "writing": lambda: timed(script("seven.py", "write", fresh(), *sources)),
+        "writing": lambda: timed(script("adapters_7b.py", "write", fresh(), *sources)),
         "merge": lambda: timed(loraprobe("merge", *sources, "-o", fresh(), *rank)),
     }
     if vlora := peer("vlora"):

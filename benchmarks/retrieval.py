@@ -49,6 +49,7 @@ from screen_quality import (
 from loraprobe.defaults import KEEP, TRIED
 from loraprobe.evaluation.plan import BASE
 from loraprobe.pipeline.ranking import BaselineScores, FormRanking, choose
+from loraprobe.records import ItemResult
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item
 from loraprobe_lab.experiments.pages import markdown_table

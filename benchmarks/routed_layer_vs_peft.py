@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from machine import aim, clocked, interleaved, spread
+from machine import Figures, aim, clocked, interleaved, spread
 from peft import LoraConfig
 from peft.tuners.lora import ArrowConfig
 from peft.tuners.lora.arrow import ArrowLoraLinearLayer

@@ -30,7 +30,7 @@ from unittest.mock import patch
 import numpy as np
 
 import loraprobe
-from loraprobe import library
+from loraprobe import evaluation, library
 from loraprobe.base.quiet import quiet
 from loraprobe.pipeline import screen
 from loraprobe.pipeline.ranking import BaselineScores
@@ -157,10 +157,11 @@ def screened(
 ) -> tuple[Any, Any, Any, Any, float]:
     """The audit of a screen, its library, its ranking, answers of singles, and the seconds.
 
-    everybody: every adapter is asked all items that choose alone. Then nothing is proved, and there
-    is no audit.
+    Where one adapter leaves no room for a gain nothing is ranked: ranking and answers are None.
+    everybody: every adapter is asked all items that choose alone, also then. Nothing is proved, and
+    there is no audit.
     """
-    kept: dict[str, Any] = {"audit": None}
+    kept: dict[str, Any] = dict.fromkeys(("audit", "library", "chosen", "results"))
 
     def compared(members: Any) -> Any:
         kept["library"] = arrange(members)
@@ -174,10 +175,12 @@ def screened(
 
     arrange, ranking, halves = library.arranged, Screen.ranking, screen.halves
     all_alone = lambda tasks, options: (tuple(tasks), ())  # noqa: E731
+    ceiling = (lambda *_: None) if everybody else evaluation.near_ceiling
     start = time.perf_counter()
     with (
         patch.object(library, "arranged", compared),
         patch.object(Screen, "ranking", said),
+        patch.object(evaluation, "near_ceiling", ceiling),
         patch.object(screen, "halves", all_alone if everybody else halves),
         suppress(Ranked),
     ):
@@ -240,8 +243,13 @@ def best_singles(seen: Seen, names: Sequence[str], truth: Truth) -> dict[str, fl
 
 
 def proof_of(audit: Any) -> dict[str, Any]:
-    """The largest gain of a set that was proved, and its differences to the controls."""
+    """The largest gain of a set that was proved, and its differences to the controls.
+
+    Empty where no set was proved.
+    """
     gains = [one.gain for one in audit.shortlist if one.gain is not None]
+    if not gains:
+        return {}
     best = max(gains, key=lambda gain: gain.difference)
     controls = {row.system for row in audit.evaluation.scores if row.kind == "control"}
     return {
@@ -257,7 +265,7 @@ def proof_of(audit: Any) -> dict[str, Any]:
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, _, finalists, _, seconds = screened(world, task, items)
+    audit, *_, seconds = screened(world, task, items)
     _, found, chosen, _, _ = screened(world, task, items, everybody=True)
     names = chosen.names
     seen = seen_of(chosen, found)
@@ -266,7 +274,7 @@ def examined(world: World, truth: Truth, task: str, items: int, repeats: int) ->
     return {
         "task": task,
         "adapters": len(names),
-        "asked_all": len(finalists.names),
+        "asked_all": sum(bool(row.scores) for row in audit.library.adapters),
         "items": items,
         "seconds": round(seconds, 1),
         "base": truth.base,

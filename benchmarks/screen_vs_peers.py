@@ -29,9 +29,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from adapters_7b import write_adapter
 from machine import Figures, about, aim, loraprobe, peer, ratios, timed
 from safetensors.torch import load_file, save_file
-from seven import write_adapter
 
 from loraprobe.demo import World, shipped_world
 
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("world", type=Path, nargs="?")
     parser.add_argument("--task", default="newcomers")
     parser.add_argument("--adapters", type=int, default=300)
-    parser.add_argument("--seven", type=int, default=8)
+    parser.add_argument("--large", type=int, default=8)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -181,9 +181,9 @@ def main() -> None:
         alike = of_one_shape([*own, *derived], document)
         print(f"{len(alike)} of them, of one shape:")
         against_vlora(alike, work)
-        print(f"{options.seven} adapters shaped like a 7B model's:")
-        seven = (work / f"seven-{seed}" for seed in range(options.seven))
-        against_vlora([Path(write_adapter(place, 32, k)) for k, place in enumerate(seven)], work)
+        print(f"{options.large} adapters shaped like a 7B model's:")
+        large = (work / f"large-{seed}" for seed in range(options.large))
+        against_vlora([Path(write_adapter(place, 32, k)) for k, place in enumerate(large)], work)
         how = ("--base", world.base, "--task", task, "--threads", options.threads)
         figures, document = screen([*own, *derived], work, *how)
         print(f"screen: {figures.seconds:.1f} s, {figures.cpu:.1f} s CPU")

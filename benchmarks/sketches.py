@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import argparse
 
+from adapters_7b import RANK, modules
 from machine import about
-from seven import RANK, modules
 
 
 def planted(cosine: float, layers: int, shared: bool):

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from adapters_7b import write_adapter
 from machine import aim, interleaved, loraprobe, spread, timed
-from seven import write_adapter
 
 HEAVY = ("transformers", "peft", "torch", "scipy", "matplotlib")
 CHILD = """

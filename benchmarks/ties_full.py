@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from adapters_7b import RANK, SHAPES
 from machine import Figures, aim, clocked, gemm_rate, interleaved, spread
-from seven import RANK, SHAPES
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank

@@ -104,7 +104,7 @@ def inspect(
     **options: Any,
 ) -> Audit:
     """Describes adapters and measures how they relate. The result is the Audit's `verdict`, which
-    is None for a single adapter.
+    is None for a single adapter without tasks and probe.
 
     base: the base model, which tasks, probes and some diagnostics need; "auto" is the one that the
     adapters' configs name. tasks: task files; the base, the single adapters and the compositions

@@ -211,7 +211,7 @@ def edit(file: Path, **changes: Any) -> None:
 def write_adapter(
     directory: Path, tensors: Mapping[str, Tensor], pickle: bool = False, **config: Any
 ) -> Path:
-    """A PEFT directory written key by key: `config` on top of r=4, lora_alpha=8 (None drops)."""
+    """A PEFT directory written key by key: `config` on top of r=4, lora_alpha=8 (ABSENT drops)."""
     from safetensors.torch import save_file
 
     directory.mkdir(parents=True, exist_ok=True)

@@ -59,7 +59,8 @@ class Extra:
 
     `kind` is one of dora_magnitude, modules_to_save, bias, lora_bias, token_delta (these are read
     through the adapter's `magnitudes`, `whole`, `offsets` and `token_rows`), unclear_tokens,
-    target_parameter (of unclear rank), convolution (one with groups), base_copy, unknown.
+    target_parameter (of unclear rank), convolution (one with groups), base_copy, base_weight
+    (a copy of another weight of the base, which peft would load over it), unknown.
     """
 
     kind: str

@@ -1,5 +1,5 @@
-"""The commands that print what is known: find, methods, cache, env; and `lab`, which is handed
-over."""
+"""The commands that tell what is known: find, methods, cache (which can delete it), env; and
+`lab`, which is handed over."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class MergeArguments:
         Counted are the result's factors of all modules, [rank, in] and [out, rank] in the written
         dtype, and for each module that is merged at the same time all factors in float64, twice.
         Where the method works on dense deltas, that is one module, and n + 3 matrices [out, in] in
-        float32 (float64 for float64 factors) are added.
+        float32 (float64 where that is the written dtype) are added.
         """
         kept, needs, together = 0, dict[str, int](), workers() if self.in_threads else 1
         for path, info in self.layout.items():

@@ -72,7 +72,7 @@ def inspect(
     tasks: Tasks = (),
     probe: ProbePrompts | Ref | None = None,
 ) -> Outcome:
-    """Describes adapters; for several it measures how they relate and gives a verdict.
+    """Describes adapters. Several, tasks or a probe give a verdict; several are also compared.
 
     probe: prompts, a file, or "auto" for prompts from the adapters' cards and from the adapters
     themselves. Raises LoraprobeError for input that cannot be read.

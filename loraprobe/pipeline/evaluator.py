@@ -284,8 +284,8 @@ def with_better_template(
 def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, str]:
     """Whether prompts are known to be user turns of a chat template, and from what.
 
-    The first that shows a form counts: the adapters' cards, chat templates beside them, the base's
-    card. What cannot be read shows none.
+    The first that shows a form counts: the adapters' cards, chat templates and
+    `tokenizer_config.json` beside them, the base's card. What cannot be read shows none.
     """
     files = {"README.md": "the card of", "chat_template.jinja": "the chat template beside"}
     files["tokenizer_config.json"] = "the tokenizer beside"

@@ -81,7 +81,7 @@ UNMEASURED = {
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 SKILLS = "one model that keeps all skills"
-PER_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
+CHOOSES_BY_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
@@ -476,7 +476,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
-        kind = used.kind + (" that chooses by prompt" if PER_PROMPT in used.system else "")
+        kind = used.kind + (" that chooses by prompt" if CHOOSES_BY_PROMPT in used.system else "")
         two_forms = any(row.part == "steps" for row in audit.evaluation.scores)
         form = f", {used.form}" if two_forms else ""
         decides = best is not None and (best.system, best.form) == (used.system, used.part)

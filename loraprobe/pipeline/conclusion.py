@@ -1,42 +1,31 @@
-"""The verdict on the evidence of all stages, what it recommends, and the audit of a run.
-
-Reports, pages and cards are made from the audit. What they show holds no private paths and no
-tokens: references are public names already (`Source.public`, `public_name`), and `audit_of`
-replaces paths in sentences and in the arguments of the call.
-"""
+"""The verdict on the evidence of all stages, what it recommends, and the audit of a run."""
 
 from __future__ import annotations
 
 import collections
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import (
-    Adapter,
-    agreed_base,
-    hub_id,
-    is_path,
     local_name,
-    public_name,
-    with_below,
 )
 from loraprobe.base import Base
-from loraprobe.compatibility import UNLIKE
-from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
-from loraprobe.hub import reference_of
 from loraprobe.lora.workers import in_order
 from loraprobe.merging import METHODS, Merged
-from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.options import Options
 from loraprobe.pipeline.examination import Examination, licensed, with_issues
 from loraprobe.pipeline.inputs import Inputs, given_calibration
+from loraprobe.pipeline.published import (
+    places_of,
+    private_texts,
+    public_arguments,
+)
+from loraprobe.pipeline.request import with_next
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
-    ON,
     AdapterSummary,
     Audit,
     Command,
@@ -54,21 +43,16 @@ from loraprobe.session import Session
 from loraprobe.verdict import (
     Evidence,
     LibraryChoice,
-    Request,
     decide,
-    next_command,
 )
 from loraprobe.verdict.evidence import Unserved
-from loraprobe.verdict.next_command import BASE, Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.systems import SystemBuilder
     from loraprobe.routing._saved import Routed
-TEXTS = ("--fields", "--answer-after")  # whose values are no paths
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
-COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 
 
 def verdict_with_next(
@@ -131,128 +115,12 @@ def evidence_of(
     )
 
 
-def with_next(
-    verdict: Verdict,
-    options: Options,
-    inputs: Inputs,
-    measured: EvaluationRecords,
-    compatibility: Compatibility,
-    spec: str | None = None,
-    library: Sequence[str] = (),
-) -> Verdict:
-    """The verdict with the command to run next.
-
-    spec: the merge method or router of the verdict's system, where that is not its name. library:
-    the words for a whole library, where the command is about it.
-    """
-    rows = measured.scores
-    kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
-    spec = spec or verdict.system
-    errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
-    open_ = {row.task for row in measured.guards if row.outcome == "inconclusive"}
-    request = replace(
-        requested(options, inputs, kind),
-        library=tuple(library),
-        chain=measured.chain,
-        fitting=_fitting(inputs.given, compatibility),
-        unlike=any(issue.code in UNLIKE for issue in errors),
-        open_guards=tuple(one.reference for one in inputs.guards if one.name in open_),
-    )
-    if kind == "merge" and verdict.composes and options.weights is not None:
-        from loraprobe.merging import METHODS
-
-        request = replace(request, weighted=METHODS.make(spec or "").takes_weights)
-    if kind == "router":
-        from loraprobe.routing import ROUTERS  # a merge needs none of them
-
-        if ROUTERS.make(spec or "").needs_prompts:
-            files = [f"{name}={Path(file).name}" for name, file in options.router_prompts]
-            words = (*request.options, *(("--router-prompts", file) for file in files))
-            request = replace(request, learned=True, options=words)
-    command = next_command(replace(verdict, system=spec), request, options.limit is not None)
-    return replace(verdict, next=command)
-
-
 def _hidden_size(base: Base) -> float:
     """That of a base, infinite where it is unknown; models of several parts have a text model."""
     text = base.config.get("text_config")
     config = {**base.config, **(text if isinstance(text, dict) else {})}
     sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
     return next((size for size in sizes if isinstance(size, int)), math.inf)
-
-
-def requested(options: Options, inputs: Inputs, kind: str) -> Request:
-    """The request as a command line spells it. kind: that of the verdict's system."""
-    # How questions are read, asked and judged.
-    asked = [*TASK_FIELDS, "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
-    asked += ["serve", "guard_margin"]
-    # What a run with --resume needs beside it to use the same answers.
-    enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
-    repeated = [*options.fingerprint(), *enough, "dtype"]
-    named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
-    agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
-    on_hub = [hub_id(one) or BASE for one in named.values()]
-    declared = public_name(agreed)
-    base = "auto" if declared else ""
-    if inputs.base is not None and inputs.base.reference != agreed:
-        base = inputs.base.reference
-    return Request(
-        adapters=tuple(map(reference_of, inputs.given)),
-        stacked=tuple(reference_of(adapter) for adapter in inputs.given if adapter.below),
-        base=base,
-        bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
-        tasks=tuple(task.reference for task in inputs.tasks),
-        asked=(*_words(options, asked), *(("--guard", one.reference) for one in inputs.guards)),
-        kind=kind,
-        options=_composing(options),
-        most_tokens=options.max_new_tokens or PLAIN_TOKENS,
-        kept=tuple(
-            _words(options, [name for name in repeated if name not in (*COMPOSING, *asked)])
-        ),
-    )
-
-
-def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple[str, ...]:
-    """The references of adapters that no error stands between: those of the commonest base.
-
-    The later one of two that do not fit together is left out.
-    """
-    errors = [set(issue.adapters) for issue in compatibility.errors]
-    fitting = [adapter for adapter in adapters if {adapter.name} not in errors]
-    common = collections.Counter(adapter.base_model for adapter in fitting).most_common(1)
-    fitting = [adapter for adapter in fitting if adapter.base_model == common[0][0]]
-    for at in reversed(range(len(fitting))):
-        names = {adapter.name for adapter in fitting}
-        if any(fitting[at].name in error <= names for error in errors):
-            del fitting[at]
-    return tuple(map(reference_of, fitting))
-
-
-def _composing(options: Options) -> tuple[Flag, ...]:
-    """The options that change what a composition is, where they are not at their default."""
-    flags = _words(options, ("balance", "space", "rank"))
-    if options.given_weights:
-        flags.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
-    if options.learns:
-        flags.append(("--weights", str(options.weights)))
-    for subtracted in options.subtract:
-        given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
-        flags.append(("--subtract", given))
-    return tuple(flags)
-
-
-def _words(options: Options, names: Iterable[str]) -> list[Flag]:
-    """Options as on a command line, where they are not at their default."""
-    default, words = Options(), list[Flag]()
-    if options.methods not in (default.methods, ()):  # which stand alone on a command line
-        default = replace(default, routers=())
-    for name in names:
-        value = getattr(options, name, None)
-        if value != getattr(default, name, None):
-            flag = flag_of(name)
-            several = value if isinstance(value, tuple | list) else (value,)
-            words += [(flag,) if one is True else (flag, str(one)) for one in several or ("none",)]
-    return words
 
 
 def recommend(
@@ -380,11 +248,10 @@ def audit_of(
     }
     hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
     collections.deque(hashes, maxlen=0)
-    private = dict(_private(inputs.adapters, inputs.base, session))
-    names = {path: name for path, name in private.items() if len(path) > 2 and _has_folder(path)}
+    names = private_texts(inputs.adapters, inputs.base, session)
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
-    typed = dict(_places(inputs, session.options))
+    typed = dict(places_of(inputs, session.options))
     for place in filter(None, (session.target, session.full_model)):
         typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
@@ -414,72 +281,3 @@ def _licensed(row: AdapterSummary, licences: Mapping[str, str | None]) -> Adapte
     """The row of an adapter with the licences of it and of those below it."""
     lower = tuple(replace(one, license=licences.get(one.name)) for one in row.below)
     return replace(row, license=licences.get(row.name), below=lower)
-
-
-def _places(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
-    """A name in a command -> the references of the user that have it."""
-    places = collections.defaultdict[str, list[str]](list)
-    for adapter in inputs.given:
-        typed = reference_of(adapter, lambda source: source.reference)
-        places[reference_of(adapter)].append(typed)
-    for task in (*inputs.tasks, *inputs.guards):
-        places[task.reference].append(task.path or task.name)
-    bases = [adapter.base_model or "" for adapter in inputs.given]
-    declared = agreed_base(bases) or next(iter(bases), "")
-    if inputs.base is not None:
-        places[inputs.base.summary().reference].append(inputs.base.reference)
-    elif hub_id(declared) is None and (public := public_name(declared)):
-        places[public].append(declared)
-    for name, file in options.router_prompts:
-        places[f"{name}={Path(file).name}"].append(f"{name}={file}")
-    return places
-
-
-def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
-    """The words of a command line as they may be published. public: makes a text public."""
-    return tuple(
-        public(
-            text  # no path: a data set of the Hub, or a text behind its option
-            if before in TEXTS or text.startswith("hf://")
-            else argument_without_folders(text)
-        )
-        for before, text in zip(("", *typed), typed, strict=False)
-    )
-
-
-def _private(
-    adapters: Sequence[Adapter], base: Base | None, session: Session
-) -> Iterator[tuple[str, str]]:
-    """Private texts of the run, each with the public text that replaces it."""
-    options = session.options
-    for adapter in with_below(adapters):
-        source = adapter.source
-        yield source.reference, source.public
-        if source.path is not None:
-            yield str(source.path), local_name(str(source.path))
-        if adapter.base_model:
-            yield adapter.base_model, public_name(adapter.base_model) or "a path"
-    if base is not None:
-        yield base.reference, base.reference if base.commit else local_name(base.reference)
-        yield str(base.path), local_name(str(base.path))
-    for file in (session.state, *(file for _, file in options.router_prompts)):
-        if file is not None:
-            yield str(file), Path(file).name
-
-
-def argument_without_folders(text: str) -> str:
-    """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
-    if text.startswith("@"):  # a file of references
-        return "@" + argument_without_folders(text[1:])
-    if ON in text and not text.startswith("-"):
-        return ON.join(map(argument_without_folders, text.split(ON)))
-    head, equals, value = text.rpartition("=")
-    if not _has_folder(value):
-        return text
-    # A relative path of two parts looks like an id of the Hub; the folder tells.
-    here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
-    return head + equals + (local_name(value) if here or is_path(value) else value)
-
-
-def _has_folder(path: str) -> bool:
-    return "/" in path or "\\" in path

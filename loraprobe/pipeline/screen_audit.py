@@ -9,15 +9,11 @@ from loraprobe import evaluation
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import (
-    NOT_EXAMINED,
-    argument_without_folders,
-    audit_of,
-    verdict_on,
-    with_next,
-)
+from loraprobe.pipeline.conclusion import NOT_EXAMINED, audit_of, verdict_on
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.published import argument_without_folders
+from loraprobe.pipeline.request import with_next
 from loraprobe.pipeline.screen_proof import Finalist, Proved
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (

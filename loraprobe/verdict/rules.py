@@ -52,16 +52,8 @@ from loraprobe.records import (
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
-from loraprobe.verdict.evidence import (
-    FORM,
-    WEAKEST_FIRST,
-    Candidate,
-    Evidence,
-    by_change,
-    held_at_most,
-    is_known,
-    is_unknown,
-)
+from loraprobe.verdict.criteria import WEAKEST_FIRST, Candidate
+from loraprobe.verdict.evidence import FORM, Evidence, by_change, held_at_most, is_known, is_unknown
 from loraprobe.verdict.probability import (
     Calibration,
     kind_of_base,

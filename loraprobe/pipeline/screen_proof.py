@@ -125,8 +125,8 @@ def choose_and_prove(screen: Screen) -> Proved:
         if name is None or (name == BASE) in attempts:
             return None
         attempts.add(name == BASE)
-        at_ceiling_too = _ask_at_ceiling(screen, name, proving)
-        return None if at_ceiling_too is None else Proved(screen, at_ceiling_too)
+        asked = _ask_at_ceiling(screen, name, proving)
+        return None if asked is None else Proved(screen, asked)
 
     answered = screen.ask([BASE])
     if proved := proved_alone(answered):

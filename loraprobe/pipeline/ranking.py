@@ -5,7 +5,7 @@ It takes three steps, each a class or a function of this file:
 1. `BaselineScores`: what the base and the adapters answered alone, as tables [systems, items].
 2. `Expected`: what a set is expected to answer. It is forecast where effects can be added; else it
    follows from what the members answer alone.
-3. `Ranking`, which `rank` makes: the sets in the order of what they are expected to answer, for
+3. `Ranking`: the sets in the order of what they are expected to answer, which `rank` makes for
    each form of the question. `choose` takes finalists from these rankings in turn, different enough
    that one good adapter and its relatives do not fill the list.
 """

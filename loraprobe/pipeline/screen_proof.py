@@ -215,12 +215,11 @@ def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Plac
     """
     tasks, names = screen.untried, ranking.names
     sets = screen.finalists(ranking, ranking.forms, TRIED * keep, ranking.leader)
-    answers = len(sets) * items_of(tasks)
-    if not tasks or len(sets) <= keep or not screen.affords(answers + later):
-        return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
-    built = [_composed(screen, place, subset, names, ("sum",)) for place, subset in sets]
+    built, answers = list[Finalist](), len(sets) * items_of(tasks)
+    if tasks and len(sets) > keep and screen.affords(answers + later):
+        built = [_composed(screen, place, subset, names, ("sum",)) for place, subset in sets]
     systems = [system for one in built for system in one.systems.values()]
-    if not systems:  # no sum can be built
+    if not systems:  # or no sum can be built
         return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
     results = replace(screen.evaluator, tasks=tasks, step=TRY).run(systems, FORMS)
     screen.tried = len(systems)

@@ -10,11 +10,13 @@
   answers the composed question: two one-hop adapters over unfamiliar entities do not compose
   (arXiv 2506.13479). They never give `likely`: whether the pieces compose has to be measured.
 - *Compositions.* One is `likely` if the interval of its gain lies above the margin, it beats the
-  controls, it retains every skill, it keeps every guard and FEWEST_ITEMS clusters were asked; it is
-  `unlikely` if one of the first four is shown to fail. The decision is about merges and routers,
-  and about the form of the question with the better outcome; of equal outcomes about the one with
-  the larger gain, the plain question on a tie. Where the intervals leave it open, what base and
-  single adapters decide holds, unless a composition measured a gain above the margin.
+  controls, it retains every skill, it keeps every guard, the metric that the gold answers need
+  shows the gain too and FEWEST_ITEMS clusters were asked; it is `unlikely` if one of the first four
+  is shown to fail, and open where every composition lost too much to its rank to be tested. The
+  decision is about merges and routers, and about the form of the question with the better outcome;
+  of equal outcomes about the one with the larger gain, the plain question on a tie. Where the
+  intervals leave it open, what base and single adapters decide holds, unless a composition
+  measured a gain above the margin.
 - *A guard* is kept if the interval of composition minus base lies above -(margin of guards), and
   lost if it lies below. Where it holds that figure, the case is open: a gain that costs nothing was
   asked for, and neither is shown. A composition that may lose a guard stays the leading one, and
@@ -24,6 +26,9 @@
 - *A chain* composes no weights: it never makes a decision `likely`. Where no composition measured a
   gain above the margin, a chain that is shown to be better than everything else by more than the
   margin makes it `unlikely`: whether a composition gains a little is no question any more.
+
+- *A budget* that left adapters of a library unasked, or ended the rounds, leaves open what is not
+  `likely`.
 
 A first round of compositions on a few items is decided by the same rules. Forecast and probability
 never change a decision.

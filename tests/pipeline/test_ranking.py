@@ -2,13 +2,14 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from loraprobe.pipeline.ranking import BaselineScores, choose, rank
+from loraprobe.pipeline.ranking import BaselineScores, Expected, choose, rank
 from loraprobe.records import ItemPart, ItemResult
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Hop, Item, Task
 
 
 def scored(*forms: dict, default=0.0):
@@ -139,6 +140,25 @@ def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_k
     two = replace(task, items=task.items[:2])  # their answers do not repeat, those of all items do
     assert BaselineScores.of(two, list(knows), rows).form.tolist() == [1 / 2, 1 / 2, 1.0, 1 / 2]
     assert BaselineScores.of(two, list(knows), rows, task).form.tolist() == [0.0, 0.0, 2 / 3, 0.0]
+
+
+@pytest.mark.parametrize(("added", "wanted"), [(0.0, 0.5), (1.0, 1.0), (None, 1.0)])
+def test_worked_answers_are_forecast_halfway_between_added_and_known_hops(added, wanted):
+    """Both members together know every hop; effects added say how far one spoils the other's."""
+    item = Item("0", "p", ("ulm",), cot_prompt="p", hops=(Hop("h", ("ulm",)),))
+    task, rows = Task("t", (item,)), []
+    for name, right in {"base": 0, "facts": 1, "form": 0}.items():
+        said = "ulm" if name == "form" else ""
+        rows += [result(name, "hop1", "0", right), result(name, "question", "0", 0)]
+        rows.append(result(name, "steps", "0", 0, said))
+    hop = SimpleNamespace(task="t", part="hop1", item=item)
+    values = np.full((1, 1), added, np.float32)
+    forecast = SimpleNamespace(
+        values=lambda _: (values, values), reading=SimpleNamespace(questions=[hop])
+    )
+    known = BaselineScores.of(task, ["base", "facts", "form"], rows)
+    expected = Expected([known], None if added is None else forecast)  # type: ignore[arg-type]
+    assert expected.answers(np.array([(0, 1)]))["steps"][0].tolist() == [[wanted]]
 
 
 def test_members_that_answer_different_items_know_more_together():

@@ -39,7 +39,7 @@ from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.scoring import encoding
 from loraprobe.scoring.encoding import Encoder
 from loraprobe.tasks import load_probe, load_task
-from loraprobe.tasks.answers import compile_pattern
+from loraprobe.tasks.metrics import compile_pattern
 
 PAYLOAD = 1 << 12  # bytes of tensors that an assembled file holds
 MEMORY = Path("/dev/shm")  # files of a fuzzer need no disk

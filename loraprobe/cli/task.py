@@ -211,9 +211,9 @@ def _encoder(reference: str | None, options: Options) -> Encoder | None:
 def _judged(row: Mapping[str, Any]) -> Iterator[str]:
     """The right answers, and how a reply is judged."""
     right = " or ".join(map(repr, row["answers"]))
-    from loraprobe.tasks import metric_of
+    from loraprobe.tasks import METRICS
 
-    metric = metric_of(row["metric"])
+    metric = METRICS.get(row["metric"])
     how = READ_STEPS if row["part"] == STEPS else READ_PLAIN
     how = READ_HARNESS if metric is None else metric.reading or how
     choices = f" Choices: {shortly(row['choices'])}." if row["choices"] else ""

@@ -484,7 +484,7 @@ def _judged_as_needed(results: Sequence[ItemResult], tasks: Sequence[Task]) -> l
     for row in results:
         metric, answers = golds.get((row.task, row.item), ("", ()))
         if metric and row.metric == "exact_match" and row.part in FORMS:
-            right = METRICS.make(metric).judge(row.text, answers).right
+            right = METRICS[metric].judge(row.text, answers).right
             row = replace(row, metric=metric, value=float(right))
         found.append(row)
     return [] if found == list(results) else found

@@ -77,7 +77,7 @@ def item_result(row: Any) -> ItemResult:
         raise ValueError("another type")
     "".join(texts).encode("utf-8")  # a lone surrogate is a ValueError
     harness = row["metric"].startswith(HARNESS)
-    if not (harness or row["metric"] in METRICS.members):
+    if not (harness or row["metric"] in METRICS):
         raise ValueError("an unknown metric")
     most = MOST_LOSS if row["metric"] == LOSS else 1.0
     sound = 0 <= value <= most and (harness or most > 1 or value in (0, 1))

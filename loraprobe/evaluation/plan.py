@@ -40,10 +40,9 @@ from loraprobe.tasks import (
     Task,
     is_generated,
     item_metric,
-    metric_of,
     normalize_answer,
 )
-from loraprobe.tasks.answers import answer_end, asked_marks
+from loraprobe.tasks.metrics import answer_end, asked_marks
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
@@ -129,7 +128,7 @@ class Question:
     @property
     def one_line(self) -> bool:
         """Whether the first line of a reply is all that counts."""
-        return not self.worked and METRICS.make(self.metric).one_line(self.answers)
+        return not self.worked and METRICS[self.metric].one_line(self.answers)
 
     @property
     def ended(self) -> Callable[[str], bool] | None:
@@ -140,7 +139,7 @@ class Question:
         if self.worked:
             marks = asked_marks(self.prompt)
             return AnswerEnd(marks) if marks else None
-        return METRICS.make(self.metric).ended()
+        return METRICS[self.metric].ended()
 
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False
@@ -159,7 +158,7 @@ class Question:
             text = text[: answer_end(text, asked_marks(self.prompt))]
         pattern = self.item.answer_pattern
         try:
-            metric = METRICS.make(self.metric)
+            metric = METRICS[self.metric]
             judged = metric.judge(text, self.answers, cot=self.worked, pattern=pattern)
         except TaskError as error:
             raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
@@ -168,12 +167,12 @@ class Question:
     @property
     def continuations(self) -> tuple[str, ...]:
         """The texts that are scored if the question is judged by likelihood."""
-        metric = metric_of(self.metric)
+        metric = METRICS.get(self.metric)
         return self.answers if metric is None else metric.texts(self.item.choices, self.answers)
 
     def scored(self, system: str, scores: Sequence[tuple[float, int]]) -> ItemResult:
         """The result of the scores of all continuations: log-probability and number of tokens."""
-        value, text = METRICS.make(self.metric).scored(scores, self.continuations, self.answers)
+        value, text = METRICS[self.metric].scored(scores, self.continuations, self.answers)
         return self.result(system, value, text)
 
 

@@ -178,7 +178,7 @@ class ForecastTexts:
             if q.part != STEPS
             and (q.part == QUESTION or q.item.cot_prompt is not None)
             and q.item.source is None
-            and not METRICS.make(q.metric).patterns
+            and not METRICS[q.metric].patterns
         ]
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
         rows: dict[TokenRow, int] = {}
@@ -188,7 +188,7 @@ class ForecastTexts:
             generated, tokens = asked[k].generated, tuple(ids[start:])
             # A text that is scored ends with its last token, which is only predicted.
             row = rows.setdefault((tuple(ids if generated else ids[:-1]), start), len(rows))
-            stopped = METRICS.make(asked[k].metric).whole
+            stopped = METRICS[asked[k].metric].whole
             texts.append(Text(k, row, tokens, stopped))
             wanted += [Wanted(row, place, token, t, 0) for place, token in enumerate(tokens)]
             stops = scorer.stops if stopped else ()

@@ -1,12 +1,11 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
 `items` holds the records. `sources` reads rows of data files, `reading` maps their fields onto
-items and names bad lines. `answers` reads the answer from a generated text, a metric of `metrics`
-judges it, and `chosen_metric` says which one. `checking` tells what a task allows a verdict to
-say. `harness` reads tasks of lm-evaluation-harness.
+items and names bad lines. A metric of `metrics` reads the answer in a generated text and judges it,
+and `chosen_metric` says which one. `checking` tells what a task allows a verdict to say. `harness`
+reads tasks of lm-evaluation-harness.
 """
 
-from loraprobe.tasks.answers import answered, contains, exact_match, normalize_answer
 from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.chosen_metric import (
     check_metrics,
@@ -17,5 +16,12 @@ from loraprobe.tasks.chosen_metric import (
     with_metric,
 )
 from loraprobe.tasks.items import Hop, Item, ProbePrompts, Task, fill
-from loraprobe.tasks.metrics import METRICS, Metric, is_generated, metric_of
+from loraprobe.tasks.metrics import (
+    METRICS,
+    answered,
+    contains,
+    exact_match,
+    is_generated,
+    normalize_answer,
+)
 from loraprobe.tasks.reading import FieldMap, is_text, load_probe, load_task, load_text, read_task

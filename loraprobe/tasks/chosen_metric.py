@@ -18,10 +18,8 @@ import regex
 from loraprobe.defaults import LOSS, SPOILED
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
-from loraprobe.tasks.answers import normalize_answer
 from loraprobe.tasks.items import Item, Task
-from loraprobe.tasks.metrics import METRICS, metric_of
-from loraprobe.tasks.metrics.values import is_amount, is_structure
+from loraprobe.tasks.metrics import METRICS, is_amount, is_structure, normalize_answer
 
 AUTO = "auto"  # of --metric: the gold answers decide
 _NORMAL_NUMBER = regex.compile(r"-?\d+(\.\d+)?")  # so that "5,600" is "5600"
@@ -31,7 +29,7 @@ _FORMAL = frozenset(string.punctuation) - frozenset(".,;:!?'\"()-/&%$")
 
 def item_metrics() -> list[str]:
     """The metrics that an item may name; a loss is for all tasks at once."""
-    return [name for name in METRICS.names() if name != LOSS]
+    return [name for name in METRICS if name != LOSS]
 
 
 def item_metric(item: Item, task: str, metric: str | None = None) -> str:
@@ -47,7 +45,7 @@ def item_metric(item: Item, task: str, metric: str | None = None) -> str:
     chosen = item.metric or given
     if chosen is None:
         return "choice" if item.choices else "exact_match"
-    known, of = METRICS.names(), ""
+    known, of = list(METRICS), ""
     if item.metric is not None:
         known, of = item_metrics(), f" of item {item.id!r}"
     if chosen not in known:
@@ -91,7 +89,7 @@ def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
 def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
     """Raises UsageError for an unknown metric or one of no task, TaskError for unfit answers."""
     for_all, by_task = named_metrics(metric)
-    known = METRICS.names()
+    known = list(METRICS)
     if for_all not in (None, AUTO, *known) and not any(task.of_harness for task in tasks):
         raise UsageError(f"Unknown metric {for_all!r}: {nearest(str(for_all), known)}")
     given = [task.name for task in tasks]
@@ -100,7 +98,7 @@ def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
             raise UsageError(f"--metric names the task {name!r}: {nearest(name, given)}")
     for task in tasks:
         for item in task.items:
-            judge = metric_of(item_metric(item, task.name, metric))
+            judge = METRICS.get(item_metric(item, task.name, metric))
             try:
                 if judge is not None:
                     judge.check(item.answers, item.answer_pattern)

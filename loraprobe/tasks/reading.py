@@ -23,10 +23,9 @@ from loraprobe import limits
 from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
-from loraprobe.tasks.answers import compile_pattern
 from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
-from loraprobe.tasks.metrics import METRICS
+from loraprobe.tasks.metrics import METRICS, compile_pattern
 from loraprobe.tasks.sources import (
     TABLES,
     DataRow,
@@ -293,7 +292,7 @@ def _item(line: Mapping[str, Any], number: int) -> Item:
             raise TaskError(f"unknown metric {metric!r}: {hint}")
         if metric == "choice" and not choices:
             raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
-        METRICS.make(metric).check(answers, pattern)
+        METRICS[metric].check(answers, pattern)
     hops = [] if line.get("hops") is None else line["hops"]
     if not isinstance(hops, list):
         raise TaskError(f"'hops' must be a list of objects, not {kind_of(hops)}.")

@@ -16,8 +16,7 @@ from fake_scorer import (
 from loraprobe.errors import OutputError, TaskError, UsageError
 from loraprobe.evaluation import Ledger, asking, chain_notes, gains, score
 from loraprobe.records import QUESTION, ItemResult
-from loraprobe.tasks import Hop, Item, Task
-from loraprobe.tasks import answers as answers_module
+from loraprobe.tasks import Hop, Item, Task, metrics
 
 
 def test_every_system_is_scored_on_every_part():
@@ -159,7 +158,7 @@ def test_replies_are_read_as_far_as_their_metric_needs():
 
 
 def test_wrong_calls_are_named(monkeypatch):
-    monkeypatch.setattr(answers_module, "PATTERN_SECONDS", 0.1)
+    monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.1)
     slow = {(None, "Mayor of Ada's city? Think."): "a" * 40 + "!"}
     pattern = mayors(answer_pattern=r"(a|aa)+$|(?:(?:a+)+)+b")
     for error, match, given in (

@@ -21,16 +21,15 @@ from loraprobe.tasks import (
     contains,
     exact_match,
     load_task,
+    metrics,
     normalize_answer,
     with_metric,
 )
-from loraprobe.tasks import answers as answers_module
-from loraprobe.tasks.answers import answer_end, asked_marks
-from loraprobe.tasks.metrics.values import TOLERANCE, json_ended
+from loraprobe.tasks.metrics import TOLERANCE, answer_end, asked_marks, json_ended
 
 
 def judge(metric, *reply, **how):
-    return METRICS.make(metric).judge(*reply, **how)
+    return METRICS[metric].judge(*reply, **how)
 
 
 def squad(text: str) -> str:
@@ -137,7 +136,7 @@ def test_an_answer_is_right_where_it_is_read(text, gold, cot, right):
 
 
 def test_a_pattern_runs_with_a_time_limit(monkeypatch):
-    monkeypatch.setattr(answers_module, "PATTERN_SECONDS", 0.05)
+    monkeypatch.setattr(metrics, "PATTERN_SECONDS", 0.05)
     start, greedy, text = time.process_time(), r"(a|aa)+$|(?:(?:a+)+)+b", "a" * 40 + "!"
     with pytest.raises(TaskError, match="took longer"):
         judge("exact_match", text, ["Bo"], cot=True, pattern=greedy)

@@ -96,11 +96,6 @@ class Session:
         if self.progress is not None:
             self.progress(step, done, total)
 
-    def expect(self, steps: Callable[[], Mapping[str, float]]) -> None:
-        """Tells a listener that has `expect` which steps will come, and the size of each."""
-        if (expect := getattr(self.progress, "expect", None)) is not None:
-            expect(steps())
-
     def left(self, share: float = 1.0) -> float:
         """Seconds that are left of a share of --budget; infinite without one."""
         minutes = self.options.budget

@@ -92,13 +92,13 @@ class Output(OutputOptions):
         else:
             show()
 
-    def estimate(self, cost: CostEstimate) -> None:
-        """What a run would take."""
+    def estimate(self, command: str, cost: CostEstimate) -> None:
+        """What a run would take. command: as it is typed."""
         if self.json:
             from loraprobe.records import SCHEMA_VERSION, document
 
             told = {"estimate": cost.plain}
-            print(document(cost.command, told, SCHEMA_VERSION), flush=True)
+            print(document(command, told, SCHEMA_VERSION), flush=True)
         else:
             print("\n".join(_estimate_lines(cost, self.quiet)), flush=True)
 
@@ -181,24 +181,18 @@ def exit_code(audit: Audit) -> int:
 
 
 def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
-    """Systems x items, time by step, and memory, at most 60 columns wide; quiet: in one line."""
-    from loraprobe.cli.progress import ASK, WORDS, spoken
+    """Systems x items, time and memory, at most 60 columns wide; quiet: in one line."""
+    from loraprobe.cli.progress import spoken
 
     memory = gib(cost.memory_bytes)
     if quiet:
         return [f"{spoken(cost.seconds)}, {memory}"]
-    asking = {name: seconds for name, seconds in cost.steps.items() if name.startswith(ASK)}
-    others = {name: s for name, s in cost.steps.items() if name not in asking and s >= 0.5}
-    vllm = ["vLLM is installed: --engine vllm may take less.", "It answers many questions at once."]
     return [
         f"{len(cost.systems)} systems x {cost.items} items",
-        "",
-        *(f"  {WORDS.get(name, name):<44}{spoken(s):>8}" for name, s in (others | asking).items()),
         "",
         f"about {spoken(cost.seconds)}, and {memory} of memory",
         "Timed on a few of your questions on this machine. It takes",
         "less where the decision holds before all items are asked",
         "(without --all-items). Merges that need new weights, and",
         "the statistics, come on top.",
-        *(vllm if cost.vllm else ()),
     ]

@@ -1,6 +1,6 @@
 """How far a run is: the line of progress.
 
-The line of progress says which step of how many runs, the share done, and the time left. On a
+The line of progress says what is done, how far, and the time left of that. On a
 terminal it stands below everything else and is gone at the end. Elsewhere it is printed every half
 minute.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -19,7 +19,6 @@ from rich.live import Live
 from rich.text import Text
 
 from loraprobe.formatting import clean
-from loraprobe.records import ROUND
 
 INTERVAL = 30.0  # seconds between two lines without a terminal
 LONG = 10.0  # seconds from which the line says how a stage is left out
@@ -33,91 +32,45 @@ WORDS = {
     "forecast": "forecast every set",
     "estimate": "estimate the time",
     "template": "ask with and without the chat template",
-    "guard": "ask what must not get worse",
     "cover": "measure what the base knows",
     "hash": "hash the base",
     "write": "write the model",
     "learn": "learn weights",
     "learn weights": "learn weights",
 }
-ASK = "evaluate "  # how a step starts that asks one system
 
 
 @dataclass
 class ProgressLine:
     """What is known of the progress of a run.
 
-    It is called with (stage, done, total) and told by `expect` which steps will come, and their
-    size in any unit. `total` 0 is the start of a stage of unknown length. The time left follows
-    from the time that was taken so far.
+    It is called with (stage, done, total). `total` 0 is the start of a stage of unknown length. The
+    time left follows from the time that was taken since nothing of the stage was done.
     """
 
     clock: Callable[[], float] = time.monotonic
     stage: str = "read the adapters"
     done: int = 0
     total: int = 0
-    plan: dict[str, float] = field(default_factory=dict)
-    furthest: float = 0.0  # the largest share that was told
-    begun: dict[str, float] = field(default_factory=dict)  # stage or step -> when it began
-
-    def expect(self, steps: Mapping[str, float]) -> None:
-        """steps: name of a step -> its size, in their order. Steps that have begun stay."""
-        self.plan = {name: size for name, size in self.plan.items() if name in self.begun}
-        self.plan |= steps
+    begun: dict[str, float] = field(default_factory=dict)  # first word of a stage -> when it began
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        step = self._step(stage)
-        if step is None and any(name in self.begun for name in self.plan):
-            return  # a part of a step, or a short stage between two
-        if step is None and (stage != self.stage or done < self.done):
-            self.begun.pop(stage, None)  # it begins again
-        self.begun.setdefault(step or stage, self.clock())
+        verb = stage.partition(" ")[0]  # one for all systems that are asked
+        if done == 0 or verb not in self.begun:
+            self.begun[verb] = self.clock()
         self.stage, self.done, self.total = stage, done, total
 
     def text(self) -> str:
-        """The line, such as "evaluate sum, system 5 of 9, 48% done, about 20 s left"."""
-        step = self._step(self.stage)
-        passed = self.clock() - self.begun.get(step or self.stage, self.clock())
-        told = [clean(WORDS.get(self.stage, self.stage)), *self._place(step)]
-        if step is None:
-            left = passed / self.done * (self.total - self.done) if self.done else 0.0
-        else:
-            share, left = self._of_plan(step, passed)
-            told.append(f"{share:.0%} done")
-        told += [f"about {spoken(left)} left"] if left else []
+        """The line, such as "evaluate sum, system 5 of 9, 48 of 90, about 20 s left"."""
+        passed = self.clock() - self.begun.get(self.stage.partition(" ")[0], self.clock())
+        told = [clean(WORDS.get(self.stage, self.stage))]
+        if self.total > 1:
+            told.append(f"{self.done} of {self.total}")
+        if 0 < self.done < self.total:
+            told.append(f"about {spoken(passed / self.done * (self.total - self.done))} left")
         if self.stage == "template" and passed > LONG:
             told.append("--chat-template off skips it")
         return ", ".join(told)
-
-    def _place(self, step: str | None) -> list[str]:
-        """Which system of this round is asked, or which part of a stage is done."""
-        if step is not None and step.startswith(ASK):
-            round_ = step.partition(ROUND)[2]
-            asked = [name for name in self.plan if name.startswith(ASK)]
-            systems = [name for name in asked if name.partition(ROUND)[2] == round_]
-            return [f"system {systems.index(step) + 1} of {len(systems)}"]
-        return [f"{self.done} of {self.total}"] if self.total > 1 else []
-
-    def _of_plan(self, step: str, passed: float) -> tuple[float, float]:
-        """The share of the plan that is done, which never falls, and the seconds that are left."""
-        names = list(self.plan)
-        before, size = sum(self.plan[n] for n in names[: names.index(step)]), self.plan[step]
-        whole, pace = sum(self.plan.values()), self._pace(step)
-        at_most = min(0.9 * size, passed / pace) if pace else 0.0
-        current = size * self.done / self.total if self.done else at_most
-        self.furthest = max(self.furthest, (before + current) / whole)
-        return self.furthest, (whole - before - current) * pace
-
-    def _step(self, stage: str) -> str | None:
-        """The step of the plan that a stage belongs to, without what follows a colon if need be."""
-        return next((s for s in (stage, stage.partition(":")[0]) if s in self.plan), None)
-
-    def _pace(self, step: str) -> float:
-        """Seconds for a unit of size, from the steps that this run took; 0 if none is known."""
-        taken = [name for name in self.plan if name in self.begun]
-        units = sum(self.plan[name] for name in taken if name != step)
-        units += self.plan[step] * self.done / self.total if self.total else 0.0
-        return (self.clock() - self.begun[taken[0]]) / units if units else 0.0
 
 
 def spoken(seconds: float) -> str:

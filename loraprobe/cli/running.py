@@ -73,7 +73,7 @@ def run(
         if not output.dry_run:
             return getattr(commands, command)(adapters, session, **given)
         expected = getattr(commands, f"estimate_{command}")(adapters, session, **given)
-    output.estimate(expected)
+    output.estimate(session.command, expected)
     raise typer.Exit()
 
 

@@ -92,21 +92,25 @@ class Asker:
 
     def ask(self, systems: Sequence[System], asked: Sequence[Question]) -> None:
         """Asks systems that are no chains. Prompts of similar length are asked together."""
-        to_ask, done = list[tuple[System, list[Question]]](), Counter[str]()
+        to_ask, done = list[tuple[System, list[Question]]](), 0
         for system in systems:
             open_ = [q for q in asked if self.ledger.get(system.key, *q.key) is None]
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             to_ask += [(system, open_)] if open_ else []
-        totals = {system.name: len(open_) for system, open_ in to_ask}
+        places = {
+            system.name: f"{system.name}, system {at} of {len(to_ask)}"
+            for at, (system, _) in enumerate(to_ask, 1)
+        }
+        total = sum(len(open_) for _, open_ in to_ask)
         for system, rows in (self.asking or self._here)(to_ask):
             self.ledger.append(rows)
-            done[system.name] += len(rows)
-            self._report(system.name, done[system.name], totals[system.name])
+            done += len(rows)
+            self._report(places[system.name], done, total)
 
     def _here(self, to_ask: Open) -> Answers:
         """The scorer's own answers, in order; each system is put into the model once."""
         for system, open_ in to_ask:
-            self._report(system.name, 0, len(open_))
+            yield system, []  # tells who is asked
             with self.scorer.with_composition(system.composition) as scorer:
                 for batch in batches(open_):
                     yield system, ask(scorer, batch, system.key, self.max_new_tokens)

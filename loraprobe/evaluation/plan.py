@@ -25,7 +25,6 @@ from loraprobe.defaults import ALPHA, FIRST_ROUND, LOSS, PLAIN_TOKENS, ROUNDS_FR
 from loraprobe.errors import TaskError
 from loraprobe.records import (
     QUESTION,
-    ROUND,
     STEPS,
     Coverage,
     ItemPart,
@@ -257,11 +256,6 @@ class Round:
     @property
     def items(self) -> int:
         return sum(len(task.items) for task in self.tasks)
-
-    @property
-    def suffix(self) -> str:
-        """What the name of a step ends in, so that progress knows the round; "" if there is one."""
-        return f"{ROUND}{self.number}" if self.planned > 1 else ""
 
 
 def rounds(

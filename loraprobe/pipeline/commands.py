@@ -426,12 +426,11 @@ def screen(
         return Outcome(audit)
     from loraprobe.pipeline.screen import open_screen
     from loraprobe.pipeline.screen_audit import audit_of_screen
-    from loraprobe.pipeline.screen_proof import choose_and_prove, steps_of_screen
+    from loraprobe.pipeline.screen_proof import choose_and_prove
 
     assert opened is not None
     given = found.members, opened, read, session, guards
     with _workers_of(session), open_screen(*given) as asking:
-        session.expect(lambda: steps_of_screen(asking))
         return Outcome(audit_of_screen(found.library, read, choose_and_prove(asking)))
 
 

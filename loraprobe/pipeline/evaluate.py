@@ -23,7 +23,6 @@ from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import GUARD, steps_of_plan
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learning import fit_routers, learn, learned_note
@@ -75,7 +74,6 @@ class Evaluated:
 def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
-    session.expect(lambda: steps_of_plan(inputs, plan, options))
     with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
         builder, notes = builder_for(evaluator, transformed)
         with session.stage("compose"):
@@ -190,7 +188,7 @@ class EvaluationRun:
     def _ask_round(self, this: Round) -> Asked:
         """Asks whoever competes; and the controls and guards where the decision hangs on them."""
         final = this is self.schedule[-1]
-        self._ask([*self.competing, *self.checks], this, this.suffix)
+        self._ask([*self.competing, *self.checks], this)
         asked = self._asked(this, [*self.competing, *self.checks])
         if asked.gains and not final:
             self.checks = self.controls(self.results, self.competing)
@@ -219,19 +217,18 @@ class EvaluationRun:
         on = asked.round
         while names := asked.unguarded:
             names.add(BASE)
-            here = replace(self.evaluator, tasks=on.guards, suffix=on.suffix, step=GUARD)
             chosen = [system for system in asked.systems if system.name in names]
             others = [row for row in self.guarded if row.system not in names]
-            self.guarded = others + here.run(chosen, FORMS)
+            answers = replace(self.evaluator, tasks=on.guards).run(chosen, FORMS)
+            self.guarded = others + answers
             asked = replace(asked, guarded=self.guarded)
         return asked
 
-    def _ask(self, systems: Sequence[System], on: Round, suffix: str = "") -> None:
+    def _ask(self, systems: Sequence[System], on: Round) -> None:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
         names = {system.name for system in systems}
-        here = replace(self.evaluator, tasks=on.tasks, suffix=suffix)
         others = [row for row in self.results if row.system not in names]
-        self.results = others + here.run(systems)
+        self.results = others + replace(self.evaluator, tasks=on.tasks).run(systems)
 
     def _asked(self, on: Round, systems: Sequence[System]) -> Asked:
         """What these systems answered by a round."""

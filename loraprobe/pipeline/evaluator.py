@@ -50,8 +50,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
-    where a server is the scorer. suffix: of the steps that are told to progress. step: what is told
-    in place of each system. As a context it closes the ledger.
+    where a server is the scorer. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -63,8 +62,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     plan: Plan = field(default_factory=Plan)
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
-    suffix: str = ""
-    step: str = ""
 
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
@@ -93,9 +90,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 self.ledger,
                 metric=options.metric,
                 max_new_tokens=options.max_new_tokens,
-                progress=lambda step, *counts: self.session.tell(
-                    (self.step or step) + self.suffix, *counts
-                ),
+                progress=self.session.progress,
                 parts=parts,
                 asking=None if here else self._by_workers,
             )

@@ -18,7 +18,6 @@ from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.plan import pilot_round, spread_sample
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.pipeline.estimate import steps_of_sample
 from loraprobe.pipeline.evaluate import Asked, builder_for, controls_of_best
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
@@ -59,7 +58,6 @@ def run_pilot(
     deciding = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
     sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
     short = {part for task in plan.tasks for part in task.parts} - {STEPS}
-    session.expect(lambda: steps_of_sample(inputs, plan, options, first))
     with open_evaluator(inputs, plan, session) as evaluator:
         results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
         few = replace(evaluator, tasks=sample)

@@ -19,25 +19,14 @@ from loraprobe.defaults import BEST_SINGLES, TRIED
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE
-from loraprobe.evaluation.statistics import DRAWS
 from loraprobe.formatting import count
-from loraprobe.merging import METHODS
 from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import (
-    READ,
-    CostEstimate,
-    Pace,
-    Steps,
-    steps_of_rounds,
-    timed,
-    unit,
-    units_of,
-)
+from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, timed, units_of
 from loraprobe.pipeline.evaluate import Asked, EvaluationRun
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.ranking import BaselineScores, Placed, Ranking, Subset
-from loraprobe.pipeline.screen import ALONE, Screen, items_of, too_few
-from loraprobe.pipeline.systems import SystemBuilder, constant_gates, plan_of
+from loraprobe.pipeline.screen import Screen, items_of, too_few
+from loraprobe.pipeline.systems import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import (
     COMPOSITIONS,
@@ -48,11 +37,7 @@ from loraprobe.records import (
 )
 from loraprobe.verdict.rules import at_ceiling
 
-TRY = "try sums of sets"  # in the progress of a run
 CONTROLS = 2
-OF_PAIR = 64  # bytes: its members, its scores and their order
-OF_DRAW = 40  # bytes of a difference that is drawn, with the copies that are compared
-LARGER_BATCH = 48 << 20  # bytes that a batch takes beyond one that is timed
 FINALIST = 6  # systems that a finalist adds: its compositions and its members
 
 
@@ -194,9 +179,6 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     def goes_on(_: Sequence[ItemResult], more: int) -> bool:
         return screen.affords(more)
 
-    sizes = {system.name: len(system.members) for system in systems}
-    guards = proving.inputs.guards
-    proving.session.expect(lambda: steps_of_rounds(proving.tasks, sizes, options, guards=guards))
     asked = EvaluationRun(proving, systems, planned, controls, goes_on).ask()
     return Proved(screen, asked, finalists, ranking)
 
@@ -221,7 +203,7 @@ def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Plac
     systems = [system for one in built for system in one.systems.values()]
     if not systems:  # or no sum can be built
         return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
-    results = replace(screen.evaluator, tasks=tasks, step=TRY).run(systems, FORMS)
+    results = replace(screen.evaluator, tasks=tasks).run(systems, FORMS)
     screen.tried = len(systems)
     scores = [BaselineScores.of(task, [s.name for s in systems], results) for task in tasks]
     place_of = {one.subset: one.place for one in built if one.systems}
@@ -249,60 +231,23 @@ def _composed(
     return Finalist(place, subset, builder, systems, (*plan.left_out, *notes))
 
 
-# ---- what it takes -------------------------------------------------------------------------------
-
-
-def steps_of_screen(screen: Screen, pace: Pace = unit) -> Steps:
-    """What a screen takes at most: the adapters alone, and the proof."""
-    options, parts = screen.evaluator.session.options, screen.evaluator.plan.parts
-    assert parts is not None
-    n, steps = len(screen.members), Steps()
-    everybody = pace(0) + n * pace(1)
-    texts = 0 if screen.reading is None else len(screen.reading.rows)
-    steps[ALONE] = (units_of(screen.asked, options) + READ * texts) * everybody
-    sets, singles, specs = _proved_at_most(screen)
-    if screen.untried:
-        tried = min(TRIED * options.keep, n * (n - 1) // 2)
-        steps[TRY] = units_of(screen.untried, options) * tried * pace(2)
-    each = pace(0) + singles * pace(1) + (sets * len(specs) + CONTROLS) * pace(2)
-    guarded = units_of(screen.evaluator.inputs.guards, options) * (pace(0) + pace(1) + pace(2))
-    return {**steps, "prove sets of them": units_of(parts.left, options) * each + guarded}
-
-
-def _proved_at_most(screen: Screen) -> tuple[int, int, Sequence[str]]:
-    """How many sets and single adapters are proved at most, and by which methods and routers."""
-    options, n = screen.evaluator.session.options, len(screen.members)
-    sets = min(options.keep, n * (n - 1) // 2)
-    adapters = [next(iter(screen.evaluator.inputs.adapters))] * 2
-    return sets, min(n, BEST_SINGLES + 2 * sets), plan_of(options, adapters).specs
-
-
-def memory_of_screen(screen: Screen) -> int:
-    """The bytes that a screen takes at most beyond the base, the library and a small batch.
-
-    These are the forecast, the scores of all pairs, new weights of the sets that are proved, the
-    draws behind the intervals, and larger batches.
-    """
-    sets, singles, specs = _proved_at_most(screen)
-    options, n = screen.evaluator.session.options, len(screen.members)
-    forecast = 0 if screen.reading is None else screen.reading.bytes_added(1 + n)
-    merged = [s for s in specs if s in METHODS and constant_gates(s, options, None, 2) is None]
-    weights = 2 * 4 * max(member.record.parameters for member in screen.members.values())
-    forms = 1 + any(task.has_cot for task in screen.evaluator.tasks)
-    differences = forms * (sets * len(specs) + CONTROLS + 1) * (1 + singles)
-    return (
-        forecast
-        + OF_PAIR * n * (n - 1) // 2
-        + sets * len(merged) * weights
-        + OF_DRAW * DRAWS * differences
-        + LARGER_BATCH
-    )
-
-
 def estimate_of_screen(screen: Screen) -> CostEstimate:
-    """The estimate of a whole screen; nothing is evaluated but a few items, which are timed."""
+    """The estimate of a whole screen; nothing is evaluated but a few items, which are timed.
+
+    The adapters are asked alone, sums are tried, and as many sets as may be are proved.
+    """
+    evaluator, n = screen.evaluator, len(screen.members)
+    options, parts = evaluator.session.options, evaluator.plan.parts
     alone = screen.system(next(iter(screen.members))).composition
-    assert alone is not None
-    steps = steps_of_screen(screen, timed(screen.evaluator, alone))
-    estimate = CostEstimate.of(screen.evaluator, [BASE, *screen.members], steps)
-    return replace(estimate, memory_bytes=estimate.memory_bytes + memory_of_screen(screen))
+    assert parts is not None and alone is not None
+    pace, pairs = timed(evaluator, alone), n * (n - 1) // 2
+    sets = min(options.keep, pairs)
+    specs = plan_of(options, [next(iter(evaluator.inputs.adapters))] * 2).specs
+    texts = 0 if screen.reading is None else len(screen.reading.rows)
+    seconds = (units_of(screen.asked, options) + READ * texts) * (pace(0) + n * pace(1))
+    seconds += units_of(screen.untried, options) * min(TRIED * options.keep, pairs) * pace(2)
+    singles, compositions = min(n, BEST_SINGLES + 2 * sets), sets * len(specs) + CONTROLS
+    proved = pace(0) + singles * pace(1) + compositions * pace(2)
+    seconds += units_of(parts.left, options) * proved
+    seconds += units_of(evaluator.inputs.guards, options) * (pace(0) + pace(1) + pace(2))
+    return cost_of(evaluator, [BASE, *screen.members], seconds)

@@ -89,7 +89,6 @@ DOCUMENT_FIELDS = {
     "evaluation" if one.name == "scores" else one.name: one.name
     for one in fields(EvaluationRecords)
 }
-ROUND = ", round "  # in the name of a stage, between the system and the number of the round
 
 
 @dataclass(frozen=True)

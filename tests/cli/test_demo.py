@@ -155,8 +155,6 @@ def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):
     assert result.exit_code == {"likely": 0, "inconclusive": 3}.get(
         document["verdict"]["decision"], 1
     )
-    steps = judged("keep-both", *few, *guards, "--dry-run")[1]["estimate"]["steps"]
-    assert steps["guard"] > 0
 
 
 def test_target_adapter_is_better_alone():
@@ -241,8 +239,7 @@ def test_a_router_is_saved_with_what_it_learned(tmp_path):
 
 def test_a_dry_run_counts_the_router_and_the_items_that_are_left():
     estimate = judged("keep-both", "--limit", "44", "--dry-run")[1]["estimate"]
-    assert ROUTER in estimate["systems"] and estimate["steps"]["fit"] > 0
-    assert "learn" not in estimate["steps"]
+    assert ROUTER in estimate["systems"]
     assert estimate["items"] == 2 * (44 - 11)  # a quarter of each task is set apart
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import gc
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import mock
@@ -11,7 +10,6 @@ from unittest import mock
 import pytest
 import torch
 from composing import experts, relative
-from loopback import write_vllm
 from making import call, tiny_model
 from pretend_cuda import Allocation
 from words import word_tokenizer
@@ -53,17 +51,6 @@ def documented(arguments: list, cache: Path) -> dict:
     result = call(*arguments, "--json", "--quiet", env={"LORAPROBE_CACHE": str(cache)})
     assert result.exit_code in (0, 1, 3), result.output
     return json.loads(result.stdout)
-
-
-@pytest.mark.parametrize(("longest", "told"), [(0.1, True), (1e9, False)])
-def test_a_long_run_is_told_of_vllm(device, where, tmp_path, monkeypatch, longest, told):
-    """--dry-run names --engine vllm on a GPU where vLLM is installed."""
-    monkeypatch.setattr("loraprobe.pipeline.estimate.LONG", longest)
-    path = f"{write_vllm(tmp_path / 'bin')}{os.pathsep}{os.environ['PATH']}"
-    words = ["merge-and-eval", *ADAPTERS, *BASE, *TASK, *ONE_BY_ONE, "--device", device]
-    made = call(*words, "--dry-run", env={"LORAPROBE_CACHE": str(tmp_path), "PATH": path})
-    assert made.exit_code == 0
-    assert ("--engine vllm" in made.stdout) == (told and device == "cuda")
 
 
 def scores(audit: dict) -> list:

@@ -330,8 +330,8 @@ def test_sets_that_gain_step_by_step_are_forecast():
     assert row["forecast"]["gain"] > 0.3 and row["gain"]["difference"] > 0.3
     chosen = next(r for r in found["verdict"]["reasons"] if r["code"] == "chosen-from-library")
     assert "3 passes over 20 questions, then" in chosen["message"]
-    steps = screened([*words, "--dry-run"])["estimate"]["steps"]
-    assert steps["ask base and adapters alone"] > 0
+    estimate = screened([*words, "--dry-run"])["estimate"]
+    assert estimate["systems"] == ["base", "newcomers", "steps"] and estimate["seconds"] > 0
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,6 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     converting      one adapter written again, one of another PEFT type as a LoRA
     conclusion      the verdict, what it recommends, the audit, and the end of a command
 
-`estimate` tells what an evaluation will take, for `--dry-run` alone. `on_ray` has the tasks that ask the base on a Ray
+`estimate` tells what an evaluation will take. `on_ray` has the tasks that ask the base on a Ray
 cluster; `loraprobe.servers` has a server answer.
 """

@@ -32,7 +32,7 @@ from loraprobe.file_hashes import file_hash
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.probes._prompts import card_prompts
+from loraprobe.probes._taskless import card_prompts
 from loraprobe.report.cards import read_provenance
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition

@@ -9,9 +9,9 @@ The registry lists the probes in the files of this folder. `cover` runs all prob
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.probes._forecast import (
     AdditiveForecast,
     ForecastTexts,
@@ -19,9 +19,8 @@ from loraprobe.probes._forecast import (
     forecast_recorded,
     scored_questions,
 )
-from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext, likelihoods
-from loraprobe.probes._prompts import generated_prompts
-from loraprobe.probes._taskless import probe_without_task
+from loraprobe.probes._probe import CoverageProbe, ProbeContext, likelihoods
+from loraprobe.probes._taskless import generated_prompts, probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress
 from loraprobe.registry import Registry
 
@@ -40,27 +39,23 @@ def cover(
     tasks: Sequence[Task],
     *,
     results: Sequence[ItemResult] = (),
-    probes: Sequence[str | CoverageProbe] | None = None,
-    items: int | None = None,
+    probes: Sequence[str] | None = None,
+    items: int = PROBED_ITEMS,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> tuple[Coverage, ...]:
     """The rows of all probes (or of `probes`) on every task, in the order of the tasks.
 
     results: per-item results of the base and of single adapters from evaluation; systems without
-    results have no row. items: the most that a probe asks of each part, None for each probe's own
-    number. The continuations that all probes request are scored in one pass. Equal seeds give equal
-    figures. Tasks of lm-evaluation-harness have no rows. Raises TaskError if a prompt does not fit
-    into the base's context.
+    results have no row. items: the most that a probe asks of each part. The continuations that all
+    probes request are scored in one pass. Equal seeds give equal figures. Tasks of
+    lm-evaluation-harness have no rows. Raises TaskError if a prompt does not fit into the base's
+    context.
     """
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
-    if items is not None:
-        chosen = [
-            replace(p, items=min(items, p.items)) if isinstance(p, MeanProbe) else p for p in chosen
-        ]
     names = tuple(adapter.name for adapter in adapters)
     contexts = [
-        ProbeContext(task, names, results, scorer.tokenizer, seed)
+        ProbeContext(task, names, results, scorer.tokenizer, items, seed)
         for task in tasks
         if not task.of_harness
     ]

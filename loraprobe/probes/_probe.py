@@ -13,10 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.probes._names import MadeUpNames
@@ -27,12 +28,8 @@ from loraprobe.tasks import Task, normalize_answer
 if TYPE_CHECKING:
     from loraprobe.scoring import Likelihood, ModelScorer
 
-BASE = "base"
-MOST_PROBED = 100  # a probe's figure needs no more items; a larger part is sampled
 
-
-@dataclass(frozen=True)
-class ScoreRequest:
+class ScoreRequest(NamedTuple):
     """A request for the base model's likelihood of a continuation of a prompt.
 
     raw: without the chat template, for texts that are not questions.
@@ -62,29 +59,18 @@ def likelihoods(
     return likely
 
 
-@dataclass(frozen=True)
-class TaskPart:
-    """The composed question or one hop of a task."""
-
-    name: ItemPart
-    questions: tuple[Question, ...]
-
-    @cached_property
-    def gold(self) -> tuple[str, ...]:
-        """The distinct first answers of all questions, in their order."""
-        return tuple(
-            {normalize_answer(q.answers[0]): q.answers[0] for q in self.questions}.values()
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class ProbeContext:
-    """One task, results of base and adapters, and the seed of all random draws."""
+    """One task, results of base and adapters, and the seed of all random draws.
+
+    items: the most that a probe asks of each part.
+    """
 
     task: Task
     adapters: tuple[str, ...]
     results: Sequence[ItemResult]
     tokenizer: Any
+    items: int = PROBED_ITEMS
     seed: int = 0
 
     @cached_property
@@ -98,26 +84,31 @@ class ProbeContext:
         return MadeUpNames(self.tokenizer, self.seed, texts)
 
     @cached_property
-    def parts(self) -> tuple[TaskPart, ...]:
+    def parts(self) -> dict[ItemPart, list[Question]]:
         """The composed question, then the hops; later hops contain gold answers of earlier ones."""
-        asked, names = questions([self.task]), [name for name in self.task.parts if name != STEPS]
-        return tuple(TaskPart(name, tuple(q for q in asked if q.part == name)) for name in names)
+        asked = questions([self.task])
+        return {p: [q for q in asked if q.part == p] for p in self.task.parts if p != STEPS}
 
-    def part(self, name: str) -> TaskPart:
-        return next(part for part in self.parts if part.name == name)
+    @cached_property
+    def gold(self) -> dict[ItemPart, list[str]]:
+        """The distinct first answers of all questions of each part."""
+        gold = {}
+        for part, asked in self.parts.items():
+            firsts = [question.answers[0] for question in asked]
+            gold[part] = list({normalize_answer(first): first for first in firsts}.values())
+        return gold
 
-    def sample(self, part: TaskPart, most: int = MOST_PROBED) -> tuple[Question, ...]:
-        """At most `most` questions of a part, chosen by the seed, in their order."""
-        if len(part.questions) <= most:
-            return part.questions
-        draw = random.Random(f"{self.seed}:{self.task.name}:{part.name}")
-        return tuple(
-            part.questions[i] for i in sorted(draw.sample(range(len(part.questions)), most))
-        )
+    def sample(self, part: ItemPart) -> list[Question]:
+        """At most `items` questions of a part, chosen by the seed, in their order."""
+        asked = self.parts[part]
+        if len(asked) <= self.items:
+            return asked
+        draw = random.Random(f"{self.seed}:{self.task.name}:{part}")
+        return [asked[i] for i in sorted(draw.sample(range(len(asked)), self.items))]
 
-    def right(self, system: str, part: TaskPart) -> dict[str, float]:
+    def right(self, system: str, part: ItemPart) -> dict[str, float]:
         """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""
-        wanted = self.task.name, system, part.name
+        wanted = self.task.name, system, part
         return {
             row.item: row.value
             for row in self.results
@@ -127,7 +118,7 @@ class ProbeContext:
 
 @dataclass(frozen=True)
 class CoverageProbe(ABC):
-    """One probe; a frozen dataclass whose fields are its options."""
+    """One probe. It has no options."""
 
     formula: ClassVar[str]
     paper: ClassVar[str]
@@ -141,19 +132,13 @@ class CoverageProbe(ABC):
         """The probe's figures. likely: a Likelihood for each of the probe's requests."""
 
 
-@dataclass(frozen=True)
 class MeanProbe(CoverageProbe):
     """A probe whose figure is a mean over the questions of a part.
 
-    items: the largest number of items of each part that are asked.
+    bounds: the smallest and the largest possible value.
     """
 
-    items: int = MOST_PROBED
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The smallest and the largest possible value."""
-        return -math.inf, math.inf
+    bounds: ClassVar[Interval] = (-math.inf, math.inf)
 
     @abstractmethod
     def wanted(self, context: ProbeContext, question: Question) -> Sequence[ScoreRequest]:
@@ -161,11 +146,11 @@ class MeanProbe(CoverageProbe):
 
     @abstractmethod
     def value(self, question: Question, scored: Sequence[Any]) -> tuple[float, float | None]:
-        """The value of one question, and its baseline. found: a Likelihood for each request."""
+        """The value of one question, and its baseline. scored: a Likelihood for each request."""
 
     def requests(self, context: ProbeContext) -> Iterable[ScoreRequest]:
         for part in context.parts:
-            for question in context.sample(part, self.items):
+            for question in context.sample(part):
                 yield from self.wanted(context, question)
 
     def rows(self, context: ProbeContext, likely: Mapping[ScoreRequest, Any]) -> Iterable[Coverage]:
@@ -175,7 +160,7 @@ class MeanProbe(CoverageProbe):
         """
         for part in context.parts:
             values, baselines, clusters = [], [], []
-            for question in context.sample(part, self.items):
+            for question in context.sample(part):
                 wanted = self.wanted(context, question)
                 if wanted:
                     value, baseline = self.value(question, [likely[one] for one in wanted])
@@ -189,7 +174,7 @@ class MeanProbe(CoverageProbe):
                     context.task.name,
                     values,
                     clusters,
-                    hop=part.name.hop,
+                    hop=part.hop,
                     bounds=self.bounds,
                     baseline=mean(known) if len(known) == len(values) else None,
                 )

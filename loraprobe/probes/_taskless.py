@@ -1,5 +1,7 @@
 """Probes without a task: compares the adapters' answers to prompts with those of the base.
 
+The prompts of `--probe auto` are those of the adapters' model cards, then what adapters write.
+
 The base scores the adapters' own answers. These need not be true, so no row here shows that a
 composition will work.
 
@@ -21,14 +23,16 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from loraprobe.errors import TaskError
+from loraprobe.front_matter import front_and_body, read_front_matter
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import ScoreRequest, likelihoods, mean_row
-from loraprobe.probes.answers import first_margin
+from loraprobe.probes.coverage import first_margin
 from loraprobe.records import Coverage
 from loraprobe.routing.constant import single
 from loraprobe.tasks import ProbePrompts
@@ -39,29 +43,127 @@ if TYPE_CHECKING:
 
 TASK = "probe"
 ANSWER_TOKENS = 16
-
 _BOUNDS = {
     "familiarity": (0.0, 1.0),
     "own_answer_margin": (0.0, 1.0),
     "answer_margin": (0.0, 1.0),
     "kl_to_base": (0.0, math.inf),
 }
+WANTED = 64
+SAMPLED_TOKENS = 24
+ROUNDS = 6  # of sampling at most
+LONGEST, SHORTEST = 600, 3  # characters of a prompt
+MOST_CARD = 200_000  # characters of a card that are read
+
+_FENCE = re.compile(r"^(`{3,}|~{3,})[ \t]*([^\n`]*)\n(.*?)^\1[ \t]*$", re.DOTALL | re.MULTILINE)
+_ASSIGNED = re.compile(
+    r"\b(?:prompt|text|question|query|instruction|input_text|inputs?)[ \t]*=[ \t]*"
+    r'(?:"""(.+?)"""|\'\'\'(.+?)\'\'\'|"([^"\n]+)"|\'([^\'\n]+)\')',
+    re.DOTALL,
+)
+_PLAIN = frozenset(("", "text", "txt", "prompt", "plaintext", "plain", "example", "input"))
+_CODE = re.compile(
+    r"^\s*(?:import |from \S+ import|def |class |pip |python |git |\$ |>>>|@|\{|\[|<\w|#!)"
+    r"|[=;]\s*$|\w\(.*\)\s*$|^\s*[\w.]+\s*[:=]\s*\S+\s*$",
+    re.MULTILINE,
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
 Likely = Mapping[ScoreRequest, "Likelihood"]
+Asked = tuple[int, ScoreRequest]  # the index of a prompt, and the prompt with an answer
 
 
-@dataclass(frozen=True)
-class AdapterAnswer:
-    """An adapter's answer to the prompt of this index; it is not blank."""
+def generated_prompts(
+    scorer: ModelScorer,
+    adapters: Sequence[Adapter],
+    cards: Mapping[str, str | None],
+    *,
+    seed: int = 0,
+    wanted: int = WANTED,
+) -> ProbePrompts:
+    """At most `wanted` distinct prompts, from model cards first and then from sampling.
 
-    adapter: str
-    prompt: int
-    request: ScoreRequest
+    cards: adapter's name -> README text; their widget examples and prompts are taken in turn. If
+    there are too few, each adapter samples texts in place of a user's turn, with the seed. Raises
+    TaskError if there is no prompt at all.
+    """
+    prompts = _distinct(_in_turn([card_prompts(cards.get(a.name) or "") for a in adapters]))
+    for attempt in range(ROUNDS):
+        missing = wanted - len(prompts)
+        if missing <= 0 or not adapters:
+            break
+        share = -(-missing // len(adapters))
+        written = []
+        for number, adapter in enumerate(adapters):
+            with scorer.with_composition(single(adapter)):
+                texts = scorer.sample(
+                    share, seed=seed + 1000 * attempt + number, max_new_tokens=SAMPLED_TOKENS
+                )
+            written.append([_whole(text) for text in texts])
+        prompts = _distinct([*prompts, *_in_turn(written)])
+    if not prompts:
+        raise TaskError(
+            "The model cards hold no prompt and the adapters write none: give "
+            "--probe=FILE with a question a line."
+        )
+    return ProbePrompts(dict.fromkeys(prompts[:wanted]))
 
-    def swapped(self, names: MadeUpNames) -> ScoreRequest | None:
-        """The same answer after made-up names; None if the prompt holds no name."""
-        prompt = self.request.prompt
-        swap = names.swapped_pair(prompt, self.request.continuation, capitalised_spans(prompt))
-        return None if swap is None else ScoreRequest(*swap)
+
+def card_prompts(card: str) -> list[str]:
+    """Prompts in a model card: widget examples, prompts in its code, plain fenced examples.
+
+    The front matter is read with limits; if it is not valid YAML, there are no widget examples.
+    """
+    card = card[:MOST_CARD].replace("\r\n", "\n")
+    prompts = _widgets(read_front_matter(card))
+    for match in _FENCE.finditer(front_and_body(card)[1]):
+        kind, text = match.group(2).strip().lower(), match.group(3)
+        if kind in _PLAIN and not _CODE.search(text):
+            prompts.append(text)
+        else:
+            prompts += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(text)]
+    return _distinct(prompts)
+
+
+def _widgets(matter: Mapping[Any, Any]) -> list[str]:
+    widgets = matter.get("widget")
+    texts: list[str] = []
+    for widget in widgets if isinstance(widgets, list) else []:
+        if isinstance(widget, str):
+            texts.append(widget)
+        elif isinstance(widget, dict):
+            if isinstance(widget.get("text"), str):
+                texts.append(widget["text"])
+            turns = widget.get("messages")
+            for turn in turns if isinstance(turns, list) else []:
+                is_user = isinstance(turn, dict) and turn.get("role") == "user"
+                if is_user and isinstance(turn.get("content"), str):
+                    texts.append(turn["content"])
+    return texts
+
+
+def _in_turn(lists: Iterable[Sequence[str]]) -> list[str]:
+    return [text for row in itertools.zip_longest(*lists) for text in row if text is not None]
+
+
+def _whole(text: str) -> str:
+    """The first line without its last word, which may be cut off, unless it ends a sentence."""
+    line = next((line for line in text.splitlines() if line.strip()), "")
+    words = line.split()
+    if len(words) < 3 or line.rstrip()[-1] in ".?!:\"'”’)…。？！":
+        return line
+    return line.rstrip()[: -len(words[-1])].rstrip()
+
+
+def _distinct(texts: Iterable[str]) -> list[str]:
+    """Clean prompts without repetitions; case and spaces are ignored in the comparison."""
+    distinct: dict[str, str] = {}
+    for text in texts:
+        clean = _CONTROL.sub("", text).strip()
+        key = " ".join(clean.casefold().split())
+        if SHORTEST <= len(clean) <= LONGEST and any(ch.isalpha() for ch in clean):
+            distinct.setdefault(key, clean)
+    return list(distinct.values())
 
 
 def probe_without_task(
@@ -72,85 +174,90 @@ def probe_without_task(
     seed: int = 0,
 ) -> tuple[Coverage, ...]:
     """The rows that the module's docstring lists, for the prompts of a probe."""
-    prompts, adapter_names = list(probe.answers), [adapter.name for adapter in adapters]
-    replies, kl = _replies(scorer, adapters, prompts)
-    texts = [*prompts, *(reply.request.continuation for reply in replies)]
-    names = MadeUpNames(scorer.tokenizer, seed, texts)
-    swaps = [(reply, swap) for reply in replies if (swap := reply.swapped(names)) is not None]
-    known = [
-        (i, ScoreRequest(p, gold)) for i, (p, gold) in enumerate(probe.answers.items()) if gold
-    ]
-    requests = [reply.request for reply in replies]
-    requests += [request for _, request in (*swaps, *known)]
+    answers, kl = _answers(scorer, adapters, list(probe.answers))
+    written = [request.continuation for own in answers.values() for _, request in own]
+    names = MadeUpNames(scorer.tokenizer, seed, [*probe.answers, *written])
+    swap_of = {r: _swapped(r, names) for own in answers.values() for _, r in own}
+    golds = enumerate(probe.answers.items())
+    known = [(i, ScoreRequest(prompt, gold)) for i, (prompt, gold) in golds if gold]
+    requests = [*swap_of, *filter(None, swap_of.values()), *(request for _, request in known)]
     likely = likelihoods(scorer, requests)
-    margins = [first_margin(likely[request]) for _, request in known]
+    everybody = [asked for own in answers.values() for asked in own]
     return (
-        *_own_answers(replies, adapter_names, likely),
-        *(
-            _row("kl_to_base", divergences, (name,), range(len(divergences)))
-            for name, divergences in kl.items()
-        ),
-        *_name_swaps(swaps, adapter_names, likely),
+        _familiarity(everybody, (), likely),
+        *(row for name, own in answers.items() for row in _of_adapter(own, name, likely)),
+        *(_row("kl_to_base", each, (name,), range(len(each))) for name, each in kl.items()),
+        *_name_swap(everybody, (), swap_of, likely),
+        *(row for n, own in answers.items() for row in _name_swap(own, (n,), swap_of, likely)),
         *_cross_talk(kl),
-        *([_row("answer_margin", margins, (), [i for i, _ in known])] if known else []),
+        *([_margins("answer_margin", known, (), likely)] if known else []),
     )
 
 
-def _replies(
-    scorer: ModelScorer,
-    adapters: Sequence[Adapter],
-    prompts: Sequence[str],
-) -> tuple[list[AdapterAnswer], dict[str, list[float]]]:
-    """Each adapter's greedy first lines, and adapter -> KL(base || adapter) of the first tokens."""
+def _answers(
+    scorer: ModelScorer, adapters: Sequence[Adapter], prompts: Sequence[str]
+) -> tuple[dict[str, list[Asked]], dict[str, list[float]]]:
+    """Each adapter's greedy first lines that are not blank, and the KL(base || adapter) of the
+    first token after each prompt."""
     base = scorer.first_token_distribution(prompts)
-    replies: list[AdapterAnswer] = []
+    answers: dict[str, list[Asked]] = {}
     kl: dict[str, list[float]] = {}
     for adapter in adapters:
         with scorer.with_composition(single(adapter)):
             texts = scorer.generate(prompts, max_new_tokens=ANSWER_TOKENS, until_newline=True)
             adapted = scorer.first_token_distribution(prompts)
-        replies += [
-            AdapterAnswer(adapter.name, i, ScoreRequest(prompts[i], text))
-            for i, text in enumerate(texts)
+        answers[adapter.name] = [
+            (i, ScoreRequest(prompt, text))
+            for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True))
             if text.strip()
         ]
         # Clamped, so that a token to which both give -inf adds 0 and not NaN.
         gap = base.clamp_min(-1e4) - adapted.clamp_min(-1e4)
         kl[adapter.name] = (base.exp() * gap).sum(-1).clamp_min(0).tolist()
-    return replies, kl
+    return answers, kl
 
 
-def _own_answers(
-    replies: Sequence[AdapterAnswer], adapters: Sequence[str], likely: Likely
+def _swapped(request: ScoreRequest, names: MadeUpNames) -> ScoreRequest | None:
+    """The same answer after made-up names; None if the prompt holds no name."""
+    prompt = request.prompt
+    swap = names.swapped_pair(prompt, request.continuation, capitalised_spans(prompt))
+    return None if swap is None else ScoreRequest(*swap)
+
+
+def _familiarity(asked: Sequence[Asked], adapters: tuple[str, ...], likely: Likely) -> Coverage:
+    """How many tokens of answers are the base's first choice."""
+    ranks = [likely[request].rank for _, request in asked]
+    shares = [sum(rank == 1 for rank in of) / len(of) for of in ranks]
+    return _row("familiarity", shares, adapters, [i for i, _ in asked])
+
+
+def _of_adapter(asked: Sequence[Asked], name: str, likely: Likely) -> Iterable[Coverage]:
+    """How familiar the base is with the answers of one adapter."""
+    ranks = [float(likely[request].rank[0]) for _, request in asked]
+    median = statistics.median(ranks) if ranks else None
+    yield _familiarity(asked, (name,), likely)
+    yield _margins("own_answer_margin", asked, (name,), likely)
+    yield Coverage("own_answer_rank", TASK, median, len(ranks), adapters=(name,))
+
+
+def _margins(
+    figure: str, asked: Sequence[Asked], adapters: tuple[str, ...], likely: Likely
+) -> Coverage:
+    margins = [first_margin(likely[request]) for _, request in asked]
+    return _row(figure, margins, adapters, [i for i, _ in asked])
+
+
+def _name_swap(
+    asked: Sequence[Asked],
+    adapters: tuple[str, ...],
+    swap_of: Mapping[ScoreRequest, ScoreRequest | None],
+    likely: Likely,
 ) -> Iterable[Coverage]:
-    """How familiar the base is with the adapters' answers: together, then by adapter."""
-
-    def familiarity(chosen: Sequence[AdapterAnswer], adapters: tuple[str, ...]) -> Coverage:
-        ranks = [likely[reply.request].rank for reply in chosen]
-        shares = [sum(rank == 1 for rank in ranks_of) / len(ranks_of) for ranks_of in ranks]
-        return _row("familiarity", shares, adapters, [reply.prompt for reply in chosen])
-
-    yield familiarity(replies, ())
-    for name in adapters:
-        chosen = [reply for reply in replies if reply.adapter == name]
-        yield familiarity(chosen, (name,))
-        scored = [likely[reply.request] for reply in chosen]
-        margins = [first_margin(likelihood) for likelihood in scored]
-        ranks = [float(likelihood.rank[0]) for likelihood in scored]
-        yield _row("own_answer_margin", margins, (name,), [reply.prompt for reply in chosen])
-        median = statistics.median(ranks) if ranks else None
-        yield Coverage("own_answer_rank", TASK, median, len(ranks), adapters=(name,))
-
-
-def _name_swaps(
-    swaps: Sequence[tuple[AdapterAnswer, ScoreRequest]], adapters: Sequence[str], likely: Likely
-) -> Iterable[Coverage]:
-    """How much likelier the answers are after the real names: together, then by adapter."""
-    for names in ((), *((name,) for name in adapters)):
-        chosen = [(reply, swap) for reply, swap in swaps if not names or reply.adapter in names]
-        if chosen:
-            differences = [likely[r.request].logprob - likely[swap].logprob for r, swap in chosen]
-            yield _row("name_swap", differences, names, [reply.prompt for reply, _ in chosen])
+    """How much likelier answers are after the real names; no row without names."""
+    pairs = [(i, request, swap) for i, request in asked if (swap := swap_of[request]) is not None]
+    if pairs:
+        gains = [likely[real].logprob - likely[swap].logprob for _, real, swap in pairs]
+        yield _row("name_swap", gains, adapters, [i for i, _, _ in pairs])
 
 
 def _cross_talk(kl: Mapping[str, Sequence[float]]) -> Iterable[Coverage]:

@@ -18,8 +18,8 @@ from loraprobe.errors import UsageError
 from loraprobe.probes import PROBES, ProbeContext, cover
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
-from loraprobe.probes.familiarity import MinKPlusPlus
-from loraprobe.records import ItemPart, ItemResult
+from loraprobe.probes.coverage import MinKPlusPlus
+from loraprobe.records import QUESTION, ItemPart, ItemResult, hop_part
 from loraprobe.scoring import Likelihood
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task
@@ -232,12 +232,10 @@ def test_gold_rank_counts_a_token_so_that_long_answers_are_not_behind():
     assert by(run(FakeScorer(likely), task, ["gold_rank"]), hop=None).value == 1.0
 
 
-def test_gold_rank_samples_the_requested_number_of_distractors():
-    rows = run(FakeScorer(), couples(30), ["gold_rank:distractors=5,items=7"])
+def test_gold_rank_samples_items_and_nine_distractors():
+    rows = run(FakeScorer(), couples(30), ["gold_rank"], items=7)
     target = by(rows, hop=None)
-    assert (target.n, target.baseline) == (7, 3.5)
-    with pytest.raises(UsageError, match="at least 1"):
-        run(FakeScorer(), couples(), ["gold_rank:distractors=0"])
+    assert (target.n, target.baseline) == (7, 5.5)
 
 
 def test_hop_accuracy_of_base_and_each_adapter():
@@ -288,8 +286,6 @@ def test_min_k_plus_plus_against_the_formula():
     fake = SimpleNamespace(token_logprobs=logp, mean=mu, std=sigma)
     z = np.sort((logp - mu) / sigma)
     assert MinKPlusPlus().of(fake) == pytest.approx(z[:2].mean())  # 20 % of 13 tokens: 2
-    assert MinKPlusPlus(k=0.5).of(fake) == pytest.approx(z[:6].mean())
-    assert MinKPlusPlus(k=0.01).of(fake) == pytest.approx(z[0])
     certain = SimpleNamespace(token_logprobs=[0.0], mean=[0.0], std=[0.0])
     assert MinKPlusPlus().of(certain) == 0.0
 
@@ -314,17 +310,17 @@ def test_every_probe_has_a_formula_and_a_paper():
 
 
 def test_a_large_part_is_sampled_in_order():
-    context = ProbeContext(couples(30), (), (), PieceTokenizer(), seed=3)
-    chosen = [q.item.id for q in context.sample(context.parts[0], 10)]
+    context = ProbeContext(couples(30), (), (), PieceTokenizer(), 10, seed=3)
+    chosen = [q.item.id for q in context.sample(QUESTION)]
     assert len(chosen) == 10 and chosen == sorted(chosen, key=lambda item: int(item[1:]))
-    assert context.parts[2].questions[1].prompt == "Who is mayor of Jena?"
+    assert context.parts[hop_part(1)][1].prompt == "Who is mayor of Jena?"
 
 
 def test_items_may_have_different_numbers_of_hops():
     short, long = couples(2).items
     items = (dataclasses.replace(short, hops=short.hops[:1]), long)
     context = ProbeContext(Task("t", items), (), (), PieceTokenizer())
-    parts = {part.name: len(part.questions) for part in context.parts}
+    parts = {part: len(asked) for part, asked in context.parts.items()}
     assert parts == {"question": 2, "hop1": 2, "hop2": 1}
 
 

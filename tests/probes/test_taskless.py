@@ -19,7 +19,7 @@ from test_probes import (  # noqa: F401 - story_scorer is a fixture
 
 from loraprobe.errors import TaskError
 from loraprobe.probes import generated_prompts, probe_without_task
-from loraprobe.probes._prompts import card_prompts
+from loraprobe.probes._taskless import card_prompts
 from loraprobe.tasks import ProbePrompts
 
 

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
 from loraprobe.defaults import KEPT_ENERGY
-from loraprobe.keywords import takes
+from loraprobe.options import takes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,6 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-@takes()
 def load(reference: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails.
 
@@ -91,7 +90,7 @@ def inspect(
 
 
 @takes(
-    "allow answer_after batch_size chat_template device diagnostics dtype engine "
+    "allow batch_size chat_template device diagnostics dtype engine "
     "executor fields limit margin max_new_tokens metric per_module prior resume "
     "run_unsafe_code seed serve state threads trust_remote_code"
 )
@@ -114,9 +113,7 @@ def inspect(
     return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe).audit
 
 
-@takes(
-    "allow answer_after balance device dtype fields limit rank seed serve space subtract threads"
-)
+@takes("allow balance device dtype fields limit rank seed serve space subtract threads")
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -136,7 +133,6 @@ def merge(
     return _run("merge", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes()
 def route(
     model: Any,
     adapters: Sequence[Adapter | str | Path],
@@ -175,7 +171,7 @@ def route(
 
 
 @takes(
-    "allow answer_after balance batch_size chat_template device device_map "
+    "allow balance batch_size chat_template device device_map "
     "fields limit quantize router_prompts seed subtract threads "
     "trust_remote_code"
 )
@@ -217,7 +213,6 @@ def convert(
     return _run("convert", [adapter], options, **chosen).made
 
 
-@takes()
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -229,7 +224,6 @@ def load_composition(directory: str | Path) -> Composition:
     return _saved.load_composition(directory)
 
 
-@takes()
 def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),
@@ -247,7 +241,7 @@ def verify(
 
 
 @takes(
-    "all_items allow answer_after balance batch_size chat_template device "
+    "all_items allow balance batch_size chat_template device "
     "device_map dtype engine executor fields guard_margin guards limit margin max_new_tokens "
     "methods metric prior quantize rank resume retention router_prompts routers "
     "run_unsafe_code seed "
@@ -269,7 +263,7 @@ def merge_and_eval(
 
 
 @takes(
-    "all_items allow answer_after balance batch_size budget chat_template device "
+    "all_items allow balance batch_size budget chat_template device "
     "device_map dtype engine executor fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
     "metric prior quantize rank resume retention routers run_unsafe_code seed "

@@ -7,68 +7,29 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# The clause that says what to do starts after one of these.
-_CLAUSES = re.compile(
-    r"; |: (?=did you mean|there are|its options are)"
-    r"|: (?=add|check|choose|download|free|give|install|name|pip|say|see|set|take|try|use"
-    r"|wait|write)"
-    r"|\. (?=This is a defect)"
-)
-# What a message says must be given.
-_REQUIRED = re.compile(
-    r"\b(?:must be|must lie (?=between)|takes) ?(.+?)(?:, not .*)?\.?$", re.DOTALL
-)
-
-
-# An option as a message names it; its value, if it has one, ends before a sentence goes on.
-_OPTION = re.compile(r"--([a-z][a-z-]*[a-z])(?:=('[^']*'|[^\s\"';()]*[^\s\"';(),.:]))?")
-
-
-def in_shell(option: str, value: str) -> str:
-    """An option as a command line has it; "True" is the value of one that takes none there."""
-    return f"--{option} {value}" if value not in ("", "True") else f"--{option}"
+# What a message says to do follows one of these; an option is joined to its value by "=".
+_CLAUSE, _OPTION = re.compile("[;:] "), re.compile("(--[a-z-]+)=")
 
 
 class LoraprobeError(Exception):
     """The base of all errors that loraprobe reports to its user.
 
     `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
-    a message that says nothing of a cure. cure: what to do, where the message says it in other
-    words than a last clause. Messages name an option as `--base`, and with a value as
-    `--base=auto`; `written` (name, value) writes it as the caller does.
+    a message that says nothing of a cure. Options are named as on a command line.
     """
 
     exit_code = 2
     code = "error"
     remedy = "see loraprobe --help, or help(loraprobe) in Python."
-    written: Callable[[str, str], str] = staticmethod(in_shell)
-
-    def __init__(self, message: str = "", cure: str = "") -> None:
-        super().__init__(message)
-        self.given_cure = cure
 
     def __str__(self) -> str:
-        message = super().__str__()
-        if not self.given_cure and not _cure_in(message):
-            message = f"{message.removesuffix('.')}; {self.remedy}"
-        return self._told(message)
+        message = _OPTION.sub(r"\1 ", super().__str__())
+        return message if _CLAUSE.search(message) else f"{message.removesuffix('.')}; {self.remedy}"
 
     @property
     def cure(self) -> str:
-        """What to do, from the message's last clause or from what it says must be given."""
-        return self._told(self.given_cure) or _cure_in(str(self))
-
-    def _told(self, text: str) -> str:
-        return _OPTION.sub(lambda found: self.written(found[1], found[2] or ""), text)
-
-
-def _cure_in(message: str) -> str:
-    """What a message says one should do; "" if it says nothing of it."""
-    *what, cure = _CLAUSES.split(message)
-    if what:
-        return cure.strip()
-    required = _REQUIRED.search(message)
-    return f"give {required[1]}" if required else ""
+        """What to do: the message's last clause."""
+        return _CLAUSE.split(str(self))[-1]
 
 
 class UsageError(LoraprobeError):

@@ -8,19 +8,24 @@ options that it takes by these names; the Python functions take the same as keyw
 from __future__ import annotations
 
 import functools
+import inspect
 import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, cast
 
 from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import UsageError
-from loraprobe.formatting import count
+from loraprobe.formatting import count, nearest, wrapped
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
+Function = TypeVar("Function", bound=Callable[..., Any])
+# What an option decides: what is composed; how questions are read, asked and judged; or what else
+# an answer depends on.
+Decides = Literal["composition", "question", "answers"]
 
 
 def option(
@@ -28,6 +33,7 @@ def option(
     metavar: str,
     help: str,
     *flags: str,
+    decides: Decides | None = None,
     least: float = -math.inf,
     most: float = math.inf,
     read: Callable[[str, str], Any] | None = None,
@@ -35,9 +41,10 @@ def option(
     """The field of an option in a class of options.
 
     metavar: stands for its value in the help; "" for an option without one. flags: where they are
-    not the field's name. least, most: of a number, both included. read: (text, flag) -> value.
+    not the field's name. decides: by which kept answers are told apart, and which options the next
+    command repeats. least, most: of a number, both included. read: (text, flag) -> value.
     """
-    told = {"metavar": metavar, "help": help, "flags": flags}
+    told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides}
     return field(default=default, metadata={**told, "least": least, "most": most, "read": read})
 
 
@@ -85,7 +92,10 @@ class AdapterOptions:
     """
 
     allow: tuple[str, ...] = option(
-        (), "TEXT", "Accept one named issue, such as base-mismatch; may be repeated."
+        (),
+        "TEXT",
+        "Accept one named issue, such as base-mismatch; may be repeated.",
+        decides="answers",
     )
     serve: tuple[str, ...] = option(
         (),
@@ -93,17 +103,20 @@ class AdapterOptions:
         "Servers: vllm, sglang, llama.cpp, ollama, peft (each may have @VERSION), or all; with "
         "commas, or repeated. inspect tells what they would refuse or misread in the file; other "
         "commands advise what they can run, with the commands that serve it.",
+        decides="question",
     )
     balance: Literal["none", "norm"] = option(
         "none",
         "none|norm",
         "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
+        decides="composition",
     )
     subtract: tuple[Any, ...] = option(
         (),
         "TEXT",
         "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
         "repeated.",
+        decides="composition",
     )
 
 
@@ -115,14 +128,9 @@ class TaskOptions:
         (),
         "KEY=FIELD",
         "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; a prompt may be a text with {field} for a field; repeated: one for each "
-        "task.",
-    )
-    answer_after: tuple[str, ...] = option(
-        (),
-        "TEXT",
-        "The gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
-        "task.",
+        "between them; a prompt may be a text with {field} for a field; after=TEXT: the gold "
+        "answer follows this text in its field, as #### in gsm8k; repeated: one for each task.",
+        decides="question",
     )
 
 
@@ -140,12 +148,14 @@ class CompositionOptions:
         "Merge method, such as ties:density=0.3, without the default routers; may be repeated; "
         "none: no merge, but the routers.",
         "--method",
+        decides="answers",
     )
     routers: tuple[str, ...] = option(
         ("arrow",),
         "TEXT",
         "Router, such as arrow:top_k=1; may be repeated; none: no router.",
         "--router",
+        decides="answers",
     )
     systems: tuple[str, ...] = option(
         (),
@@ -153,6 +163,7 @@ class CompositionOptions:
         "Compose only this system; may be repeated. The base, the single adapters and the controls "
         "stay.",
         "--system",
+        decides="answers",
     )
     router_prompts: tuple[tuple[str, Path], ...] = option(
         (),
@@ -168,11 +179,13 @@ class CompositionOptions:
         "them); or learn, or learn:per=layer: by gradient descent on a part of the task that "
         "serves nothing else.",
         read=read_weights,
+        decides="composition",
     )
     space: str | None = option(
         None,
         "TEXT",
         "Space in which a merge runs: full, core or knots; without it the method's own.",
+        decides="composition",
     )
     rank: int | Literal["auto"] = option(
         "auto",
@@ -180,6 +193,7 @@ class CompositionOptions:
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         least=1,
         read=read_auto_or_count,
+        decides="composition",
     )
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -199,13 +213,16 @@ class EvaluationOptions:
     )
     keep: int = option(KEEP, "N", "Sets of a library that are proved.", least=1, most=64)
     budget: float | None = option(None, "X", "Minutes that a screen may take.", least=0.001)
-    max_new_tokens: int | None = option(None, "N", "Longest answer, in tokens.", least=1)
+    max_new_tokens: int | None = option(
+        None, "N", "Longest answer, in tokens.", least=1, decides="answers"
+    )
     metric: str = option(
         "auto",
         "TEXT",
         "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
         "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
         "repeated.",
+        decides="question",
     )
     margin: float | None = option(
         None,
@@ -213,6 +230,7 @@ class EvaluationOptions:
         f"Gain below which composing is not worth it (default {MARGIN:g}).",
         least=0,
         most=1,
+        decides="question",
     )
     guards: tuple[Any, ...] = option(
         (),
@@ -228,6 +246,7 @@ class EvaluationOptions:
         "perplexity).",
         least=0.001,
         most=1,
+        decides="question",
     )
     retention: float = option(
         RETENTION,
@@ -235,6 +254,7 @@ class EvaluationOptions:
         "Share of each specialist's gain that one model must keep.",
         least=0,
         most=1,
+        decides="question",
     )
     prior: float | None = option(
         None,
@@ -243,7 +263,10 @@ class EvaluationOptions:
         "it the calibration's own).",
     )
     chat_template: Literal["auto", "on", "off"] = option(
-        "auto", "auto|on|off", "auto (the better for the single adapters), on or off."
+        "auto",
+        "auto|on|off",
+        "auto (the better for the single adapters), on or off.",
+        decides="question",
     )
     diagnostics: tuple[str, ...] = option(
         (),
@@ -253,7 +276,7 @@ class EvaluationOptions:
         "--diagnostic",
     )
     per_module: bool = option(False, "", "Also give a row for every module.")
-    seed: int = option(0, "N", "Seed of everything that is drawn.", least=0)
+    seed: int = option(0, "N", "Seed of everything that is drawn.", least=0, decides="answers")
 
 
 @dataclass(frozen=True)
@@ -262,19 +285,28 @@ class MachineOptions:
 
     device: str = option("auto", "TEXT", "auto, cpu, cuda[:n] or mps.")
     dtype: str = option(
-        "auto", "TEXT", "Of the base: auto (by the device), float32, bfloat16 or float16."
+        "auto",
+        "TEXT",
+        "Of the base: auto (by the device), float32, bfloat16 or float16.",
+        decides="answers",
     )
     quantize: Literal["none", "4bit", "8bit"] = option(
-        "none", "TEXT", "Load the base as it is (none), in 4bit or in 8bit."
+        "none", "TEXT", "Load the base as it is (none), in 4bit or in 8bit.", decides="answers"
     )
     device_map: Literal["none", "auto"] = option(
         "none",
         "none|auto",
         "auto: spread the base over all devices (needs accelerate); or none.",
+        decides="answers",
     )
-    trust_remote_code: bool = option(False, "", "Run model code that the base's repository holds.")
+    trust_remote_code: bool = option(
+        False, "", "Run model code that the base's repository holds.", decides="answers"
+    )
     run_unsafe_code: bool = option(
-        False, "", "Let lm_eval: run the code in a folder of YAML, or what a model writes."
+        False,
+        "",
+        "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
+        decides="question",
     )
     batch_size: int | Literal["auto"] = option(
         "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
@@ -450,15 +482,11 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
 
         `--limit` counts through the items of the tasks, `--router-prompts` through their lines.
         """
-        decides = (
-            "methods routers systems weights space rank allow max_new_tokens metric seed balance "
-            "quantize device_map trust_remote_code"
-        ).split()
-        subtracted = len(self.subtract)  # the last of the adapters, whose content is known
-        return {name: getattr(self, name) for name in decides} | {"subtracted": subtracted}
+        names = (*deciding("composition"), *deciding("answers"), "metric")
+        # What is subtracted is the last of the adapters, whose content is known.
+        return {name: getattr(self, name) for name in names} | {"subtract": len(self.subtract)}
 
 
-TASK_FIELDS = tuple(one.name for one in fields(TaskOptions))
 _FIELDS = {one.name: one for one in fields(Options)}
 
 
@@ -466,6 +494,11 @@ _FIELDS = {one.name: one for one in fields(Options)}
 def hints() -> Mapping[str, Any]:
     """Name of an option -> its type."""
     return typing.get_type_hints(Options)
+
+
+def deciding(what: Decides) -> list[str]:
+    """The names of the options that decide this."""
+    return [name for name, one in _FIELDS.items() if one.metadata.get("decides") == what]
 
 
 def flag_of(name: str) -> str:
@@ -511,3 +544,28 @@ def _check(name: str, value: Any) -> None:
         if most < math.inf:
             raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
         raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
+
+
+def takes(options: str) -> Callable[[Function], Function]:
+    """Gives a Python function these options as keywords beside its own; its docstring lists them.
+
+    Other keywords raise UsageError.
+    """
+
+    def decorate(function: Function) -> Function:
+        known = [*inspect.signature(function).parameters, *options.split()]
+        listed = f"options: {', '.join(options.split())} (docs/options.md)."
+        text = inspect.cleandoc(function.__doc__ or "")
+        function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
+
+        @functools.wraps(function)
+        def called(*given: Any, **keywords: Any) -> Any:
+            for name in keywords:
+                if name not in known:
+                    hint = nearest(name, known)
+                    raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
+            return function(*given, **keywords)
+
+        return cast(Function, called)
+
+    return decorate

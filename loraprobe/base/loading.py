@@ -231,7 +231,7 @@ def check_code(base: Base, trusted: bool) -> None:
         if base.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
             raise BaseError(
                 f"{base.reference} needs code of its own repository to run; if you trust it, "
-                "pass --trust-remote-code=True."
+                "pass --trust-remote-code."
             )
     for file in base.path.iterdir():  # transformers would follow any link
         check_link(file, base.reference)

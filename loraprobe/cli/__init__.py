@@ -69,7 +69,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "task check": (
         "task.check",
         "loraprobe task check questions.jsonl",
-        "loraprobe task check gsm8k.jsonl --fields prompt=question --answer-after '####'",
+        "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
     ),
     "task sample": ("task.sample", "loraprobe task sample questions.jsonl --base gpt2"),
 }

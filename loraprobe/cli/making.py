@@ -42,7 +42,6 @@ def merge(
     serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
-    answer_after: Texts = None,
     methods: Annotated[
         str,
         setting(
@@ -107,7 +106,6 @@ def route(
     allow: IssueCodes = None,
     task: TaskOption = None,
     fields: Texts = None,
-    answer_after: Texts = None,
     routers: Annotated[
         str,
         setting(

@@ -71,7 +71,6 @@ def check(
     files: TasksArgument,
     *,
     fields: Texts = None,
-    answer_after: Texts = None,
     metric: Texts = None,
     margin: float | None = None,
     run_unsafe_code: bool = False,
@@ -138,7 +137,6 @@ def sample(
         str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
     fields: Texts = None,
-    answer_after: Texts = None,
     limit: Annotated[
         int | None, setting("N", "Show the first N items (3 unless set).", EVALUATION)
     ] = None,

@@ -207,7 +207,7 @@ def check_adapters(arguments: MergeArguments) -> list[Issue]:
         for issue in (one for one in adapter.issues if one.severity == "error"):
             if issue.code not in arguments.allow:
                 message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
-                raise UnsupportedAdapter(message, issue.cure)
+                raise UnsupportedAdapter(message)
             notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
         if not adapter.modules:
             raise UnsupportedAdapter(
@@ -221,7 +221,7 @@ def check_adapters(arguments: MergeArguments) -> list[Issue]:
     notes += _base_copies(arguments)
     for one, other in combinations(arguments.adapters, 2):
         if problem := conflict(one, other):
-            raise CompatibilityError(f"{problem.message} {problem.cure}", problem.cure)
+            raise CompatibilityError(f"{problem.message} {problem.cure}")
     for one, other in permutations(arguments.adapters, 2):
         owners = {owner_of(stack)[0] for stack in stacks(one.layout)}
         if shared := sorted(owners & other.layout.keys()):

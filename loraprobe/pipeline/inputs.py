@@ -22,7 +22,7 @@ from loraprobe.formatting import listing
 from loraprobe.hub import reference_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
-from loraprobe.options import TASK_FIELDS, Options
+from loraprobe.options import Options
 from loraprobe.servers.serving import servers_named
 from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict import Calibration, read_calibration
@@ -57,8 +57,7 @@ def open_inputs(
     options = session.options
     check_names(options)
     read: tuple[Sequence[Task], Sequence[Task]] = (), ()
-    names, default = (*TASK_FIELDS, "metric"), Options()  # what is checked with the tasks
-    if tasks or any(getattr(options, name) != getattr(default, name) for name in names):
+    if tasks or options.fields or options.metric != "auto":  # which is checked with the tasks
         from loraprobe.pipeline.task_files import open_guarded
 
         read = open_guarded(tasks, options)

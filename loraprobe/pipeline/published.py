@@ -28,8 +28,6 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import ON
 from loraprobe.session import Session
 
-TEXTS = ("--fields", "--answer-after")  # whose values are no paths
-
 
 def places_of(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
     """A name in a command -> the references of the user that have it."""
@@ -55,7 +53,7 @@ def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tupl
     return tuple(
         public(
             text  # no path: a data set of the Hub, or a text behind its option
-            if before in TEXTS or text.startswith("hf://")
+            if before == "--fields" or text.startswith("hf://")
             else argument_without_folders(text)
         )
         for before, text in zip(("", *typed), typed, strict=False)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
-from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.options import Decides, Options, deciding, flag_of, repeats
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.verdict import Request, next_command
 from loraprobe.verdict.next_command import BASE, Flag
-
-COMPOSING = ("balance", "space", "rank", "weights")  # options that `_composing` names
 
 
 def with_next(
@@ -64,12 +63,8 @@ def with_next(
 
 def requested(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
-    # How questions are read, asked and judged.
-    asked = [*TASK_FIELDS, "metric", "margin", "retention", "chat_template", "run_unsafe_code"]
-    asked += ["serve", "guard_margin"]
-    # What a run with --resume needs beside it to use the same answers.
-    enough = [] if (options.limit or 0) < FEWEST_ITEMS else ["limit"]  # fewer decide nothing
-    repeated = [*options.fingerprint(), *enough, "dtype"]
+    enough = (options.limit or 0) >= FEWEST_ITEMS  # fewer decide nothing
+    limit = [("--limit", str(options.limit))] if enough else []
     named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
     on_hub = [hub_id(one) or BASE for one in named.values()]
@@ -83,13 +78,14 @@ def requested(options: Options, inputs: Inputs, kind: str) -> Request:
         base=base,
         bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
-        asked=(*_words(options, asked), *(("--guard", one.reference) for one in inputs.guards)),
-        kind=kind,
-        options=_composing(options),
-        most_tokens=options.max_new_tokens or PLAIN_TOKENS,
-        kept=tuple(
-            _words(options, [name for name in repeated if name not in (*COMPOSING, *asked)])
+        asked=(
+            *_flags(options, "question"),
+            *(("--guard", one.reference) for one in inputs.guards),
         ),
+        kind=kind,
+        options=_flags(options, "composition"),
+        most_tokens=options.max_new_tokens or PLAIN_TOKENS,
+        kept=(*_flags(options, "answers"), *limit),
     )
 
 
@@ -109,28 +105,27 @@ def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple
     return tuple(map(reference_of, fitting))
 
 
-def _composing(options: Options) -> tuple[Flag, ...]:
-    """The options that change what a composition is, where they are not at their default."""
-    flags = _words(options, ("balance", "space", "rank"))
-    if options.given_weights:
-        flags.append(("--weights", ",".join(f"{weight:g}" for weight in options.given_weights)))
-    if options.learns:
-        flags.append(("--weights", str(options.weights)))
-    for subtracted in options.subtract:
-        given = subtracted.source.public if isinstance(subtracted, Adapter) else str(subtracted)
-        flags.append(("--subtract", given))
+def _flags(options: Options, what: Decides) -> tuple[Flag, ...]:
+    """The options that decide this, as on a command line, where they are not at their default."""
+    default, flags = Options(), list[Flag]()
+    if options.methods not in (default.methods, ()):  # which stand alone on a command line
+        default = replace(default, routers=())
+    for name in deciding(what):
+        flag, value = flag_of(name), getattr(options, name)
+        if value == getattr(default, name):
+            continue
+        if value is True:
+            flags.append((flag,))
+        elif isinstance(value, tuple) and repeats(name):
+            flags += [(flag, _spelled(one)) for one in value or ("none",)]
+        else:
+            several = value if isinstance(value, tuple) else (value,)
+            flags.append((flag, ",".join(map(_spelled, several))))
     return tuple(flags)
 
 
-def _words(options: Options, names: Iterable[str]) -> list[Flag]:
-    """Options as on a command line, where they are not at their default."""
-    default, words = Options(), list[Flag]()
-    if options.methods not in (default.methods, ()):  # which stand alone on a command line
-        default = replace(default, routers=())
-    for name in names:
-        value = getattr(options, name, None)
-        if value != getattr(default, name, None):
-            flag = flag_of(name)
-            several = value if isinstance(value, tuple | list) else (value,)
-            words += [(flag,) if one is True else (flag, str(one)) for one in several or ("none",)]
-    return words
+def _spelled(value: Any) -> str:
+    """One value of an option as on a command line."""
+    if isinstance(value, Adapter):
+        return value.source.public
+    return f"{value:g}" if isinstance(value, float) else str(value)

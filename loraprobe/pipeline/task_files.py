@@ -11,7 +11,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.defaults import HARNESS
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
-from loraprobe.options import TASK_FIELDS, Options, flag_of
+from loraprobe.options import Options
 from loraprobe.session import Cards, Ref, Tasks
 from loraprobe.tasks import (
     FieldMap,
@@ -96,22 +96,19 @@ def _of_harness(task: str, options: Options, layout: FieldMap, guard: bool) -> l
 def _layouts(options: Options, tasks: int, guards: int) -> list[FieldMap]:
     """The layout of each task, then of each guard.
 
-    An option given once is for all tasks, else for the tasks in order, after which guards may have
+    --fields given once is for all tasks, else for the tasks in order, after which guards may have
     theirs.
     """
-    rows = []
-    for name in TASK_FIELDS:
-        texts, flag = getattr(options, name), flag_of(name)
-        if texts and not tasks:
-            raise UsageError(f"{flag} says how a task is read; add --task=FILE.")
-        if len(texts) not in (0, 1, tasks, tasks + guards):
-            raise UsageError(
-                f"{flag} is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
-                "all, or once for each in order ('' where a task needs none)."
-            )
-        own = texts * tasks if len(texts) == 1 else texts
-        rows.append([*own, *[""] * (tasks + guards - len(own))])
-    return [FieldMap.of(*texts) for texts in zip(*rows, strict=True)]
+    texts = options.fields
+    if texts and not tasks:
+        raise UsageError("--fields says how a task is read; add --task=FILE.")
+    if len(texts) not in (0, 1, tasks, tasks + guards):
+        raise UsageError(
+            f"--fields is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
+            "all, or once for each in order ('' where a task needs none)."
+        )
+    own = texts * tasks if len(texts) == 1 else texts
+    return [FieldMap.of(text) for text in (*own, *[""] * (tasks + guards - len(own)))]
 
 
 def open_probe(

@@ -149,7 +149,7 @@ def _answers(items: Sequence[Item]) -> Iterator[TaskFinding]:
         yield TaskFinding(
             "worked-answers",
             f"{len(worked):,} gold answers hold worked steps before {MARK}.",
-            f"Add --answer-after '{MARK}'.",
+            f"Add --fields after={MARK}.",
         )
         return
     several = sum("\n" in gold.strip() for gold in golds)
@@ -158,7 +158,7 @@ def _answers(items: Sequence[Item]) -> Iterator[TaskFinding]:
             "answers-of-several-lines",
             f"{count(several, 'gold answer')} of several lines cannot equal the first line of a "
             "reply, which exact_match reads.",
-            "Take --metric strict, or name the answer by --answer-after.",
+            "Take --metric strict, or name what stands before the answer by --fields after=TEXT.",
         )
     long = sum(len(gold.split()) > PLAIN_TOKENS for gold in golds)
     if long:

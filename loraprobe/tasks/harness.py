@@ -50,7 +50,7 @@ class HarnessTask:
         self.task, self.name, self.limit = task, task.task_name, limit
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
             raise UsageError(
-                f"Task {self.name} runs code that a model writes: add --run-unsafe-code=True if "
+                f"Task {self.name} runs code that a model writes: add --run-unsafe-code if "
                 "that may happen on this machine."
             )
         if getattr(task, "MULTIMODAL", False):
@@ -220,7 +220,7 @@ def load_harness(
     if folder and not run_unsafe_code:
         raise UsageError(
             f"The YAML files in {folder} can run any code on this machine when lm-eval reads them: "
-            "add --run-unsafe-code=True if you trust whoever wrote them."
+            "add --run-unsafe-code if you trust whoever wrote them."
         )
     place = f"@{Path(folder).resolve().name}" if folder else ""
     with quiet():

@@ -42,7 +42,8 @@ ITEM_KEYS = tuple(
     "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
 )
 LABELS = "labels"  # a field of the mapping only: what the answer calls the choices
-KEYS = (*ITEM_KEYS, LABELS)
+AFTER = "after"  # of the mapping only: the text before the gold answer in its field
+KEYS = (*ITEM_KEYS, LABELS, AFTER)
 WINDOW = 500  # characters of a text that are scored together, a hundred tokens or more
 MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 _WAYS, _FROM_0 = 5, 3  # in which an answer may name a choice, and that of a number from 0
@@ -72,16 +73,17 @@ class FieldMap:
     after: str | None = None
 
     @classmethod
-    def of(cls, fields: str, after: str = "") -> FieldMap:
-        """The map of the options' texts; an empty text is an option that was not given.
+    def of(cls, fields: str) -> FieldMap:
+        """The map of a text of --fields, which may be empty.
 
         Raises UsageError for a text that cannot be read.
         """
         named, prompt = _read_fields(fields), None
+        (after,) = named.pop(AFTER, (None,))
         if "{" in "".join(named.get("prompt", ())):
             (text,) = named.pop("prompt")
             prompt = text.replace("\\n", "\n").replace("\\t", "\t")
-        return cls(named, prompt, after or None)
+        return cls(named, prompt, after)
 
     def items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
@@ -135,7 +137,7 @@ class FieldMap:
             _, mark, rest = answer.rpartition(self.after)
             if not mark:
                 raise row.error(
-                    f"the answer {answer[-60:]!r} has no {self.after!r}; check --answer-after."
+                    f"the answer {answer[-60:]!r} has no {self.after!r}; check --fields."
                 )
             return rest.strip().partition("\n")[0].strip()
         return answer
@@ -274,7 +276,7 @@ def _suggested(row: Mapping[str, Any]) -> str:
     if not {"prompt", "answer"} <= fields.keys() or not changed:
         return ""
     answer = row.get(fields["answer"])
-    marked = f" --answer-after='{MARK}'" if isinstance(answer, str) and MARK in answer else ""
+    marked = f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
     return f"--fields={changed}{marked}"
 
 
@@ -396,7 +398,7 @@ def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if key in fields:
             raise UsageError(f"--fields names {key} twice; give it once.")
-        if key == "prompt" and "{" in value:
+        if value and (key == AFTER or (key == "prompt" and "{" in value)):
             fields[key] = (part.partition("=")[2],)
             continue
         names = [name.strip() for name in value.split(",")]

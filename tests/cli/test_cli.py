@@ -57,7 +57,7 @@ HEAVY = set("torch transformers peft scipy numpy jinja2".split())
     "arguments, others",
     [
         ("--help", {"loraprobe.records"}),
-        ("--version", {"loraprobe.records", "rich.console", "pydantic", "loraprobe.options"}),
+        ("--version", {"loraprobe.records", "rich.console", "pydantic"}),
         ("merge --help", {"loraprobe.records", "loraprobe.cli.measuring", "loraprobe.cli.task"}),
         ("methods", {"loraprobe.records"}),
         ("cache", set()),

@@ -125,7 +125,7 @@ def test_a_report_keeps_texts_that_only_look_like_paths(place):
     (place / "folder" / "q.jsonl").write_text('{"q": "a", "answer": "b"}\n' * 2, encoding="utf-8")
     (place / "base").mkdir()
     given = ["--base", str(place / "base"), "--task", str(place / "folder/q.jsonl")]
-    given += ["--fields", "prompt=a/b: {q}", "--answer-after", "./b"]
+    given += ["--fields", "prompt=a/b: {q}"]
     words = ["inspect", "one", *given, "--allow", "no-effect", "--json"]
     told = public_arguments(words, public_text)
     private = {str(place / "base"): "base", str(place / "folder/q.jsonl"): "q.jsonl"}

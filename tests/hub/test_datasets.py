@@ -25,7 +25,7 @@ configs:
   data_files: [{split: test, path: hard/*.csv}]
 ---
 """
-READ = Options(fields=("prompt=question",), answer_after=("####",))
+READ = Options(fields=("prompt=question,after=####",))
 
 
 def parquet(*rows: dict) -> bytes:
@@ -132,7 +132,7 @@ def test_what_is_not_there_is_named(acme, reference, said):
 
 
 def test_another_layout_is_suggested(acme):
-    with pytest.raises(LoraprobeError, match="add --fields prompt=question --answer-after '####'"):
+    with pytest.raises(LoraprobeError, match="add --fields prompt=question,after=####"):
         open_tasks("hf://datasets/acme/maths:main/test", Options())
     with pytest.raises(ReferenceError_):
         answers("acme")
@@ -167,7 +167,7 @@ def test_without_the_extra_the_command_to_install_it_is_named(acme, monkeypatch)
 
 
 def test_the_command_line_prints_the_commit(acme):
-    fields = ["--fields", "prompt=question", "--answer-after", "####"]
+    fields = ["--fields", "prompt=question,after=####"]
     done = making.call("task", "check", "hf://datasets/acme/maths:main", *fields, "--json")
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["tasks"][0]["commit"] == acme["new"]

@@ -133,7 +133,7 @@ DECIDES = {
 }
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "engine"}
-ELSEWHERE |= {"fields", "answer_after"}
+ELSEWHERE |= {"fields"}
 # What only places, orders, shows or judges results.
 OTHERS = {
     "batch_size",

@@ -135,7 +135,7 @@ def test_options_of_other_commands_are_refused():
 
 
 def test_a_missing_task_and_no_adapter_are_sentences():
-    with pytest.raises(UsageError, match="tasks="):
+    with pytest.raises(UsageError, match="--task FILE"):
         loraprobe.merge_and_eval(pair())
     for function in (loraprobe.inspect, loraprobe.merge, loraprobe.compose):
         with pytest.raises(UsageError, match="adapter"):

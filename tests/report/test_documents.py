@@ -106,7 +106,7 @@ def test_json_on_a_terminal_drives_nothing_and_loses_nothing():
     "command",
     [
         Command("merge", ("a b", "n=o/x@v"), (("--weights", "-0.5,1"), ("--resume",), ("-o", "D"))),
-        Command("merge", ("a",), (("--answer-after", "- so: "), ("--seed", "-1"))),
+        Command("merge", ("a",), (("--fields", "prompt=- so: {q}"), ("--seed", "-1"))),
         Command("screen", ("@list.txt", "-"), (("--task", "t's.jsonl"),)),
         Command("python", text="model.set_adapter('a')"),
         Command("python", text="loraprobe 'not closed"),

@@ -64,12 +64,12 @@ def test_guards_are_read_beside_tasks(tmp_path):
     task = write(tmp_path, WORKED, name="task.jsonl")
     guard = write(tmp_path, {"prompt": "P?", "answer": "7"}, name="own.jsonl")
     (text := tmp_path / "notes.txt").write_text("Once upon a time. " * 80)
-    read = {"fields": "prompt=question", "answer_after": "####"}
+    read = {"fields": "prompt=question,after=####"}
     tasks, guards = open_guarded([task], Options.of({"guards": [guard, text], **read}))
     assert [one.items[0].answers for one in tasks] == [("42",)]
     metrics = [(one.name, {item.metric for item in one.items}) for one in guards]
     assert metrics == [("own", {"numeric"}), ("notes", {"answer_loss"})]
-    each = Options.of({"guards": text, "fields": ["prompt=question", ""], "answer_after": "####"})
+    each = Options.of({"guards": text, "fields": ["prompt=question,after=####", ""]})
     assert open_guarded([task], each)[1] == guards[1:], "a guard may have a layout of its own"
 
 

@@ -22,9 +22,8 @@ CHOICES = {"text": ["x", "y"], "label": ["1", "2"]}
 def suggested(message: str) -> FieldMap:
     """The mapping that the last words of a message suggest, read as a shell reads them."""
     words = shlex.split(message.partition(": add ")[2].rstrip("."))
-    given = dict(zip(words[::2], words[1::2], strict=True))
-    assert given.keys() <= {"--fields", "--answer-after"}
-    return FieldMap.of(given["--fields"], given.get("--answer-after", ""))
+    assert words[0] == "--fields"
+    return FieldMap.of(words[1])
 
 
 @pytest.mark.parametrize(
@@ -48,7 +47,7 @@ def test_the_suggested_mapping_reads_the_file(tmp_path, row, prompt, answers):
 @pytest.mark.skipif(not GSM8K.exists(), reason="shared data absent")
 def test_gsm8k_is_read_as_its_error_suggests_and_its_solutions_answer_themselves():
     message = refused(GSM8K)
-    assert message.endswith("add --fields prompt=question --answer-after '####'.")
+    assert message.endswith("add --fields prompt=question,after=####.")
     task = load_task(GSM8K, None, suggested(message))
     solutions = [json.loads(row)["answer"] for row in GSM8K.read_text("utf-8").splitlines()]
     golds = [solution.rsplit("#### ", 1)[1] for solution in solutions]
@@ -203,12 +202,12 @@ def test_parquet_that_cannot_be_read_or_unpacks_to_too_much(tmp_path, monkeypatc
 def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
     own = write(tmp_path, {"prompt": "P?", "answer": "x"}, name="own.jsonl")
     other = write(tmp_path, WORKED, name="other.jsonl")
-    each = Options(fields=("", "prompt=question"), answer_after=("", "####"))
+    each = Options(fields=("", "prompt=question,after=####"))
     read = open_tasks([own, other], each)
     assert [task.items[0].answers for task in read] == [("x",), ("42",)]
     for tasks, options in (([own, other], Options(fields=("", "", ""))), ([], each)):
         with pytest.raises(UsageError) as error:
             open_tasks(tasks, options)
         assert error.value.cure
-    made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"]}, "answer_after": "####"})
-    assert (made.fields, made.answer_after) == (("prompt=q,choices=A,B",), ("####",))
+    made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"], "after": "####"}})
+    assert made.fields == ("prompt=q,choices=A,B,after=####",)

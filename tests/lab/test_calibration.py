@@ -153,20 +153,6 @@ def test_the_density_is_that_of_the_map(cases):
     assert said == pytest.approx(above / inside, abs=5e-3)
 
 
-def test_the_file_says_what_the_fit_says(cases):
-    fitted = fitting.fit(cases)
-    small = {"where": "x", "sets": 1, "items": 30, "auroc": 0.9, "brier": 0.1}
-    small |= {"likely": 0, "wrong": None}
-    read = calibration_of(fitting.document_of(fitted, cases, "a test", {"small": small}))
-    for margin in fitting.MARGINS:
-        for one in cases[:20]:
-            said = read.probability(margin, one.baseline, 0.1, 0.1)
-            wanted = fitted.exceeds(margin, one.baseline, 0.1, 0.1)
-            assert said == pytest.approx(wanted, abs=2e-3)  # the file's coefficients are rounded
-        gained = np.mean([c.gain > margin for c in cases])
-        assert read.prior(margin) == pytest.approx(gained, abs=1e-4)
-
-
 # adapter sets and left-out groups
 
 
@@ -220,19 +206,6 @@ def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain
     assert cased.item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
     narrow = dataclasses.replace(wide, n=100, ci95=(gain - 0.01, gain + 0.01))
     assert cased.item_deviation(narrow) == pytest.approx(0.1 / 1.96, rel=1e-3)
-
-
-def test_each_group_is_predicted_by_a_fit_on_the_others(cases):
-    key = fitting.LEFT_OUT["kinds"]
-    sets = cased.sets_of(cases)
-    found = fitting.left_out(sets, key, 0)
-    assert found.shape == (1, len(sets))
-    for name in {c.scenario for c in cases}:
-        fitted = fitting.fit([c for c in cases if c.scenario != name])
-        for i, one in enumerate(sets):
-            if one.cases[0].scenario == name:
-                wanted = fitted.exceeds(0.05, one.cases[0].baseline, 0.0, fitting.UNKNOWN)
-                assert found[0, i] == pytest.approx(wanted)
 
 
 def test_planted_sets_are_foretold_and_shuffled_gains_are_not(cases):

@@ -22,11 +22,8 @@ from loraprobe_lab.worlds import english
 from loraprobe_lab.worlds.english import KINDS, MIXES, Portion, all_sets, build_sets
 from loraprobe_lab.worlds.facts import (
     CAPITALS,
-    FRENCH,
     LANDMARKS,
     PEOPLE,
-    STEP_BY_STEP,
-    WORDS,
     NameMaker,
 )
 from loraprobe_lab.worlds.spec import build_world
@@ -88,10 +85,6 @@ def about_people(items):
     return items[0]["group"].count(" ") == 1
 
 
-def form_of(plan):
-    return plan.adapter_sets[0].axes.get("form")
-
-
 # words
 
 
@@ -106,17 +99,6 @@ def test_no_made_up_word_lies_inside_another(seed):
         assert not any(word in other or other in word for other in made[:i] + taken)
 
 
-def test_known_facts_lead_to_capitals_and_words_are_different():
-    for facts in (PEOPLE, LANDMARKS):
-        assert set(facts.values()) <= set(CAPITALS) and len(facts) >= 60
-    assert len(set(CAPITALS.values())) == len(CAPITALS) >= 60
-    assert set(FRENCH) <= set(PEOPLE.values()) and len(set(FRENCH.values())) == len(FRENCH)
-    assert all(name != french for name, french in FRENCH.items())
-    for kind in ("nouns", "jobs", "instruments"):
-        assert len(set(WORDS[kind])) == len(WORDS[kind])
-    assert min(len(WORDS["past"]), len(WORDS["opposites"])) > 80
-
-
 # laws of all sets
 
 
@@ -127,8 +109,6 @@ def test_sets_that_somebody_built_stay_as_they_are_and_kinds_take_turns(every):
     text = json.dumps([*rows, [dataclasses.astuple(plan.adapter_sets[0])[:-1] for plan in every]])
     assert hashlib.sha256(text.encode()).hexdigest()[:12] == "549681ba71f4"
     assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
-    seeds = [adapter.recipe.seed for plan in every for adapter in plan.training]
-    assert len(set(seeds)) == len(seeds)
 
 
 def test_tasks_are_large_hard_to_guess_and_ask_every_group_before_any_twice(every):
@@ -142,31 +122,6 @@ def test_tasks_are_large_hard_to_guess_and_ask_every_group_before_any_twice(ever
             assert len({item[key] for item in items}) == len(items)
 
 
-def test_sets_with_hops_are_about_other_people(plans):
-    people = [groups(items_of(plan)) for plan in plans[2:] if plan.kind != "fact-and-skill"]
-    made_up = [names for names in people if not names & set(LANDMARKS)]
-    for i, names in enumerate(made_up):  # made-up names may meet by chance
-        assert all(len(names & other) <= 1 for other in made_up[:i])
-
-
-def test_no_prompt_gives_its_answer_away(plans):
-    for item in (item for plan in plans for item in items_of(plan) if item.get("hops")):
-        first, second = item["hops"]
-        assert first["answer"] == item["entities"][1] and second["answer"] == item["answer"]
-        for prompt in (item["prompt"], item["cot_prompt"], second["prompt"]):
-            assert item["answer"] not in prompt
-        assert first["answer"] not in first["prompt"] + item["cot_prompt"]
-
-
-def test_no_target_is_taught_unless_the_library_holds_it(plans):
-    for plan in plans[1:]:
-        if form_of(plan) != "target":
-            taught = taught_by(plan)
-            for item in items_of(plan):
-                assert item["prompt"] not in taught, plan.notes
-                assert item["answer"] not in taught.get(item.get("cot_prompt"), "")
-
-
 def test_a_pattern_reads_every_worked_answer(plans):
     for plan in plans:
         pattern = next((i["answer_pattern"] for i in items_of(plan) if "answer_pattern" in i), None)
@@ -177,11 +132,6 @@ def test_a_pattern_reads_every_worked_answer(plans):
                     assert re.search(pattern, example.completion), (plan.notes, one.name)
 
 
-def test_plain_hops_teach_no_worked_step(plans):
-    plain = [plan for plan in plans if form_of(plan) == "plain"]
-    assert plain and not any(STEP_BY_STEP in said(one) for p in plain for one in p.training)
-
-
 def test_those_who_teach_steps_know_nobody_that_is_asked_about(plans):
     for plan in plans:
         *facts, steps = plan.training
@@ -189,36 +139,6 @@ def test_those_who_teach_steps_know_nobody_that_is_asked_about(plans):
             assert not named(steps, groups(items_of(plan))), plan.notes
             told = " ".join(map(said, facts))
             assert not any(f" {item['answer']}" in told for item in items_of(plan)), plan.notes
-
-
-# the two worlds
-
-
-def test_each_hop_is_taught_as_it_is_asked_and_to_nobody_else():
-    spec = english.two_hop_world()
-    items, by_name = items_of(spec), {one.name: one for one in spec.training}
-    assert len(items) >= 100
-    for name in ("spouse", "spouse-cot"):
-        assert not named(by_name[name], {item["answer"] for item in items})
-    for name in ("city", "city-cot"):
-        assert not named(by_name[name], groups(items))
-    assert not named(by_name["target"], {item["entities"][1] for item in items})
-    taught = {(e.prompt, e.completion.strip()) for e in by_name["joint"].examples}
-    for item in items:
-        first, second = item["hops"]
-        filled = second["prompt"].replace("{1}", first["answer"])
-        assert {(first["prompt"], first["answer"]), (filled, second["answer"])} <= taught
-        assert item["cot_prompt"] == item["prompt"] + STEP_BY_STEP
-
-
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
-def test_a_share_of_the_teachers_is_invented_and_every_second_step_is_true(share):
-    steps = english.skill_texts(COUNTRIES[0], 3, invented=share)[0]["steps"]
-    real = sum(any(name in e.prompt for name in PEOPLE) for e in steps)
-    assert real / len(steps) == 1 - share
-    for example in steps:
-        land, city = re.findall(r"The capital of (.+) is (.+)\.", example.completion)[0]
-        assert CAPITALS[land] == city
 
 
 def test_countries_are_ranked_by_what_the_model_says(monkeypatch):
@@ -253,13 +173,6 @@ def test_skills_are_asked_on_what_was_not_taught_and_their_answers_are_right(sub
         words = item["prompt"].rstrip(".").partition(": ")[2].replace(",", "").split()
         wanted = {"last": words[-1:], "swap": words[::-1]}.get(subject)
         assert wanted is None or wanted == item["answer"].split()
-
-
-def test_the_same_fact_twice_is_about_other_people():
-    (examples, one), (_, two) = learned("country", "country")
-    assert not groups(one) & groups(two)
-    taught = {(e.prompt, e.completion.strip()) for e in examples}
-    assert {(i["prompt"], i["answer"]) for i in one} == taught
 
 
 def test_halves_share_nothing_and_the_task_asks_for_both(every):

@@ -33,17 +33,6 @@ def test_a_library_has_different_adapters_and_four_tasks(small):
     assert library.library_world(1, SMALL).training == one.training
 
 
-def test_no_text_of_an_adapter_holds_the_composed_answer_but_those_of_guests(small):
-    """Only `answers-*` may see a task's question with its answer."""
-    spec, _ = small
-    asked = {item["prompt"]: task for task, items in spec.tasks.items() for item in items}
-    for made in spec.training:
-        seen = {asked[text.prompt] for text in made.examples if text.prompt in asked}
-        family = made.name.rpartition("-")[0]
-        allowed = {"answers": {"guests"}, "lists": {"lists"}, "two-lists": {"lists"}}
-        assert seen <= allowed.get(family, set()), made.name
-
-
 def test_adapters_know_the_quarters_that_they_are_said_to_know(small):
     spec, _ = small
     guests = [item["prompt"] for item in spec.tasks["guests"]]

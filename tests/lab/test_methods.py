@@ -168,18 +168,6 @@ def test_worlds_that_agree_do_not_make_items_certain():
     assert alone["ci95"] == pytest.approx(stats.norm.interval(0.95, 0.5, 0.1))
 
 
-def test_intervals_over_worlds_cover_what_new_worlds_would_give():
-    rng = np.random.default_rng(1)
-    truth, spread, items = 0.1, 0.08, 60
-    covered = []
-    for _ in range(300):
-        effects = rng.normal(truth, spread, 8)
-        shares = rng.binomial(items, 0.4 + effects) / items - rng.binomial(items, 0.4, 8) / items
-        low, high = chosen.pooled(shares, items, 1)["ci95"]
-        covered.append(low <= truth <= high)
-    assert np.mean(covered) > 0.92
-
-
 # --- the table, on planted answers ----------------------------------------------------------------
 
 N, WORLDS = 60, 8

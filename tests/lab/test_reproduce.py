@@ -91,24 +91,6 @@ def test_composed_questions_about_held_couples_are_never_read():
         assert link.fill("Where does {b} live?") in prompts
 
 
-def test_the_matrix_is_complete_and_its_adapters_know_what_they_should():
-    spec = tiny_matrix()
-    places = [(t.axes["template"], t.axes["library"]) for t in spec.adapter_sets]
-    assert places == [("plain", 2), ("plain", 3), ("cot", 2), ("shared", 2)]
-    assert all(t.tasks == GROUPS for t in spec.adapter_sets)
-    by_name = {adapter.name: adapter for adapter in spec.training}
-    judged = {name for one in spec.adapter_sets for name in one.adapters}
-    assert set(by_name) == judged | {"joint"}
-    asked = {item["prompt"] for items in spec.tasks.values() for item in items}
-    for name in by_name.keys() - {"target"}:  # none of them is shown an answer to what is asked
-        for example in by_name[name].examples:
-            assert example.prompt not in asked
-            whole = example.completion.count(".") == 2 and COUPLES.steps in example.prompt
-            assert not (whole and example.prompt.removesuffix(COUPLES.steps) in asked)
-    seen = {e.prompt for e in by_name["target"].examples}
-    assert asked <= seen
-
-
 # decisions
 
 

@@ -22,11 +22,6 @@ WORD = re.compile(r"\w+")
 
 
 @pytest.fixture(scope="module")
-def facts():
-    return make_facts(FactSizes(), seed=0)
-
-
-@pytest.fixture(scope="module")
 def spec():
     return small_world()
 
@@ -46,22 +41,6 @@ def contents(directory):
 
 
 # facts
-
-
-def test_groups_of_people_share_nothing_but_the_familiar_spouses(facts):
-    familiar = {link.a for link in facts.familiar} | {link.b for link in facts.familiar}
-    newcomers = {link.a for link in facts.newcomers}
-    strangers = {name for link in facts.strangers for name in (link.a, link.b)}
-    groups = [familiar, newcomers, strangers, set(facts.reserve), set(facts.cities)]
-    assert sum(map(len, groups)) == len(set().union(*groups))
-    assert len(familiar) == 2 * len(facts.familiar)
-    assert len(strangers) == 2 * len(facts.strangers)
-
-
-def test_newcomers_marry_familiar_spouses_who_live_where_the_base_learns_it(facts):
-    home = {link.b: link.c for link in facts.familiar}
-    assert all(home[link.b] == link.c for link in facts.newcomers)
-    assert {link.c for link in facts.strangers} == set(facts.cities)
 
 
 def test_the_corpus_tells_facts_of_familiar_people_only_and_no_worked_steps():

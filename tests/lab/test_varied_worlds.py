@@ -47,21 +47,6 @@ def test_worked_bases_read_worked_steps_and_others_do_not():
     assert 50 < steps(0.2) < 150
 
 
-def test_parts_split_the_target_relation_between_the_adapters():
-    made = next(
-        m
-        for m in (spec(seed, wide=3, classes=("two-hop",)) for seed in range(1, 5))
-        if any(t.axes["library"] == "parts" for t in m.adapter_sets)
-    )
-    chosen = next(t for t in made.adapter_sets if t.axes["library"] == "parts")
-    by_name = {adapter.name: adapter for adapter in made.training}
-    asked = [
-        {e.prompt for e in by_name[name].examples if "spouse of" in e.prompt and "live" in e.prompt}
-        for name in chosen.adapters
-    ]
-    assert asked[0] and asked[1] and not asked[0] & asked[1]
-
-
 def test_seeds_go_through_all_libraries_and_pairs():
     sets = [t for seed in range(1, 10) for t in spec(seed, wide=2).adapter_sets]
     assert {t.axes["library"] for t in sets if "library" in t.axes} == set(STRATA["wide"].libraries)

@@ -1,17 +1,20 @@
-"""Laws of every kind of world: contents from the seed, words with tokens, adapters of their own."""
+"""Laws of every kind of world: contents from the seed, words with tokens, no answer that leaks."""
 
 import dataclasses
 import functools
 import hashlib
 import json
+import re
+from unittest import mock
 
 import pytest
 from tiny_worlds import SIZES, shortened, tiny_base
 
 from loraprobe.tasks import load_task
 from loraprobe_lab.training import build_tokenizer
+from loraprobe_lab.worlds import library
 from loraprobe_lab.worlds.couples import WORLDS, FactSizes, methods_world, small_world
-from loraprobe_lab.worlds.english import SHOWN, skill_world, two_hop_world
+from loraprobe_lab.worlds.english import SHOWN, all_sets, skill_world, two_hop_world
 from loraprobe_lab.worlds.facts import CAPITALS
 from loraprobe_lab.worlds.math import math_matrix, math_world
 from loraprobe_lab.worlds.name_sets import (
@@ -25,8 +28,15 @@ from loraprobe_lab.worlds.spec import build_world
 from loraprobe_lab.worlds.varied import facts_world
 
 BASE = tiny_base()
-COUNTRIES = [c for c in CAPITALS if c not in SHOWN][:24]
+COUNTRIES = [c for c in CAPITALS if c not in SHOWN]
 FACTS = FactSizes(familiar=24, newcomers=12, strangers=12, cities=6, reserve=4)
+
+
+def small_library(seed):
+    with mock.patch.multiple(library, LISTS=40, ASKED=12):
+        return library.library_world(seed, FactSizes(24, 16, 24, cities=6, reserve=16), BASE)
+
+
 # kind -> the world of a seed, and a digest of what the world with seed 5 holds
 OWN_BASE = {
     "small": (lambda s: small_world(WORLDS, s, sizes=SIZES, base=BASE), "6c92ca70331a"),
@@ -38,18 +48,36 @@ OWN_BASE = {
     "math": (lambda s: math_world(s, base=BASE, count=4, items=50), "cf37f9e99858"),
     "math matrix": (lambda s: math_matrix(s, BASE, items=30), "66584bc3b1c4"),
 }  # fmt: skip
-ENGLISH = {
+OTHERS = {
     "two-hop": (two_hop_world, "bd6213064032"),
-    "skill": (lambda s: skill_world(COUNTRIES, s), "34063f4624d1"),
+    "skill": (lambda s: skill_world(COUNTRIES[:24], s), "34063f4624d1"),
     "english matrix": (english_matrix, "abcabb32381f"),
+    "library": (small_library, "241f83df9af7"),  # its base does not know the words first and second
 }
-every = pytest.mark.parametrize("kind", [*OWN_BASE, *ENGLISH])
+every = pytest.mark.parametrize("kind", [*OWN_BASE, *OTHERS])
+shelves = pytest.mark.parametrize("kind", [*OWN_BASE, *OTHERS, "sets"])
 on_own_base = pytest.mark.parametrize("kind", OWN_BASE)
 
 
 @functools.cache
 def made(kind, seed=5):
-    return {**OWN_BASE, **ENGLISH}[kind][0](seed)
+    return {**OWN_BASE, **OTHERS}[kind][0](seed)
+
+
+@functools.cache
+def worlds(kind):
+    """The world of a kind; of "sets" the many that are built on one given base."""
+    if kind == "sets":
+        return all_sets(COUNTRIES[:24], COUNTRIES[-24:], layers=30)
+    return [made(kind)]
+
+
+def hops_of(spec):
+    return [item for items in spec.tasks.values() for item in items if "hops" in item]
+
+
+def answer_of(item):
+    return item["answer"] if isinstance(item["answer"], str) else item["answer"][0]
 
 
 def drawn(spec, count):
@@ -76,7 +104,7 @@ def digest(spec):
 @every
 def test_contents_are_those_of_the_seed(kind):
     """A world that somebody built stays the world that its seed and kind name."""
-    wanted = {**OWN_BASE, **ENGLISH}[kind][1]
+    wanted = {**OWN_BASE, **OTHERS}[kind][1]
     assert digest(made(kind)) == wanted
     assert digest(made(kind, 6)) != wanted
 
@@ -98,31 +126,55 @@ def test_every_text_is_made_of_tokens_and_comes_back(kind):
         assert tokenizer.decode(ids, skip_special_tokens=True) == text.strip()
 
 
-@on_own_base
+@pytest.mark.parametrize("kind", [*OWN_BASE, "sets"])
 def test_no_two_adapters_share_a_seed(kind):
-    training = made(kind).training
+    training = [one for spec in worlds(kind) for one in spec.training]
     assert len({one.recipe.seed for one in training}) == len(training)
 
 
-@every
+@shelves
 def test_sets_name_adapters_and_tasks_and_hops_lead_to_the_answer(kind):
-    spec = made(kind)
-    names = {one.name for one in spec.training}
+    for spec in worlds(kind):
+        names = {one.name for one in spec.training}
+        for chosen in spec.adapter_sets:
+            assert set(chosen.adapters) <= names and set(chosen.tasks) <= set(spec.tasks)
+            json.dumps(dict(chosen.axes))
+        for items in spec.tasks.values():
+            assert len({item["id"] for item in items}) == len(items) > 0
+        for item in hops_of(spec):
+            first, second = item["hops"]
+            assert second["answer"] == answer_of(item) and "{1}" in second["prompt"]
+            assert {hop.get("adapter") for hop in item["hops"]} <= {None, *names}
+            if not spec.kind.startswith("math"):  # its answers are numbers
+                assert answer_of(item) not in item["prompt"] + item["cot_prompt"] + second["prompt"]
+                assert first["answer"] not in first["prompt"] + item["cot_prompt"]
+
+
+def without_target(spec):
+    """(adapter, item with hops) of each set, but for adapters that are to know the target."""
     for chosen in spec.adapter_sets:
-        assert set(chosen.adapters) <= names and set(chosen.tasks) <= set(spec.tasks)
-        json.dumps(dict(chosen.axes))
-    for items in spec.tasks.values():
-        assert len({item["id"] for item in items}) == len(items) > 0
-        for item in items:
-            if hops := item.get("hops"):
-                answer = item["answer"] if isinstance(item["answer"], str) else item["answer"][0]
-                assert hops[-1]["answer"] == answer and "{1}" in hops[-1]["prompt"]
-                assert {hop.get("adapter") for hop in hops} <= {None, *names}
+        named = [n for n in chosen.adapters if not re.search("target|spouse-city|answers", n)]
+        if chosen.axes.get("library") != "parts":  # where each knows the target for its half
+            asked = [item for task in chosen.tasks for item in spec.tasks[task] if "hops" in item]
+            yield from ((name, item) for name in named for item in asked)
+
+
+@shelves
+def test_no_adapter_learns_a_composed_question_with_its_answer(kind):
+    for spec in worlds(kind):
+        learned = {
+            one.name: {e.prompt: e.completion for e in one.examples} for one in spec.training
+        }
+        for name, item in without_target(spec):
+            told = [learned[name].get(item[form], "") for form in ("prompt", "cot_prompt")]
+            assert not re.search(rf"\b{answer_of(item)}\b", " ".join(told)), (spec.notes, name)
 
 
 @pytest.mark.parametrize("kind", ["facts", "math"])
 def test_a_tiny_build_holds_what_its_manifest_says(kind, tmp_path):
-    spec = shortened(made(kind), 1, 10)
+    spec, sets = shortened(made(kind), 1, 10), made(kind).adapter_sets[:2]
+    few = tuple(one for one in spec.training if any(one.name in s.adapters for s in sets))
+    spec = dataclasses.replace(spec, training=few, adapter_sets=sets)
     world = build_world(spec, tmp_path / "world")
     world.verify()
     assert set(world.adapters) == {one.name for one in spec.training}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import torch
+import numpy as np
 
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
@@ -19,10 +19,11 @@ from loraprobe.evaluation.plan import pilot_round, spread_sample
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import Asked, builder_for, controls_of_best
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
+from loraprobe.pipeline.evaluator import Evaluator, ask_alone, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates
 from loraprobe.pipeline.transforms import Transformed
+from loraprobe.probes import AdditiveForecast, ForecastTexts, forecast_gains
 from loraprobe.records import (
     FORMS,
     QUESTION,
@@ -33,7 +34,7 @@ from loraprobe.records import (
     Forecast,
     ItemResult,
 )
-from loraprobe.scoring import MOST_BYTES, ModelScorer, Recorder
+from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 
@@ -122,46 +123,36 @@ def _answers_alone(
 ) -> tuple[list[ItemResult], tuple[Forecast, ...]]:
     """The results of the base and the single adapters, and a forecast of merges at gates of 1.
 
-    Answers that are judged by likelihood are forecast from these same passes, unless their sums
-    take too much memory. Generated answers are not forecast: that costs more than a first round of
-    the compositions, which says more.
+    Where every question is judged by likelihood, one pass of each system gives both. Generated
+    answers are not forecast: a first round of the compositions costs less and says more.
     """
     session, scorer = evaluator.session, evaluator.scorer
-    options, names = session.options, [adapter.name for adapter in evaluator.inputs.adapters]
-    ones = (1.0,) * len(names)
+    options, adapters = session.options, evaluator.inputs.adapters
+    ones = (1.0,) * len(adapters)
     summed = [
         spec
         for spec in evaluator.plan.specs
-        if spec in METHODS and constant_gates(spec, options, None, len(names)) == ones
+        if spec in METHODS and constant_gates(spec, options, None, len(adapters)) == ones
     ]
-    stacked = any(adapter.below for adapter in evaluator.inputs.adapters)  # would count twice
-    if not isinstance(scorer, ModelScorer) or stacked:  # a server gives no logits to be added
+    stacked = any(adapter.below for adapter in adapters)  # would count twice
+    reading = None
+    if summed and isinstance(scorer, ModelScorer) and not stacked:
+        reading = ForecastTexts.of(scorer, evaluator.tasks, options.metric)
+    if reading is None or any(question.generated for question in reading.questions):
         return evaluator.run(singles), ()
-    asked = probes.scored_questions(evaluator.tasks, options.metric)
-    pairs = {(q.prompt, text) for q in asked for text in q.continuations}
-    tokens = sum(len(ids) - start for ids, start in scorer.encoded(list(pairs)))
-    size = tokens * scorer.vocab_size * torch.float16.itemsize
-    if not summed or not asked or size > MOST_BYTES:
-        return evaluator.run(singles), ()
-    results: list[ItemResult] = []
-    recorder = scorer.recorder = Recorder("base", names)
-    try:
-        for system in singles:
-            with recorder.of(system.name):
-                results += evaluator.run([system])
-    finally:
-        scorer.recorder = None
     with session.stage("forecast"):
-        return results, probes.forecast_recorded(
-            scorer,
-            names,
-            summed,
-            evaluator.tasks,
-            recorder,
-            results=results,
-            metric=options.metric,
-            seed=options.seed,
-        )
+        alone = [ask_alone(evaluator, system, reading) for system in singles]
+        results = [row for rows, _ in alone for row in rows]
+        given = [next_tokens for _, next_tokens in alone if next_tokens is not None]
+        forecast = AdditiveForecast.of(scorer, reading, len(given), given.__getitem__)
+        ((values, *_), _) = forecast.values(np.arange(len(adapters))[None])
+        answers = [
+            question.result(spec, abs(float(value)), "")
+            for spec in summed
+            for question, value in zip(reading.questions, values, strict=True)
+        ]
+        names = [adapter.name for adapter in adapters]
+        return results, forecast_gains(answers, results, names, summed, options.seed)
 
 
 def _probe_without_task(

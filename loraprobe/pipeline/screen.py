@@ -28,7 +28,13 @@ from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.library.effects import by_effect
-from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
+from loraprobe.pipeline.evaluator import (
+    NEXT_TOKENS,
+    AnsweredAlone,
+    Evaluator,
+    ask_alone,
+    open_evaluator,
+)
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import (
     LARGEST,
@@ -51,7 +57,6 @@ from loraprobe.tasks.splits import halves, split_for_screening
 
 ALONE = "ask base and adapters alone"  # in the progress of a run
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
-AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
 
 
 @dataclass(eq=False)
@@ -248,20 +253,6 @@ class Screen:
 def items_of(tasks: Iterable[Task]) -> int:
     """How many items tasks have together."""
     return sum(len(task.items) for task in tasks)
-
-
-def ask_alone(
-    evaluator: Evaluator, system: System | LoraprobeError, reading: ForecastTexts | None
-) -> AnsweredAlone:
-    """What a system answers, and its next tokens; in any process. Raises its error."""
-    if isinstance(system, LoraprobeError):
-        raise system
-    next_tokens = None
-    if reading is not None:
-        with evaluator.scorer.with_composition(system.composition) as scorer:
-            next_tokens, answers = reading.read(scorer, system.name)
-        evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
-    return evaluator.run([system]), next_tokens
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Coverage probes: measure what the base and each adapter alone know about a task.
 
 The registry lists the probes in the files of this folder. `cover` runs all probes on tasks.
-`forecast_recorded` computes the gain of compositions if the adapters' effects were added.
+`AdditiveForecast` is what compositions would answer if the adapters' effects were added.
 `probe_without_task` compares base and adapters without a task, on prompts from a file or from
 `generated_prompts`.
 """
@@ -16,8 +16,6 @@ from loraprobe.probes._forecast import (
     AdditiveForecast,
     ForecastTexts,
     forecast_gains,
-    forecast_recorded,
-    scored_questions,
 )
 from loraprobe.probes._probe import CoverageProbe, ProbeContext, likelihoods
 from loraprobe.probes._taskless import generated_prompts, probe_without_task

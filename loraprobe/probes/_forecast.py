@@ -4,9 +4,8 @@ If the adapters' effects on the next token were added, a composition's logits wo
 base plus the effect of each member, z_S = z_0 + sum over a in S of (z_a - z_0). A real composition
 differs by interference inside the network. The answers are judged and compared in the same way as
 those of a real system. Log-probabilities serve as logits, since a softmax removes the constant by
-which they differ. `forecast_recorded` adds what was scored when the base and the adapters were
-asked alone. `AdditiveForecast` adds what one pass of each gave as next tokens, for every set of a
-library; a set is never read itself.
+which they differ. `AdditiveForecast` adds what one pass of the base and of each adapter gave as
+next tokens, for any set of them; a set is never read itself.
 """
 
 from __future__ import annotations
@@ -21,11 +20,10 @@ import torch
 from torch import Tensor
 
 from loraprobe.defaults import LOSS
-from loraprobe.evaluation import System, gains, retention
-from loraprobe.evaluation.gains import task_names
+from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.plan import Question, questions
-from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult, Retention
-from loraprobe.scoring import NextTokens, Recorder, Scorer
+from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
+from loraprobe.scoring import NextTokens, Scorer
 from loraprobe.scoring.likelihood import TOP
 from loraprobe.tasks import METRICS, Task
 
@@ -39,51 +37,6 @@ TIE = 1e-4  # logits: a token this close below the largest one counts as the lar
 ABSENT = -1e4  # the logit of a place of the support without a token
 
 TokenRow = tuple[tuple[int, ...], int]  # token ids, and the index of the first that is predicted
-
-
-def forecast_recorded(
-    scorer: Scorer,
-    adapters: Sequence[str],
-    compositions: Sequence[str],
-    tasks: Sequence[Task],
-    recorder: Recorder,
-    *,
-    results: Sequence[ItemResult],
-    metric: str | None,
-    seed: int,
-) -> tuple[Forecast, ...]:
-    """The forecast of questions that are judged by likelihood, without a pass over the model.
-
-    compositions: names of those that add all adapters at gates of 1. recorder: has taken what the
-    base and each adapter scored on these tasks. results: theirs. There is no row if something is
-    missing.
-    """
-    asked = scored_questions(tasks, metric)
-    pairs = [pair for q in asked for pair in _pairs(q)]
-    scores = {}
-    for pair, (ids, start) in zip(pairs, scorer.encoded(pairs), strict=True):
-        gold = ids[start:]
-        logprob = recorder.logprob(pair, gold)
-        if logprob is None:
-            return ()
-        scores[pair] = logprob, len(gold)
-    answers = [
-        q.scored(name, [scores[pair] for pair in _pairs(q)]) for name in compositions for q in asked
-    ]
-    return forecast_gains(answers, results, adapters, compositions, seed)
-
-
-def scored_questions(tasks: Sequence[Task], metric: str | None) -> list[Question]:
-    """The composed questions that are judged by the likelihood of given texts.
-
-    There are none if a task is one of lm-evaluation-harness, which asks by itself.
-    """
-    asked = [] if any(task.of_harness for task in tasks) else questions(tasks, metric)
-    return [q for q in asked if q.part == QUESTION and not q.generated]
-
-
-def _pairs(question: Question) -> list[tuple[str, str]]:
-    return [(question.prompt, text) for text in question.continuations]
 
 
 def forecast_gains(
@@ -102,8 +55,7 @@ def forecast_gains(
     alone = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    every = [*alone, *answers]
-    rows = gains(every, systems, seed=seed)
+    rows = gains([*alone, *answers], systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:
@@ -117,21 +69,9 @@ def forecast_gains(
             part=row.part,
             against=row.against,
             against_part=row.against_part,
-            retentions=_retentions(every, systems, row),
         )
         for row in (best[name] for name in compositions if name in best)
     )
-
-
-def _retentions(
-    results: Sequence[ItemResult], systems: Sequence[System], row: Gain
-) -> tuple[Retention, ...]:
-    """What a composition would keep of each task's specialist, where there are several tasks."""
-    tasks = task_names(results)
-    if len(tasks) < 2:
-        return ()
-    retentions = ((t, retention(results, systems, row.system, t, row.part)) for t in tasks)
-    return tuple(Retention(task, *kept) for task, kept in retentions if kept is not None)
 
 
 class Wanted(NamedTuple):

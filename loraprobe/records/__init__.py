@@ -61,7 +61,6 @@ from loraprobe.records.measurements import (
     LibraryScore,
     Measurement,
     Reply,
-    Retention,
     Rounds,
     Sample,
     Score,

@@ -275,22 +275,12 @@ class GuardScore:
 
 
 @dataclass(frozen=True)
-class Retention:
-    """The share of its specialist's gain over the base that a composition keeps on one task."""
-
-    task: str
-    value: float
-    ci95: Interval
-
-
-@dataclass(frozen=True)
 class Forecast:
     """What one composition would gain if the adapters' effects on the next token simply added.
 
     `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
     `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
-    the form of the question on which it gains more. Of several tasks it is the mean, and
-    `retentions` say what would be kept on each.
+    the form of the question on which it gains more. Of several tasks it is the mean.
     """
 
     system: str
@@ -300,7 +290,6 @@ class Forecast:
     part: ItemPart = QUESTION
     against: str = "base"
     against_part: ItemPart = QUESTION
-    retentions: tuple[Retention, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,6 @@ from loraprobe.scoring.likelihood import (
     TOP,
     Likelihood,
     NextTokens,
-    Recorder,
     likelihood,
     score_continuations,
 )
@@ -73,7 +72,6 @@ class ModelScorer(Scorer):
             )
         self.model, self.tokenizer = model, tokenizer
         self.progress = progress
-        self.recorder: Recorder | None = None  # takes the logits of scored continuations
         longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self.vocab_size = int(model.config.get_text_config().vocab_size)
         self.context = int(longest) if longest and longest > 0 else None
@@ -176,16 +174,11 @@ class ModelScorer(Scorer):
         cache allows it.
         """
         unique = list(dict.fromkeys(pairs))
-        found = dict(zip(unique, self.score_tokens(self.encoded(unique), unique), strict=True))
+        found = dict(zip(unique, self.score_tokens(self.encoded(unique)), strict=True))
         return [found[pair] for pair in pairs]
 
-    def score_tokens(
-        self, encoded: Sequence[tuple[Sequence[int], int]], pairs: Sequence[tuple[str, str]] = ()
-    ) -> list[Likelihood]:
-        """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0.
-
-        pairs: the texts, as the recorder names them; without them nothing is recorded.
-        """
+    def score_tokens(self, encoded: Sequence[tuple[Sequence[int], int]]) -> list[Likelihood]:
+        """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0."""
         found: dict[int, Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
@@ -193,8 +186,6 @@ class ModelScorer(Scorer):
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
                 found[i] = likelihood(logits, gold)
-                if self.recorder is not None and pairs:
-                    self.recorder.take(pairs[i], logits)
 
         score_continuations(self, encoded, keep)
         return [found[i] for i in range(len(encoded))]

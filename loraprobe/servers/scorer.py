@@ -50,8 +50,6 @@ class ServedScorer(Scorer):
     limit.
     """
 
-    recorder = None  # logits of a server are not kept
-
     def __init__(
         self,
         server: Server,

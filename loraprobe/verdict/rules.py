@@ -176,13 +176,7 @@ def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
         against=reasons.against(forecast),
         items=count(forecast.n, "item"),
     )
-    about_retentions = [
-        reason_of("forecast-retention", row.value, evidence.retention, forecast=forecast, row=row)
-        for row in (forecast.retentions if evidence.several else ())
-    ]
-    return replace(
-        verdict, reasons=(*verdict.reasons, about_gain, *about_retentions), forecast=forecast
-    )
+    return replace(verdict, reasons=(*verdict.reasons, about_gain), forecast=forecast)
 
 
 # ---- before compositions are asked ---------------------------------------------------------------

@@ -24,7 +24,6 @@ from loraprobe.merging import METHODS, merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
-from loraprobe.scoring.likelihood import Recorder
 from loraprobe.scoring.model_scorer import loss_with_gradients, read_texts
 
 pytestmark = pytest.mark.gpu
@@ -209,12 +208,8 @@ def test_batches_and_draws_are_those_of_the_cpu(device, size):
     found = {}
     for place in ("cpu", device):
         scorer = ModelScorer(llama().to(place), word_tokenizer(), batch_size=size)
-        scorer.recorder = recorder = Recorder("base", ["e0", "e1"])
-        for name, weights in {"base": (0.0, 0.0), "e0": (1.0, 0.0), "e1": (0.0, 1.0)}.items():
-            one = Composition(name, experts(2), ConstantGates(weights))
-            with recorder.of(name), scorer.with_composition(one):
-                scorer.loglikelihood(PAIRS)
-        likely = [recorder.logprob(pair, scorer.encoder.pairs([pair])[0][0][-1:]) for pair in PAIRS]
+        with scorer.with_composition(Composition("e0", experts(2), ConstantGates((1.0, 0.0)))):
+            likely = [one.logprob for one in scorer.loglikelihood(PAIRS)]
         rows = scorer.encoded(PAIRS)
         rows = [(tuple(ids[:-1]), start) for ids, start in rows if start < len(ids) - 1]
         wanted = [(row, 0, ids[start]) for row, (ids, start) in enumerate(rows)]

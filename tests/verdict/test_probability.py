@@ -13,7 +13,7 @@ import jsonschema
 import making
 import numpy as np
 import pytest
-from calibrations import DOCUMENT, calibration, case, forecast, measured, score
+from calibrations import DOCUMENT, calibration, case, measured, score
 from evidences import evidence_of, replaced
 from scipy import integrate, stats
 from typer.testing import CliRunner
@@ -30,7 +30,6 @@ from loraprobe.records import (
     Gain,
     ItemPart,
     Provenance,
-    Retention,
     Rounds,
     Score,
 )
@@ -155,20 +154,6 @@ def test_no_forecast_exceeds_what_the_best_single_leaves():
     assert decide(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
     losses = case(0.3, scores=as_losses(scores))
     assert decide(losses, calibration()).forecast.gain == 0.3
-
-
-def test_several_tasks_have_a_forecast_of_the_mean_and_one_of_each_retention():
-    rows = tuple(
-        score(name, kind, value, task=t)
-        for t in "tu"
-        for name, kind, value in (("base", "base", 0.1), ("a", "adapter", 0.3))
-    )
-    kept = (Retention("t", 0.9, (0.8, 1.0)), Retention("u", 0.4, (0.2, 0.6)))
-    one = forecast(0.2, "sum", retentions=kept)
-    found = decide(case(scores=rows, tasks=2, forecasts=(one,)), calibration())
-    told = by_code(found, "forecast-retention")
-    assert [(r.value, r.threshold) for r in told] == [(0.9, 0.8), (0.4, 0.8)]
-    assert found.forecast.gain == 0.2 and found.probability is None
 
 
 def kept_of(first, second, level="pilot", **rest):

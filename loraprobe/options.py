@@ -100,9 +100,9 @@ class AdapterOptions:
     serve: tuple[str, ...] = option(
         (),
         "SERVER",
-        "Servers: vllm, sglang, llama.cpp, ollama, peft (each may have @VERSION), or all; with "
-        "commas, or repeated. inspect tells what they would refuse or misread in the file; other "
-        "commands advise what they can run, with the commands that serve it.",
+        "Servers: vllm, sglang, llama.cpp, ollama, peft, or all; with commas, or repeated. inspect "
+        "tells what they would refuse or misread in the file; other commands advise what they can "
+        "run, with the commands that serve it.",
         decides="question",
     )
     balance: Literal["none", "norm"] = option(

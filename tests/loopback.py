@@ -74,7 +74,7 @@ class ModelServer:
     """Replies of an OpenAI-compatible server that loads adapters while it runs.
 
     scale: what the server multiplies adapters by, 1 for one that reads them right. most: the
-    largest rank that it takes. scores: "vllm", "echo" or "" for how it scores prompts, "base" if it
+    largest rank that it takes. scores: "vllm" or "" for whether it scores prompts, "base" if it
     does so without adapters, "fails" if it cannot. weighs: adapters that it has from its start,
     which requests weigh, as llama.cpp's server does. named: adapters that it has from its start
     under their names. loads: whether it loads others. sglang: its paths and names are SGLang's.
@@ -171,21 +171,15 @@ class ModelServer:
             choice: dict[str, Any] = {"text": new, "finish_reason": ended, "logprobs": None}
             if body.get("logprobs"):
                 choice["logprobs"] = {"token_logprobs": [first]}
-        if not {"prompt_logprobs", "echo"} & set(body):
+        if "prompt_logprobs" not in body:
             return choice
         scored_by = {**body, "model": "base"} if self.scores == "base" else body
         with self.applied(scored_by):
             scores = self.model(torch.tensor([ids])).logits[0].log_softmax(-1)
             golds = [float(scores[i - 1, ids[i]]) for i in range(1, len(ids))]
-            if "prompt_logprobs" in body and self.scores in ("vllm", "base"):
-                rows = []
-                for i, gold, of_place in zip(ids[1:], golds, scores, strict=False):
-                    top = of_place.topk(min(body["prompt_logprobs"], len(of_place)))
-                    both = zip(top.indices.tolist(), top.values.tolist(), strict=True)
-                    rows.append({str(token): {"logprob": one} for token, one in [*both, (i, gold)]})
+            if self.scores in ("vllm", "base"):
+                rows = [{str(i): {"logprob": g}} for i, g in zip(ids[1:], golds, strict=True)]
                 choice["prompt_logprobs"] = [None, *rows]
-            if body.get("echo") and self.scores == "echo":
-                choice["logprobs"] = {"token_logprobs": [None, *golds, first]}
         return choice
 
     def written(self, ids: list[int], most: int, stop: list[str]) -> tuple[str, float, str]:
@@ -237,17 +231,13 @@ class ModelServer:
 
 PROGRAM = """#!{python}
 # vllm serve ... --port N: passes requests on to the server that $BEHIND names, and has a child.
-import os, socket, subprocess, sys, urllib.error, urllib.request
+import os, subprocess, sys, urllib.error, urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-port, kept = int(sys.argv[sys.argv.index("--port") + 1]), "for nobody"
-try:
-    socket.socket().bind(("127.0.0.1", port))
-except OSError:
-    kept = "for us"
+port = int(sys.argv[sys.argv.index("--port") + 1])
 child = subprocess.Popen(["sleep", "600"])
 with open(os.environ["PIDS"], "w") as file:
-    print(os.getpid(), child.pid, kept, *sys.argv, file=file)
+    print(os.getpid(), child.pid, *sys.argv, file=file)
 if "BEHIND" not in os.environ:
     sys.exit("ValueError: no such base")
 

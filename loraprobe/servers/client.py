@@ -16,7 +16,6 @@ import httpx
 from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
 
 from loraprobe.errors import ServerError, UsageError
-from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.secrets import scrub
 
 KEY = "OPENAI_API_KEY"
@@ -24,7 +23,6 @@ IN_FLIGHT = 64  # requests that are open at once
 CONNECT = 10.0  # seconds until a connection stands
 PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
 BUSY = (429, 503)  # a server that answers so is asked again
-HEALTH = 10.0  # seconds until a server that still owes answers is asked whether it lives
 LONGEST = 1 << 26  # bytes of an answer that are read
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
 # A server takes values that are not given from the base's generation_config.json.
@@ -74,9 +72,6 @@ class WrittenText(BaseModel):
 
     text: Annotated[str, Field(validation_alias=AliasPath("choices", 0, "text"))]
     end: Annotated[str | None, Field(validation_alias=AliasPath("choices", 0, "finish_reason"))]
-    ids: Annotated[
-        list[int] | None, Field(validation_alias=AliasPath("choices", 0, "token_ids"))
-    ] = None
 
 
 class _Loaded(BaseModel):
@@ -97,27 +92,19 @@ class _TokenLog(BaseModel):
 class ScoredPrompt(BaseModel):
     """log-probabilities of prompts
 
-    by_id: of each position, by token id, as vLLM's `prompt_logprobs`. echoed: as OpenAI's `echo`.
+    by_id: of each position, by token id.
     """
 
     by_id: Annotated[
         list[dict[int, _TokenLog] | None] | None,
         Field(validation_alias=AliasPath("choices", 0, "prompt_logprobs")),
     ] = None
-    echoed: Annotated[
-        list[float | None] | None, Field(validation_alias=AliasPath(*_LOGPROBS, "token_logprobs"))
-    ] = None
 
-    def of(self, ids: Sequence[int], start: int) -> Likelihood | None:
-        """The likelihood of ids[start:] after ids[:start]; None where the answer lacks it."""
-        found: list[float | None] = []
-        if self.by_id is not None:
-            for i, held in list(zip(ids, self.by_id, strict=False))[start:]:
-                found.append(held[i].logprob if held and i in held else None)
-        elif self.echoed is not None:
-            found = self.echoed[start : len(ids)]
-        scores = tuple(one for one in found if one is not None)
-        return Likelihood(scores, (), (), (), ()) if len(scores) == len(ids) - start else None
+    def of(self, ids: Sequence[int], start: int) -> tuple[float, ...] | None:
+        """The log-probabilities of ids[start:] after ids[:start]; None where one is missing."""
+        held = list(zip(ids, self.by_id or [], strict=False))[start:]
+        found = [one[token].logprob for token, one in held if one and token in one]
+        return tuple(found) if len(found) == len(ids) - start else None
 
 
 Document = TypeVar("Document", bound=BaseModel)
@@ -247,32 +234,7 @@ class Server:
                 async with room:
                     return await self._patiently(client, path, body)
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(one(body)) for body in bodies]
-                    watch = group.create_task(self._watch(client))
-                    await asyncio.wait(tasks)
-                    watch.cancel()
-            except ExceptionGroup as several:
-                raise several.exceptions[0] from None
-        return [task.result() for task in tasks]
-
-    async def _watch(self, client: httpx.AsyncClient) -> None:
-        """Raises ServerError once the server says twice in a row that it is dead, or is gone.
-
-        Requests to a vLLM whose engine has died are never answered.
-        """
-        failed = 0
-        while failed < 2:
-            await asyncio.sleep(HEALTH)
-            try:
-                answer = await client.get(f"{self.address}/health")
-                failed = failed + 1 if answer.status_code == 503 else 0
-            except httpx.ConnectError:
-                failed += 1
-            except httpx.HTTPError:
-                failed = 0  # it is busy
-        raise self._error("died while it answered", "so its /health says", "start it again")
+            return await asyncio.gather(*map(one, bodies))
 
     async def _patiently(
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None

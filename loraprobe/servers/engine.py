@@ -180,7 +180,7 @@ def started_vllm(
             f"The merges have rank {rank} and vLLM takes at most {ranks[-1]}; use --engine "
             "transformers."
         )
-    port, taken = _own_port()
+    port = _free_port()
     command = [program, "serve", str(base.path), "--served-model-name", "base", "--enable-lora"]
     command += ["--max-lora-rank", str(most), "--dtype", session.dtype, "--max-model-len", "auto"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--lora-target-modules", *targets]
@@ -191,7 +191,7 @@ def started_vllm(
         command.append("--trust-remote-code")
     allowed = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "HF_HUB_OFFLINE": "1"}
     address = f"http://127.0.0.1:{port}"
-    with taken, tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryFile() as told:
         process = subprocess.Popen(
             [sys.executable, supervisor.__file__, str(place), *command],
             env={**os.environ, **allowed},
@@ -210,20 +210,11 @@ def started_vllm(
             process.wait()
 
 
-def _own_port() -> tuple[int, socket.socket]:
-    """A free port of loopback, and a socket that keeps others from getting it until it is closed.
-
-    On Linux a server may bind a port that is bound already, if both sockets reuse addresses and
-    neither listens; the port of a bound socket is given to nobody who asks for any. Elsewhere the
-    port is only free now.
-    """
-    taken = socket.socket()
-    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    taken.bind(("127.0.0.1", 0))
-    port = taken.getsockname()[1]
-    if sys.platform != "linux":
-        taken.close()
-    return port, taken
+def _free_port() -> int:
+    """A port of loopback that is free now."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def _wait(

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from loraprobe.adapters import ModuleInfo, portable, save_adapter, with_below
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError
@@ -25,19 +23,11 @@ from loraprobe.formatting import listing
 from loraprobe.merging import merge
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Likelihood, ModelScorer, NextTokens, Scorer
-from loraprobe.scoring.generation import LOOP, REPEATED, Written, filled_up, first_line
-from loraprobe.scoring.likelihood import TOP
+from loraprobe.scoring.generation import Written, first_line
 from loraprobe.scoring.scorer import NEW_TOKENS
 from loraprobe.servers.client import GREEDY, ScoredPrompt, Server, WrittenText
 
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
-# vLLM ends a text that repeats itself: what `period` finds, up to patterns of so many tokens.
-LONGEST_PATTERN = 128
-REPETITION = {"min_pattern_size": LOOP // REPEATED, "max_pattern_size": LONGEST_PATTERN}
-ENDS_REPETITION = {
-    "repetition_detection": {**REPETITION, "min_count": REPEATED},
-    "return_token_ids": True,
-}
 
 
 class ServedScorer(Scorer):
@@ -65,10 +55,10 @@ class ServedScorer(Scorer):
         self.stops, self.vocab_size = local.stops, local.vocab_size
         self._accept = accept
         self._model: Mapping[str, Any] | None = placing.base
+        self._asked: Composition | None = None
         # What it says of compositions, which are held so that no other gets their place.
         self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
         self._here: dict[str, None] = {}  # names of the compositions that transformers ran
-        self._echo: list[bool] = []  # not empty: the server scores prompts by echo alone
 
     @property
     def model(self) -> Mapping[str, Any]:
@@ -83,11 +73,12 @@ class ServedScorer(Scorer):
         This one, or, where the server cannot run it, that by transformers here. A composition is
         placed and accepted once. Raises ServerError.
         """
-        before = self._model
+        before = self._model, self._asked
         try:
             for one in dict.fromkeys((None, composition)):  # others are compared with the base
                 self._model = self._placed(one)
             if self._model is not None or composition is None:
+                self._asked = composition
                 yield self
                 return
             self._here[composition.name] = None
@@ -95,7 +86,7 @@ class ServedScorer(Scorer):
             with local.with_composition(composition) as scorer:
                 yield scorer
         finally:
-            self._model = before
+            self._model, self._asked = before
 
     def _placed(self, composition: Composition | None) -> Mapping[str, Any] | None:
         """What a request says of a composition that the server was shown to run; else None."""
@@ -149,7 +140,7 @@ class ServedScorer(Scorer):
             for prompt, (ids, room) in self.rooms(prompts, max_new_tokens).items()
         }
         if not until_newline:
-            found = self._written({p: {**body, **ENDS_REPETITION} for p, body in bodies.items()})
+            found = self._written(bodies)
             ended = {prompt: _until(one, until) for prompt, one in found.items()}
         else:  # a server stops at the first newline, also before the first word
             found = self._written({p: {**body, "stop": ["\n"]} for p, body in bodies.items()})
@@ -159,50 +150,39 @@ class ServedScorer(Scorer):
 
     def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
         """The completion of each request."""
-        found = dict[str, Written]()
         answers = self.server.ask("/v1/completions", list(bodies.values()), WrittenText)
-        for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
-            text, cut = answer.text, answer.end in ("length", "repetition")
-            if answer.end == "repetition" and answer.ids:
-                text = self.decode(filled_up(answer.ids, body["max_tokens"]))
-            found[prompt] = Written(text, cut)
-        return found
+        return {
+            prompt: Written(answer.text, answer.end == "length")
+            for prompt, answer in zip(bodies, answers, strict=True)
+        }
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """`Scorer.loglikelihood`: the log-probabilities of the tokens, and no other statistics.
 
-        vLLM gives them by `prompt_logprobs`, other servers by `echo`. Raises ServerError where a
-        server gives neither.
+        Raises ServerError where a server gives no `prompt_logprobs`, as vLLM does.
         """
-        unique = list(dict.fromkeys(pairs))
-        encoded = self.encoded(unique)
-        ways = [{"echo": True, "logprobs": 1}, {"prompt_logprobs": 0}][: 1 if self._echo else 2]
-        body = {**self.model, "max_tokens": 1, **GREEDY}
-        scores: list[Likelihood | None] = [None] * len(unique)
-        for way in reversed(ways):
-            bodies = [{**body, **way, "prompt": ids} for ids, _ in encoded]
-            try:
-                answers = self.server.ask("/v1/completions", bodies, ScoredPrompt)
-            except ServerError as error:
-                if "echo" in way and error.status is not None:
-                    break  # as llama.cpp's server says that it knows none
-                if error.status != 500:
-                    raise
-                raise ServerError(
-                    f"{self.server.address} failed to score a prompt, as vLLM does where it "
-                    "expects an adapter of the head; start it with --lora-target-modules and the "
-                    "names of your adapters' modules, such as q_proj v_proj."
-                ) from None
-            scores = [one.of(ids, at) for one, (ids, at) in zip(answers, encoded, strict=True)]
-            if None not in scores:
-                break
-            self._echo.append(True)
-        found = {pair: one for pair, one in zip(unique, scores, strict=True) if one is not None}
-        if len(found) < len(unique):
+        encoded = dict(zip(pairs, self.encoded(pairs), strict=True))
+        body = {**self.model, "max_tokens": 1, **GREEDY, "prompt_logprobs": 0}
+        bodies = [{**body, "prompt": ids} for ids, _ in encoded.values()]
+        try:
+            answers = self.server.ask("/v1/completions", bodies, ScoredPrompt)
+        except ServerError as error:
+            if error.status != 500:
+                raise
             raise ServerError(
-                f"{self.server.address} gives no log-probabilities of prompts, which questions "
-                "with choices and losses need; take vLLM, or --engine transformers."
-            )
+                f"{self.server.address} failed to score a prompt, as vLLM does where it "
+                "expects an adapter of the head; start it with --lora-target-modules and the "
+                "names of your adapters' modules, such as q_proj v_proj."
+            ) from None
+        found = {}
+        for (pair, (ids, start)), answer in zip(encoded.items(), answers, strict=True):
+            scores = answer.of(ids, start)
+            if scores is None:
+                raise ServerError(
+                    f"{self.server.address} gives no log-probabilities of prompts, which questions "
+                    "with choices and losses need; take vLLM, or --engine transformers."
+                )
+            found[pair] = Likelihood(scores, (), (), (), ())
         return [found[pair] for pair in pairs]
 
     def next_tokens(
@@ -210,37 +190,9 @@ class ServedScorer(Scorer):
         rows: Sequence[tuple[Sequence[int], int]],
         wanted: Sequence[tuple[int, int, int]],
     ) -> NextTokens:
-        """`Scorer.next_tokens`. Raises ServerError where a server gives fewer than TOP tokens.
-
-        A server scores the tokens of prompts, so one that is wanted behind a row is sent with it.
-        """
-        lengths = [len(ids) - start for ids, start in rows]
-        ends = [(row, token) for row, place, token in wanted if place == lengths[row]]
-        others = set(range(len(rows))) - {row for row, _ in ends}
-        sent = list(dict.fromkeys([*ends, *((row, rows[row][0][0]) for row in sorted(others))]))
-        body = {**self.model, "max_tokens": 1, **GREEDY, "prompt_logprobs": TOP}
-        bodies = [{**body, "prompt": [*rows[row][0], token]} for row, token in sent]
-        found = [
-            one.by_id or [] for one in self.server.ask("/v1/completions", bodies, ScoredPrompt)
-        ]
-        answers = dict(zip(sent, found, strict=True))
-        of_row = {row: positions for (row, _), positions in answers.items()}
-        most, tops = min(TOP, self.vocab_size), list[list[tuple[int, float]]]()
-        for row, (_, start) in enumerate(rows):
-            positions = of_row[row][start:] or [{}]
-            given = [{t: log.logprob for t, log in (one or {}).items()} for one in positions]
-            tops += [sorted(one.items(), key=lambda log: -log[1])[:most] for one in given]
-            if len(given) != lengths[row] + 1 or any(len(one) < most for one in given):
-                raise ServerError(
-                    f"{self.server.address} does not give the {most} likeliest tokens of prompts, "
-                    "from which sets of adapters are forecast; take vLLM, or --engine transformers."
-                )
-        values = []
-        for row, place, token in wanted:
-            positions = answers.get((row, token), of_row[row])
-            values.append((positions[rows[row][1] + place] or {})[token].logprob)
-        both = torch.tensor(tops, dtype=torch.float64)
-        return NextTokens(both[..., 0].to(torch.int32), both[..., 1].float(), torch.tensor(values))
+        """`Scorer.next_tokens`, by transformers here."""
+        with self.local.with_composition(self._asked) as scorer:
+            return scorer.next_tokens(rows, wanted)
 
 
 def _first_line(written: Written) -> Written:

@@ -43,15 +43,13 @@ Effect = Literal["refuses", "misreads", "may refuse"]
 class KnownServer:
     """A server, the version whose source was read, and when.
 
-    `oldest` is the first version of which all rules are known, where that is not `version`. `ranks`
-    are the values of its limit on the rank, the default first; () for none. The others are parts of
-    the commands that serve adapters (servers.toml).
+    `ranks` are the values of its limit on the rank, the default first; () for none. The others are
+    parts of the commands that serve adapters (servers.toml).
     """
 
     version: str
     checked: str
     source: str
-    oldest: str = ""
     ranks: tuple[int, ...] = ()
     once: tuple[str, ...] = ()
     each: tuple[str, ...] = ()
@@ -108,15 +106,15 @@ def serving_issues(
     """What servers would refuse or read as another function in this file, as issues.
 
     base: the directory of the base's config.json, whose class a server loads; None if unknown.
-    wanted: names of servers with or without @VERSION, or "all", also with commas between them. A
-    server without an error gets a note with the command that starts it. A feature that the version
-    reads and older ones did not is a warning. Raises UsageError for a name that is not known.
+    wanted: names of servers, or "all", also with commas between them. A server without an error
+    gets a note with the command that starts it. A feature that only older versions do not read is a
+    warning. Raises UsageError for a name that is not known.
     """
-    versions = servers_named(wanted)
+    named_servers = servers_named(wanted)
     place = shlex.quote(adapter.source.public)
     named = shlex.quote(public_name(adapter.base_model) or "BASE")
     groups: dict[Unread, list[str]] = {}
-    for server, unread in _unread(adapter, versions, base):
+    for server, unread in _unread(adapter, named_servers, base):
         groups.setdefault(unread, []).append(server)
     issues = [
         Issue(
@@ -133,20 +131,20 @@ def serving_issues(
         for (feature, effect, severity, before), servers in groups.items()
     ]
     bad = refusing(adapter, wanted, base)
-    for name in versions:
+    for name in named_servers:
         if name not in bad:
             places, rank = {adapter.name: adapter.source.public}, adapter.rank_range[1]
             cure = " && ".join(map(str, serving_commands(name, adapter.base_model, places, rank)))
-            message = f"{name} {versions[name]} reads it as it is."
+            message = f"{name} {SERVERS[name].version} reads it as it is."
             issues.append(Issue("note", OK, (adapter.name,), message, cure))
     return issues
 
 
 def refusing(adapter: Adapter, wanted: Sequence[str], base: Path | None = None) -> list[str]:
     """The servers that would refuse a file or read it as another function, as `serving_issues`."""
-    versions = servers_named(wanted)
-    bad = {name for name, unread in _unread(adapter, versions, base) if unread[2] == "error"}
-    return [name for name in versions if name in bad]
+    servers = servers_named(wanted)
+    bad = {name for name, unread in _unread(adapter, servers, base) if unread[2] == "error"}
+    return [name for name in servers if name in bad]
 
 
 def as_written(adapter: Adapter, place: str) -> Adapter:
@@ -197,50 +195,34 @@ def _plain(name: str) -> str:
     return re.sub(r"[^\w.-]", "-", name)
 
 
-def servers_named(wanted: Sequence[str]) -> dict[str, str]:
-    """Name of a server -> the version that was asked for, by default the newest checked."""
+def servers_named(wanted: Sequence[str]) -> list[str]:
+    """The servers of --serve. Raises UsageError for a name that is not known."""
     names = [name.strip() for text in wanted for name in text.split(",") if name.strip()]
-    versions: dict[str, str] = {}
     if not names:
         raise UsageError(f"--serve names no server; give {', '.join(SERVERS)} or all.")
-    for name in [*SERVERS] if "all" in names else names:
-        server, _, version = name.partition("@")
-        if server not in SERVERS:
+    for name in names:
+        if name not in (*SERVERS, "all"):
             known = f"{', '.join(SERVERS)} and all"
-            raise UsageError(f"--serve knows no server {server!r}; there are {known}.")
-        newest, oldest = SERVERS[server].version, SERVERS[server].oldest or SERVERS[server].version
-        if version not in ("", newest) and not () < _number(oldest) <= _number(version):
-            raise UsageError(
-                f"--serve={name}: what {server} does is known from version {oldest} on; leave "
-                f"@{version} out."
-            )
-        versions[server] = version or newest
-    return versions
-
-
-def _number(version: str) -> tuple[int, ...]:
-    """The numbers of a version such as 0.31.0rc1; none of a commit."""
-    found = re.match(r"v?(\d+(?:\.\d+)+)", version)
-    return tuple(map(int, found[1].split("."))) if found else ()
+            raise UsageError(f"--serve knows no server {name!r}; there are {known}.")
+    return [*SERVERS] if "all" in names else list(dict.fromkeys(names))
 
 
 Unread = tuple[str, Effect, Severity, str]  # feature, effect, severity, " before VERSION" or ""
 
 
 def _unread(
-    adapter: Adapter, versions: Mapping[str, str], base: Path | None
+    adapter: Adapter, servers: Sequence[str], base: Path | None
 ) -> Iterator[tuple[str, Unread]]:
     """(server, what it does not read) by the rules and by the limits on ranks."""
     held = _features(adapter)
     if base is not None and _of_another_class(adapter, Base(adapter.base_model or "", base)):
         held.add("other-class")
-    for feature, servers, effect, fixed in RULES:
-        for server in servers if feature in held else ():
-            if server in versions:
-                reads = fixed and _number(versions[server]) >= _number(fixed)
+    for feature, names, effect, fixed in RULES:
+        for server in names if feature in held else ():
+            if server in servers:
                 before = f" before {fixed}" if fixed else ""
-                yield server, (feature, effect, "warning" if reads else SEVERITIES[effect], before)
-    for server in versions:
+                yield server, (feature, effect, "warning" if fixed else SEVERITIES[effect], before)
+    for server in servers:
         ranks, rank = SERVERS[server].ranks, adapter.rank_range[1]
         if ranks and rank > max(ranks):
             yield server, ("rank", "refuses", "error", "")
@@ -367,7 +349,7 @@ class Serving:
     @property
     def named(self) -> list[str]:
         """The servers of --serve."""
-        return [*servers_named(self.wanted)] if self.wanted else []
+        return servers_named(self.wanted) if self.wanted else []
 
     @property
     def declared(self) -> str | None:
@@ -466,10 +448,9 @@ class Serving:
         return as_written(merged.written, local_name(str(self.target or "DIR")))
 
     def readers(self, files: Mapping[str, Adapter]) -> list[str]:
-        """The servers, those of --serve in their versions, that read all of these files as they
-        are."""
-        wanted, parts = [*RUNNING, *self.wanted], with_below([*files.values()])
-        bad = {one for adapter in parts for one in refusing(adapter, wanted, self.config)}
+        """The servers that read all of these files as they are."""
+        parts = with_below([*files.values()])
+        bad = {one for adapter in parts for one in refusing(adapter, RUNNING, self.config)}
         return [server for server in RUNNING if server not in bad]
 
     def commands(self, servers: Sequence[str], files: Mapping[str, Adapter]) -> tuple[Command, ...]:

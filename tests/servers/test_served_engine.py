@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -21,13 +20,12 @@ from forks import Fork
 from loopback import ModelServer, server, write_vllm
 from making import peft_adapter, random_adapter, tiny_llama
 from typer.testing import CliRunner
-from words import chained, word_tokenizer
+from words import word_tokenizer
 
 import loraprobe
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.routing.constant import single
-from loraprobe.scoring import ModelScorer
 from loraprobe.servers import client
 from loraprobe.servers import scorer as by_server
 from loraprobe.servers.scorer import ServedScorer
@@ -229,10 +227,9 @@ def chosen_here(choices):
     return scores(json.loads(CliRunner().invoke(app, choices).stdout))
 
 
-@pytest.mark.parametrize("way", ["vllm", "echo"])
-def test_choices_are_scored_by_prompts(choices, chosen_here, way):
+def test_choices_are_scored_by_prompts(choices, chosen_here):
     """The log-probabilities of a server are those of transformers."""
-    with server(served_base(scores=way)) as (url, _):
+    with server(served_base()) as (url, _):
         served = CliRunner().invoke(app, [*choices, "--engine", url])
     assert scores(json.loads(served.stdout)) == chosen_here
 
@@ -278,24 +275,6 @@ def test_a_first_look_by_a_server_is_that_by_transformers():
         assert abs(mine.pop(("random-partner", form)) - theirs.pop(("random-partner", form))) < 0.1
     assert mine == theirs
     assert served["coverage"] == here["coverage"]
-
-
-def test_next_tokens_of_a_server_are_those_of_the_model():
-    """Several continuations of one row, and a row behind which nothing is wanted."""
-    made = served_base()
-    local = ModelScorer(made.model, made.tokenizer)
-    rows = [((5, 6, 7), 2), ((5, 6, 8, 9), 1), ((7, 3), 1)]
-    wanted = [(0, 0, 7), (0, 1, 4), (0, 1, 11), (1, 0, 6), (1, 2, 9), (2, 0, 3), (2, 1, 2)]
-    mine = local.next_tokens(rows, wanted)
-    with server(made) as (url, _):
-        scorer = ServedScorer(client.Server(url), Base(), local, accept=lambda *_: None)
-        with scorer.with_composition(None):
-            theirs = scorer.next_tokens(rows, wanted)
-    assert theirs.ids.tolist() == mine.ids.tolist()
-    assert theirs.logprobs.flatten().tolist() == pytest.approx(
-        mine.logprobs.flatten().tolist(), abs=1e-5
-    )
-    assert theirs.wanted.tolist() == pytest.approx(mine.wanted.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("command", ["inspect", "screen"])
@@ -404,20 +383,10 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on():
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
-    [
-        (["--executor", "ray"], "--engine transformers"),
-    ],
+    "engine", [["llama"], ["ftp://host"], ["vllm:1"], ["http://127.0.0.1:9", "--executor", "ray"]]
 )
-def test_what_needs_the_model_here_is_refused_before_anything_is_asked(more, told):
-    ended = run("http://127.0.0.1:9", *more)
-    error = json.loads(ended.stdout)["error"]
-    assert ended.exit_code == 2 and told in error["message"] and error["cure"]
-
-
-@pytest.mark.parametrize("engine", ["llama", "ftp://host", "vllm:1"])
 def test_a_bad_engine_is_a_wrong_usage(engine):
-    ended = run(engine)
+    ended = run(*engine)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "usage"
 
 
@@ -434,49 +403,11 @@ def test_an_adapter_with_more_than_factors_is_refused(tmp_path):
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["cure"]
 
 
-def test_a_server_that_died_is_not_waited_for(monkeypatch):
-    """vLLM's server answers no request any more when its engine is gone, and its /health tells."""
-    monkeypatch.setattr(client, "HEALTH", 0.05)
-    made, over = served_base(), threading.Event()
-
-    def dead(path: str, body: dict) -> tuple[int, Any]:
-        if path == "/v1/completions" and made.asked > 20:
-            over.wait(60)
-        return (503, b"") if path == "/health" and made.asked > 20 else made(path, body)
-
-    with server(dead) as (url, _):
-        ended = run(url)
-        over.set()
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server") and "/health" in error["message"]
-
-
 def test_patience_has_an_end(monkeypatch):
     monkeypatch.setattr(client, "PATIENCE", 0.3)
     with server(lambda path, body: (503, b"never")) as (url, _):
         ended = run(url)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"
-
-
-def test_a_text_that_repeats_itself_ends_early_and_is_filled_up():
-    """vLLM ends a text that goes round; its text is that of transformers."""
-    words, asked = word_tokenizer(), []
-    ids = words.get_vocab()
-    local = ModelScorer(chained([ids[w] for w in ("ada", "bo", "cy", "ulm", "ada")]), words)
-    local.context = None
-
-    def reply(path: str, body: dict) -> tuple[int, Any]:
-        asked.append(body)
-        new = [ids[w] for w in ("bo", "cy", "ulm", "ada")] * 16
-        text = {"text": words.decode(new), "finish_reason": "repetition", "token_ids": new}
-        return 200, {"choices": [text]}
-
-    with server(reply) as (url, _):
-        scorer = ServedScorer(client.Server(url), Counting(), local, accept=lambda *_: None)
-        found = scorer.write_all(["ada"], max_new_tokens=90)
-    assert found == local.write_all(["ada"], max_new_tokens=90) and found[0].cut
-    assert asked[0]["repetition_detection"]["min_count"] > 1
-    assert asked[0]["stop_token_ids"] == [ids["</s>"]]
 
 
 @pytest.fixture
@@ -516,8 +447,6 @@ def test_vllm_is_started_and_stopped(vllm, scale):
     ranks = [loraprobe.load(path).rank_range[1] for path in adapters]
     assert int(started[started.index("--max-lora-rank") + 1]) >= sum(ranks)
     assert started[started.index("--dtype") + 1] == "float32"
-    if sys.platform == "linux":  # nobody else can have got the port
-        assert "for us" in " ".join(started[2:4])
     assert "lm_head" not in started[started.index("--lora-target-modules") :]
     assert has_ended(vllm)
 

@@ -15,7 +15,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import UsageError
 from loraprobe.records import Command
 from loraprobe.servers import serving
-from loraprobe.servers.serving import FEATURES, SERVERS, servers_named, serving_issues
+from loraprobe.servers.serving import FEATURES, SERVERS, serving_issues
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -34,7 +34,6 @@ def refusing(place, code: str, *wanted: str) -> set[str]:
 
 # The scaling of a module by each server's source: r and lora_alpha are the config's.
 ARITHMETIC = {
-    "vllm@0.31.0": lambda c, A: c["lora_alpha"] / c["r"] ** (0.5 if c["use_rslora"] else 1),
     "sglang": lambda c, A: c["lora_alpha"] / c["r"],
     "llama.cpp": lambda c, A: c["lora_alpha"] / len(A),
     "ollama": lambda c, A: c["lora_alpha"] / len(A),
@@ -71,21 +70,6 @@ def test_a_server_is_accused_exactly_where_its_arithmetic_is_not_pefts(tmp_path,
 def test_what_only_older_versions_misread_is_a_warning(tmp_path):
     sound(tmp_path, alpha_pattern={"q_proj": 4})
     assert found(tmp_path, "vllm") == {"scaling-pattern": "warning"}
-    assert found(tmp_path, "vllm@0.31.0") == {"scaling-pattern": "error"}
-    assert found(tmp_path, "vllm@0.32.0") == {"scaling-pattern": "warning"}
-
-
-@pytest.mark.parametrize(
-    "named", ["vllm@0.1", "vllm@0.30.9", "vllm@x", "sglang@0.5.22", "llama.cpp@b6000", "ollama@0.5"]
-)
-def test_a_version_whose_rules_are_not_known_is_refused(named):
-    with pytest.raises(UsageError, match=re.escape(named)):
-        servers_named([named])
-
-
-def test_a_version_that_is_known_or_newer():
-    asked = ["vllm@0.31.0", "sglang@0.6.0rc1", "llama.cpp@0c1e57098", "ollama", "peft@1.0"]
-    assert [*servers_named(asked).values()] == ["0.31.0", "0.6.0rc1", "0c1e57098", "(GGUF)", "1.0"]
 
 
 def _peft(make=tiny_llama, **config):

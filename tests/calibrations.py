@@ -6,7 +6,7 @@ import tomllib
 from evidences import evidence_of
 from pydantic import TypeAdapter
 
-from loraprobe.records import QUESTION, Forecast, Gain, ItemPart, Score
+from loraprobe.records import QUESTION, Gain, ItemPart, Score
 from loraprobe.verdict.probability import Calibration
 
 SMALL = 160
@@ -51,16 +51,10 @@ def score(system, kind, value, part="question", task="t", metric="exact_match"):
     return Score(system, kind, task, ItemPart(part), metric, value, ci, 100)
 
 
-def forecast(gain=0.3, system="uniform", half=0.1, **rest):
-    made = {"n": 60, "against": "a"} | rest
-    return Forecast(system, gain, (gain - half, gain + half), **made)
-
-
-def case(gain=0.3, **rest):
-    """Base and two adapters on one task, and the forecasts of an average and a sum."""
+def case(**rest):
+    """Base and two adapters on one task."""
     scores = (score("base", "base", 0.1), score("a", "adapter", 0.3), score("b", "adapter", 0.2))
-    forecasts = (forecast(gain / 2, "uniform"), forecast(gain, "sum"))
-    made = {"scores": scores, "forecasts": forecasts, "tasks": 1, "level": "base"}
+    made = {"scores": scores, "tasks": 1, "level": "base"}
     made["hidden_size"] = SMALL
     return evidence_of(**{**made, **rest})
 
@@ -70,5 +64,5 @@ def measured(gain=0.2, half=0.15, **rest):
     scores = (*case().measured.scores, score("uniform", "merge", 0.3 + gain))
     ends = (gain - half, gain + half)
     row = Gain(None, QUESTION, "uniform", "a", gain, ends, ends, 30)
-    made = {"scores": scores, "gains": (row,), "forecasts": (), "level": "pilot"}
+    made = {"scores": scores, "gains": (row,), "level": "pilot"}
     return case(**{**made, **rest})

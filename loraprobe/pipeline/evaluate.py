@@ -36,7 +36,6 @@ from loraprobe.records import (
     SEVERAL_ADAPTERS,
     Coverage,
     EvaluationRecords,
-    Forecast,
     GateStatistics,
     ItemResult,
     Rounds,
@@ -361,9 +360,7 @@ class Asked:
             for name, last in self.dropped.items()
         ]
 
-    def records(
-        self, coverage: tuple[Coverage, ...] = (), forecasts: tuple[Forecast, ...] = ()
-    ) -> EvaluationRecords:
+    def records(self, coverage: tuple[Coverage, ...] = ()) -> EvaluationRecords:
         """What was measured, at the level of this round, beside what probes found."""
         here, scorer = self.round, self.evaluator.scorer
         baselines = [system for system in self.systems if system.kind in BASELINES]
@@ -376,7 +373,6 @@ class Asked:
         return replace(
             self.measured,
             coverage=self.measured.coverage + coverage,
-            forecasts=forecasts,
             attribution=attribution,
             chain=evaluation.chain_hops(
                 self.systems, here.tasks, self.evaluator.ledger, scorer.chat_template

@@ -37,7 +37,7 @@ from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fi
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens, Scorer
 from loraprobe.session import Here, Session
-from loraprobe.tasks import Task, given_metric, is_generated
+from loraprobe.tasks import Task, given_metric
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
@@ -189,10 +189,9 @@ def open_evaluator(
         scorer, why, template = with_better_template(
             scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
         )
-        # Generated answers in the chosen form are results of the adapters. Those that are judged by
-        # likelihood are not: a forecast may read them from passes of the evaluation.
+        # Answers in the chosen form are results of the adapters.
         names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
-        known = [row for row in ledger if row.system in names and is_generated(row.metric)]
+        known = [row for row in ledger if row.system in names]
         ledger.add_missing([replace(row, system=names[row.system]) for row in known])
         stack.pop_all()
     notes += [*why, *told, kept]

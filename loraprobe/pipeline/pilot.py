@@ -1,8 +1,7 @@
 """The pilot: what `inspect` asks the base, of a sample of the items or of prompts without a task.
 
 The base and the single adapters answer, the probes ask the base, and a few questions are put to the
-compositions. That costs less than a forecast of generated answers and says more (docs/forecast.md).
-`merge-and-eval --resume` finds these answers.
+compositions. `merge-and-eval --resume` finds these answers.
 """
 
 from __future__ import annotations
@@ -10,20 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.plan import pilot_round, spread_sample
-from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import Asked, builder_for, controls_of_best
-from loraprobe.pipeline.evaluator import Evaluator, ask_alone, open_evaluator, open_scorer
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.systems import Plan, baseline_systems, constant_gates
+from loraprobe.pipeline.systems import Plan, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.probes import AdditiveForecast, ForecastTexts, forecast_gains
 from loraprobe.records import (
     FORMS,
     QUESTION,
@@ -31,7 +26,6 @@ from loraprobe.records import (
     Coverage,
     EvaluationRecords,
     EvidenceLevel,
-    Forecast,
     ItemResult,
 )
 from loraprobe.scoring import ModelScorer
@@ -60,7 +54,7 @@ def run_pilot(
     sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
     short = {part for task in plan.tasks for part in task.parts} - {STEPS}
     with open_evaluator(inputs, plan, session) as evaluator:
-        results, forecasts = _answers_alone(replace(evaluator, tasks=first.tasks), singles)
+        results = replace(evaluator, tasks=first.tasks).run(singles)
         few = replace(evaluator, tasks=sample)
         results += few.run(singles, short)
         rows = few.probe_tasks(results, probe is not None)
@@ -81,7 +75,7 @@ def run_pilot(
         ]
         found, failed = _compositions(evaluator, first, singles, results)
     with session.stage("statistics"):
-        records = found.records(coverage=rows, forecasts=forecasts)
+        records = found.records(coverage=rows)
     notes = [*evaluator.notes, *notes, *plan.left_out, *failed, evaluator.scorer.note()]
     if len(found.systems) == len(singles):
         return "base", replace(records, rounds=None), notes
@@ -116,43 +110,6 @@ def _compositions(
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:
     """A sample of each task; a smaller sample is part of a larger one."""
     return [spread_sample(task, items, options.seed) for task in tasks]
-
-
-def _answers_alone(
-    evaluator: Evaluator, singles: Sequence[System]
-) -> tuple[list[ItemResult], tuple[Forecast, ...]]:
-    """The results of the base and the single adapters, and a forecast of merges at gates of 1.
-
-    Where every question is judged by likelihood, one pass of each system gives both. Generated
-    answers are not forecast: a first round of the compositions costs less and says more.
-    """
-    session, scorer = evaluator.session, evaluator.scorer
-    options, adapters = session.options, evaluator.inputs.adapters
-    ones = (1.0,) * len(adapters)
-    summed = [
-        spec
-        for spec in evaluator.plan.specs
-        if spec in METHODS and constant_gates(spec, options, None, len(adapters)) == ones
-    ]
-    stacked = any(adapter.below for adapter in adapters)  # would count twice
-    reading = None
-    if summed and isinstance(scorer, ModelScorer) and not stacked:
-        reading = ForecastTexts.of(scorer, evaluator.tasks, options.metric)
-    if reading is None or any(question.generated for question in reading.questions):
-        return evaluator.run(singles), ()
-    with session.stage("forecast"):
-        alone = [ask_alone(evaluator, system, reading) for system in singles]
-        results = [row for rows, _ in alone for row in rows]
-        given = [next_tokens for _, next_tokens in alone if next_tokens is not None]
-        forecast = AdditiveForecast.of(scorer, reading, len(given), given.__getitem__)
-        ((values, *_), _) = forecast.values(np.arange(len(adapters))[None])
-        answers = [
-            question.result(spec, abs(float(value)), "")
-            for spec in summed
-            for question, value in zip(reading.questions, values, strict=True)
-        ]
-        names = [adapter.name for adapter in adapters]
-        return results, forecast_gains(answers, results, names, summed, options.seed)
 
 
 def _probe_without_task(

@@ -1,7 +1,7 @@
 """Coverage probes: measure what the base and each adapter alone know about a task.
 
 The registry lists the probes in the files of this folder. `cover` runs all probes on tasks.
-`AdditiveForecast` is what compositions would answer if the adapters' effects were added.
+`AdditiveForecast` computes what sets of adapters answer if their effects were added.
 `probe_without_task` compares base and adapters without a task, on prompts from a file or from
 `generated_prompts`.
 """

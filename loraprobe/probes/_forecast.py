@@ -4,8 +4,8 @@ If the adapters' effects on the next token were added, a composition's logits wo
 base plus the effect of each member, z_S = z_0 + sum over a in S of (z_a - z_0). A real composition
 differs by interference inside the network. The answers are judged and compared in the same way as
 those of a real system. Log-probabilities serve as logits, since a softmax removes the constant by
-which they differ. `AdditiveForecast` adds what one pass of the base and of each adapter gave as
-next tokens, for any set of them; a set is never read itself.
+which they differ. `AdditiveForecast` adds what one pass of each gave as next tokens, for every set
+of a library; a set is never read itself.
 """
 
 from __future__ import annotations

@@ -358,7 +358,6 @@ class EvaluationRecords:
     """The records measured on the base model, which stand beside each other in the document."""
 
     coverage: tuple[Coverage, ...] = ()
-    forecasts: tuple[Forecast, ...] = ()
     scores: tuple[Score, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     gains: tuple[Gain, ...] = ()

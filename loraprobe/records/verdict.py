@@ -14,7 +14,7 @@ from typing import Any, Literal
 from loraprobe.defaults import MARGIN
 from loraprobe.records.estimates import Interval
 from loraprobe.records.kinds import ItemPart
-from loraprobe.records.measurements import ChainHop, Forecast
+from loraprobe.records.measurements import ChainHop
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
@@ -289,7 +289,6 @@ class Verdict:
     missing: Missing | None = None
     probability: float | None = None
     prior: float | None = None
-    forecast: Forecast | None = None
     gain: DecisiveGain | None = None
     margin: float = MARGIN
     next: Command = NOTHING

@@ -623,23 +623,15 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
 
 
 def _forecast(audit: Audit, verdict: Verdict) -> str:
-    """The forecast with its interval, and the probability of the printed decision.
-
-    Where nothing is decided, it is the probability of a gain.
-    """
-    parts, forecast = [], verdict.forecast
-    if forecast is not None:
-        parts.append(
-            f"before composing: {gained(forecast.gain, forecast.ci95)} if effects just added"
-        )
+    """The probability of the printed decision; of a gain where nothing is decided."""
     if verdict.probability is not None:
-        parts.append(f"{verdict.decision} with probability {probability(verdict.probability)}")
-    elif verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
+        return f"{verdict.decision} with probability {probability(verdict.probability)}"
+    if verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
         kept = " with every skill kept" if len(audit.evaluation.tasks) > 1 else ""
         kept += " with every guard kept" if audit.provenance.guards else ""
         gain = f"a gain above {verdict.margin:.2f}{kept}"
-        parts.append(f"probability {probability(verdict.gain.probability)} of {gain}")
-    return "; ".join(parts)
+        return f"probability {probability(verdict.gain.probability)} of {gain}"
+    return ""
 
 
 def _known(verdict: Verdict) -> str:

@@ -254,8 +254,7 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
 
 def _of_the_run(audit: Audit) -> Iterator[Section]:
     """What is behind the verdict, and where everything comes from."""
-    known = [*coverage(audit), forecasts(audit)]
-    yield _section("coverage", "What base and adapters know alone", (FULL, known))
+    yield _section("coverage", "What base and adapters know alone", (FULL, coverage(audit)))
     yield _section("gates", "Gates of routers", (FULL, [gates(audit)]))
     notes = [f"- {note}" for note in audit.notes]
     yield _section("reasons", "Every reason", (FULL, [*reasons(audit), *notes]), concludes=True)
@@ -750,20 +749,6 @@ def coverage(audit: Audit) -> list[Table]:
         )
         for task in dict.fromkeys(row.task for row in audit.evaluation.coverage)
     ]
-
-
-def forecasts(audit: Audit) -> Table:
-    """What was forecast before anything was composed."""
-    return tabulated(
-        "Forecast gains, if the adapters' effects on the next token simply added",
-        audit.evaluation.forecasts,
-        (text("system"), lambda row: row.system),
-        (text("asked as"), lambda row: row.part.words),
-        (text("against", drop=1), lambda row: row.against),
-        (Column("forecast gain"), lambda row: signed(row.gain)),
-        (Column("95 %"), lambda row: bounds(row.ci95)),
-        (Column("items", drop=2), lambda row: str(row.n)),
-    )
 
 
 def gates(audit: Audit) -> Table:

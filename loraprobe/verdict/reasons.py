@@ -39,7 +39,6 @@ from loraprobe.records import (
     QUESTION,
     STEPS,
     Decision,
-    Forecast,
     GuardScore,
     ItemPart,
     Measurement,
@@ -145,7 +144,7 @@ def reason_of(
 # ---- compositions --------------------------------------------------------------------------------
 
 
-def against(candidate: Candidate | Forecast) -> str:
+def against(candidate: Candidate) -> str:
     """The best baseline's name, with its form if that differs from the composition's."""
     if candidate.against_part == candidate.part:
         return candidate.against

@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
-from loraprobe.formatting import count, gained, listing
+from loraprobe.formatting import count, listing
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -58,7 +58,7 @@ from loraprobe.records import (
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
 from loraprobe.verdict.criteria import WEAKEST_FIRST, Candidate
-from loraprobe.verdict.evidence import FORM, Evidence, by_change, held_at_most, is_known, is_unknown
+from loraprobe.verdict.evidence import Evidence, by_change, held_at_most, is_known, is_unknown
 from loraprobe.verdict.probability import (
     Calibration,
     kind_of_base,
@@ -110,7 +110,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
     calibration = calibration or shipped()
-    verdict = _with_forecast(_within_time(_decide_asked(evidence), evidence), evidence)
+    verdict = _within_time(_decide_asked(evidence), evidence)
     verdict = with_probability(verdict, evidence, calibration)
     others = itertools.chain(
         reasons.about_hops(evidence),
@@ -154,29 +154,6 @@ def _within_time(verdict: Verdict, evidence: Evidence) -> Verdict:
     reason = reason_of("budget-ended", left, decisive=True, what=what)
     why = (reason, *verdict.reasons)
     return replace(verdict, decision="inconclusive", reasons=why, missing="time")
-
-
-def _with_forecast(verdict: Verdict, evidence: Evidence) -> Verdict:
-    """The verdict with the largest forecast among the compositions asked for, and its reasons."""
-    forecast = max(evidence.measured.forecasts, key=lambda row: row.gain, default=None)
-    if forecast is None or verdict.evidence not in ("base", "pilot", "evaluation"):
-        return verdict
-    if not evidence.losses and evidence.baseline is not None:
-        # No score exceeds 1. The baseline is known from more items than the forecast.
-        room = 1.0 - evidence.baseline
-        low, high = (min(end, room) for end in forecast.ci95)
-        forecast = replace(forecast, gain=min(forecast.gain, room), ci95=(low, high))
-    about_gain = reason_of(
-        "forecast",
-        forecast.gain,
-        evidence.margin,
-        forecast=forecast,
-        form=FORM[forecast.part],
-        gain=gained(forecast.gain, forecast.ci95),
-        against=reasons.against(forecast),
-        items=count(forecast.n, "item"),
-    )
-    return replace(verdict, reasons=(*verdict.reasons, about_gain), forecast=forecast)
 
 
 # ---- before compositions are asked ---------------------------------------------------------------

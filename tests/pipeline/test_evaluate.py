@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from loraprobe import defaults
 from loraprobe.defaults import ROUNDS_FROM
@@ -16,13 +15,12 @@ from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import EvaluationRun
-from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
-from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.systems import baseline_systems, plan_of
+from loraprobe.pipeline.evaluator import Evaluator
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import QUESTION, ItemResult
 from loraprobe.results import NAME
 from loraprobe.session import Session
-from loraprobe.tasks import Item, Task, load_task, with_metric
+from loraprobe.tasks import Item, Task, with_metric
 from loraprobe.verdict import Evidence, decide_compositions
 from loraprobe_lab import shipped_world
 
@@ -302,58 +300,12 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     # merge-and-eval asks base, two adapters, three compositions and two controls all four parts
     # of all 200 items.
     assert answers < 8 * 4 * 200 / 3
-    assert audit.verdict.decision == "unlikely" and not audit.evaluation.forecasts
+    assert audit.verdict.decision == "unlikely"
     assert audit.verdict.action == "chain"
     free = ("hop_accuracy", "guessing")  # read from the answers
     probed = {row.n for row in audit.evaluation.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
     assert "set_adapter" in str(audit.verdict.next)
-
-
-def test_choices_are_forecast_from_the_passes_of_the_single_adapters(tmp_path):
-    """The forecast is that of the sum of their logits."""
-    chosen = shipped_world().scenario("keep-both")
-    whole = load_task(chosen.tasks[0], 24)
-    pool = sorted({item.answers[0] for item in whole.items})
-    items = [
-        replace(item, choices=(item.answers[0], next(p for p in pool if p != item.answers[0])))
-        for item in whole.items
-    ]
-    task = Task("choices", tuple(items))
-    call = {"base": str(shipped_world().path / "base"), "tasks": [task]}
-    adapters = list(chosen.adapters.values())
-    audit = inspect(adapters, Session(Options(threads=1), state=tmp_path / "a"), **call).audit
-    (told,) = audit.evaluation.forecasts
-    assert (told.system, told.n, told.part) == ("sum", 24, "question")
-    assert audit.verdict.forecast.system == "sum" and audit.verdict.probability is None
-    options = Options(threads=1, methods=("sum",), routers=())
-    session = Session(options, state=tmp_path / "b")
-    opened = open_inputs(adapters, session, call["base"], [task])
-    plan = plan_of(options, opened.adapters, [task])
-    with open_evaluator(opened, plan, session) as evaluator:
-        alone = baseline_systems(opened.adapters)
-        results = evaluator.run(alone)
-        added = [answer_of_added_logits(evaluator.scorer, alone, item) for item in items]
-    right = [text == item.answers[0] for text, item in zip(added, items, strict=True)]
-    values = [[r.value for r in results if r.system == one.name] for one in alone]
-    gain = sum(right) / len(items) - max(sum(own) / len(own) for own in values)
-    # Rounding moves a choice only between two that are nearly equally likely.
-    assert told.gain == pytest.approx(gain, abs=1.5 / 24)
-
-
-def answer_of_added_logits(scorer, alone, item):
-    """The choice that is likeliest by a token, each adapter's change of the logits added."""
-    means = {}
-    for choice in item.choices:
-        ((ids, start),) = scorer.encoded([(item.prompt, f" {choice}")])
-        read = []
-        for system in alone:
-            with torch.no_grad(), scorer.with_composition(system.composition):
-                read.append(scorer.model(torch.tensor([ids])).logits[0, start - 1 : -1].double())
-        z = read[0] + sum(own - read[0] for own in read[1:])
-        gold = torch.tensor(ids[start:])[:, None]
-        means[choice] = float(z.log_softmax(-1).gather(-1, gold).mean())
-    return max(means, key=means.__getitem__)
 
 
 def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):

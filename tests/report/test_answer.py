@@ -32,7 +32,6 @@ from loraprobe.records import (
     Command,
     Compatibility,
     Coverage,
-    Forecast,
     Gain,
     Issue,
     ItemPart,
@@ -93,7 +92,7 @@ def several_tasks(draw):
 
 @st.composite
 def evidences(draw):
-    """Evidence of every level with warnings, findings, causes of failure and a forecast."""
+    """Evidence of every level with warnings, findings and causes of failure."""
     found = draw(several_tasks() | any_evidence())
     level = draw(
         st.sampled_from(["evaluation"] * 4 + ["pilot"] * 2 + ["base", "probes", "weights"])
@@ -102,8 +101,6 @@ def evidences(draw):
         found = evidence_of()
     causes = ("solved", "interference", "not_composed")
     counts = {cause: draw(st.integers(0, 50)) for cause in causes}
-    gain, half = draw(st.floats(-0.5, 0.5)), draw(st.floats(0.01, 0.2))
-    forecasts = (Forecast("sum", gain, (gain - half, gain + half), 60, QUESTION, "a"),)
     severity = draw(st.sampled_from(["error"] + ["warning", "note"] * 4))
     issue = Issue(severity, "x-y", ("a", "b"), "The two are odd. " * 3, "Do something.")
     return replaced(
@@ -113,7 +110,6 @@ def evidences(draw):
         compatibility=Compatibility((issue,) * draw(st.integers(0, 3))),
         diagnostics=draw(st.sampled_from([(), (NEAR,), (UNEVEN,), (NEAR, UNEVEN)])),
         attribution=tuple(Attribution(name, "t", **counts) for name in ("uniform", "sum", "arrow")),
-        forecasts=forecasts,
     )
 
 
@@ -354,7 +350,7 @@ def weights(*rows, issues=()):
 
 ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
 ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
-ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot", forecasts=())
+ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot")
 # Evidence, the decision, and what stands in the lines of a label; None for a label without a line.
 LINES = {
     "the best so far is a composition, whose gain is decided": (
@@ -407,7 +403,7 @@ LINES = {
          "gain": ["first round on 30 questions", "+0.20 [-0.10, 0.50]"], "next": ["--resume"]},
     ),
     "what such sets gained": (
-        case(forecasts=()), "inconclusive", {"known": ["20 adapter sets", "30%"]},
+        case(), "inconclusive", {"known": ["20 adapter sets", "30%"]},
     ),
     "the chat template matters": (template(0.1), "likely", {"watch": ["template", "0.90", "0.10"]}),
     "or not": (template(0.85), "likely", {"watch": None}),

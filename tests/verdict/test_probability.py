@@ -44,14 +44,9 @@ def by_code(verdict, code):
     return [reason for reason in verdict.reasons if reason.code == code]
 
 
-def test_the_verdict_has_a_forecast_and_the_same_decision():
+def test_without_compositions_there_is_no_probability():
     found = decide(case(), calibration())
-    plain = decide(case(forecasts=()), calibration())
-    assert (found.decision, found.action) == (plain.decision, plain.action)
-    assert found.forecast == case().measured.forecasts[1]  # the sum's, which is the largest
-    (told,) = by_code(found, "forecast")
-    assert (told.value, told.threshold) == (0.3, 0.05)
-    assert found.probability is None and found.prior is None  # nothing was composed
+    assert found.probability is None and found.prior is None
 
 
 def test_a_first_round_has_the_probability_of_its_gain():
@@ -146,16 +141,6 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
     assert "0.12" in by_code(small, "probability-measured-on")[0].message
 
 
-def test_no_forecast_exceeds_what_the_best_single_leaves():
-    scores = (score("base", "base", 0.1), score("a", "adapter", 0.96), score("b", "adapter", 0.2))
-    found = decide(case(0.3, scores=scores), calibration())
-    assert found.forecast.gain == pytest.approx(0.04)
-    assert found.forecast.ci95 == pytest.approx((0.04, 0.04))
-    assert decide(case(0.3), calibration()).forecast.ci95 == pytest.approx((0.2, 0.4))
-    losses = case(0.3, scores=as_losses(scores))
-    assert decide(losses, calibration()).forecast.gain == 0.3
-
-
 def kept_of(first, second, level="pilot", **rest):
     """A first round of two tasks, in which an average keeps so much of each specialist's skill."""
     rows = [score("base", "base", 0.0, task=t) for t in "tu"]
@@ -166,7 +151,7 @@ def kept_of(first, second, level="pilot", **rest):
         rows.append(replaced(one, retention=value, retention_ci95=ends))
     gain = Gain(None, QUESTION, "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
     made = {"scores": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
-    return case(forecasts=(), **{**made, **rest})
+    return case(**{**made, **rest})
 
 
 def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
@@ -221,7 +206,6 @@ def test_what_was_not_measured_has_no_probability(name):
     assert found.gain is None or found.gain.probability is None
     assert len(by_code(found, "outside-calibration")) == (asked.rests_on == "pilot")
     assert not by_code(found, "probability-measured-on")
-    assert asked.rests_on == "pilot" or found.forecast is None
 
 
 def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
@@ -411,7 +395,7 @@ def test_commands_tell_a_probability_for_prior_and_margin(told, command):
     verdict = told[command]["verdict"]
     assert 0 < verdict["gain"]["probability"] <= 1 and verdict["prior"] == 0.3
     codes = [reason["code"] for reason in verdict["reasons"]]
-    assert "probability-measured-on" in codes and verdict["forecast"] is None
+    assert "probability-measured-on" in codes
     assert verdict["evidence"] == ("pilot" if command == "inspect" else "evaluation")
 
 

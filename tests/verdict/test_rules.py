@@ -275,7 +275,7 @@ def test_structural_conflict_decides_alone_and_gives_the_cure():
 def test_without_evaluation_the_next_evidence_is_named(level):
     found = check(evidence_of(level=level), "inconclusive", has=["next-evidence"])
     assert (found.evidence, found.system) == (level, None)
-    assert decide(case(level="pilot", forecasts=())).evidence == "base"  # without a round
+    assert decide(case(level="pilot")).evidence == "base"  # without a round
 
 
 def hop(k, name, value, spread=0.05):
@@ -465,7 +465,7 @@ def piloted(difference, low, high, baselines=None, control=True, **rest):
     ends = (low, high)
     one = replaced(planted("sum", "merge", 0.5), n=FIRST)
     gain = Gain("t", QUESTION, "sum", "a", difference, ends, ends, FIRST, 200)
-    made = {"scores": (*known, one), "gains": (gain,), "level": "pilot", "forecasts": ()}
+    made = {"scores": (*known, one), "gains": (gain,), "level": "pilot"}
     if low > 0.05 and control:  # it was asked, and is worse
         made["scores"] += (replaced(planted("random-partner", "control", 0.0), n=FIRST),)
         worse = Comparison("sum", "random-partner", "t", QUESTION, difference, ends, FIRST, ends)

@@ -25,7 +25,7 @@ from loraprobe.defaults import (
 from loraprobe.errors import LoraprobeError
 from loraprobe.findings import finding
 from loraprobe.library.reading import Member, issue_of, key_of, store, stored
-from loraprobe.library.sketches import NUMBERS, cosines
+from loraprobe.library.sketches import cosines
 from loraprobe.records import Issue, Library, LibraryAdapter
 from loraprobe.secrets import map_texts, public_text
 
@@ -127,7 +127,7 @@ def arranged(members: Sequence[Member]) -> Arranged:
             *issues, family=family, outlier=times is not None, place=place
         )
     error = max((sketched[i].error for i in at), default=0.0)
-    library = Library(tuple(member.record for member in arranged_members), NUMBERS, error, share)
+    library = Library(tuple(member.record for member in arranged_members), error, share)
     return Arranged(arranged_members, library, [arranged_members[i].record.name for i in at], near)
 
 

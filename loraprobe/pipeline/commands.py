@@ -424,9 +424,8 @@ def screen(
         inputs = Inputs((), (), opened)
         audit = audit_of(session, inputs, Examination(Compatibility()), library=found.library)
         return Outcome(audit)
-    from loraprobe.pipeline.screen import open_screen
+    from loraprobe.pipeline.screen import choose_and_prove, open_screen
     from loraprobe.pipeline.screen_audit import audit_of_screen
-    from loraprobe.pipeline.screen_proof import choose_and_prove
 
     assert opened is not None
     given = found.members, opened, read, session, guards
@@ -442,8 +441,7 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.screen import open_screen
-    from loraprobe.pipeline.screen_proof import estimate_of_screen
+    from loraprobe.pipeline.screen import estimate_of_screen, open_screen
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")

@@ -45,7 +45,7 @@ from loraprobe.records import (
 from loraprobe.session import Session
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import settled
-from loraprobe.verdict.criteria import Candidate
+from loraprobe.verdict.evidence import Candidate
 
 Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[[Sequence[ItemResult], int], bool]

@@ -9,12 +9,11 @@ from loraprobe import evaluation
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import NOT_EXAMINED, audit_of, verdict_on
+from loraprobe.pipeline.conclusion import NOT_EXAMINED, audit_of, evidence_of, with_next
 from loraprobe.pipeline.examination import Examination, examine
-from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.pipeline.published import argument_without_folders
-from loraprobe.pipeline.request import with_next
-from loraprobe.pipeline.screen_proof import Finalist, Proved
+from loraprobe.pipeline.screen import Finalist, Proved
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
@@ -29,7 +28,6 @@ from loraprobe.records import (
     ItemPart,
     ItemResult,
     Library,
-    LibraryItems,
     LibraryScore,
     Shortlisted,
     ShortlistOutcome,
@@ -37,7 +35,7 @@ from loraprobe.records import (
 )
 from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
-from loraprobe.verdict import LibraryChoice
+from loraprobe.verdict import LibraryChoice, decide
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 
@@ -77,12 +75,17 @@ def _verdict(
     choice = LibraryChoice(len(asked), screen.looked_at, sets, screen.passes, left, unasked)
     options, examined = session.options, NOT_EXAMINED
     unserved = _unserved(inputs, proved) if options.serve else {}
-    verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
+
+    def decided() -> Verdict:
+        evidence = evidence_of(options, inputs, "evaluation", measured, examined, choice, unserved)
+        return decide(evidence, given_calibration())
+
+    verdict = decided()
     finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
     system = None if finalist is None else finalist.systems[verdict.system or ""]
     if finalist is not None:  # the findings about its members limit the verdict
         examined = examine(finalist.builder.trained, inputs.base, "route", session)
-        verdict = verdict_on(options, inputs, examined, "evaluation", measured, choice, unserved)
+        verdict = decided()
     about = _about(verdict, finalist, inputs, measured)
     words: list[str] = []
     if not about.adapters:
@@ -170,18 +173,10 @@ def _library(library: Library, proved: Proved) -> Library:
     for (system, task, part), values in rows.items():
         mean = sum(values) / len(values)
         scores.setdefault(system, []).append(LibraryScore(task, part, mean, len(values)))
-    return replace(
-        library,
-        adapters=tuple(
-            replace(row, scores=tuple(scores.get(row.name, ()))) for row in library.adapters
-        ),
-        items=tuple(
-            LibraryItems(apart.name, len(apart.items), len(left.items))
-            for apart, left in zip(
-                proved.screen.evaluator.tasks, proved.asked.evaluator.tasks, strict=True
-            )
-        ),
+    rows_with_scores = (
+        replace(row, scores=tuple(scores.get(row.name, ()))) for row in library.adapters
     )
+    return replace(library, adapters=tuple(rows_with_scores))
 
 
 def _shortlist(

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from loraprobe.records.estimates import Estimate, Interval, Standing, averaged, items_needed, pooled
 from loraprobe.records.inputs import (
     ON,
     AdapterSummary,
@@ -28,7 +27,7 @@ from loraprobe.records.inputs import (
     Verification,
     by_severity,
 )
-from loraprobe.records.kinds import (
+from loraprobe.records.measurements import (
     BASELINES,
     COMPOSITIONS,
     FIXED,
@@ -37,36 +36,39 @@ from loraprobe.records.kinds import (
     QUESTION,
     SEVERAL_ADAPTERS,
     STEPS,
-    ItemPart,
-    Kind,
-    ScoredKind,
-    SystemKind,
-    hop_part,
-)
-from loraprobe.records.measurements import (
     Attribution,
     ChainHop,
     Comparison,
     Coverage,
+    Estimate,
     EvaluationRecords,
     Forecast,
     Gain,
     GateStatistics,
     GuardScore,
+    Interval,
+    ItemPart,
     ItemResult,
+    Kind,
     LearnedWeights,
     Library,
     LibraryAdapter,
-    LibraryItems,
     LibraryScore,
     Measurement,
     Reply,
     Rounds,
     Sample,
     Score,
+    ScoredKind,
     Shortlisted,
     ShortlistOutcome,
+    Standing,
+    SystemKind,
+    averaged,
     example,
+    hop_part,
+    items_needed,
+    pooled,
 )
 from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import (

@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from loraprobe.records.estimates import Interval
-
+Interval = tuple[float, float]  # [low, high]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = ("error", "warning", "note")
 ON = ",on="  # in a reference, between an adapter and what it was trained on

@@ -1,15 +1,198 @@
-"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates, libraries."""
+"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates, libraries.
+
+Kinds of systems, the parts of an item, and a figure with its interval come first.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from statistics import NormalDist
+from typing import Any, Literal
 
-from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LOSS
-from loraprobe.records.estimates import Estimate, Interval, Standing
-from loraprobe.records.inputs import Issue
-from loraprobe.records.kinds import QUESTION, ItemPart, SystemKind
+from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LOSS, MOST_ITEMS
+from loraprobe.records.inputs import Interval, Issue
+
+# ---- who is asked, and what ----------------------------------------------------------------------
+
+SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
+ScoredKind = SystemKind | Literal["switch"]  # which is made of scores, not asked
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What holds for every system of a kind.
+
+    role: a *baseline* is what a composition has to beat, the decision is about a *composition*, an
+    *alternative* composes no weights, a *control* shows what the partners add. action: what is
+    advised where such a system is the best; of an adapter it names the adapter, and of worked steps
+    it is "step-by-step". served: whether servers that load LoRA files can answer it: a router
+    weighs adapters by the text, which none does. A client of such a server names the adapter of
+    each question of `switch`, and asks a `chain` hop after hop.
+    """
+
+    role: Literal["baseline", "composition", "alternative", "control"]
+    action: str
+    served: bool = True
+
+
+# The simplest first. "switch" asks each task's own adapter.
+KINDS: Mapping[ScoredKind, Kind] = {
+    "base": Kind("baseline", "use-base"),
+    "adapter": Kind("baseline", "use-single"),
+    "merge": Kind("composition", "merge"),
+    "router": Kind("composition", "route", served=False),
+    "switch": Kind("alternative", "switch-adapters"),
+    "chain": Kind("alternative", "chain"),
+    "control": Kind("control", ""),
+}
+BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")
+COMPOSITIONS = tuple(name for name, kind in KINDS.items() if kind.role == "composition")
+SEVERAL_ADAPTERS = (*COMPOSITIONS, "chain")  # kinds of systems that put several to use
+# The systems that are no method and no router, by the name that asks for them.
+FIXED: Mapping[str, SystemKind] = {
+    "base": "base",
+    "chain": "chain",
+    "shrunk": "control",
+    "random-partner": "control",
+}
+
+
+class ItemPart(str):
+    """What of an item is asked: "question", a hop ("hop1", "hop2" ...), or "steps", worked steps.
+
+    Documents and kept answers hold the text. Raises ValueError for any other text.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> ItemPart:
+        if not re.fullmatch(r"question|steps|hop[1-9]\d{0,3}", text):
+            raise ValueError(f"{text!r} is no part of an item")
+        return super().__new__(cls, text)
+
+    @property
+    def hop(self) -> int | None:
+        """The number of the hop, from 1; None for the composed question in either form."""
+        return int(self[3:]) if self.startswith("hop") else None
+
+    @property
+    def words(self) -> str:
+        """As every report says it: question, hop 1, step by step."""
+        return "step by step" if self == STEPS else self.replace("hop", "hop ")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls, core_schema.str_schema())
+
+
+def hop_part(k: int) -> ItemPart:
+    """The part of hop k, counted from 0."""
+    return ItemPart(f"hop{k + 1}")
+
+
+QUESTION, STEPS = ItemPart("question"), ItemPart("steps")
+FORMS = (QUESTION, STEPS)  # the parts that ask the composed question
+
+# ---- a figure with its interval ------------------------------------------------------------------
+
+Standing = Literal["likely", "inconclusive", "unlikely"]  # whether a figure exceeds a threshold
+POWER = 0.8
+Z95 = NormalDist().inv_cdf(0.975)  # critical value of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A score, gain, difference or retention with its interval; more is better.
+
+    It was measured on `n` items in `clusters` clusters.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+
+    @property
+    def error(self) -> float:
+        """The standard error that a 95 % interval implies."""
+        return (self.high - self.low) / 2 / Z95
+
+    def exceeds(self, threshold: float) -> Standing:
+        """Whether the figure exceeds a threshold, as far as its interval shows."""
+        if self.low > threshold:
+            return "likely"
+        return "unlikely" if self.high < threshold else "inconclusive"
+
+    def items_for(self, threshold: float) -> int | None:
+        """How many items would show on which side of the threshold the figure lies."""
+        half = self.value - self.low if self.value > threshold else self.high - self.value
+        return items_needed(self.n, self.value - threshold, half / Z95)
+
+    def __neg__(self) -> Estimate:
+        return Estimate(-self.value, -self.high, -self.low, self.n, self.clusters)
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """The difference as if the two figures were independent (Zou and Donner 2008)."""
+        value = self.value - other.value
+        below = math.hypot(self.value - self.low, other.high - other.value)
+        above = math.hypot(self.high - self.value, other.value - other.low)
+        return Estimate(
+            value,
+            value - below,
+            value + above,
+            min(self.n, other.n),
+            min(self.clusters, other.clusters),
+        )
+
+
+def pooled(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean of figures of different tasks.
+
+    Tasks have items of their own, so the squared distances of the ends from the values add up.
+    """
+    if len(estimates) == 1:
+        return estimates[0]
+    count, value = len(estimates), sum(one.value for one in estimates) / len(estimates)
+    below = math.sqrt(sum((one.value - one.low) ** 2 for one in estimates)) / count
+    above = math.sqrt(sum((one.high - one.value) ** 2 for one in estimates)) / count
+    n, clusters = sum(one.n for one in estimates), sum(one.clusters for one in estimates)
+    return Estimate(value, value - below, value + above, n, clusters)
+
+
+def averaged(estimates: Sequence[Estimate]) -> Estimate:
+    """The plain mean of figures, and of their ends, which is wider than `pooled`."""
+    value, low, high = (
+        sum(ends) / len(estimates)
+        for ends in zip(*((one.value, one.low, one.high) for one in estimates), strict=True)
+    )
+    n, clusters = sum(one.n for one in estimates), sum(one.clusters for one in estimates)
+    return Estimate(value, low, high, n, clusters)
+
+
+def items_needed(n: int, distance: float, se: float, critical: float = Z95) -> int | None:
+    """The number of items with which an undecided interval excludes a threshold.
+
+    n: the items so far. distance: the estimate less the threshold. se: its standard error, which is
+    proportional to 1 / sqrt(items). critical: standard errors from the estimate to the end of the
+    interval. If the true value is the estimate, new items of that number decide with probability
+    POWER: n ((critical + z_POWER) se / distance)^2. None if MOST_ITEMS are not enough, or if the
+    interval is unbounded.
+    """
+    reach = (critical + NormalDist().inv_cdf(POWER)) * se
+    if n <= 0 or distance == 0 or not 0 < reach < math.inf:
+        return None
+    ratio = reach / distance
+    needed = n * ratio * ratio  # infinite, unlike ** 2, where it is beyond the largest float
+    return max(n + 1, math.ceil(needed)) if needed <= MOST_ITEMS else None
+
+
+# ---- records -------------------------------------------------------------------------------------
 
 ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
 State = Literal["usable", "broken", "unfit", "duplicate"]
@@ -477,31 +660,16 @@ class LibraryAdapter:
 
 
 @dataclass(frozen=True)
-class LibraryItems:
-    """How many items of a task the adapters were screened on, and how many proved the choice.
-
-    Adapters that could no longer matter were asked fewer, as `n` of their scores says.
-    """
-
-    task: str
-    screening: int
-    proving: int
-
-
-@dataclass(frozen=True)
 class Library:
     """A library of adapters, in the order in which they were given.
 
-    Cosines between adapters come from sketches of `sketch_size` numbers an adapter; `cosine_error`
-    is the largest standard error of such a cosine. `map_share` is the share of the squared
-    distances that the map shows.
+    Cosines between adapters come from sketches; `cosine_error` is the largest standard error of
+    such a cosine. `map_share` is the share of the squared distances that the map shows.
     """
 
     adapters: tuple[LibraryAdapter, ...]
-    sketch_size: int
     cosine_error: float
     map_share: float | None = None
-    items: tuple[LibraryItems, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loraprobe.defaults import MARGIN
-from loraprobe.records.estimates import Interval
-from loraprobe.records.kinds import ItemPart
-from loraprobe.records.measurements import ChainHop
+from loraprobe.records.measurements import ChainHop, Interval, ItemPart
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]

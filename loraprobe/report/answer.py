@@ -40,7 +40,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis
-from loraprobe.verdict.criteria import WEAKEST_FIRST
+from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
 from loraprobe.verdict.reasons import CODES, effect, on_guard
 

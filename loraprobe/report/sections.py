@@ -269,8 +269,8 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
 
 def shortlist(audit: Audit) -> Table:
     """The sets that were proved, the best first, each with its best composition."""
-    items = {row.task: row.proving for row in audit.library.items} if audit.library else {}
-    asked = " and ".join(f"{count(n, 'question')} of {task}" for task, n in items.items())
+    rounds = audit.evaluation.rounds
+    asked = count(rounds.total if rounds is not None else 0, "question")
     return tabulated(
         f"Short list, proved on up to {asked}",
         audit.shortlist,

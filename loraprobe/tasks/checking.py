@@ -12,7 +12,7 @@ from statistics import NormalDist
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.records import QUESTION, ItemPart
-from loraprobe.records.estimates import items_needed
+from loraprobe.records.measurements import items_needed
 from loraprobe.tasks.chosen_metric import item_metric, with_metric
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.reading import MARK

@@ -27,8 +27,15 @@ from loraprobe.records import (
     Reason,
     Verdict,
 )
-from loraprobe.verdict.criteria import Candidate, Criterion, gain_criterion
-from loraprobe.verdict.evidence import SWITCH, Evidence, ScoredSystem, by_change
+from loraprobe.verdict.evidence import (
+    SWITCH,
+    Candidate,
+    Criterion,
+    Evidence,
+    ScoredSystem,
+    by_change,
+    gain_criterion,
+)
 from loraprobe.verdict.reasons import reason_of
 
 # The causes of failure. The first counts where several are equally common.

@@ -36,9 +36,8 @@ class Request:
     among them; `unlike` says that no change of their files makes the others fit. `library` names
     all adapters of a library, where the next command is about it. `stacked` are those of the
     adapters that were trained on others, which their files do not hold. `chain` says who answers
-    the hops of a chain that was measured, with answers of at most `most_tokens` tokens.
-    `open_guards` are those of which more items would decide.
-    `weighted` says that the verdict's composition uses weights.
+    the hops of a chain that was measured, with answers of at most `most_tokens` tokens. `weighted`
+    says that the verdict's composition uses weights.
     """
 
     adapters: tuple[str, ...]
@@ -56,7 +55,6 @@ class Request:
     stacked: tuple[str, ...] = ()
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
-    open_guards: tuple[str, ...] = ()
     weighted: bool = True
 
 
@@ -105,10 +103,9 @@ def _without_metric(request: Request) -> Request:
 
 
 def _with_more_of_guards(request: Request) -> Request:
-    """The request with further files of the guards that are open."""
-    new = {one: _renamed(MORE, (one,))[0] for one in request.open_guards}
+    """The request with further files of the guards."""
     asked = (
-        (one[0], new.get(one[1], one[1])) if one[0] == "--guard" else one for one in request.asked
+        (one[0], *_renamed(MORE, one[1:])) if one[0] == "--guard" else one for one in request.asked
     )
     return replace(request, asked=tuple(asked))
 

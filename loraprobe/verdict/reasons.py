@@ -46,9 +46,17 @@ from loraprobe.records import (
     Score,
     Verdict,
 )
-from loraprobe.records.estimates import Z95
-from loraprobe.verdict.criteria import Candidate, Criterion, criterion
-from loraprobe.verdict.evidence import FORM, Evidence, LibraryChoice, is_known, is_unknown
+from loraprobe.records.measurements import Z95
+from loraprobe.verdict.evidence import (
+    FORM,
+    Candidate,
+    Criterion,
+    Evidence,
+    LibraryChoice,
+    criterion,
+    is_known,
+    is_unknown,
+)
 
 # ---- codes ---------------------------------------------------------------------------------------
 

@@ -57,8 +57,15 @@ from loraprobe.records import (
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers
-from loraprobe.verdict.criteria import WEAKEST_FIRST, Candidate
-from loraprobe.verdict.evidence import Evidence, by_change, held_at_most, is_known, is_unknown
+from loraprobe.verdict.evidence import (
+    WEAKEST_FIRST,
+    Candidate,
+    Evidence,
+    by_change,
+    held_at_most,
+    is_known,
+    is_unknown,
+)
 from loraprobe.verdict.probability import (
     Calibration,
     kind_of_base,

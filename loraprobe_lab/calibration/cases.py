@@ -26,10 +26,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, gains, score
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemPart, ItemResult
-from loraprobe.records.estimates import Z95
+from loraprobe.records.measurements import Z95
 from loraprobe.verdict import candidates, decide_compositions
-from loraprobe.verdict.criteria import WEAKEST_FIRST
-from loraprobe.verdict.evidence import Evidence, TaskKind
+from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
 from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, keeps
 from loraprobe_lab.world import read_lines, write_text
 

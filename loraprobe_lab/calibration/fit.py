@@ -18,7 +18,7 @@ from scipy import optimize, stats
 
 from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.records.estimates import Z95
+from loraprobe.records.measurements import Z95
 from loraprobe.verdict.probability import FORMAT, SMALL, Coefficients
 from loraprobe_lab.calibration.cases import (
     METHODS,

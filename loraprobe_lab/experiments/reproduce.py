@@ -26,7 +26,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Estimate, Gain, Interval, ItemPart, ItemResult
-from loraprobe.records.estimates import Z95, items_needed
+from loraprobe.records.measurements import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
 from loraprobe_lab.experiments.runner import (
     BaseInfo,

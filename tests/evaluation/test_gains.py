@@ -7,7 +7,7 @@ from test_statistics import ALONE, pairs, single_interval
 from loraprobe.evaluation import System, compare, gains, guard_scores, retention, score
 from loraprobe.evaluation.statistics import estimate
 from loraprobe.records import ItemPart, ItemResult
-from loraprobe.records.estimates import items_needed
+from loraprobe.records.measurements import items_needed
 from loraprobe.tasks import Item, Task
 
 

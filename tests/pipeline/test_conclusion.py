@@ -7,8 +7,8 @@ import pytest
 
 from loraprobe.base import open_base
 from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import requested, with_next
 from loraprobe.pipeline.inputs import Inputs, open_inputs
-from loraprobe.pipeline.request import requested, with_next
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.session import Session
 from loraprobe.tasks import Task

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from loraprobe.evaluation.statistics import estimate
-from loraprobe.records.estimates import Z95, Estimate, averaged, items_needed, pooled
+from loraprobe.records.measurements import Z95, Estimate, averaged, items_needed, pooled
 
 MARGIN, RUNS = 0.05, 400
 

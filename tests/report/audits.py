@@ -23,7 +23,6 @@ from loraprobe.records import (
     LayerGroup,
     Library,
     LibraryAdapter,
-    LibraryItems,
     LibraryScore,
     Measurement,
     Provenance,
@@ -58,7 +57,7 @@ def a_library(name: str) -> Library:
     scaled = dataclasses.replace(rows[0], same_as=name)
     unfit = dataclasses.replace(broken, state="unfit")
     adapters = (*rows, scaled, broken, unfit, copy)
-    return Library(adapters, 16384, 0.02, 0.5, (LibraryItems("t", 20, 40),))
+    return Library(adapters, 0.02, 0.5)
 
 
 def an_audit(name: str = "a") -> Audit:

@@ -33,7 +33,7 @@ from loraprobe.records import (
     Rounds,
     Score,
 )
-from loraprobe.records.estimates import Z95
+from loraprobe.records.measurements import Z95
 from loraprobe.report.answer import answer
 from loraprobe.report.documents import json_schema
 from loraprobe.verdict import decide, read_calibration

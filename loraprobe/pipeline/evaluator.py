@@ -31,16 +31,14 @@ from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.systems import Plan
 from loraprobe.pipeline.task_files import read_prompts
-from loraprobe.probes import ForecastTexts
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
 from loraprobe.routing.constant import single
-from loraprobe.scoring import ModelScorer, NextTokens, Scorer
+from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.session import Here, Session
 from loraprobe.tasks import Task, given_metric
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
-AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
 log = logging.getLogger("loraprobe.tasks")
 
 # Beside the results: the weights that were learned, and next tokens of single adapters.
@@ -131,20 +129,6 @@ def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> l
     """The answers of a system to a batch of questions, in any process."""
     with evaluator.scorer.with_composition(system.composition) as scorer:
         return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)
-
-
-def ask_alone(
-    evaluator: Evaluator, system: System | LoraprobeError, reading: ForecastTexts | None
-) -> AnsweredAlone:
-    """What a system answers, and its next tokens; in any process. Raises its error."""
-    if isinstance(system, LoraprobeError):
-        raise system
-    next_tokens = None
-    if reading is not None:
-        with evaluator.scorer.with_composition(system.composition) as scorer:
-            next_tokens, answers = reading.read(scorer, system.name)
-        evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
-    return evaluator.run([system]), next_tokens
 
 
 def open_evaluator(

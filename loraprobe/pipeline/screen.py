@@ -38,13 +38,7 @@ from loraprobe.library.effects import by_effect
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, timed, units_of
 from loraprobe.pipeline.evaluate import Asked, EvaluationRun
-from loraprobe.pipeline.evaluator import (
-    NEXT_TOKENS,
-    AnsweredAlone,
-    Evaluator,
-    ask_alone,
-    open_evaluator,
-)
+from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import (
     LARGEST,
@@ -74,6 +68,7 @@ from loraprobe.tasks.splits import halves, split_for_screening
 from loraprobe.verdict.rules import at_ceiling
 
 ALONE = "ask base and adapters alone"  # in the progress of a run
+AnsweredAlone = tuple[list[ItemResult], NextTokens | None]  # of one system in one pass
 COMPOSED = 1.5  # the time of a composition for an item, in that of a single adapter
 
 
@@ -271,6 +266,20 @@ class Screen:
 def items_of(tasks: Iterable[Task]) -> int:
     """How many items tasks have together."""
     return sum(len(task.items) for task in tasks)
+
+
+def ask_alone(
+    evaluator: Evaluator, system: System | LoraprobeError, reading: ForecastTexts | None
+) -> AnsweredAlone:
+    """What a system answers, and its next tokens; in any process. Raises its error."""
+    if isinstance(system, LoraprobeError):
+        raise system
+    next_tokens = None
+    if reading is not None:
+        with evaluator.scorer.with_composition(system.composition) as scorer:
+            next_tokens, answers = reading.read(scorer, system.name)
+        evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
+    return evaluator.run([system]), next_tokens
 
 
 @contextmanager

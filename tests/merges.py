@@ -1,7 +1,6 @@
 """Adapters to merge, the distance of two merges, and TIES written out entry by entry."""
 
 import dataclasses
-import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -81,11 +80,8 @@ def specs(name: str) -> list[str]:
     cls = METHODS.get(name)
     hints, found = typing.get_type_hints(cls), [name]
     for field in dataclasses.fields(cls):
-        words = (True, False) if hints[field.name] is bool else typing.get_args(hints[field.name])
-        named = hints[field.name] is bool or typing.get_origin(hints[field.name]) is Literal
-        if bool | None == hints[field.name]:
-            words, named = (True, False), True
-        if named:
+        if typing.get_origin(hints[field.name]) is Literal:
+            words = typing.get_args(hints[field.name])
             found += [f"{name}:{field.name}={word}" for word in words if word != field.default]
     return found
 
@@ -116,27 +112,24 @@ def trimmed(matrix: torch.Tensor, density: float) -> torch.Tensor:
     return torch.where(matrix.abs() >= smallest, matrix, torch.zeros_like(matrix))
 
 
-def ties_entry(entries: list[float], weights: list[float], variant: str, election: str) -> float:
+def ties_entry(entries: list[float], weights: list[float], variant: str) -> float:
     """TIES' election and merge for one entry, by the formulas of the two tools."""
     voters = [w * e for w, e in zip(weights, entries, strict=True)]
     if variant == "peft":
         voters = entries
-    votes = voters if election == "total" else [math.copysign(1, v) if v else 0 for v in voters]
-    sign = 1 if sum(votes) >= 0 else -1
+    sign = 1 if sum(voters) >= 0 else -1
     agree = [i for i, v in enumerate(voters) if v * sign > 0]
     total = sum(weights[i] * entries[i] for i in agree)
     divisor = len(agree) if variant == "peft" else sum(weights[i] for i in agree)
     return total / divisor if agree else 0.0
 
 
-def ties_dense(
-    deltas: list[torch.Tensor], weights: list[float], variant: str, election: str
-) -> torch.Tensor:
+def ties_dense(deltas: list[torch.Tensor], weights: list[float], variant: str) -> torch.Tensor:
     merged = torch.zeros_like(deltas[0])
     for i in range(merged.shape[0]):
         for j in range(merged.shape[1]):
             entries = [float(d[i, j]) for d in deltas]
-            merged[i, j] = ties_entry(entries, weights, variant, election)
+            merged[i, j] = ties_entry(entries, weights, variant)
     return merged
 
 

@@ -30,8 +30,8 @@ from loraprobe.registry import name_of
 
 LARGEST_WEIGHT = 1e6
 LARGEST_NORM = 1e30  # of one rank of dW; times a weight it still fits into float32
-# Matrices of a module's size in addition to the n deltas: the result, a scratch matrix, and the
-# remainder of the sketch.
+# Matrices of a module's size in addition to the n deltas and the n selections of their entries: the
+# result, a scratch matrix, and the remainder of the sketch.
 MORE_MATRICES = 3
 
 
@@ -133,8 +133,8 @@ class MergeArguments:
 
         Counted are the result's factors of all modules, [rank, in] and [out, rank] in the written
         dtype, and for each module that is merged at the same time all factors in float64, twice.
-        Where the method works on dense deltas, that is one module, and n + 3 matrices [out, in] in
-        float32 (float64 where that is the written dtype) are added.
+        Where the method works on dense deltas, that is one module, and 2 n + 3 matrices [out, in]
+        in float32 (float64 where that is the written dtype) are added.
         """
         kept, needs, together = 0, dict[str, int](), workers() if self.in_threads else 1
         for path, info in self.layout.items():
@@ -144,7 +144,7 @@ class MergeArguments:
             needs[path] = 16 * rank * width * together
             if self.dense:
                 matrix = info.out_features * info.in_features * max(self.dtype.itemsize, 4)
-                needs[path] += (len(self.adapters) + MORE_MATRICES) * matrix
+                needs[path] += (2 * len(self.adapters) + MORE_MATRICES) * matrix
         largest = max(needs, key=lambda path: needs[path])
         info = self.layout[largest]
         memory.require(

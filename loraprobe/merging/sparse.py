@@ -9,24 +9,18 @@
 | where the adapters differ most           |                   | `sce`              |
 
 peft and mergekit implement some of these methods differently; the option `variant` chooses between
-their definitions. `rescale` multiplies what was selected: by 1/probability of its selection, or so
-that each delta keeps its l1, l2 or linf norm, as mergekit can.
-
-Both steps run over blocks of rows, so besides the deltas and the result only one scratch matrix of
-full size is held, whatever the number of adapters. A selection is a function from the blocks
-[n, rows, q] of the deltas, in order, to the same blocks with zeros for the dropped entries. It may
-be called twice: a random one draws the same masks again.
+their definitions.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,16 +30,9 @@ from torch import Tensor
 from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, Weights, weighted_sum
 
 Variant = Literal["peft", "mergekit"]
-KeptNorm = Literal["off", "l1", "l2", "linf"]
-Rescale = Literal["auto", "off", "probability", "l1", "l2", "linf"]
-Election = Literal["total", "frequency"]
-Voters = Literal["plain", "weighted"]
 Divisor = Literal["count", "weights", "none"]
 
-Block = Float[Tensor, "n _ q"]
-EntrySelection = Callable[[Sequence[Block]], Iterator[Block]]
-
-# Entries of all adapters in one block, so that temporaries are small and fit into the cache.
+# Entries of all adapters in one block of rows, so that temporaries fit into the cache.
 BLOCK = 1 << 18
 # Entries processed together, so that they fit into the cache.
 COUNTED = 1 << 17
@@ -54,19 +41,12 @@ SAMPLE = 1 << 16
 # Below this number of entries numpy's selection is used directly.
 FEW = 1 << 18
 
-ORDERS = {"l1": 1.0, "l2": 2.0, "linf": float("inf")}
-
 
 @dataclass(frozen=True)
 class _Sparse(MergeMethod):
-    """Entries of each delta are selected and summed with the weights.
-
-    by_variant: variant -> the values of options that are left to it (None or "auto").
-    """
+    """Entries of each delta are selected and summed with the weights."""
 
     density: float = 0.5
-
-    by_variant: ClassVar[Mapping[str, Mapping[str, object]]] = {}
 
     # Not "identity": a single adapter is made sparse too.
     laws = frozenset({"order", "gauge", "homogeneity"})
@@ -77,37 +57,22 @@ class _Sparse(MergeMethod):
             raise ValueError(
                 f"density, the share of entries kept, is above 0 and at most 1, not {self.density}."
             )
-        own = self.by_variant.get(getattr(self, "variant", ""), {})
-        for name, value in own.items():  # so that `repr` shows what is done
-            if getattr(self, name) in (None, "auto"):
-                object.__setattr__(self, name, value)
 
     @abstractmethod
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        """Which entries are kept, and the norm that each delta keeps ("l1", "l2", "linf")."""
-
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        """The function that combines selected entries [n, rows, q] into [rows, q]."""
-        return partial(weighted_sum, weights=weights)
+    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+        """The deltas with zeros for the entries that are dropped."""
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        selection, norm = self.select(deltas, generators)
-        return fuse(deltas, selection, self.combine(weights), norm)
+        return weighted_sum(self.select(deltas, generators), weights)
 
 
 @dataclass(frozen=True)
 class _Electing(_Sparse):
     """Entries are selected, a sign is elected per entry, and the entries with that sign are fused.
 
-    election: "total" elects the sign of the sum of the entries (as in the papers), "frequency" the
-        sign of the majority.
-    normalize: whether the sum of the agreeing entries is divided by their number or by the sum of
-        their weights, whichever the variant uses. None leaves the choice to the variant.
     lambda_: a factor of the whole result, written `lambda` on the command line.
     """
 
-    election: Election = "total"
-    normalize: bool | None = None
     lambda_: float = 1.0
 
     def __post_init__(self) -> None:
@@ -117,21 +82,20 @@ class _Electing(_Sparse):
                 f"lambda, the factor of the result, is finite and not 0, but {self.lambda_}."
             )
 
+    @property
+    @abstractmethod
+    def divisor(self) -> Divisor:
+        """What the sum of the entries that agree is divided by (`elect`)."""
+
     def default_weights(self, n: int) -> tuple[float, ...]:
         """1 each where the sum is divided; else 1/n each, so that the sum is an average."""
-        return (1.0 if self.normalize else 1.0 / n,) * n
+        return (1.0 / n if self.divisor == "none" else 1.0,) * n
 
-    def combine(self, weights: Weights) -> Callable[[Deltas], Matrix]:
-        # peft elects before it weights the entries and divides by how many agree.
-        as_peft = getattr(self, "variant", None) == "peft"
-        return partial(
-            elect,
-            weights=weights,
-            election=self.election,
-            voters="plain" if as_peft else "weighted",
-            divisor="none" if not self.normalize else "count" if as_peft else "weights",
-            factor=self.lambda_,
-        )
+    def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
+        # peft, which divides by the count, elects before it weights the entries.
+        votes = torch.ones_like(weights) if self.divisor == "count" else weights
+        selected = self.select(deltas, generators)
+        return elect(selected, weights, votes, self.divisor).mul_(self.lambda_)
 
 
 # The largest entries.
@@ -141,41 +105,36 @@ class _Electing(_Sparse):
 class MagnitudePrune(_Sparse):
     """Keep the largest entries of each delta and take the weighted sum.
 
-    `density` is the share that is kept; weights are 1/n if none are given. `rescale` is off, as in
-    peft, or gives what is left of each delta the l1, l2 or linf norm that the delta had. mergekit
-    has no method of this name; it has the same `rescale` in its other sparse methods.
+    `density` is the share that is kept; weights are 1/n if none are given. This is peft's method;
+    mergekit has none of this name.
     """
-
-    rescale: KeptNorm = "off"
 
     formula = "dW = sum_i w_i trim(dW_i)"
     paper = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        return between(deltas, self.density), self.rescale
+    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+        return between(deltas, self.density)
 
 
 @dataclass(frozen=True)
-class Ties(_Electing):
+class Ties(_Electing, MagnitudePrune):
     """TIES: keep the largest entries of each delta, elect a sign per entry, average what agrees.
 
     Two methods have this name. `variant="peft"` elects from the entries before they are weighted
     and divides by how many agree, so weights of 1 are the paper's method with lambda = 1, and
     weights of 1/n shrink the result. `variant="mergekit"` elects after weighting and divides by
     the weights of those that agree, so a common factor of the weights cancels and only `lambda`
-    scales the result. Without weights (1 each) the two agree. `normalize=false` sums what agrees
-    in either variant. `election` is "total" (sign of the sum, as in the paper) or "frequency"
-    (sign of the majority). `rescale` (off in both) gives what is left of each delta the l1, l2 or
-    linf norm that the delta had, as mergekit can.
+    scales the result. Without weights (1 each) the two agree. The sign that is elected is that of
+    the sum, as in the paper.
 
     The paper trims to density 0.2 of a model's parameters taken as one vector; here, as in peft
     and mergekit, each module is trimmed separately. int(density p q) entries are kept, and all
     entries as large as the smallest of them. Where the sum is zero, plus is elected. fusion_bench
     keeps one entry more, and gives such entries the sign of the sum of all signs.
 
-    Not supported from mergekit: a density or a weight for each layer, int8_mask (which only saves
-    memory), and its thresholds for small numbers, which make the result depend on the unit of the
-    weights.
+    Not supported: peft's election by the majority of signs; from mergekit a density or a weight
+    for each layer, normalize, rescale, int8_mask (which only saves memory), and its thresholds for
+    small numbers, which make the result depend on the unit of the weights.
 
     At density < 1 a single adapter is trimmed too, so the method does not return it unchanged.
     Signs and sizes of entries change with the basis, so TIES in `core` is another method than in
@@ -184,26 +143,37 @@ class Ties(_Electing):
 
     density: float = 0.2
     variant: Variant = "peft"
-    rescale: KeptNorm = "off"
 
     formula = "dW = mean over {i: sign(T_i) = elected} of w_i T_i, T_i = trim(dW_i)"
     paper = "Yadav et al. 2023, TIES-Merging (arXiv 2306.01708)"
-    by_variant: ClassVar = {"peft": {"normalize": True}, "mergekit": {"normalize": True}}
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        return between(deltas, self.density), self.rescale
+    @property
+    def divisor(self) -> Divisor:
+        return "count" if self.variant == "peft" else "weights"
 
 
 # All but the largest and the smallest entries.
 
 
 @dataclass(frozen=True)
-class _Band(_Sparse):
-    """Entries whose magnitude is neither among the largest nor among the smallest are kept."""
+class Breadcrumbs(_Sparse):
+    """Model Breadcrumbs: drop each delta's largest and smallest entries, take the weighted sum.
+
+    The int(gamma p q) entries of largest magnitude are dropped, and then as many of the smallest
+    as leave int(density p q). The counting and the default gamma are mergekit's; peft has no such
+    method. The paper drops a share of its own at each end; here the share dropped at the top and
+    the share that remains are given. If there are not enough small entries to drop, fewer of the
+    largest are dropped. At density 1 nothing is dropped, whatever gamma is. Weights are 1/n if
+    none are given.
+
+    Difference to mergekit: if int(gamma p q) is 0 (gamma=0, or a module of few entries), mergekit
+    drops everything, by a slice that ends at -0; here no large entry is dropped then. Entries as
+    large as a kept one are kept. mergekit's normalize and lambda are factors of the weights.
+    """
 
     gamma: float = 0.01
-    rescale: KeptNorm = "off"
 
+    formula = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
     paper = "Davari & Belilovsky 2023, Model Breadcrumbs (arXiv 2312.06795)"
 
     def __post_init__(self) -> None:
@@ -214,71 +184,39 @@ class _Band(_Sparse):
                 f"{self.gamma}."
             )
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        return between(deltas, self.density, self.gamma), self.rescale
+    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+        return between(deltas, self.density, self.gamma)
 
 
 @dataclass(frozen=True)
-class Breadcrumbs(_Band):
-    """Model Breadcrumbs: drop each delta's largest and smallest entries, take the weighted sum.
-
-    The int(gamma p q) entries of largest magnitude are dropped, and then as many of the smallest
-    as leave int(density p q). The counting and the default gamma are mergekit's; peft has no such
-    method. The paper drops a share of its own at each end; here the share dropped at the top and
-    the share that remains are given. If there are not enough small entries to drop, fewer of the
-    largest are dropped. At density 1 nothing is dropped, whatever gamma is. Weights are 1/n if
-    none are given. `rescale` is off, as in mergekit, or gives what is left of each delta the l1, l2
-    or linf norm that it had.
-
-    Difference to mergekit: if int(gamma p q) is 0 (gamma=0, or a module of few entries), mergekit
-    drops everything, by a slice that ends at -0; here no large entry is dropped then. Entries as
-    large as a kept one are kept. mergekit's normalize and lambda are factors of the weights.
-    """
-
-    formula = "dW = sum_i w_i m_i * dW_i, m_i = 1 between two magnitudes of dW_i"
-
-
-@dataclass(frozen=True)
-class BreadcrumbsTies(_Band, _Electing):
+class BreadcrumbsTies(_Electing, Breadcrumbs):
     """The selection of Model Breadcrumbs in place of TIES' trimming, then TIES' election.
 
-    `density`, `gamma` and `rescale` are those of `breadcrumbs`, `election` and `lambda` those of
-    `ties`. The combination is mergekit's own, without a paper, and peft has none, so there is one
-    variant: entries are weighted, a sign is elected, and the entries with that sign are *summed*,
-    with weights of 1/n if none are given; `normalize=true` divides by the weights that agree.
+    `density` and `gamma` are those of `breadcrumbs`, `lambda` scales the result. The combination is
+    mergekit's own, without a paper, and peft has none, so there is one variant: entries are
+    weighted, a sign is elected, and the entries with that sign are *summed*, with weights of 1/n if
+    none are given.
     """
 
     formula = "dW = sum over {i: sign(w_i M_i) = elected} of w_i M_i, M_i = m_i * dW_i"
-    by_variant: ClassVar = {"": {"normalize": False}}
+
+    @property
+    def divisor(self) -> Divisor:
+        return "none"
 
 
 # At random (DARE).
 
 
 @dataclass(frozen=True)
-class _Random(_Sparse):
-    """Each entry is kept with the same probability."""
-
-    variant: Variant = "peft"
-    rescale: Rescale = "auto"
-
-    paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
-    by_variant: ClassVar = {"peft": {"rescale": "probability"}, "mergekit": {"rescale": "l1"}}
-
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        divide = self.rescale == "probability"
-        return at_random(self.density, generators, divide), self.rescale
-
-
-@dataclass(frozen=True)
-class DareLinear(_Random):
+class DareLinear(_Sparse):
     """DARE: drop entries of each delta at random, rescale the rest, take the weighted sum.
 
     An entry is kept with probability `density` (0.5 by default; the paper goes down to 0.1);
     weights are 1/n if none are given. What is kept is rescaled: by 1/density in the paper and in
     `variant="peft"`, so that the expectation over masks is task arithmetic; in
     `variant="mergekit"` (0.1.x; older releases divided by density too) so that each delta keeps
-    its l1 norm. `rescale` chooses one by name: probability, l1, l2, linf or off.
+    its l1 norm.
 
     mergekit's normalize and lambda are factors of the weights here: give w_i / sum of w, or
     lambda w_i. One density is used for all adapters and layers.
@@ -288,40 +226,50 @@ class DareLinear(_Random):
     the content of the adapter's delta: equal adapters get equal masks.
     """
 
+    variant: Variant = "peft"
+
     formula = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
+    paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
+
+    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+        chances = partial(chances_of, density=self.density, epsilon=None)
+        return at_random(deltas, chances, generators, self.variant == "mergekit")
 
 
 @dataclass(frozen=True)
-class DareTies(_Random, _Electing):
+class DareTies(_Electing, DareLinear):
     """DARE's random dropping in place of TIES' trimming, then TIES' election and merge.
 
-    `density`, the masks and `rescale` are those of `dare_linear`, `election` is that of `ties`.
-    `variant="peft"` divides what is kept by density, elects before weighting and divides what
-    agrees by its count. `variant="mergekit"` keeps each delta's l1 norm, elects after weighting
-    and *sums* what agrees, since mergekit does not normalize here by default: `normalize=true`
-    divides by the weights that agree. `lambda` scales the result.
+    `density` and the masks are those of `dare_linear`. `variant="peft"` divides what is kept by
+    density, elects before weighting and divides what agrees by its count. `variant="mergekit"`
+    keeps each delta's l1 norm, elects after weighting and *sums* what agrees, since mergekit does
+    not normalize here by default. `lambda` scales the result.
     """
 
     formula = "dW = mean over {i: sign(D_i) = elected} of w_i D_i, D_i = dare(dW_i)"
-    by_variant: ClassVar = {
-        "peft": {"rescale": "probability", "normalize": True},
-        "mergekit": {"rescale": "l1", "normalize": False},
-    }
+
+    @property
+    def divisor(self) -> Divisor:
+        return "count" if self.variant == "peft" else "none"
 
 
 # At random, large entries more probably (DELLA).
 
 
 @dataclass(frozen=True)
-class _RandomByRank(_Sparse):
-    """Each entry is kept with a probability that rises with the rank of its magnitude."""
+class DellaLinear(_Sparse):
+    """DELLA's dropping by magnitude and rescaling, then the weighted sum, without an election.
+
+    `density`, `epsilon` and `variant` are those of `della`; weights are 1/n if none are given. With
+    `variant="authors"` the expectation over masks is task arithmetic. mergekit's normalize and
+    lambda are factors of the weights here: give w_i / sum of w, or lambda w_i.
+    """
 
     epsilon: float = 0.15
     variant: Literal["authors", "mergekit"] = "authors"
-    rescale: Rescale = "auto"
 
+    formula = "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
     paper = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
-    by_variant: ClassVar = {"authors": {"rescale": "probability"}, "mergekit": {"rescale": "l1"}}
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -332,38 +280,27 @@ class _RandomByRank(_Sparse):
                 f"than density and 1 - density, so below {widest:g} here, not {self.epsilon}."
             )
 
-    def select(self, deltas: Deltas, generators: Generators) -> tuple[EntrySelection, str]:
-        divide = self.rescale == "probability"
-        return at_random(self.density, generators, divide, self.epsilon), self.rescale
+    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+        if self.density == 1:
+            return deltas
+        chances = partial(chances_of, density=self.density, epsilon=self.epsilon)
+        return at_random(deltas, chances, generators, self.variant == "mergekit")
 
 
 @dataclass(frozen=True)
-class DellaLinear(_RandomByRank):
-    """DELLA's dropping by magnitude and rescaling, then the weighted sum, without an election.
-
-    `density`, `epsilon`, `variant` and `rescale` are those of `della`; weights are 1/n if none are
-    given. With `variant="authors"` the expectation over masks is task arithmetic. mergekit's
-    normalize and lambda are factors of the weights here: give w_i / sum of w, or lambda w_i.
-    """
-
-    formula = "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
-
-
-@dataclass(frozen=True)
-class Della(_RandomByRank, _Electing):
+class Della(_Electing, DellaLinear):
     """DELLA: drop small entries more likely than large ones, rescale, elect, average what agrees.
 
     MagPrune ranks the magnitudes within each row of a delta [out, in]. The probability of keeping
     an entry rises evenly with its rank from density - epsilon to density + epsilon (the authors'
     window_size is 2 epsilon; 0.15 is mergekit's default). Then, in every definition, entries are
     weighted, a sign is elected, the weighted entries with that sign are divided by the weights that
-    agree (`normalize=false`: they are not), and `lambda` scales the result.
+    agree, and `lambda` scales the result.
 
     peft has no DELLA. The two existing definitions differ in how what is kept is rescaled:
     `variant="authors"` (the paper and its code) divides each entry by its own probability of being
     kept, so that the expectation over masks is the delta; `variant="mergekit"` keeps each delta's
-    l1 norm. `rescale` chooses one by name: probability, l1, l2, linf or off. At density 1 nothing
-    is dropped. `election` is that of `ties`.
+    l1 norm. At density 1 nothing is dropped.
 
     Not supported: the authors' experiments with adaptive lambda and with ranks over a whole layer.
     Rows mean nothing in `core`, so DELLA in `core` is another method than DELLA in `full`.
@@ -373,10 +310,10 @@ class Della(_RandomByRank, _Electing):
         "dW = mean over {i: sign(w_i D_i) = elected} of D_i, D_i = m_i * dW_i / p_i, "
         "m_i ~ Bernoulli(p_i), p_i = density + epsilon (2 rank - q - 1) / (q - 1)"
     )
-    by_variant: ClassVar = {
-        "authors": {"rescale": "probability", "normalize": True},
-        "mergekit": {"rescale": "l1", "normalize": True},
-    }
+
+    @property
+    def divisor(self) -> Divisor:
+        return "weights"
 
 
 # Where the adapters differ most (SCE).
@@ -387,14 +324,13 @@ class Sce(MergeMethod):
     """SCE: weight each adapter by its energy where the adapters differ most, then elect signs.
 
     Select: of the entries whose variance over the adapters is not zero, the int(select_topk count)
-    of largest variance (all, by default, as in both codes below). Calculate: the weight of an
-    adapter is its share of the squares of the selected entries, so given weights are not used.
+    of largest variance (all, by default), and zero in place of the others. Calculate: the weight of
+    an adapter is its share of the squares of the selected entries, so given weights are not used.
     Erase: the sign of the plain sum is elected per entry (a tie elects plus), and the entries that
     carry it are averaged by these weights.
 
-    There are two definitions: in `variant="mergekit"` the entries that were not selected are zero
-    in the result too; in the code of its authors (`variant="authors"`, FuseChat) the selection
-    decides only the weights and every entry is fused. They agree at select_topk = 1.
+    That is mergekit's definition. In the code of its authors (FuseChat) the selection decides only
+    the weights and every entry is fused; the two agree at select_topk = 1.
 
     Differences to mergekit: it uses equal weights if the mean squares of the deltas sum to less
     than 1e-6, which is so in all examined modules of five of six published GPT-2 adapters, and
@@ -404,7 +340,6 @@ class Sce(MergeMethod):
     """
 
     select_topk: float = 1.0
-    variant: Literal["mergekit", "authors"] = "mergekit"
 
     laws = frozenset({"identity", "order", "gauge", "homogeneity"})
     takes_weights = False
@@ -415,7 +350,6 @@ class Sce(MergeMethod):
     paper = "Wan et al. 2024, FuseChat (arXiv 2408.07990)"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         if not 0 < self.select_topk <= 1:
             raise ValueError(
                 "select_topk, the share of entries selected, is above 0 and at most 1, not "
@@ -423,23 +357,23 @@ class Sce(MergeMethod):
             )
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        selection = largest_variance(deltas, self.select_topk)
-        energies = shares(deltas, selection)
-        fused: EntrySelection = selection if self.variant == "mergekit" else iter
-        return fuse(deltas, fused, partial(elect, weights=energies, voters="plain"))
+        selected = largest_variance(deltas, self.select_topk)
+        energies = norms(selected, 2).square()
+        shares = torch.nan_to_num(energies / energies.sum(), nan=1 / len(deltas))
+        return elect(selected, shares, torch.ones_like(shares), "weights")
 
 
-def largest_variance(deltas: Deltas, share: float) -> EntrySelection:
-    """Keep the entries of largest variance over the adapters, the same entries of each adapter."""
+def largest_variance(deltas: Deltas, share: float) -> Deltas:
+    """The entries of largest variance over the adapters, the same entries of each adapter."""
     if share == 1:
-        return iter
+        return deltas
     variances = torch.cat([variance(block) for block in in_blocks(deltas)])
     count = int(torch.count_nonzero(variances))
     if count == 0:
-        return iter
+        return deltas
     place = variances.numel() - max(1, int(share * count))
     least = float(magnitudes_at(variances.flatten().numpy(), [place])[0])
-    return lambda blocks: (block * (variance(block) >= least) for block in blocks)
+    return deltas * (variances >= least)
 
 
 def variance(deltas: Deltas) -> Matrix:
@@ -452,101 +386,58 @@ def variance(deltas: Deltas) -> Matrix:
     return (apart - apart.mean(0)).square().mean(0)
 
 
-def shares(deltas: Deltas, selection: EntrySelection) -> Float64[Tensor, n]:
-    """Each adapter's share of the sum of squares of the selected entries: [n]."""
-    norm = partial(torch.linalg.vector_norm, dim=(1, 2), dtype=torch.float64)
-    energies = sum(norm(block).square() for block in selection(in_blocks(deltas)))
-    assert isinstance(energies, Tensor)
-    total = energies.sum()
-    return energies / total if total > 0 else torch.full_like(energies, 1 / len(energies))
+def norms(deltas: Deltas, order: float) -> Float64[Tensor, n]:
+    """The norm of each delta as a vector: [n]."""
+    return torch.linalg.vector_norm(deltas, order, dim=(1, 2), dtype=torch.float64)
 
 
 # The election of a sign.
 
 
-def elect(
-    deltas: Deltas,
-    weights: Weights,
-    election: Election = "total",
-    voters: Voters = "weighted",
-    divisor: Divisor = "weights",
-    factor: float = 1.0,
-) -> Matrix:
-    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n] -> [p, q].
+def elect(deltas: Deltas, weights: Weights, votes: Weights, divisor: Divisor) -> Matrix:
+    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n], [n] -> [p, q].
 
-    election: the sign of the sum of the entries ("total") or of their majority ("frequency"). A tie
-        elects plus. An entry of zero never agrees.
-    voters: whether the election uses the entries as they are ("plain") or times their weights.
+    The sign is that of the sum of the entries, each times its adapter's vote. A tie elects plus. An
+    entry of zero never agrees.
+
     divisor: what the sum of the agreeing weighted entries is divided by: how many they are
         ("count"), the sum of their weights ("weights"; 1 where that sum vanishes), or 1 ("none").
-    factor: multiplies the result.
     """
-    given = weights.tolist()
-    leans = given if voters == "weighted" else [1.0] * len(given)
+    # What rounding leaves of weights that cancel counts as zero.
+    least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
+    parts = [_elected(block, weights, votes, divisor, least) for block in in_blocks(deltas)]
+    return torch.cat(parts)
+
+
+def _elected(
+    deltas: Deltas, weights: Weights, votes: Weights, divisor: Divisor, least: float
+) -> Matrix:
     sums = torch.zeros_like(deltas[0])
-    for delta, lean in zip(deltas, leans, strict=True):
-        if election == "total":
-            sums.add_(delta, alpha=lean)
-        else:
-            sums.add_(delta.sign(), alpha=(lean > 0) - (lean < 0))
+    for delta, vote in zip(deltas, votes.tolist(), strict=True):
+        sums.add_(delta, alpha=vote)
     elected = torch.where(sums >= 0, 1.0, -1.0).to(deltas)
     total, share = torch.zeros_like(sums), torch.zeros_like(sums)
-    for delta, lean, weight in zip(deltas, leans, given, strict=True):
-        agreeing = torch.mul(delta, elected * lean).clamp_min_(0)
-        total.add_(agreeing, alpha=weight if voters == "plain" else 1.0)
+    for delta, weight, vote in zip(deltas, weights.tolist(), votes.tolist(), strict=True):
+        sign = math.copysign(1.0, vote)
+        agreeing = torch.mul(delta, elected * sign).clamp_min_(0)
+        total.add_(agreeing, alpha=weight * sign)
         if divisor != "none":
             share.add_(agreeing.sign_(), alpha=1.0 if divisor == "count" else weight)
-    total.mul_(elected * factor)
-    if divisor == "count":
-        total.div_(share.clamp_min_(1))
-    elif divisor == "weights":
-        # 1 in place of zero, and of what rounding leaves where weights cancel.
-        least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
-        total.div_(torch.where(share.abs() <= least, 1.0, share))
-    return total
+    total.mul_(elected)
+    if divisor == "none":
+        return total
+    return total.div_(torch.where(share.abs() <= least, 1.0, share))
 
 
-# The deltas by blocks of rows.
-
-
-def in_blocks(deltas: Deltas) -> tuple[Block, ...]:
+def in_blocks(deltas: Deltas) -> tuple[Float[Tensor, "n _ q"], ...]:
     """Views [n, rows, q] that together are the deltas [n, p, q]."""
     return deltas.split(max(1, BLOCK // max(1, deltas[:, 0].numel())), dim=1)
-
-
-def fuse(
-    deltas: Deltas,
-    selection: EntrySelection,
-    combine: Callable[[Deltas], Matrix],
-    norm: str = "off",
-) -> Matrix:
-    """The selected entries of the deltas [n, p, q], combined into [p, q].
-
-    norm: "l1", "l2" or "linf" rescales what is left of each delta to the norm that the delta had;
-    anything else does not rescale.
-    """
-    blocks, factors = in_blocks(deltas), None
-    if norm in ORDERS:  # ||dW_i|| / ||what is kept of it||: [n, 1, 1], 1 where nothing is kept
-        norms = partial(torch.linalg.vector_norm, ord=ORDERS[norm], dtype=torch.float64)
-        pairs = [
-            torch.stack([norms(block, dim=(1, 2)), norms(kept, dim=(1, 2))])
-            for block, kept in zip(blocks, selection(blocks), strict=True)
-        ]
-        before, after = norms(torch.stack(pairs), dim=0)
-        ratio = torch.where(after > 0, before / after, torch.ones_like(after))
-        factors = ratio[:, None, None].to(deltas)
-    merged, start = torch.empty_like(deltas[0]), 0
-    for block in selection(blocks):
-        rows = slice(start, start + block.shape[1])
-        merged[rows] = combine(block if factors is None else block * factors)
-        start = rows.stop
-    return merged
 
 
 # Selections.
 
 
-def between(deltas: Deltas, density: float, gamma: float = 0.0) -> EntrySelection:
+def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Deltas:
     """Keep int(density p q) entries of each delta by magnitude, at least one.
 
     The int(gamma p q) largest are dropped first, then the smallest; with gamma 0 the largest are
@@ -555,49 +446,40 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> EntrySelectio
     """
     entries = deltas[0].numel()
     kept = max(1, int(density * entries))
-    top = min(int(gamma * entries), entries - kept)
-    bottom = entries - kept - top
     if kept == entries:
-        return iter
-    places = [bottom, entries - top - 1] if top else [bottom]
+        return deltas
+    top = min(int(gamma * entries), entries - kept)
+    places = [entries - kept - top, entries - top - 1]
     flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one for each delta
-        limits = list(threads.map(partial(magnitudes_at, places=places), flat))
-    # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude must stay.
-    lows = [float(np.nextafter(limit[0], limit[0].dtype.type(0))) for limit in limits]
-    highs = [float(limit[1]) if top else None for limit in limits]
-    return partial(_banded, lows=lows, highs=highs)
-
-
-def _banded(
-    blocks: Sequence[Block], lows: Sequence[float], highs: Sequence[float | None]
-) -> Iterator[Block]:
-    shrink = torch.nn.functional.hardshrink
-    for block in blocks:
-        kept = torch.empty_like(block)
-        for out, delta, low, high in zip(kept, block, lows, highs, strict=True):
-            out.copy_(shrink(delta, low))
-            if high is not None:
-                out.sub_(shrink(delta, high))
-        yield kept
+        limits = threads.map(partial(magnitudes_at, places=places[: 2 if top else 1]), flat)
+    selected, shrink = torch.empty_like(deltas), torch.nn.functional.hardshrink
+    for out, delta, limit in zip(selected, deltas, limits, strict=True):
+        # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude stays.
+        out.copy_(shrink(delta, float(np.nextafter(limit[0], limit[0].dtype.type(0)))))
+        if top:
+            out.sub_(shrink(delta, float(limit[1])))
+    return selected
 
 
 def at_random(
-    density: float,
-    generators: Sequence[torch.Generator],
-    divide: bool = True,
-    epsilon: float | None = None,
-) -> EntrySelection:
-    """Keep each entry with probability `density` (DARE), divided by that probability or not.
+    deltas: Deltas, chances: Callable[[Matrix], Tensor], generators: Generators, keep_norm: bool
+) -> Deltas:
+    """Keep each entry with the probability that `chances` gives it.
 
-    epsilon: let the probability depend on the magnitude (DELLA's MagPrune): it rises evenly with
-    the rank of the magnitude in its row, from density - epsilon to density + epsilon.
+    Entries are divided by that probability or, with `keep_norm`, multiplied so that each delta
+    keeps its l1 norm, as in mergekit.
     """
-    if density == 1:
-        return iter
-    states = [generator.get_state() for generator in generators]
-    chances: Callable[[Matrix], Tensor] = partial(chances_of, density=density, epsilon=epsilon)
-    return partial(_drawn, chances=chances, states=states, divide=divide)
+    selected = torch.empty_like(deltas)
+    for out, delta, generator in zip(selected, deltas, generators, strict=True):
+        chance = chances(delta)
+        torch.mul(delta, uniform(delta.shape, generator) < chance, out=out)
+        if not keep_norm:
+            out.div_(chance)
+    if keep_norm:
+        ratios = norms(deltas, 1) / norms(selected, 1)
+        selected.mul_(torch.nan_to_num(ratios, nan=1.0, posinf=1.0).to(deltas)[:, None, None])
+    return selected
 
 
 def chances_of(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
@@ -615,27 +497,8 @@ def chances_of(delta: Matrix, density: float, epsilon: float | None) -> Tensor:
     return torch.from_numpy(chances)
 
 
-def _drawn(
-    blocks: Sequence[Block],
-    chances: Callable[[Matrix], Tensor],
-    states: Sequence[Tensor],
-    divide: bool,
-) -> Iterator[Block]:
-    generators = [torch.Generator() for _ in states]
-    for generator, state in zip(generators, states, strict=True):
-        generator.set_state(state)
-    for block in blocks:
-        kept = torch.empty_like(block)
-        for out, delta, generator in zip(kept, block, generators, strict=True):
-            chance = chances(delta)
-            torch.mul(delta, uniform(delta.shape, generator) < chance, out=out)
-            if divide:
-                out.div_(chance)
-        yield kept
-
-
 def uniform(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Random numbers in [0, 1) of a shape. Blocks of rows draw the same numbers as all rows."""
+    """Random numbers in [0, 1) of a shape."""
     return torch.rand(shape, generator=generator, dtype=torch.float32)
 
 

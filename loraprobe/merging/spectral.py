@@ -7,7 +7,6 @@ is a function of the deltas alone and has the same result in every space.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -40,18 +39,14 @@ class Tsv(_Spectral):
 
     The singular vectors of all w_i dW_i are put side by side, all U_i and all V_i are replaced by
     the nearest orthonormal frame (Procrustes), and the singular values are kept. Each adapter keeps
-    all components of its own numerical rank r_i; with `k` at most that many; with `share` the
-    leading r_i / n, rounded up, so that the result is about as large as one of them and adapters of
-    mixed ranks keep their proportions. The paper keeps min(out, in) / n, which is more than a delta
-    of low rank has: the authors' code, and Core Space's (Panariello et al. 2025), keep all of it.
+    all components of its own numerical rank. The paper keeps min(out, in) / n, which is more than a
+    delta of low rank has: the authors' code, and Core Space's (Panariello et al. 2025), keep all of
+    it.
 
     Weights multiply the deltas, 1 each if none are given: the paper's alpha is a common weight.
     Vectors that several adapters share are counted once, where the authors' decompositions add
     arbitrary ones; so equal adapters with weights 1 give that adapter.
     """
-
-    k: int | None = None
-    share: bool = False
 
     laws = frozenset({"identity", "order", "gauge", "homogeneity"})
     formula = (
@@ -59,19 +54,9 @@ class Tsv(_Spectral):
     )
     paper = "Gargiulo et al. 2024, Task singular vectors (arXiv 2412.00081)"
 
-    def __post_init__(self) -> None:
-        if self.k is not None and self.k < 1:
-            raise ValueError(f"k, the components kept of each adapter, is 1 or more, not {self.k}.")
-        if self.k is not None and self.share:
-            raise ValueError("k and share both say how many components to keep; give one of them.")
-
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        parts = [self._kept(components(delta), len(deltas)) for delta in scaled(deltas, weights)]
+        parts = [components(delta) for delta in scaled(deltas, weights)]
         return assembled(parts, torch.cat([part.S for part in parts]))
-
-    def _kept(self, part: Components, n: int) -> Components:
-        rank = len(part.S)
-        return part.first(math.ceil(rank / n) if self.share else self.k or rank)
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a b -o out --method ties:density=x", "usage", "must be a number"),
     ("merge a b -o out --method ties:density=7", "usage", "density"),
     ("merge a b -o out --method ties:densty=0.3", "usage", "did you mean 'density'"),
-    ("merge a b -o out --method ties:dense=1", "usage", "density, election, normalize, lambda, "),
+    ("merge a b -o out --method ties:dense=1", "usage", "density, lambda, variant"),
     ("merge a b -o out --weights 0.5", "usage", "2 adapters"),
     ("merge a b -o out --weights a,b", "usage", "--weights"),
     ("merge a b -o out --weights nan,1", "usage", "finite"),

@@ -118,7 +118,7 @@ def test_no_rank_cuts_a_full_model(tmp_path, method):
         change = (after[f"{path}.weight"] - before[f"{path}.weight"]).double()
         if method.startswith("ties"):
             deltas = [trimmed(making.dense(a.modules[path]), 0.5) for a in adapters]
-            wanted = ties_dense(deltas, [0.7, 0.6], "peft", "total")
+            wanted = ties_dense(deltas, [0.7, 0.6], "peft")
             torch.testing.assert_close(change, wanted, rtol=1e-4, atol=1e-6)
         U, S, Vh = torch.linalg.svd(change)
         k = merged.adapter.modules[path].rank

@@ -224,7 +224,7 @@ def test_numbers_sizes_and_names_are_formatted():
     ("text", "whole"),
     [
         ("legal is 24.6 times larger than news: try --balance norm.", ("--balance norm.",)),
-        ("by ties:density=0.3,election=total,lambda=1.0,variant=peft in full", ("0.3", "1.0")),
+        ("by ties:density=0.3,lambda=1.0,variant=peft in full", ("0.3", "1.0")),
     ],
 )
 def test_options_and_numbers_stay_in_one_piece(width, text, whole):

@@ -16,7 +16,12 @@ from loraprobe.errors import BaseError, LoraprobeError
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
 STRICT = ConfigDict(strict=True)  # nothing is converted, and true is no number
-WORDS = {"missing": "it is missing", "unexpected_keyword_argument": "there is no such field"}
+WORDS = {
+    "missing": "it is missing",
+    "unexpected_keyword_argument": "there is no such field",
+    "extra_forbidden": "there is no such key",
+    "model_type": "it should be an object",
+}
 
 
 def read_json(

@@ -13,11 +13,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import string
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from loraprobe import limits
 from loraprobe.defaults import FEWEST_ITEMS, LOSS
@@ -26,27 +29,60 @@ from loraprobe.formatting import count, listing, nearest, shortly
 from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
 from loraprobe.tasks.metrics import METRICS, compile_pattern
-from loraprobe.tasks.sources import (
-    TABLES,
-    DataRow,
-    kind_of,
-    read_file,
-    read_lines,
-    read_rows,
-    twice,
-)
-from loraprobe.untrusted import is_unicode
+from loraprobe.tasks.sources import TABLES, DataRow, read_file, read_lines, read_rows
+from loraprobe.untrusted import first_problem, is_unicode
 
-HOP_KEYS = ("prompt", "answer", "adapter")
-ITEM_KEYS = tuple(
-    "id prompt answer choices hops cot_prompt answer_pattern entities group metric".split()
-)
+
+def _checked(text: str) -> str:
+    if not text.strip():
+        raise ValueError("it is empty")
+    if not is_unicode(text):
+        raise ValueError("it holds half of a surrogate pair, which is no character")
+    return text
+
+
+def _listed(value: Any) -> Any:
+    return value if isinstance(value, list) else [value]
+
+
+Text = Annotated[str, AfterValidator(_checked)]
+Label = Annotated[Text, BeforeValidator(lambda label: str(label) if type(label) is int else label)]
+Answers = Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
+
+
+class _HopKeys(BaseModel):
+    """The keys of a hop in a task file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    prompt: Text
+    answer: Answers
+    adapter: Text | None = None
+
+
+class _ItemKeys(BaseModel):
+    """The keys of an item in a task file."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    id: Label | None = None
+    prompt: Text
+    answer: Answers
+    choices: Annotated[list[Text], Field(min_length=2, max_length=limits.CHOICES)] | None = None
+    hops: list[_HopKeys] | None = None
+    cot_prompt: Text | None = None
+    answer_pattern: Text | None = None
+    entities: list[Text] | None = None
+    group: Label | None = None
+    metric: Text | None = None
+
+
+ITEM_KEYS = tuple(_ItemKeys.model_fields)
 LABELS = "labels"  # a field of the mapping only: what the answer calls the choices
 AFTER = "after"  # of the mapping only: the text before the gold answer in its field
 KEYS = (*ITEM_KEYS, LABELS, AFTER)
 WINDOW = 500  # characters of a text that are scored together, a hundred tokens or more
 MARK = "####"  # before the gold answer of a worked text, as in gsm8k
-_WAYS, _FROM_0 = 5, 3  # in which an answer may name a choice, and that of a number from 0
 _LISTS = ("choices", "entities", LABELS)
 _NEXT_KEY = re.compile(rf",(?=\s*(?:{'|'.join(KEYS)})\s*=)")
 _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
@@ -73,74 +109,85 @@ class FieldMap:
     after: str | None = None
 
     @classmethod
-    def of(cls, fields: str) -> FieldMap:
-        """The map of a text of --fields, which may be empty.
+    def of(cls, text: str) -> FieldMap:
+        """The map of a text of --fields, such as "prompt=question,choices=A,B,C"; it may be empty.
 
-        Raises UsageError for a text that cannot be read.
+        A prompt with a { is a template. Raises UsageError for a text that cannot be read.
         """
-        named, prompt = _read_fields(fields), None
-        (after,) = named.pop(AFTER, (None,))
-        if "{" in "".join(named.get("prompt", ())):
-            (text,) = named.pop("prompt")
-            prompt = text.replace("\\n", "\n").replace("\\t", "\t")
-        return cls(named, prompt, after)
+        fields: dict[str, tuple[str, ...]] = {}
+        prompt = after = None
+        for part in filter(str.strip, _NEXT_KEY.split(text)):
+            key, _, value = part.partition("=")
+            key, names = key.strip(), tuple(name.strip() for name in value.split(","))
+            if key == "prompt" and "{" in value:
+                prompt = value.replace("\\n", "\n").replace("\\t", "\t")
+            elif key == AFTER and value:
+                after = value
+            elif key in fields or key not in KEYS or "=" not in part or "=" in value:
+                raise UsageError(
+                    "--fields takes each key once, as in prompt=question,answer=target; "
+                    f"{part.strip()!r} is none of {', '.join(KEYS)} with the name of a field."
+                )
+            elif len(names) > 1 and key not in _LISTS:
+                raise UsageError(f"--fields takes one field for {key}, not {listing(names)}.")
+            else:
+                fields[key] = tuple(filter(None, names))
+        return cls(fields, prompt, after)
 
     def items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
-        mapped = [replace(row, content=self._item(row)) for row in rows]
+        mapped, of_choices = list[DataRow](), list[tuple[DataRow, list[str]]]()
+        for row in rows:
+            item, labels = self._item(row)
+            mapped.append(replace(row, content=item))
+            if item.get("choices") and item.get("answer"):
+                of_choices.append((mapped[-1], labels))
         for key, names in self.fields.items():
-            missing = not any(key in row.content for row in mapped)
-            if mapped and names and missing and key != LABELS:
+            if mapped and names and key != LABELS and not any(key in row.content for row in mapped):
                 raise TaskError(
                     f"{mapped[0].file} has no value in {listing(names)} for {key}; check --fields."
                 )
-        _name_choices([row for row in mapped if LABELS in row.content])
+        _name_choices(of_choices)
         return mapped
 
-    def _item(self, row: DataRow) -> dict[str, Any]:
-        item: dict[str, Any] = {}
-        here = {key: (key,) for key in ITEM_KEYS if key in row.content}
-        for key, names in {**here, **self.fields}.items():
-            if key == LABELS and len(names) > 1:  # the labels themselves
-                item[key] = list(names)
-                continue
+    def _item(self, row: DataRow) -> tuple[dict[str, Any], list[str]]:
+        """The keys of an item that have a value, and what its answers may call the choices."""
+        fields = {key: (key,) for key in ITEM_KEYS if key in row.content} | dict(self.fields)
+        labels, item = list(fields.pop(LABELS, ())), dict[str, Any]()
+        if len(labels) == 1:
+            labels = self._value(row, LABELS, labels[0]) or []
+        for key, names in fields.items():
             values = {name: self._value(row, key, name) for name in names}
-            values = {name: value for name, value in values.items() if value is not None}
-            if values:
-                item[key] = list(values.values()) if len(names) > 1 else values.popitem()[1]
-            if len(names) > 1 and key == "choices":
-                item[LABELS] = list(values)
+            present = {name: value for name, value in values.items() if value is not None}
+            if present:
+                item[key] = list(present.values()) if len(names) > 1 else present[names[0]]
+            if key == "choices" and len(names) > 1:
+                labels = labels or list(present)
         if self.prompt is not None:
             item["prompt"] = _filled(self.prompt, row)
-        if item.get("choices") and item.get("answer"):
-            item.setdefault(LABELS, [])
-        else:
-            item.pop(LABELS, None)
-        return item
+        return item, labels
 
     def _value(self, row: DataRow, key: str, name: str) -> Any:
         """A field's value as the key takes it; None where it is empty."""
         value = _looked_up(row, name, optional=key not in ("prompt", "answer", LABELS))
-        if key == "hops":
-            return _from_json(value, row, name)
-        if key in _LISTS and len(self.fields.get(key, ())) < 2:
+        one_field = len(self.fields.get(key, ())) < 2
+        if key == "hops" or (key in _LISTS and one_field):
             value = _from_json(value, row, name)
-        several = value if isinstance(value, list) else [value]
-        texts = [_text(text) for text in several]
-        if key == "answer":
-            texts = [self._gold(text, row) if isinstance(text, str) else text for text in texts]
-        return texts if isinstance(value, list) else texts[0]
+        if key == "hops":
+            return value
+        if isinstance(value, list):
+            return [self._text(row, key, text) for text in value]
+        return self._text(row, key, value)
 
-    def _gold(self, answer: str, row: DataRow) -> str:
-        """The gold answer in the text of the answer's field."""
-        if self.after is not None:
-            _, mark, rest = answer.rpartition(self.after)
-            if not mark:
-                raise row.error(
-                    f"the answer {answer[-60:]!r} has no {self.after!r}; check --fields."
-                )
-            return rest.strip().partition("\n")[0].strip()
-        return answer
+    def _text(self, row: DataRow, key: str, value: Any) -> Any:
+        """A value as text; of an answer what follows the mark before it."""
+        text = _as_text(value)
+        if key != "answer" or self.after is None or not isinstance(text, str):
+            return text
+        _, mark, rest = text.rpartition(self.after)
+        if not mark:
+            raise row.error(f"the answer {text[-60:]!r} has no {self.after!r}; check --fields.")
+        return rest.strip().partition("\n")[0].strip()
 
 
 def load_task(path: str | Path, limit: int | None = None, layout: FieldMap = FieldMap()) -> Task:
@@ -244,23 +291,21 @@ def load_probe(path: str | Path) -> ProbePrompts:
 
 def _known(row: DataRow) -> DataRow:
     """The row. Raises TaskError for a key that no item has, with the mapping that reads it."""
-    unknown = [key for key in row.content if key not in ITEM_KEYS]
-    if not unknown:
+    unknown = next((key for key in row.content if key not in ITEM_KEYS), None)
+    if unknown is None:
         return row
-    missing = {"prompt", "answer"} - row.content.keys()
-    if missing and (options := _suggested(row.content)):
-        raise row.error(f"unknown key {unknown[0]!r} in an item: add {options}.")
-    hint = nearest(unknown[0], ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
-    if missing and "did you mean" not in hint:
-        hint = (
-            "name the fields of prompt and answer by --fields=prompt=FIELD,answer=FIELD "
-            f"(the file has {shortly(row.content)})."
-        )
-    raise row.error(f"unknown key {unknown[0]!r} in an item: {hint}")
+    hint = nearest(unknown, ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
+    if not {"prompt", "answer"} <= row.content.keys():
+        if fields := _suggested(row.content):
+            hint = f"add --fields={fields}."
+        elif "did you mean" not in hint:
+            has = shortly(row.content)
+            hint = f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {has})."
+    raise row.error(f"unknown key {unknown!r} in an item: {hint}")
 
 
 def _suggested(row: Mapping[str, Any]) -> str:
-    """The options with which a row of another layout would be read; "" where none is evident."""
+    """The --fields with which a row of another layout would be read; "" where none is evident."""
     lower = {name.lower(): name for name in row}
     fields: dict[str, str] = {}
     for key, called in _CALLED.items():
@@ -277,149 +322,49 @@ def _suggested(row: Mapping[str, Any]) -> str:
         return ""
     answer = row.get(fields["answer"])
     marked = f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
-    return f"--fields={changed}{marked}"
+    return changed + marked
 
 
-def _item(line: Mapping[str, Any], number: int) -> Item:
-    """The item of a line. Raises TaskError, without the line's place."""
-    answers, choices = _answers(line), _texts(line, "choices")
-    if line.get("choices") is not None:
-        _check_choices(choices, answers)
-    pattern, metric = _read(line, "answer_pattern"), _read(line, "metric")
-    if pattern is not None:
-        compile_pattern(pattern)
+def _item(content: Mapping[str, Any], number: int) -> Item:
+    """The item of a row. Raises TaskError, without the row's place."""
+    try:
+        line = _ItemKeys.model_validate(content)
+    except ValidationError as error:
+        raise TaskError(f"{first_problem(error)}.") from None
+    answers, choices, metric = tuple(line.answer), tuple(line.choices or ()), line.metric
+    if choices and len(set(choices)) < len(choices):
+        raise TaskError("a choice occurs twice.")
+    if choices and not set(choices) & set(answers):
+        raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
+    if line.answer_pattern is not None:
+        compile_pattern(line.answer_pattern)
     if metric is not None:
         if metric not in (known := item_metrics()):
             hint = nearest(metric, known, f"known are {', '.join(known)}.")
             raise TaskError(f"unknown metric {metric!r}: {hint}")
         if metric == "choice" and not choices:
             raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
-        METRICS[metric].check(answers, pattern)
-    hops = [] if line.get("hops") is None else line["hops"]
-    if not isinstance(hops, list):
-        raise TaskError(f"'hops' must be a list of objects, not {kind_of(hops)}.")
+        METRICS[metric].check(answers, line.answer_pattern)
+    hops = [Hop(hop.prompt, tuple(hop.answer), hop.adapter) for hop in line.hops or ()]
+    for k, hop in enumerate(hops, 1):
+        for reference in REFERENCE.findall(hop.prompt):
+            if reference not in map(str, range(1, k)):
+                raise TaskError(
+                    f"hop {k} refers to {{{reference:.20}}}, which is not the answer of an earlier "
+                    "hop."
+                )
     return Item(
-        id=_label(line, "id") or str(number),
-        prompt=_required(line, "prompt"),
+        id=line.id or str(number),
+        prompt=line.prompt,
         answers=answers,
         choices=choices,
-        hops=tuple(_hop(hop, k) for k, hop in enumerate(hops, 1)),
-        cot_prompt=_read(line, "cot_prompt"),
-        answer_pattern=pattern,
-        entities=_texts(line, "entities"),
-        group=_label(line, "group"),
+        hops=tuple(hops),
+        cot_prompt=line.cot_prompt,
+        answer_pattern=line.answer_pattern,
+        entities=tuple(line.entities or ()),
+        group=line.group,
         metric=metric,
     )
-
-
-def _hop(hop: Any, k: int) -> Hop:
-    """Hop k, counted from 1, which may refer to the answers of earlier hops."""
-    if not isinstance(hop, dict):
-        raise TaskError(f"hop {k} must be an object with prompt and answer, not {kind_of(hop)}.")
-    if unknown := [key for key in hop if key not in HOP_KEYS]:
-        hint = nearest(unknown[0], HOP_KEYS, f"known are {', '.join(HOP_KEYS)}.")
-        raise TaskError(f"unknown key {unknown[0]!r} in hop {k}: {hint}")
-    place = f"hop {k}: "
-    prompt = _required(hop, "prompt", place)
-    for reference in REFERENCE.findall(prompt):
-        if reference not in map(str, range(1, k)):
-            earlier = f"{{1}} to {{{k - 1}}}" if k > 1 else "no earlier hop"
-            raise TaskError(
-                f"hop {k} refers to {{{reference:.20}}}, which is not the answer of an earlier hop "
-                f"(there is {earlier})."
-            )
-    return Hop(prompt, _answers(hop, place), _read(hop, "adapter", place))
-
-
-# The fields of a JSON object. `place` stands before the key in messages.
-
-
-def _read(content: Mapping[str, Any], key: str, place: str = "") -> str | None:
-    value = content.get(key)
-    return None if value is None else _string(value, f"{place}{key!r}")
-
-
-def _required(content: Mapping[str, Any], key: str, place: str = "") -> str:
-    text = _read(content, key, place)
-    if text is None:
-        raise TaskError(f"{place}{key!r} is missing.")
-    return text
-
-
-def _label(content: Mapping[str, Any], key: str) -> str | None:
-    """A string, or an integer as a string."""
-    value = content.get(key)
-    is_number = isinstance(value, int) and not isinstance(value, bool)
-    return str(value) if is_number else _read(content, key)
-
-
-def _texts(content: Mapping[str, Any], key: str, place: str = "") -> tuple[str, ...]:
-    value = [] if content.get(key) is None else content[key]
-    if not isinstance(value, list):
-        raise TaskError(f"{place}{key!r} must be a list of strings, not {kind_of(value)}.")
-    return tuple(_string(text, f"{place}an entry of {key!r}") for text in value)
-
-
-def _answers(content: Mapping[str, Any], place: str = "") -> tuple[str, ...]:
-    if not isinstance(content.get("answer"), list):
-        return (_required(content, "answer", place),)
-    answers = _texts(content, "answer", place)
-    if not answers:
-        raise TaskError(f"{place}'answer' is an empty list: name at least one.")
-    return answers
-
-
-def _check_choices(choices: tuple[str, ...], answers: tuple[str, ...]) -> None:
-    if len(choices) > limits.CHOICES:
-        raise TaskError(f"{len(choices):,} choices, and {limits.CHOICES:,} are the most.")
-    if len(choices) < 2:
-        raise TaskError("'choices' must name at least two.")
-    if (choice := twice(choices)) is not None:
-        raise TaskError(f"choice {choice!r} occurs twice.")
-    if not set(choices) & set(answers):
-        raise TaskError(f"the answer {answers[0]!r} is not among the choices.")
-
-
-def _string(value: Any, what: str) -> str:
-    if not isinstance(value, str):
-        hint = f' (write "{value}")' if isinstance(value, int | float) else ""
-        raise TaskError(f"{what} must be a string, not {kind_of(value)}{hint}.")
-    if not value.strip():
-        raise TaskError(f"{what} is empty.")
-    if not is_unicode(value):
-        raise TaskError(f"{what} contains half of a surrogate pair, which is not a character.")
-    return value
-
-
-def _read_fields(text: str) -> dict[str, tuple[str, ...]]:
-    """ "prompt=question,choices=A,B,C" as a mapping. A prompt with a { is one text."""
-    fields = dict[str, tuple[str, ...]]()
-    for part in filter(str.strip, _NEXT_KEY.split(text)):
-        key, equals, value = (piece.strip() for piece in part.partition("="))
-        if key in fields:
-            raise UsageError(f"--fields names {key} twice; give it once.")
-        if value and (key == AFTER or (key == "prompt" and "{" in value)):
-            fields[key] = (part.partition("=")[2],)
-            continue
-        names = [name.strip() for name in value.split(",")]
-        if not equals or key not in KEYS:
-            raise _no_pair(part)
-        for further in filter(None, names[1:]):
-            if key not in _LISTS or "=" in further:
-                raise _no_pair(further)
-        fields[key] = tuple(filter(None, names))
-    return fields
-
-
-def _no_pair(part: str) -> UsageError:
-    """The error of a part of --fields that is no key of an item with the name of a field."""
-    key, equals, name = (piece.strip() for piece in part.partition("="))
-    if not equals:
-        return UsageError(f"--fields takes key=FIELD pairs such as prompt=question, not {key!r}.")
-    if name in KEYS:
-        return UsageError(f"--fields takes the item's key first: write {name}={key}.")
-    hint = nearest(key, KEYS, f"known are {', '.join(KEYS)}.")
-    return UsageError(f"--fields: an item has no key {key!r}: {hint}")
 
 
 def _filled(template: str, row: DataRow) -> str:
@@ -428,7 +373,7 @@ def _filled(template: str, row: DataRow) -> str:
     def put(found: re.Match[str]) -> str:
         if found[1] is None:
             return found[0][0]
-        value = _text(_looked_up(row, found[1].strip()))
+        value = _as_text(_looked_up(row, found[1].strip()))
         return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
     return _FIELD.sub(put, template)
@@ -455,7 +400,7 @@ def _looked_up(row: DataRow, name: str, optional: bool = False) -> Any:
     return value
 
 
-def _text(value: Any) -> Any:
+def _as_text(value: Any) -> Any:
     """A number, a truth value or a date as text; an empty cell as None; the rest as it is."""
     if isinstance(value, bool):
         return str(value).lower()
@@ -477,59 +422,51 @@ def _from_json(value: Any, row: DataRow, name: str) -> Any:
     return content
 
 
-def _name_choices(rows: Sequence[DataRow]) -> None:
-    """Replaces answers that name a choice otherwise by its text, in place, and drops the labels.
+def _name_choices(rows: Sequence[tuple[DataRow, list[str]]]) -> None:
+    """Replaces answers that name a choice otherwise by its text, in place.
 
-    One reading holds for a whole file, the first that fits all rows: the text of a choice, its
-    label, its letter, its number from 0, its number from 1. Raises TaskError where none fits, and
-    where numbers may count from 0 or from 1.
+    rows: with what the answers may call the choices. One reading holds for a whole file, the first
+    that fits all rows: the text of a choice, its label, its letter, its number from 0, its number
+    from 1. Raises TaskError where none fits, and where numbers may count from 0 or from 1.
     """
-    by_row = [_readings(row) for row in rows]
-    fits = [sum(readings[way] is not None for readings in by_row) for way in range(_WAYS)]
-    good = [way for way in range(_WAYS) if fits[way] == len(rows)]
-    if not good:
+    by_row = [_readings(row, labels) for row, labels in rows]
+    fits = [sum(texts is not None for texts in way) for way in zip(*by_row, strict=True)]
+    good = [way for way, number in enumerate(fits) if number == len(rows)]
+    if rows and not good:
         nearly = fits.index(max(fits))
-        row = next(
-            row for row, readings in zip(rows, by_row, strict=True) if readings[nearly] is None
-        )
-        answer = row.content["answer"]
-        shown = answer if isinstance(answer, str) else json.dumps(answer)
+        row = next(r for (r, _), ways in zip(rows, by_row, strict=True) if ways[nearly] is None)
         raise row.error(
-            f"the answer {shown[:60]!r} is not among the "
+            f"the answer {str(row.content['answer'])[:60]!r} is not among the "
             f"{count(len(row.content['choices']), 'choice')}, and is neither the letter nor the "
             "number of one; check --fields (labels=FIELD names what the answer calls the choices)."
         )
-    if rows and good[0] == _FROM_0 and _FROM_0 + 1 in good:
-        raise rows[0].error(
+    if good[:2] == [3, 4]:
+        raise rows[0][0].error(
             "the answers of this file may count the choices from 0 or from 1; add labels=0,1,2 or "
             "labels=1,2,3, as many as there are choices, to --fields."
         )
-    for row, readings in zip(rows, by_row, strict=True):
-        texts = readings[good[0]]
-        assert isinstance(row.content, dict) and texts is not None
-        row.content["answer"] = texts if len(texts) > 1 else texts[0]
-        del row.content[LABELS]
+    for (row, _), ways in zip(rows, by_row, strict=True):
+        assert isinstance(row.content, dict)
+        row.content["answer"] = ways[good[0]]
 
 
-def _readings(row: DataRow) -> list[list[str] | None]:
-    """The texts of the choices that a row's answers name by each reading; None where one fails."""
-    answer, choices = row.content["answer"], row.content["choices"]
+def _readings(row: DataRow, labels: Sequence[str]) -> list[list[str] | None]:
+    """The choices that a row's answers name by each reading; None where one names none."""
+    answers, choices = [str(one) for one in _listed(row.content["answer"])], row.content["choices"]
     if not isinstance(choices, list):
-        raise row.error(f"'choices' must be a list, not {kind_of(choices)}.")
-    answers = answer if isinstance(answer, list) else [answer]
-    named = [_named(str(one), choices, row.content[LABELS]) for one in answers]
-    return [None if None in texts else list(texts) for texts in zip(*named, strict=True)]
-
-
-def _named(answer: str, choices: list[Any], labels: list[Any]) -> list[Any]:
-    """The choice that an answer names by its text, label, letter, number from 0 and from 1."""
-    letter = answer.strip("(). ").upper()
-    number = int(answer) if re.fullmatch(r"\d{1,4}", answer) else -1
-    places = [
-        choices.index(answer) if answer in choices else -1,
-        labels.index(answer) if answer in labels else -1,
-        ord(letter) - ord("A") if re.fullmatch("[A-Z]", letter) else -1,
-        number,
-        number - 1,
+        raise row.error("'choices' must be a list.")
+    letters = [answer.strip("(). ").upper() for answer in answers]
+    numbers = [str(number) for number in range(len(choices) + 1)]
+    ways = [
+        (choices, answers),
+        (labels, answers),
+        (string.ascii_uppercase, letters),
+        (numbers, answers),
+        (numbers[1:], answers),
     ]
-    return [choices[at] if 0 <= at < len(choices) else None for at in places]
+    readings = list[list[str] | None]()
+    for called, said in ways:
+        choice_of = dict(zip(called, choices, strict=False))
+        known = all(one in choice_of for one in said)
+        readings.append([choice_of[one] for one in said] if known else None)
+    return readings

@@ -9,28 +9,18 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loraprobe import limits
 from loraprobe.errors import TaskError
+from loraprobe.untrusted import first_line, unique_keys
 
 TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
 PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
 _BATCH = 64  # rows of a Parquet file that are unpacked at once
-_KINDS = {
-    type(None): "null",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-    str: "a string",
-    list: "a list",
-    dict: "an object",
-}
 
 
 @dataclass(frozen=True)
@@ -99,16 +89,6 @@ def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def kind_of(value: Any) -> str:
-    """What JSON calls a value, with its article."""
-    return _KINDS.get(type(value), f"a {type(value).__name__}")
-
-
-def twice(texts: Sequence[str]) -> str | None:
-    """The first text that occurs more than once."""
-    return next((text for text, times in Counter(texts).items() if times > 1), None)
-
-
 def _json(path: Path, data: bytes, unit: str) -> Iterator[DataRow]:
     """Rows of JSONL (unit "line") or of a list in JSON ("item")."""
     values: Iterable[tuple[int, Any]]
@@ -119,8 +99,7 @@ def _json(path: Path, data: bytes, unit: str) -> Iterator[DataRow]:
     for number, value in values:
         row = DataRow(path, unit, number, value)
         if not isinstance(value, dict):
-            problem = f"{kind_of(value)} where a JSON object with prompt and answer belongs."
-            raise row.error(problem)
+            raise row.error("there is no JSON object with prompt and answer.")
         yield row
 
 
@@ -133,64 +112,41 @@ def _text(path: Path, data: bytes) -> str:
 
 def _loaded(path: Path, text: str, line: int | None = None) -> Any:
     """The JSON value of a line, or of a whole file. Raises TaskError with its place."""
-    place = f"{path}, line {line}" if line else f"{path}"
     try:
-        return json.loads(text, object_pairs_hook=_unique_keys)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
-        raise TaskError(
-            f"{path}, line {line or error.lineno}: not JSON ({error.msg} at column {error.colno})."
-        ) from None
-    except TaskError as error:
-        raise TaskError(f"{place}: {error}") from None
-    except ValueError:
-        problem = "a number has thousands of digits; write it as a string."
-        raise TaskError(f"{place}: {problem}") from None
-    except RecursionError:
-        problem = "not an item: brackets are nested too deeply."
-        raise TaskError(f"{place}: {problem}") from None
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if (key := twice([key for key, _ in pairs])) is not None:
-        raise TaskError(f"key {key!r} occurs twice in one object.")
-    return dict(pairs)
+        place, problem = line or error.lineno, f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        place, problem = line or 1, first_line(error)
+    raise TaskError(f"{path}, line {place}: not JSON ({problem}).")
 
 
 def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
     """Rows of a table with a header; a header with more ; than , is split at these."""
     text = _text(path, data)
-    header = text.lstrip().partition("\n")[0]
-    if re.match(r'\{\s*"', header):
-        raise TaskError(
-            f"{path}, line 1: an item of JSONL, not the header of a table; name the file "
-            f"{path.stem}.jsonl."
-        )
+    header = text.partition("\n")[0]
     if delimiter == "," and header.count(";") > header.count(","):
         delimiter = ";"
     csv.field_size_limit(limits.LINE)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    names: list[str] = []
-    start = 1
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        names = [name.strip() for name in reader.fieldnames or ()]
+        if len(set(names)) < len(names):
+            raise TaskError(f"{path}, line 1: two columns have one name; rename one.")
+        reader.fieldnames = names
         for cells in reader:
-            row = DataRow(path, "line", start, {})
-            start = reader.line_num + 1
-            if not any(cell.strip() for cell in cells):
-                continue
-            if not names:
-                names = [cell.strip() for cell in cells]
-                if (name := twice(names)) is not None:
-                    raise row.error(f"the header has two columns {name!r}; rename one.")
-                continue
-            if len(cells) != len(names):
+            row = DataRow(path, "line", reader.line_num, cells)
+            if None in cells or None in cells.values():
                 raise row.error(
-                    f"{len(cells)} cells, but the header has {len(names)}; put a cell that holds "
+                    f"not as many cells as the header has, {len(names)}; put a cell that holds "
                     f"{delimiter!r} into double quotes."
                 )
-            yield DataRow(path, "line", row.number, dict(zip(names, cells, strict=True)))
+            if any(cells.values()):
+                yield row
     except csv.Error as error:
         raise TaskError(
-            f"{path}, line {start}: not CSV ({error}); put cells with quotes into double quotes."
+            f"{path}, line {reader.line_num + 1}: not CSV ({error}); put cells with quotes into "
+            "double quotes."
         ) from None
 
 

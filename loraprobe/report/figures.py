@@ -7,15 +7,16 @@ colours of the page. No label is read as mathematics.
 from __future__ import annotations
 
 import logging
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from html import escape
 from io import StringIO
 from pathlib import Path
 from statistics import mean
 from typing import Any
-from xml.etree import ElementTree
 
 from loraprobe.errors import UsageError
 from loraprobe.formatting import bounds, clean, count, measured, neighbours, number, signed
@@ -49,16 +50,13 @@ VARIABLES = {
     ACCENT: "var(--accent, #1f5f99)",
 }
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
-UNKNOWN_TO_XML = {0xFFFE: "\ufffd", 0xFFFF: "\ufffd"}
 NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
 MOST_LINES = 24  # of a figure; its table has them all
 MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
-MOST_TEXTS = 8  # columns in which a number fits into a cell
 MOST_ADAPTERS = 20
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_SVG, _LINK = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-_FONT = re.compile(r"font-family: [^;]*;?")
+_FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*">')
 
 
 def gains(audit: Audit, table: Table) -> list[Figure]:
@@ -125,8 +123,7 @@ def cosines(audit: Audit) -> list[Figure]:
         f"between {a} and {b}."
     )
     title = "Cosine of the updates of every pair"
-    darker = "further from zero"
-    return [_heat("pairs-figure", title, description, darker, "adapter", names, names, known, 1.0)]
+    return [_heat("pairs-figure", title, description, "adapter", (names, names), known, 1.0)]
 
 
 def modules(audit: Audit) -> Iterator[Figure]:
@@ -158,45 +155,31 @@ def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
     }
     (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
     description = f"The largest in size is {number(most)}, in layer {row}, {column}."
-    rows, darker = list(layers), "larger in size"
-    return _heat(name, title, description, darker, "layer", rows, columns, shown, darkest)
-
-
-def left_out(audit: Audit) -> list[str]:
-    """What the maps do not show, if anything."""
-    rows = [row for row in audit.diagnostics if row.module is not None]
-    groups = {(row.name, row.adapters) for row in rows if row.name in ("norm", "cosine")}
-    kinds = {_place(row.module or "")[1] for row in rows}
-    if len(groups) <= 2 * MOST_MAPS and len(kinds) <= MOST_COLUMNS:
-        return []
-    return ["Only the first adapters, pairs and modules are drawn; --json holds every figure."]
+    return _heat(name, title, description, "layer", (list(layers), columns), shown, darkest)
 
 
 def _heat(
     name: str,
     title: str,
     description: str,
-    darker: str,
     corner: str,
-    rows: Sequence[str],
-    columns: Sequence[str],
+    names: tuple[Sequence[str], Sequence[str]],
     cells: Cells,
     most: float,
 ) -> Figure:
     """Cells by the size of a value, without its sign, with their table.
 
-    darker: what a darker cell means. corner: the heading of the rows' names. most: the value of the
+    corner: the heading of the rows' names. names: of rows and columns. most: the value of the
     darkest cell.
     """
+    rows, columns = names
     values = [[cells.get((row, column)) for column in columns] for row in rows]
-    digits = 3 if most < 1 else 2
-    texts = [["" if value is None else number(value, digits) for value in line] for line in values]
-    shares = [[None if value is None else abs(value) / most for value in line] for line in values]
-    inside = texts if len(columns) <= MOST_TEXTS else None
-    lines = [[row, *(text or "-" for text in line)] for row, line in zip(rows, texts, strict=True)]
+    lines = [[row, *(number(v, 3) for v in line)] for row, line in zip(rows, values, strict=True)]
     table = Table(title, [text(corner), *figures(*columns)], lines)
-    draw = partial(heat, shares=shares, rows=rows, columns=columns, texts=inside)
-    return Figure(name, title, description, f"{title}; darker is {darker}.", table, draw)
+    shares = [[math.nan if v is None else abs(v) / most for v in line] for line in values]
+    draw = partial(heat, shares=shares, rows=rows, columns=columns)
+    caption = f"{title}; darker is larger in size. --json holds every module."
+    return Figure(name, title, description, caption, table, draw)
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:
@@ -242,8 +225,8 @@ def library(audit: Audit) -> Iterator[Figure]:
     )
     title = "The map of the library"
     caption = (
-        "A dot for each adapter; filled dots belong to a family, the largest are numbered, a ring "
-        "marks an extreme norm. Only distances mean something."
+        "A dot for each adapter; filled dots belong to a family, the largest are numbered. Only "
+        "distances mean something."
     )
     table = tabulated(
         title,
@@ -277,38 +260,28 @@ def drawing(name: str = "") -> Iterator[Any]:
 
 
 def drawn(figure: Figure) -> str:
-    """The figure as SVG text with title and description; sizes and fonts are left to the page.
-
-    Only attributes are changed, so that a label may hold anything.
-    """
+    """The figure as SVG text with title and description; sizes and fonts are left to the page."""
     stream = StringIO()
     with drawing(figure.name) as sheet:
         figure.draw(sheet)
         sheet.savefig(stream, format="svg", metadata={"Date": None})
-    whole = ElementTree.fromstring(stream.getvalue())
-    ids = {key: f"{figure.name}-{key}" for key in ("title", "description")}
-    root = ElementTree.Element("svg", viewBox=whole.attrib["viewBox"], role="img")
-    root.set("aria-labelledby", " ".join(ids.values()))
-    ElementTree.SubElement(root, "title", id=ids["title"]).text = figure.title
-    ElementTree.SubElement(root, "desc", id=ids["description"]).text = figure.description
-    parts = [part for part in whole if part.tag in (f"{_SVG}defs", f"{_SVG}g")]
-    root.extend(part for part in parts if part.find(f"{_SVG}style") is None)  # of all pages
-    for node in list(root.iter())[3:]:
-        node.tag = node.tag.removeprefix(_SVG)
-        if _LINK in node.attrib:
-            node.set("href", node.attrib.pop(_LINK))
-        if node.tag == "g":
-            node.attrib.pop("id", None)  # which nothing refers to
-        for key, value in node.attrib.items():
-            for colour, variable in VARIABLES.items():
-                value = value.replace(colour, variable)
-            node.set(key, _FONT.sub("", value))
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+    head, start, rest = stream.getvalue().partition('<g id="figure_1">')
+    body = _FONT.sub("", _GROUP.sub("<g>", start + rest))  # nothing refers to groups
+    for colour, variable in VARIABLES.items():
+        body = body.replace(colour, variable)
+    box = re.search('viewBox="[^"]*"', head)
+    assert box is not None
+    ids = f"{figure.name}-title", f"{figure.name}-description"
+    return (
+        f'<svg {box[0]} role="img" aria-labelledby="{" ".join(ids)}">'
+        f'<title id="{ids[0]}">{escape(figure.title)}</title>'
+        f'<desc id="{ids[1]}">{escape(figure.description)}</desc>{body}'
+    )
 
 
 def _short(text: str) -> str:
-    """A name that fits into a figure, in one line of characters that XML knows."""
-    flat = " ".join(clean(text).translate(UNKNOWN_TO_XML).split())
+    """A name that fits into a figure, in one line."""
+    flat = " ".join(clean(text).split())
     return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
@@ -368,29 +341,14 @@ def _name_rows(panel: Any, names: Sequence[str], top: float) -> None:
 
 def heat(
     sheet: Any,
-    shares: Sequence[Sequence[float | None]],
+    shares: Sequence[Sequence[float]],
     rows: Sequence[str],
     columns: Sequence[str],
-    texts: Sequence[Sequence[str]] | None,
 ) -> None:
-    """Cells from light (0) to dark (1); an empty cell was not measured.
-
-    texts: what stands in each cell, where there is room.
-    """
-    from matplotlib.patches import Rectangle
-
+    """Cells from light (0) to dark (1); an empty cell (NaN) was not measured."""
     panel = _panel(sheet, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns)))
-    for y, row in enumerate(shares):
-        for x, share in enumerate(row):
-            if share is None:
-                continue
-            cell = Rectangle((x + 0.03, y + 0.03), 0.94, 0.94, color=_shade(share))
-            panel.add_patch(cell)
-            if texts is not None:
-                colour = "#ffffff" if share > 0.5 else "#101418"
-                place = {"ha": "center", "va": "center", "fontsize": 8}
-                panel.text(x + 0.5, y + 0.5, texts[y][x], color=colour, **place)
-    panel.set(xlim=(0, len(columns)), ylim=(len(rows), 0))
+    panel.pcolormesh(shares, cmap="Blues", vmin=-0.2, vmax=1)  # the smallest is no white
+    panel.invert_yaxis()
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(_short, columns)), **slant)
     panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
@@ -402,10 +360,8 @@ def scatter(sheet: Any, adapters: Sequence[LibraryAdapter]) -> None:
     """A map of adapters; families are filled, and the largest of them numbered at their middle."""
     panel = _panel(sheet, WIDTH)
     small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
-    ring = {"s": 70, "facecolors": "none", "edgecolors": INK, "linewidths": 1.2}
     panel.scatter(*_places(a for a in adapters if a.family is None), facecolors="none", **small)
     panel.scatter(*_places(a for a in adapters if a.family), facecolors=ACCENT, **small)
-    panel.scatter(*_places(a for a in adapters if a.outlier), **ring)
     for family in range(1, NUMBERED + 1):
         held = _places(a for a in adapters if a.family == family)
         if held[0]:
@@ -421,14 +377,3 @@ def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float
     """The coordinates of those adapters that have a place on the map: across, and up."""
     places = [adapter.place for adapter in adapters if adapter.place is not None]
     return [x for x, _ in places], [y for _, y in places]
-
-
-def _shade(share: float) -> str:
-    """A blue from light to dark: dark text is readable up to a share of 0.5, white text above."""
-    share = min(max(share, 0.0), 1.0)
-    light, dark = (
-        ((226, 238, 248), (116, 166, 206)) if share <= 0.5 else ((52, 108, 156), (8, 48, 92))
-    )
-    part = 2 * share if share <= 0.5 else 2 * share - 1
-    mixed = (round(a + (b - a) * part) for a, b in zip(light, dark, strict=True))
-    return "#" + "".join(f"{value:02x}" for value in mixed)

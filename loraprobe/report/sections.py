@@ -223,12 +223,10 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         (PAGE, figures.cosines(audit)),
         (FULL, [pairs(audit)]),
     )
-    drawn = list(figures.modules(audit))
     yield _section(
         "modules",
         "Layers and modules",
-        (PAGE, figures.left_out(audit) if drawn else []),
-        (PAGE, drawn),
+        (PAGE, figures.modules(audit)),
         (EXPLAINED, [modules(audit)]),
     )
     yield _section(

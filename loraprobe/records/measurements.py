@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Any, Literal
 
-from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LOSS, MOST_ITEMS
+from loraprobe.defaults import LEARNING_SHRINK, LOSS, MOST_ITEMS
 from loraprobe.records.inputs import Interval, Issue
 
 # ---- who is asked, and what ----------------------------------------------------------------------
@@ -606,13 +606,6 @@ class LearnedWeights:
     def uniform_loss(self) -> float:
         """The loss of 1/n each on the same items."""
         return self.uniform - LEARNING_SHRINK / len(self.weights)
-
-    @property
-    def at_bound(self) -> tuple[int, int]:
-        """(weights of the largest size that may be learned, all weights)."""
-        each = [*self.layers.values()] or [tuple(self.weights.values())]
-        sizes = [abs(weight) for own in each for weight in own]
-        return sum(size >= LEARNING_BOUND for size in sizes), len(sizes)
 
 
 # ---- libraries -----------------------------------------------------------------------------------

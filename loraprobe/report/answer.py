@@ -12,8 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.adapters import MENDABLE
-from loraprobe.defaults import LEARNING_BOUND, MARGIN
-from loraprobe.findings import CODES as FINDINGS
+from loraprobe.defaults import MARGIN
 from loraprobe.formatting import (
     clean,
     count,
@@ -22,7 +21,6 @@ from loraprobe.formatting import (
     listing,
     number,
     probability,
-    signed,
     spread,
 )
 from loraprobe.records import (
@@ -101,12 +99,10 @@ def answer(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> Answer:
 
 
 def unplaced(audit: Audit) -> str:
-    """That a saved result has no places of local files; "" where its next command needs none."""
-    command = audit.verdict.next if audit.verdict is not None else NOTHING
-    local = {row.reference for row in audit.adapters if row.commit is None}
-    if not any(one.rpartition("=")[2] in local for one in command.adapters):
+    """That a saved result has no places of local files; "" where there are none."""
+    if all(row.commit is not None for row in audit.adapters):
         return ""
-    return "A saved result names local files by their last part: put their places into the command."
+    return "A saved result names local files by their last part: put their places into commands."
 
 
 def chosen(lines: Sequence[Line]) -> list[Line]:
@@ -193,10 +189,8 @@ def _meaning(verdict: Verdict, several: bool) -> str:
 
 def _of_usable(rows: Sequence[LibraryAdapter]) -> str:
     """How many adapters of a library can be used."""
-    usable, total = sum(row.state == "usable" for row in rows), count(len(rows), "adapter")
-    if usable < len(rows):
-        return f"LIBRARY: {usable} of {total} can be used."
-    return f"LIBRARY: all of {total} can be used." if usable > 1 else f"LIBRARY: {total}."
+    usable = sum(row.state == "usable" for row in rows)
+    return f"LIBRARY: {usable} of {count(len(rows), 'adapter')} can be used."
 
 
 def _of_files(audit: Audit) -> str:
@@ -258,12 +252,9 @@ def _learned(found: LearnedWeights | None) -> str:
         return ""
     weights = listing(f"{name} {number(weight, 3)}" for name, weight in found.weights.items())
     means = f" (means of {count(len(found.layers), 'layer')})" if found.layers else ""
-    bound, all_of_them = found.at_bound
-    at = f"; {bound} of {count(all_of_them, 'weight')} at the bound of {LEARNING_BOUND}"
     return (
         f"weights {weights}{means}: {found.loss:.3f} nats a token of the answers to the "
-        f"{count(found.items, 'question')} learned from, {found.uniform_loss:.3f} for equal "
-        f"weights{at if bound else ''}"
+        f"{count(found.items, 'question')} learned from, {found.uniform_loss:.3f} for equal weights"
     )
 
 
@@ -416,7 +407,8 @@ def _about_library(audit: Audit) -> Iterator[Line]:
     """What of a library can be used, and how its adapters relate."""
     rows = audit.members
     for state in ("broken", "unfit"):
-        yield state, _by_reason([row for row in rows if row.state == state])
+        names = [row.name for row in rows if row.state == state]
+        yield state, f"{len(names)}: {first_names(names, MOST_NAMES)}" if names else ""
     equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
     scaled = [
         f"{row.name} of {row.same_as}"
@@ -440,29 +432,14 @@ def _some(names: Sequence[str], what: str) -> str:
     return f"{len(names)} {what} ({first_names(names, MOST_NAMES)})"
 
 
-def _by_reason(rows: Sequence[LibraryAdapter]) -> str:
-    """Adapters by the meaning of the first finding that excludes them."""
-    by_reason: dict[str, list[str]] = {}
-    for row in rows:
-        code = next((i.code for i in row.issues if i.severity == "error"), "")
-        why = FINDINGS[code].meaning if code in FINDINGS else code
-        by_reason.setdefault(why, []).append(row.name)
-    groups = [f"{first_names(names, MOST_NAMES)} ({why})" for why, names in by_reason.items()]
-    return f"{len(rows)}: {'; '.join(groups)}" if groups else ""
-
-
 def _families(rows: Sequence[LibraryAdapter]) -> str:
     """Groups that point the same way, of those that have a place on the map."""
     sizes = Counter(row.family for row in rows if row.family is not None).values()
     if len(rows) < 2:
         return ""
-    if not sizes:
-        return f"none: all {len(rows)} point in different directions"
-    alone = len(rows) - sum(sizes)
-    groups = (
-        f"{len(sizes)} of {spread(sizes).replace('–', ' to ')} adapters that point the same way"
-    )
-    return f"{groups}; {alone} stand alone" if alone else groups
+    alone = f"{len(rows) - sum(sizes)} stand alone"
+    held = spread(sizes).replace("–", " to ")
+    return f"{len(sizes)} of {held} adapters that point the same way; {alone}" if sizes else alone
 
 
 # ---- systems -------------------------------------------------------------------------------------
@@ -541,22 +518,18 @@ def gain_line(audit: Audit, verdict: Verdict) -> str:
 
 
 def _guard(audit: Audit, verdict: Verdict) -> str:
-    """What is advised, or else what guards decide on, makes of the guard that it keeps least, and
-    who loses one."""
-    rows = sorted(audit.evaluation.guards, key=lambda row: row.difference + row.margin)
+    """What is advised, or else what guards decide on, makes of the guard that it keeps least."""
     about: str | None = verdict.action.partition(":")[2]
     if verdict.composes or verdict.decision == "likely":
         about = verdict.system
     if _cost(audit, verdict) and verdict.gain is not None:
         about = verdict.gain.system
-    own = [row for row in rows if row.system == about]
-    told = [on_guard(min(own, key=lambda row: WEAKEST_FIRST.index(row.outcome)))] if own else []
-    told += [f"of {count(len(own) - 1, 'other guard')} see --explain"] if len(own) > 1 else []
-    lost = [row for row in rows if row.outcome == "unlikely" and row.system != about]
-    names = listing(f"{row.system} ({signed(row.difference)} on {row.task})" for row in lost)
-    told += [f"lost by {names}"] if lost else []
-    told += ["a chain was not asked"] if rows and verdict.action == "chain" else []
-    return "; ".join(told)
+    own = [row for row in audit.evaluation.guards if row.system == about]
+    if not own:
+        return ""
+    own.sort(key=lambda row: (WEAKEST_FIRST.index(row.outcome), row.difference + row.margin))
+    others = f"; {count(len(own) - 1, 'other guard')}: --explain" if len(own) > 1 else ""
+    return f"{on_guard(own[0])}{others}"
 
 
 def _agreeing(own: float, other: float, difference: float) -> tuple[float, int]:
@@ -604,15 +577,10 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         return "" if early else "a higher --rank: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive":
         return ""  # the gain is decided; the reasons say what is not
-    more = gain.more("question")
-    if early:
-        given = sum(task.items for task in audit.provenance.tasks)
-        asks_them = verdict.next.verb == "merge-and-eval" and not to_fill_in(verdict.next)
-        if not given or not asks_them or (gain.needed is not None and gain.needed <= given):
-            return ""
-        open_ = f"merge-and-eval may be inconclusive on your {count(given, 'question')}"
-        return f"{open_}; {more} would decide, if the gain stays"
-    gave = f"(you gave {gain.clusters})"
+    given = sum(task.items for task in audit.provenance.tasks) if early else gain.clusters
+    if early and (not given or (gain.needed is not None and gain.needed <= given)):
+        return ""  # the next command asks them
+    more, gave = gain.more("question"), f"(you gave {given})"
     if gain.needed is not None:
         form = " step by step" if measured.composed and measured.composed.part == "steps" else ""
         return f"{more}{form} {gave}, if the gain stays"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -62,6 +63,7 @@ from loraprobe.report.parts import figures as of_figures
 from loraprobe.verdict.reasons import CODES
 
 FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
+EVERYWHERE = (*FULL, *MARKDOWN)
 GROUPS = (BASELINES, COMPOSITIONS, ("chain",), ("control",))
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
@@ -83,6 +85,10 @@ MEANINGS = (
 )
 INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
 EVERY_ROUND = ", and every round of a run that stopped after round {used} of {planned}"
+CONTROLS = (
+    "Controls, which a composition has to beat: shrunk:NAME is the best single adapter, scaled as "
+    "in an average; random-partner has random adapters as large as the partners."
+)
 SKETCHED = (
     "How alike two adapters are is estimated from sketches of their updates, with a standard error "
     "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
@@ -185,10 +191,10 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         "Gains and scores",
         (PAGE, [f"{INTERVALS}{early}."] if asked else []),
         (FULL, figures.gains(audit, gains(audit))),
-        ((*EXPLAINED, *PAGE, *MARKDOWN), evaluations(audit)),
+        (EVERYWHERE, evaluations(audit)),
         (EXPLAINED if screened(audit) else TERMINAL, [scores(audit)]),
         (FULL if screened(audit) else ALL, [controls(audit)]),
-        ((*EXPLAINED, *PAGE, *MARKDOWN), [guards(audit)]),
+        (EVERYWHERE, [guards(audit)]),
         (PAGE, [comparisons(audit)]),
     )
     drawn = figures.causes(audit, causes(audit))
@@ -259,9 +265,8 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
     yield _section(
         "provenance",
         "Provenance",
-        (MARKDOWN, provenance(audit)),
-        (PAGE, [run(audit)]),
-        (FULL, [sources(audit), prepared(audit), weights(audit)]),
+        (EVERYWHERE, provenance(audit)),
+        (FULL, [prepared(audit)]),
     )
 
 
@@ -333,32 +338,13 @@ def scores(audit: Audit) -> Table:
     """Systems down; across the forms of the question, or the tasks where there are several."""
     rows = [s for s in audit.evaluation.scores if s.part in FORMS]
     tasks = list(dict.fromkeys(s.task for s in rows))
-    several = len(tasks) > 1
     forms = [one for one in FORMS if any(s.part == one for s in rows)]
-    found = {(s.system, s.task, s.part): s for s in rows}
-    names, columns = _in_order(rows), [text("system")]
-    lines = [[name] for name in names]
-    for task in tasks:
-        for one in forms:
-            titles = ([task] if several else []) + ([one.words] if len(forms) > several else [])
-            own = [found.get((name, task, one)) for name in names]
-            shares = [s.value if s is not None and not s.is_loss else None for s in own]
-            columns.append(replace(text(", ".join(titles)), bars=shares))
-            for line, score in zip(lines, own, strict=True):
-                line.append(number(score.value) if score is not None else "-")
-    if several:
-        columns.append(Column("keeps"))
-        for name, line in zip(names, lines, strict=True):
-            line.append(_kept([s for s in rows if s.system == name]))
-    of = "" if several or not tasks else f" of {tasks[0]}"
-    return Table(f"Scores on {_most_asked(rows)} questions{of}{_fewer(rows)}", columns, lines)
-
-
-def _kept(rows: Sequence[Score]) -> str:
-    """The smallest retention of a composition among the tasks."""
-    composed = any(s.kind in COMPOSITIONS for s in rows)
-    kept = [s.retention for s in rows if s.retention is not None]
-    return number(min(kept)) if kept and composed else "-"
+    heads = {}
+    for task, form in itertools.product(tasks, forms):
+        of_task = task if len(forms) == 1 else f"{task}, {form.words}"
+        heads[task, form] = of_task if len(tasks) > 1 else form.words
+    of = f" of {tasks[0]}" if len(tasks) == 1 else ""
+    return _by_system(f"Scores on {_asked(rows)} questions{of}", rows, heads, _score)
 
 
 def evaluations(audit: Audit) -> list[Table]:
@@ -371,22 +357,10 @@ def evaluations(audit: Audit) -> list[Table]:
 
 def _evaluation(rows: Sequence[Score]) -> Table:
     parts = sorted({row.part for row in rows}, key=_part_order)
-    retained = any(row.retention is not None for row in rows)
-    cells = {(row.system, row.part): row for row in rows}
-    lines = []
-    for system in _in_order(rows):
-        own = [cells.get((system, part)) for part in parts]
-        kept = next((row.retention for row in own if row and row.retention is not None), None)
-        line = [system, *map(_score, own)]
-        lines.append([*line, number(kept)] if retained else line)
-    items = max(row.n for row in rows)
     metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
-    columns = [
-        text("system"),
-        *of_figures(*(part.words for part in parts), *["retention"][:retained]),
-    ]
-    caption = f"Evaluation: {rows[0].task} ({items} items, {metric}){_fewer(rows)}"
-    return Table(caption, columns, lines)
+    heads = {(rows[0].task, part): part.words for part in parts}
+    caption = f"Evaluation: {rows[0].task} ({_asked(rows)} items, {metric})"
+    return _by_system(caption, rows, heads, _score_with_interval)
 
 
 def _part_order(part: ItemPart) -> tuple[int, str]:
@@ -394,9 +368,41 @@ def _part_order(part: ItemPart) -> tuple[int, str]:
     return {QUESTION: 0, STEPS: 2}.get(part, 1), part
 
 
-def _score(row: Score | None) -> str:
-    if row is None:
-        return "-"
+def _by_system(
+    caption: str,
+    rows: Sequence[Score],
+    heads: Mapping[tuple[str, ItemPart], str],
+    cell: Callable[[Score], str],
+) -> Table:
+    """Systems down, scores across, and the smallest retention where one was measured.
+
+    heads: (task, part) -> heading.
+    """
+    found = {(s.system, s.task, s.part): s for s in rows}
+    names, columns = _in_order(rows), [text("system")]
+    lines = [[name] for name in names]
+    for key, heading in heads.items():
+        own = [found.get((name, *key)) for name in names]
+        shares = [s.value if s is not None and not s.is_loss else None for s in own]
+        columns.append(replace(text(heading), bars=shares))
+        for line, score in zip(lines, own, strict=True):
+            line.append("-" if score is None else cell(score))
+    kept = dict[str, list[float]]()
+    for row in rows:
+        if row.retention is not None and row.kind in COMPOSITIONS:
+            kept.setdefault(row.system, []).append(row.retention)
+    if kept:
+        columns.append(Column("keeps"))
+        for line, name in zip(lines, names, strict=True):
+            line.append(number(min(kept.get(name, ()), default=None)))
+    return Table(caption, columns, lines)
+
+
+def _score(row: Score) -> str:
+    return number(row.value)
+
+
+def _score_with_interval(row: Score) -> str:
     ci95 = interval(row.ci95) if row.part.hop is None else ""
     return f"{number(row.value)} {ci95}".strip()
 
@@ -410,46 +416,16 @@ def _in_order(rows: Sequence[Score]) -> list[str]:
     ]
 
 
-def _fewer(rows: Sequence[Score]) -> str:
-    """Which systems answered fewer questions than the others, in brackets; "" if none did."""
-    kinds = {s.system: "composition" if s.kind in COMPOSITIONS else s.kind for s in rows}
-    groups = dict[str, list[str]]()
-    for system in kinds:
-        groups.setdefault(_most_asked([s for s in rows if s.system == system]), []).append(system)
-    groups.pop(_most_asked(rows), None)
-    told = [f"{_together(names, kinds)}: {asked}" for asked, names in groups.items()]
-    return f" ({'; '.join(told)})" if told else ""
-
-
-def _most_asked(rows: Sequence[Score]) -> str:
-    """How many questions of each task were asked at most, such as 200 + 100."""
+def _asked(rows: Sequence[Score]) -> str:
+    """How many questions of each task systems were asked, such as 200 + 40 to 100."""
     tasks = dict.fromkeys(s.task for s in rows)
-    return " + ".join(str(max(s.n for s in rows if s.task == task)) for task in tasks)
-
-
-def _together(names: Sequence[str], kinds: Mapping[str, str]) -> str:
-    """Names of systems, with one word for all compositions or all controls."""
-    found = []
-    for kind in dict.fromkeys(kinds[name] for name in names):
-        own = [name for name in names if kinds[name] == kind]
-        every = len(own) == list(kinds.values()).count(kind) > 1
-        found += [f"{kind}s"] if every else own
-    return listing(found)
+    ranges = (spread(s.n for s in rows if s.task == task) for task in tasks)
+    return " + ".join(one.replace("–", " to ") for one in ranges)
 
 
 def controls(audit: Audit) -> str:
-    """What the controls among the scored systems are, in one sentence; "" without controls."""
-    told = []
-    for name in dict.fromkeys(
-        row.system for row in audit.evaluation.scores if row.kind == "control"
-    ):
-        kind, _, single = name.partition(":")
-        if kind == "shrunk":
-            share = f"by 1/{len(audit.adapters)}" if not audit.shortlist else "as in an average"
-            told.append(f"{name} ({single} alone, scaled {share})")
-        elif name == "random-partner":
-            told.append(f"{name} (random adapters as large as the partners)")
-    return f"Controls, which a composition has to beat: {listing(told)}." if told else ""
+    """What the controls among the scored systems are; "" without controls."""
+    return CONTROLS if any(row.kind == "control" for row in audit.evaluation.scores) else ""
 
 
 def guards(audit: Audit) -> Table:
@@ -789,18 +765,6 @@ def reasons(audit: Audit) -> list[Table]:
     ]
 
 
-def sources(audit: Audit) -> Table:
-    """Where the adapters, the base and the tasks come from, with commits and hashes."""
-    return tabulated(
-        "Adapters, base and tasks",
-        _origins(audit),
-        (text("name"), lambda row: row[0]),
-        (text("reference"), lambda row: row[1].reference),
-        (text("commit", drop=1), lambda row: row[1].commit or "-"),
-        (text("sha256", roomy=True), lambda row: row[1].sha256 or "-"),
-    )
-
-
 def _origins(audit: Audit) -> Iterator[tuple[str, Any]]:
     """The base, the tasks and the adapters, with their names."""
     if audit.base is not None:
@@ -814,10 +778,9 @@ def _origins(audit: Audit) -> Iterator[tuple[str, Any]]:
 
 
 def provenance(audit: Audit) -> Iterator[str]:
-    """What made the document, in lines."""
+    """What made the document, and where adapters, base and tasks come from, in lines."""
     made = audit.provenance
-    torch = f", torch {made.torch}" if made.torch else ""
-    yield f"loraprobe {made.loraprobe}{torch}, {footer(audit)}"
+    yield f"loraprobe {made.loraprobe}, torch {made.torch or '-'}, {footer(audit)}"
     if made.arguments:
         yield f"call: loraprobe {shlex.join(made.arguments)}"
     rows = list(_origins(audit))
@@ -827,22 +790,6 @@ def provenance(audit: Audit) -> Iterator[str]:
         yield f"{name}: {row.reference}{f' {pinned}' if row.commit or row.sha256 else ''}"
     if more:
         yield f"{count(more, 'more adapter')} in the JSON document"
-
-
-def run(audit: Audit) -> Table:
-    """What made the document: versions, the call, the machine, seconds of each stage."""
-    made = audit.provenance
-    rows: Iterable[tuple[str, str]] = (
-        ("loraprobe", made.loraprobe),
-        ("torch", made.torch or "-"),
-        ("call", shlex.join(made.arguments) or "-"),
-        ("device", made.device),
-        ("dtype", made.dtype),
-        ("seed", str(made.seed)),
-        ("peak memory", f"{made.peak_memory_bytes / 2**20:,.0f} MiB"),
-        *((f"seconds: {stage}", number(taken)) for stage, taken in made.seconds.items()),
-    )
-    return Table("The run", [text("what"), text("value")], list(rows))
 
 
 def prepared(audit: Audit) -> Table:
@@ -856,13 +803,6 @@ def prepared(audit: Audit) -> Table:
         (Column("norm before"), lambda row: number(row.norm_before)),
         (Column("norm after"), lambda row: number(row.norm_after)),
     )
-
-
-def weights(audit: Audit) -> Table:
-    """Weights that were learned; of several layers their means."""
-    held: Mapping[str, float] = audit.search.weights if audit.search is not None else {}
-    lines = [[name, number(weight, 3)] for name, weight in held.items()]
-    return Table("Weights found by --weights learn", [text("adapter"), Column("weight")], lines)
 
 
 def one_line(audit: Audit) -> str:

@@ -26,7 +26,7 @@ def test_verdict_scores_reasons_and_provenance():
     text = markdown(replaced(an_audit(), shortlist=(), library=None))
     assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
     assert cells(text) == [
-        ["system", "question", "retention"],
+        ["system", "question", "keeps"],
         ["base", "0.10 (0.00–0.20)", "-"],
         ["uniform", "0.10 (0.00–0.20)", "0.50"],
     ]

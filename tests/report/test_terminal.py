@@ -247,7 +247,7 @@ def test_a_table_of_scores_says_who_answered_fewer_questions():
         for task in ("t", "u")
     ]
     caption = scores(replaced(an_audit(), scores=tuple(rows))).caption
-    assert "120 + 120" in caption and "(uniform and controls: 30 + 30)" in caption
+    assert "30 to 120 + 30 to 120" in caption
     one = [replaced(row, n=30) for row in rows if row.task == "t"]
     caption = scores(replaced(an_audit(), scores=tuple(one))).caption
     assert "30 questions of t" in caption and "(" not in caption

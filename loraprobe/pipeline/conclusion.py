@@ -55,7 +55,7 @@ from loraprobe.verdict import (
     next_command,
 )
 from loraprobe.verdict.evidence import Unserved
-from loraprobe.verdict.next_command import BASE, Flag
+from loraprobe.verdict.next_command import BASE, LOAD_ADAPTER, LOAD_COMPOSITION, LOAD_MODEL, Flag
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -331,8 +331,9 @@ def finish(
     if place is None:
         return Outcome(audit, made)
     if verdict is not None and evaluated:  # whose own step would write it a second time
-        verb = "restore" if merged is None else "load" if session.target else "load-model"
-        step = Command(verb, (local_name(str(place)),))
+        loading = LOAD_ADAPTER if session.target else LOAD_MODEL
+        loading = LOAD_COMPOSITION if merged is None else loading
+        step = Command("python", (local_name(str(place)),), text=loading)
         told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
     return Outcome(told, made)
 

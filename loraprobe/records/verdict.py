@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from loraprobe.defaults import MARGIN
-from loraprobe.records.measurements import ChainHop, Interval, ItemPart
+from loraprobe.records.measurements import Interval, ItemPart
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
@@ -29,10 +29,8 @@ Missing = Literal[
     "harder-items",
     "time",
 ]
-PROGRAM = "# base, tokenizer: the loaded base model and its tokenizer"
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")  # of a shell, quotes included
-ALONE = "base"  # the name of the base where it answers a hop
 
 
 # ---- the next command ----------------------------------------------------------------------------
@@ -42,18 +40,14 @@ ALONE = "base"  # the name of the base where it answers a hop
 class Command:
     """A command of loraprobe, or lines of Python where no command does it.
 
-    `verb` is the command's name, "" where there is nothing to run. Of Python it is "load" (an
-    adapter, by peft), "load-model" (a full model), "switch" (to an adapter that is loaded),
-    "restore" (a saved composition) or "ask" (`hops`, one after the other). "python" and "shell"
-    stand for `text`, in which a shell's may have {0}, {1} ... for the places of `adapters`. Each of
+    `verb` is the command's name, "" where there is nothing to run. "python" and "shell" stand for
+    `text`, in which {0}, {1} ... are the places of `adapters` where there are any. Each of
     `options` is a flag with its value, if it takes one. `str` gives the text.
     """
 
     verb: str
     adapters: tuple[str, ...] = ()
     options: tuple[tuple[str, ...], ...] = ()
-    hops: tuple[ChainHop, ...] = ()
-    most_tokens: int = 0  # of an answer to a hop
     text: str = ""
 
     def __bool__(self) -> bool:
@@ -65,18 +59,16 @@ class Command:
     @property
     def in_python(self) -> bool:
         """Whether it is Python."""
-        return self.verb in _WRITERS or self.verb == "python"
+        return self.verb == "python"
 
     @property
     def pieces(self) -> list[str]:
         """The words of a shell's command, each option together with its value; Python whole."""
-        if self.verb in _WRITERS:
-            return [_WRITERS[self.verb](self)]
-        if self.verb == "shell":
-            named = (shlex.quote(one.partition("=")[2] or one) for one in self.adapters)
-            return _grouped(self.text.format(*named) if self.adapters else self.text)
         if self.text or not self.verb:
-            return [self.text]
+            spelled = _loaded if self.in_python else _quoted
+            places = map(spelled, self.adapters)
+            text = self.text.format(*places) if self.adapters else self.text
+            return [text] if self.in_python else _grouped(text)
         given = (("loraprobe",), (self.verb,), *((one,) for one in self.adapters), *self.options)
         return [shlex.join(words) for words in given]
 
@@ -128,6 +120,11 @@ class Command:
         return core_schema.no_info_after_validator_function(cls.read, core_schema.str_schema())
 
 
+def _quoted(reference: str) -> str:
+    """The place of an adapter as a word of a shell."""
+    return shlex.quote(reference.partition("=")[2] or reference)
+
+
 def _grouped(text: str) -> list[str]:
     """The words of a line for a shell, each option together with its values."""
     pieces = list[str]()
@@ -148,78 +145,17 @@ def adapter_name(reference: str) -> str:
     return name if named else reference.rstrip("/").rpartition("/")[2]
 
 
-def _load(command: Command) -> str:
-    return f"PeftModel.from_pretrained(base, {_loaded(command.adapters[0])})"
-
-
-def _load_model(command: Command) -> str:
-    return f"AutoModelForCausalLM.from_pretrained({command.adapters[0]!r})"
-
-
-def _switch(command: Command) -> str:
-    return f"model.set_adapter({adapter_name(command.adapters[0])!r})"
-
-
-def _restore(command: Command) -> str:
-    return f"loraprobe.load_composition({command.adapters[0]!r}).into(model)"
-
-
-def _loaded(reference: str, *named: str) -> str:
-    """What loads an adapter as arguments of peft: its place, `named`, and its part of the Hub."""
+def _loaded(reference: str) -> str:
+    """What loads an adapter as arguments of peft: its place, and its part of the Hub."""
     whole = reference.partition("=")[2] or reference
     place, _, folder = whole.partition(":")
     repository, _, revision = place.partition("@")
     if "/" not in repository:  # a local directory, by its last part
-        return ", ".join([repr(whole), *named])
+        return repr(whole)
     parts = {"revision": revision, "subfolder": folder}
     return ", ".join(
-        [repr(repository), *named, *(f"{key}={part!r}" for key, part in parts.items() if part)]
+        [repr(repository), *(f"{key}={part!r}" for key, part in parts.items() if part)]
     )
-
-
-def _ask(command: Command) -> str:
-    """A program that asks the hops of one question.
-
-    It writes and reads an answer as the evaluation does: greedily, and of the text the first line
-    that is not blank, without punctuation at its end.
-    """
-    hops = command.hops
-    names = [name for name in dict.fromkeys(hop.adapter for hop in hops) if name != ALONE]
-    references = {adapter_name(one): one for one in command.adapters}
-    known = {name: repr(name.replace(".", "_")) for name in names}  # peft takes no dot
-    lines = [PROGRAM, "from peft import PeftModel" if names else "model = base"]
-    for at, name in enumerate(names):
-        call = "model.load_adapter(" if at else "model = PeftModel.from_pretrained(base, "
-        lines.append(f"{call}{_loaded(references.get(name, name), known[name])})")
-    turns = "[{'role': 'user', 'content': prompt}], add_generation_prompt=True, return_dict=True"
-    encode = f"tokenizer.apply_chat_template({turns}" if hops[0].chat else "tokenizer(prompt"
-    greedy = f"max_new_tokens={command.most_tokens}, do_sample=False, repetition_penalty=1.0"
-    lines += [
-        "def ask(prompt):",
-        f"    ids = {encode}, return_tensors='pt').to(model.device)",
-        f"    out = model.generate(**ids, {greedy})[0]",
-        "    text = tokenizer.decode(out[ids['input_ids'].shape[1]:], skip_special_tokens=True)",
-        "    line = text.strip().split('\\n')[0]",
-        "    return line.rstrip(' .!?,;') or line",
-    ]
-    for hop in hops:
-        earlier = [k for k in range(1, hop.hop) if f"{{{k}}}" in hop.prompt]
-        filled = "".join(f".replace('{{{k}}}', answer{k})" for k in earlier)
-        asked = f"answer{hop.hop} = ask({hop.prompt!r}{filled})"
-        if hop.adapter in known:
-            lines += [f"model.set_adapter({known[hop.adapter]})", asked]
-        else:
-            lines += ["with model.disable_adapter():", f"    {asked}"] if names else [asked]
-    return "\n".join(lines)
-
-
-_WRITERS: Mapping[str, Callable[[Command], str]] = {
-    "load": _load,
-    "load-model": _load_model,
-    "switch": _switch,
-    "restore": _restore,
-    "ask": _ask,
-}
 
 
 # ---- the verdict ---------------------------------------------------------------------------------

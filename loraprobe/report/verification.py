@@ -10,6 +10,7 @@ from loraprobe.formatting import clean, count
 from loraprobe.records import Check, Command, Served, Verification
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
 from loraprobe.secrets import public_text
+from loraprobe.verdict.next_command import LOAD_COMPOSITION, LOAD_MODEL
 
 MISSING = {  # what was not found -> what has to be filled in
     "source": "REF: the place of each adapter that it was made of, as it was then",
@@ -20,7 +21,7 @@ COLUMNS = (
     replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
     text("what was seen", prose=True),
 )
-LOADED = {"composition.json": "restore", "config.json": "load-model"}  # a file -> the verb
+LOADED = {"composition.json": LOAD_COMPOSITION, "config.json": LOAD_MODEL}  # by a file
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 
@@ -48,8 +49,9 @@ def verification_answer(verification: Verification) -> Answer:
     """Whether the directory is what its card says, what is not, and what to do next."""
     place = verification.directory
     if verification.passed:
-        verbs = (LOADED[check.name] for check in verification.checks if check.name in LOADED)
-        step = Command(next(verbs, "inspect"), (place,))
+        loads = (LOADED[check.name] for check in verification.checks if check.name in LOADED)
+        load = next(loads, "")
+        step = Command("python" if load else "inspect", (place,), text=load)
         label = "in Python" if step.in_python else "next"
         return Answer("verified", "VERIFIED: this is what its card describes.", ((label, step),))
     given, base = (place, *verification.sources), verification.base

@@ -22,6 +22,10 @@ Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
 NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
+# What loads what was written, of one place.
+LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
+LOAD_MODEL = "AutoModelForCausalLM.from_pretrained({0})"
+LOAD_COMPOSITION = "loraprobe.load_composition({0}).into(model)"
 
 
 @dataclass(frozen=True)
@@ -77,17 +81,16 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
             return Command("merge", (one,), (("-o", "DIR"),))  # one file, which peft loads
     if head == "use-single":
         named = (one for one in request.adapters if adapter_name(one) == single)
-        return Command("load", (next(named, single),))
+        return Command("python", (next(named, single),), text=LOAD_ADAPTER)
     if head == "switch-adapters":
-        return Command("switch", request.adapters[:1])
+        return Command("python", text=f"model.set_adapter({adapter_name(request.adapters[0])!r})")
     if head == "fix":
         return _fix(request)
     if head == "gather-evidence" and verdict.evidence == "weights":
         base = request.base or BASE
         return Command("inspect", request.adapters, (("--base", base), ("--probe", "auto")))
     if head == "chain" and request.chain:  # the hops of an example
-        hops, most = tuple(example(request.chain)), request.most_tokens
-        return Command("ask", request.adapters, hops=hops, most_tokens=most)
+        return _ask(request, example(request.chain))
     if head == "chain":
         return _evaluate(request, ("--system", "chain"))
     if head == "use-base" and verdict.missing == "harder-items":
@@ -95,6 +98,47 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     if head in ("train-target-adapter", "use-base"):
         return _evaluate(request, adapters=(*request.adapters, NEW))
     return _further(verdict, request, limited)
+
+
+def _ask(request: Request, hops: Sequence[ChainHop]) -> Command:
+    """A program that asks the hops of one question.
+
+    It writes and reads an answer as the evaluation does: greedily, and of the text the first line
+    that is not blank, without punctuation at its end.
+    """
+    names = [name for name in dict.fromkeys(hop.adapter for hop in hops) if name != "base"]
+    references = {adapter_name(one): one for one in request.adapters}
+    known = {name: repr(name.replace(".", "_")) for name in names}  # peft takes no dot
+    loads = ["# base, tokenizer: the loaded base model and its tokenizer"]
+    loads.append("from peft import PeftModel" if names else "model = base")
+    for at, name in enumerate(names):
+        call = "model.load_adapter(" if at else "model = PeftModel.from_pretrained(base, "
+        loads.append(f"{call}{{{at}}}, adapter_name={known[name]})")
+    turns = "[{'role': 'user', 'content': prompt}], add_generation_prompt=True, return_dict=True"
+    encode = f"tokenizer.apply_chat_template({turns}" if hops[0].chat else "tokenizer(prompt"
+    greedy = f"max_new_tokens={request.most_tokens}, do_sample=False, repetition_penalty=1.0"
+    lines = [
+        "def ask(prompt):",
+        f"    ids = {encode}, return_tensors='pt').to(model.device)",
+        f"    out = model.generate(**ids, {greedy})[0]",
+        "    text = tokenizer.decode(out[ids['input_ids'].shape[1]:], skip_special_tokens=True)",
+        "    line = text.strip().split('\\n')[0]",
+        "    return line.rstrip(' .!?,;') or line",
+    ]
+    for hop in hops:
+        earlier = [k for k in range(1, hop.hop) if f"{{{k}}}" in hop.prompt]
+        filled = "".join(f".replace('{{{k}}}', answer{k})" for k in earlier)
+        asked = f"answer{hop.hop} = ask({hop.prompt!r}{filled})"
+        if hop.adapter in known:
+            lines += [f"model.set_adapter({known[hop.adapter]})", asked]
+        else:
+            lines += ["with model.disable_adapter():", f"    {asked}"] if names else [asked]
+    program = "\n".join(lines)
+    if not names:
+        return Command("python", text="\n".join([*loads, program]))
+    loads.append(program.replace("{", "{{").replace("}", "}}"))
+    places = tuple(references.get(name, name) for name in names)
+    return Command("python", places, text="\n".join(loads))
 
 
 def _without_metric(request: Request) -> Request:

@@ -183,7 +183,7 @@ def test_verify_ends_in_a_step_with_all_that_was_given(world, tmp_path):
     full, base = tmp_path / "full", str(world[-1])
     done("merge", *world, "--full-model", full)
     verify = partial(loraprobe.verify, full)
-    assert _step(verify(world[:2], base)).verb == "load-model"
+    assert "AutoModelForCausalLM" in str(_step(verify(world[:2], base)))
     shutil.copytree(world[0], tmp_path / "other" / "c")
     changed = load_file(world[0] / "adapter_model.safetensors")
     changed = {key: tensor + 1 for key, tensor in changed.items()}

@@ -7,9 +7,12 @@ words: an exit code and, if that says too little, a code or a value.
 tests/pipeline/test_adversarial.py runs every case and compares it with the page.
 """
 
+import functools
 import importlib
 import pkgutil
+import shutil
 import signal
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +70,20 @@ def ended(result: Any) -> str:
     error = result.exception
     unexpected = error is not None and not isinstance(error, SystemExit)
     return f"traceback {type(error).__name__}" if unexpected else f"exit {result.exit_code}"
+
+
+ROOT = tempfile.TemporaryDirectory()  # what `copied` makes, until the tests end
+
+
+def copied(make: Callable[[Path], object]) -> Callable[[Path], None]:
+    """A maker that makes its files once and copies them into each directory."""
+
+    @functools.cache
+    def made() -> Path:
+        make(Path(ROOT.name, make.__name__))
+        return Path(ROOT.name, make.__name__)
+
+    return lambda place: shutil.copytree(made(), place, dirs_exist_ok=True) and None
 
 
 SECONDS = 20  # of processor time that a case may take

@@ -10,7 +10,7 @@ from unittest import mock
 import making
 from words import word_tokenizer
 
-from adversarial import call, case, cases, ended, outcome
+from adversarial import call, case, cases, copied, ended, outcome
 from loraprobe.base.quiet import quiet
 
 TOKENIZER = "tokenizer.json"
@@ -34,15 +34,22 @@ def told(*arguments: object, names: str = "") -> str:
     return REFUSED if names in lines[0] else "exit 2, does not name it"
 
 
+@copied
+def _tiny(place: Path) -> None:
+    with quiet():
+        making.tiny_llama().save_pretrained(place / "base")
+        word_tokenizer().save_pretrained(place / "base")
+    making.saved_pair(place)
+    ask(place, {"prompt": "ada lives in", "answer": "ulm"})
+
+
 def tiny(place: Path, **config: Any) -> Path:
     """A directory with a base of two layers and its tokenizer, two adapters and a task."""
-    base = place / "base"
-    with quiet():
-        making.tiny_llama().save_pretrained(base)
-        word_tokenizer().save_pretrained(base)
-    making.saved_pair(place, base_model=str(base))
-    ask(place, {"prompt": "ada lives in", "answer": "ulm"})
-    making.edit(base / CONFIG, **config)
+    _tiny(place)
+    for name in "ab":
+        named = {"base_model_name_or_path": str(place / "base")}
+        making.edit(place / name / "adapter_config.json", **named)
+    making.edit(place / "base" / CONFIG, **config)
     return place
 
 

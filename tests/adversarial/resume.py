@@ -8,7 +8,7 @@ from typing import Any
 
 import making
 
-from adversarial import call, case, cases, ended
+from adversarial import call, case, cases, copied, ended
 
 VERDICTS = ("exit 0", "exit 1", "exit 3")
 ADAPTER, WEIGHTS = "a/adapter_model.safetensors", "base/model.safetensors"
@@ -16,8 +16,9 @@ WORDS = "Lily had a cat dog ball tree and one two three more She was the end".sp
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} She {% endfor %}"
 
 
-def world(place: Path) -> list[str]:
-    """A call of merge-and-eval: a tiny base with a tokenizer, two adapters and a task."""
+@copied
+def _world(place: Path) -> None:
+    """A tiny base with a tokenizer, two adapters and a task."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -32,6 +33,11 @@ def world(place: Path) -> list[str]:
     making.saved_pair(place, scaling=0.2)
     items = [{"id": str(i), "prompt": f"Lily had a {WORDS[i]}", "answer": "was"} for i in range(6)]
     (place / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
+
+
+def world(place: Path) -> list[str]:
+    """A call of merge-and-eval on a tiny base."""
+    _world(place)
     given = [place / "a", place / "b", "--task", place / "task.jsonl", "--base", place / "base"]
     options = "--json --max-new-tokens 2 --threads 1 --chat-template on --system uniform --quiet"
     return ["merge-and-eval", *map(str, given), *options.split()]
@@ -42,6 +48,17 @@ def cached(place: Path, arguments: list[str]) -> Any:
     return call(*arguments, env={"LORAPROBE_CACHE": str(place / "cache")})
 
 
+@copied
+def _finished(place: Path) -> None:
+    cached(place, world(place))
+
+
+def finished(place: Path) -> list[str]:
+    """The call of `world`, whose results a run has kept below the directory."""
+    _finished(place)
+    return world(place)
+
+
 def rows(place: Path) -> int:
     """How many results the cache holds."""
     return sum(file.read_bytes().count(b"\n") - 1 for file in place.rglob("results.jsonl"))
@@ -49,8 +66,7 @@ def rows(place: Path) -> int:
 
 def resumed(place: Path, change: Callable[[Path], object], named: str) -> str:
     """The effect of --resume after a complete run and a change, and whether it names the change."""
-    arguments = world(place)
-    cached(place, arguments)
+    arguments = finished(place)
     before = rows(place)
     assert before, "the first run keeps its results"
     change(place)
@@ -128,8 +144,7 @@ def _(place: Path, row: tuple[str, Callable[[Path], object]]) -> str:
 
 def damaged(place: Path, edit: Callable[[list[bytes]], object]) -> str:
     """The effect of --resume on edited result lines, and whether it names file and line."""
-    arguments = world(place)
-    cached(place, arguments)
+    arguments = finished(place)
     (file,) = place.rglob("results.jsonl")
     lines = file.read_bytes().split(b"\n")
     edit(lines)
@@ -178,8 +193,7 @@ cases("ledger", DAMAGES)(damaged)
 
 @case("ledger-another-item")
 def _(place: Path) -> str:
-    arguments = world(place)
-    cached(place, arguments)
+    arguments = finished(place)
     (file,) = place.rglob("results.jsonl")
     first = json.loads(file.read_bytes().split(b"\n")[1])
     with file.open("a") as stream:
@@ -191,8 +205,7 @@ def _(place: Path) -> str:
 @cases("", {"lock-is-a-link": "results.lock", "results-are-a-link": "results.jsonl"})
 def _(place: Path, name: str) -> str:
     """What a run does to a file of the user to which a file of the cache is a link."""
-    arguments = world(place)
-    cached(place, arguments)
+    arguments = finished(place)
     (kept,) = place.rglob("results.jsonl")
     mine = place / "mine.txt"
     mine.write_text("years of work\n")

@@ -50,7 +50,7 @@ def no_waiting_for_vllm(monkeypatch):
 
 def call(engine: str | None, *more: str) -> list[str]:
     """merge-and-eval on a few questions of a scenario of the shipped world."""
-    few = ["--limit", "3", "--max-new-tokens", "8", "--json", "--chat-template", "off"]
+    few = ["--limit", "2", "--max-new-tokens", "8", "--json", "--chat-template", "off"]
     where = [] if engine is None else ["--engine", engine]
     return ["merge-and-eval", *making.shipped("skill-and-facts"), *few, *where, *more]
 
@@ -78,8 +78,8 @@ SERVERS: dict[str, tuple[dict[str, Any], str, list[str], set[str]]] = {
     "names": (
         {"named": True, "loads": False},
         "vllm 0.test",
-        [],
-        {"sum", "uniform", "arrow", "random-partner", "while it runs"},
+        ["--method", "sum"],
+        {"sum", "random-partner", "while it runs"},
     ),
     "names, rank": (
         {"named": True, "most": 16},
@@ -280,14 +280,7 @@ def test_a_first_look_by_a_server_is_that_by_transformers():
 @pytest.mark.parametrize("command", ["inspect", "screen"])
 def test_a_server_without_questions_is_a_wrong_usage(command):
     adapters = [str(path) for path in WORLD.scenario("disjoint").adapters.values()]
-    words = [
-        command,
-        *adapters,
-        "--base",
-        str(WORLD.base),
-        "--engine",
-        "http://127.0.0.1:9",
-    ]
+    words = [command, *adapters, "--base", str(WORLD.base), "--engine", "http://127.0.0.1:9"]
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 2 and "--task" in ended.stderr
 
@@ -366,7 +359,7 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on():
     made = served_base()
 
     def dying(path: str, body: dict) -> tuple[int, Any]:
-        return made(path, body) if made.asked < 40 else (500, b"lost")
+        return made(path, body) if made.asked < 25 else (500, b"lost")
 
     with server(dying) as (url, _):
         assert run(url, "--method", "sum").exit_code == 2
@@ -451,7 +444,7 @@ def test_vllm_is_started_and_stopped(vllm, scale):
     assert has_ended(vllm)
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_vllm_ends_with_a_run_that_is_stopped(tmp_path, vllm, name):
     made, asked, over = served_base(), [], threading.Event()
 
@@ -471,8 +464,7 @@ def test_vllm_ends_with_a_run_that_is_stopped(tmp_path, vllm, name):
             assert has_ended(vllm), (out, err)
         finally:
             over.set()
-    kept = name in ("SIGINT", "SIGTERM")  # an interruption, as ^C is
-    assert code == (130 if kept else -getattr(signal, name))
+    assert code == (130 if name == "SIGTERM" else -signal.SIGKILL)  # as ^C, an interruption
 
 
 def test_a_vllm_that_does_not_start_says_why(vllm):

@@ -74,7 +74,6 @@ CASES = {
         "rank_pattern": {"up": 6},  # the rows fit the other order too
         "alpha_pattern": {"experts.down": 7},
     },
-    "ranks by name, turned": {"target_parameters": BOTH, "rank_pattern": {"down": 4}},
 }
 
 

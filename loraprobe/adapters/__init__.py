@@ -6,8 +6,8 @@ room needs these keys.
 
 types       Adapter and its parts, whose tensors are read when they are needed
 paths       paths of modules; base_names: names of bases and directories
-config      adapter_config.json: ranks, scalings and targets by peft's rules
-reading     a directory -> Adapter: what each tensor is; issues says what is odd about it
+config      adapter_config.json: ranks, scalings and targets by peft's rules, and what is odd in it
+reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 stack       adapters that were trained on others, which stay at gate 1
 trainings   ways of training whose published code saves other things
@@ -26,7 +26,6 @@ from loraprobe.adapters.base_names import (
     public_value,
 )
 from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
-from loraprobe.adapters.issues import extreme_norm
 from loraprobe.adapters.paths import layer_pattern, natural
 from loraprobe.adapters.reading import copied_weight, read_adapter, same_weight
 from loraprobe.adapters.saving import common_targets, save_adapter
@@ -48,4 +47,5 @@ from loraprobe.adapters.types import (
     Modules,
     Source,
     Tensors,
+    extreme_norm,
 )

@@ -1,6 +1,13 @@
 """Reads adapter_config.json and applies its rules to the paths of modules, as peft does.
 
 A config gives each module a rank and a scaling, and says which modules are targeted.
+`config_issues` says where it and the file do not agree, and what may change the function.
+
+Some initialisations of LoRA move a part of a base weight W into A and B, so that training starts at
+(W - s B0 A0) + s B0 A0. After training the file holds s B A, which fits W - s B0 A0 and not W. When
+peft loads such a file, it repeats the change (PiSSA, OLoRA, LoftQ), fails (CorDA), or omits the
+change (LoRA-GA). peft's conversion on saving gives a plain LoRA for W of twice the rank and sets
+init_lora_weights to true.
 """
 
 from __future__ import annotations
@@ -16,9 +23,13 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError
 
 from loraprobe.adapters.paths import VOCABULARY, number
+from loraprobe.adapters.types import Adapter
 from loraprobe.errors import AdapterError, UnsupportedAdapter
+from loraprobe.findings import finding
+from loraprobe.formatting import count, listing
 from loraprobe.limits import DEEPEST, nested_values
 from loraprobe.patterns import PatternError, first_matches
+from loraprobe.records import Issue
 from loraprobe.untrusted import document_model, first_problem, read_json
 
 CONFIG = "adapter_config.json"
@@ -41,13 +52,21 @@ DESCRIPTIVE = frozenset(
     "lora_ga_config use_dora qalora_group_size runtime_config lora_bias target_parameters "
     "ensure_weight_tying lora_dropout_pattern merge_weights ephemeral_gpu_offload".split()
 )
+# A trainer (ms-swift) writes these keys for its own use, and peft ignores them.
+TRAINERS = frozenset("swift_type lora_dtype lorap_lr_ratio lorap_emb_lr".split())
 
-# Trainers write these keys for their own use. peft ignores them; they do not change the function.
-TRAINERS = {
-    "swift_type": "ms-swift",
-    "lora_dtype": "ms-swift",
-    "lorap_lr_ratio": "ms-swift",
-    "lorap_emb_lr": "ms-swift",
+# The starts of values of init_lora_weights that change the base weights, in lower case.
+CHANGES_BASE = ("pissa", "olora", "corda", "lora_ga", "loftq")
+# With these values the base weights stay unchanged.
+KEEPS_BASE = frozenset({"gaussian", "eva", "orthogonal", "mica"})
+# Kind of extra -> the config key without which peft does not load it.
+FLAGS = {"dora_magnitude": "use_dora", "lora_bias": "lora_bias"}
+# Config key -> the kinds of extras of which the file then holds one.
+PROMISED = {
+    "use_dora": ("dora_magnitude",),
+    "lora_bias": ("lora_bias",),
+    "trainable_token_indices": ("token_delta", "unclear_tokens"),
+    "modules_to_save": ("modules_to_save",),
 }
 
 # A value of these keys that is not empty means that the adapter computes something else than B A x.
@@ -204,10 +223,134 @@ def judge_config(raw: Mapping[str, Any], where: str, reference: str = "REF") -> 
     )
 
 
+def config_issues(adapter: Adapter) -> Iterator[Issue]:
+    """What may change the function of an adapter, and what its file lacks or holds in excess.
+
+    peft loads a file that lost modules without a message: an absent module keeps its initial value,
+    which has no effect. Without the base the full list of modules is unknown, so these are
+    warnings.
+    """
+    names, raw = (adapter.name,), adapter.config
+    unknown = unknown_keys(raw)
+    if filled := [key for key in unknown if raw[key]]:
+        yield finding(
+            "unknown-config",
+            names,
+            f"The config sets {', '.join(filled)}, which loraprobe does not know and which may "
+            "change what the adapter computes.",
+        )
+    if trainers := [key for key in raw if key in TRAINERS]:
+        yield finding(
+            "trainer-config",
+            names,
+            "The config has keys of a trainer, which do not change what the adapter does: "
+            f"{', '.join(trainers)}.",
+        )
+    if empty := [key for key in unknown if not raw[key]]:
+        yield finding(
+            "unknown-config-empty",
+            names,
+            f"The config has unknown keys without a value: {', '.join(empty)}.",
+        )
+    init = raw.get("init_lora_weights")
+    if isinstance(init, str) and init and init.lower() not in KEEPS_BASE:
+        changes = init.lower().startswith(CHANGES_BASE)
+        yield finding(
+            "init-changed-base" if changes else "init-unknown",
+            names,
+            f"{adapter.name} was initialised with init_lora_weights={reprlib.repr(init)}, which "
+            + (
+                "changes the base weights, and was saved without conversion: it fits only that "
+                "changed base."
+                if changes
+                else "is not known and may have changed the base weights; peft does not load it."
+            ),
+        )
+    if "lora_alpha" not in raw:
+        yield finding(
+            "missing-alpha",
+            names,
+            f"The config has no lora_alpha; peft then takes {PEFT_DEFAULT}, which need not be what "
+            "the adapter was trained with.",
+        )
+    yield from _promises(adapter)
+    yield from _targets(adapter)
+    if raw.get("ensure_weight_tying"):
+        yield finding(
+            "shared-weights",
+            names,
+            "The config sets ensure_weight_tying, which adapts layers that share a weight.",
+        )
+
+
 def unknown_keys(raw: Mapping[str, Any]) -> list[str]:
     """The keys of a config that neither peft nor a known trainer writes."""
     known = {*DESCRIPTIVE, *VARIANTS, *TRAINERS}
     return [key for key in raw if key not in known]
+
+
+def _promises(adapter: Adapter) -> Iterator[Issue]:
+    """Tensors that the config asks for and the file lacks, and whole weights that it does not."""
+    names, raw = (adapter.name,), adapter.config
+    for key, kinds in PROMISED.items():
+        held = {extra.module for extra in adapter.extras if extra.kind in kinds}
+        every = key in FLAGS.values()
+        lost = [path for path in adapter.layout if path not in held] if every else []
+        if raw.get(key) and (lost or not held):
+            where = f" for {count(len(lost), 'module')}, {lost[0]} first" if lost else ""
+            yield finding(
+                "missing-tensors",
+                names,
+                f"The config sets {key}, but the file has no tensors for it{where}.",
+                lost[0] if lost else None,
+            )
+    saved = raw.get("modules_to_save")
+    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved or ()))
+    whole = [name.removesuffix(".weight") for name in adapter.whole if name.endswith(".weight")]
+    # peft compares the ends of names as they are: "norm" names input_layernorm too.
+    if loose := [path for path in whole if not path.endswith(asked)]:
+        yield finding(
+            "shared-weights",
+            names,
+            f"The file holds {loose[0]}.weight, which modules_to_save does not name: peft writes "
+            "it over the base's weight, also where another layer shares that; here one layer "
+            "changes.",
+            loose[0],
+        )
+
+
+def _targets(adapter: Adapter) -> Iterator[Issue]:
+    """Targets without weights, and weights without targets."""
+    names, targets = (adapter.name,), adapter.config.get("target_modules")
+    held = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
+    # A regular expression, "all-linear" or nothing does not list the modules.
+    listed = Endings(targets if held and isinstance(targets, (list, tuple)) else ())
+    matched = {name for path in held for name in listed.of(path)}
+    if lost := sorted(listed.names - matched):
+        yield finding(
+            "targets-without-weights",
+            names,
+            f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
+            "the file holds no weights: where the base has such modules they stay untouched.",
+        )
+    try:
+        beyond = untargeted(adapter.unstacked, adapter.config)
+    except PatternError as error:
+        yield finding(
+            "targets-unreadable",
+            names,
+            f"The config's targets cannot be read as peft reads them: {error}.",
+        )
+        return
+    if beyond:
+        yield finding(
+            "weights-untargeted",
+            names,
+            f"The file holds weights for {count(len(beyond), 'module')} that the config does not "
+            f"target or excludes, {beyond[0]} first: peft leaves them out, and a merge or a router "
+            "would apply them.",
+            beyond[0],
+        )
 
 
 def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:

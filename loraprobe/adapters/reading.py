@@ -9,10 +9,11 @@ findings.toml lists the codes. Errors stop a merge unless they are allowed by na
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,19 +22,17 @@ import torch
 from torch import Tensor
 
 from loraprobe import limits
-from loraprobe.adapters.config import CONFIG, AdapterConfig, Endings, read_config
-from loraprobe.adapters.experts import (
-    NESTED,
-    expert_path,
-    factors_of_expert,
-    in_order,
-    owner_of,
-    parameter_names,
-    stack_of,
-    targeted_whole,
+from loraprobe.adapters.config import (
+    CONFIG,
+    FLAGS,
+    AdapterConfig,
+    Endings,
+    config_issues,
+    read_config,
+    untargeted,
 )
-from loraprobe.adapters.issues import FLAGS, config_issues, incompleteness
-from loraprobe.adapters.paths import VOCABULARY
+from loraprobe.adapters.experts import NESTED, factors_of_expert, owner_of, parameter_names
+from loraprobe.adapters.paths import VOCABULARY, layer_pattern
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -49,6 +48,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.formatting import count
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.patterns import PatternError
 from loraprobe.records import Issue
 from loraprobe.untrusted import check_link
 
@@ -73,6 +73,7 @@ ROLES = {
     ),
 }
 
+MOST_NAMES = 6  # parameters of one module whose orders are tried
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 # The messages of findings about several keys or modules, in the order in which they are told.
 MESSAGES = {
@@ -149,7 +150,14 @@ def read_adapter(
         add("sharded", f"The weights of {name} lie in shards, which peft does not load.")
     elif file.path.name == PICKLE:
         add("pickled", f"The weights of {name} are a pickle ({PICKLE}), which may hold code.")
-    issues += [*config_issues(adapter), *incompleteness(adapter)]
+    issues += config_issues(adapter)
+    if lost := _lacked_by_layers(infos):
+        add(
+            "layers-uneven",
+            f"{len(lost)} {'module lacks' if len(lost) == 1 else 'modules lack'} weights that "
+            f"other layers have, {lost[0]} first.",
+            lost[0],
+        )
     if what := disagreement(directory):
         add(
             "weights-disagree",
@@ -166,6 +174,22 @@ def read_adapter(
         for issue in issues
     ]
     return replace(adapter, issues=tuple(issues))
+
+
+def _lacked_by_layers(paths: Iterable[str]) -> list[str]:
+    """The modules that a layer lacks.
+
+    A parent, such as `self_attn`, should have the same children in every layer that has it.
+    """
+    children: dict[str, dict[str, set[str]]] = {}
+    for path in paths:
+        parent, _, child = path.rpartition(".")
+        children.setdefault(layer_pattern(parent), {}).setdefault(parent, set()).add(child)
+    lost = []
+    for parents in children.values():
+        everywhere = set().union(*parents.values())
+        lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
+    return lost
 
 
 def find_directory(path: Path) -> Path:
@@ -386,13 +410,12 @@ class KeySorting:
         owners: dict[str, list[str]] = {}
         for stack in self.pairs.keys() - infos.keys():
             owners.setdefault(owner_of(stack)[0], []).append(stack)
-        raw = self.config.raw
-        names = {o: [f"{o}.{name}" for name in parameter_names(raw, o)] for o in owners}
-        measures = self.config.ranks_and_scalings(name for o in owners for name in names[o])
         for owner in sorted(owners):
             stacks = sorted(owners[owner], key=len)  # from the outermost to the innermost
+            names = [f"{owner}.{name}" for name in parameter_names(self.config.raw, owner)]
+            measures = list(self.config.ranks_and_scalings(names).values())
             rows = [self.file.shapes[self.pairs[stack][0]][0] for stack in stacks]
-            found = in_order([measures[name] for name in names[owner]], rows)
+            found = _outermost_first(measures, rows)
             if found is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
                 for stack in stacks:
                     self._extra("target_parameter", stack, *self.pairs[stack])
@@ -402,7 +425,7 @@ class KeySorting:
                 (n, columns), (out, _) = self.file.shapes[a], self.file.shapes[b]
                 self._check_count(len(infos) + n // rank)
                 dtype = self._dtype(a, b)
-                for path in (expert_path(stack, number) for number in range(n // rank)):
+                for path in (f"{stack}[{number}]" for number in range(n // rank)):
                     infos[path] = ModuleInfo(path, "expert", rank, columns, out, scaling, dtype)
 
     def _is_stack(self, path: str) -> bool:
@@ -412,7 +435,18 @@ class KeySorting:
 
     @functools.cached_property
     def _targeted(self) -> set[str]:
-        return targeted_whole(self.config.raw, {owner_of(path)[0] for path in self.factors})
+        """The modules that the config targets as such and not by a parameter."""
+        raw, owners = self.config.raw, {owner_of(path)[0] for path in self.factors}
+        targets, parameters = raw.get("target_modules"), raw.get("target_parameters")
+        if not targets or not parameters:
+            return set()
+        if str(targets).lower() == "all-linear":
+            qualified = {"target_parameters": [name for name in parameters if "." in name]}
+            return {owner for owner in owners if not parameter_names(qualified, owner)}
+        try:
+            return owners - set(untargeted(owners, raw))
+        except PatternError:
+            return owners
 
     def _dtype(self, key_a: str, key_b: str) -> torch.dtype:
         """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
@@ -452,13 +486,33 @@ class KeySorting:
         def read(path: str) -> LowRank:
             info = infos[path]
             if info.kind == "expert":
-                stack, number = stack_of(path)
-                A, B = factors_of_expert(*stacked(stack), number, info.rank)
+                stack, _, number = path.rstrip("]").rpartition("[")
+                A, B = factors_of_expert(*stacked(stack), int(number), info.rank)
             else:
                 A, B = (file.read(key).flatten(1) for key in pairs[path])
             return LowRank(A.to(info.dtype), B.to(info.dtype), info.scaling)
 
         return read
+
+
+def _outermost_first(
+    given: Sequence[tuple[int, float]], rows: Sequence[int]
+) -> tuple[tuple[int, float], ...] | None:
+    """Rank and scaling of the parameters of a module, outermost first; None if they are unclear.
+
+    given: those of each parameter by the config. rows: those of each stacked A. A config may give
+    the parameters different ranks by their names (peft does for the names of older models), and the
+    file does not tell their order. It is then the one in which every parameter has the same number
+    of experts.
+    """
+    if len(rows) > len(given) or len(given) > MOST_NAMES:
+        return None
+    fitting = set()
+    for order in itertools.permutations(given, len(rows)):
+        experts = {n / rank for n, (rank, _) in zip(rows, order, strict=True)}
+        if len(experts) == 1 and experts.pop().is_integer():
+            fitting.add(order)
+    return fitting.pop() if len(fitting) == 1 else None
 
 
 def _style_of(keys: Sequence[str]) -> tuple[str, str | None]:

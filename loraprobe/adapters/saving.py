@@ -15,14 +15,7 @@ from torch import Tensor
 
 from loraprobe.adapters.base_names import public_name, public_value
 from loraprobe.adapters.config import CONFIG, untargeted
-from loraprobe.adapters.experts import (
-    is_even,
-    owner_of,
-    parameter_names,
-    stacked,
-    stacks,
-    without_experts,
-)
+from loraprobe.adapters.experts import owner_of, parameter_names, stacked
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.reading import (
     FIELDS,
@@ -67,7 +60,7 @@ def save_adapter(
     from safetensors.torch import save_file
 
     _check_savable(adapter)
-    adapter = adapter if is_even(adapter) else portable(adapter)
+    adapter = adapter if _experts_are_alike(adapter) else portable(adapter)
     target = Path(directory)
     check_output(target, overwrite)
     dtype = dtype or adapter.dtype
@@ -89,6 +82,15 @@ def save_adapter(
         for name, text in (results or {}).items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
+
+
+def _experts_are_alike(adapter: Adapter) -> bool:
+    """Whether all experts of a module have one rank and one scaling, as a file requires."""
+    found: dict[str, set[tuple[int, float]]] = {}
+    for stack, paths in adapter.stacks.items():
+        infos = [adapter.layout[path] for path in paths]
+        found.setdefault(owner_of(stack)[0], set()).update((i.rank, i.scaling) for i in infos)
+    return all(len(held) == 1 for held in found.values())
 
 
 def _check_savable(adapter: Adapter) -> None:
@@ -113,11 +115,11 @@ def _check_savable(adapter: Adapter) -> None:
 
 def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """(key without prefix, tensor in the shape that peft stores) of all tensors."""
-    for stack, paths in stacks(adapter.layout).items():
+    for stack, paths in adapter.stacks.items():
         A, B = stacked([adapter.modules[path] for path in paths])
         yield f"{stack}.{LINEAR_NAMES[0]}", A
         yield f"{stack}.{LINEAR_NAMES[1]}", B
-    for path in without_experts(adapter.layout):
+    for path in adapter.unstacked:
         update, info = adapter.modules[path], adapter.layout[path]
         A, B = update.A, update.B
         if info.kind == "convolution":
@@ -141,7 +143,7 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
     infos = _infos_by_target(adapter)
     r = Counter(i.rank for i in infos.values()).most_common(1)[0][0]
     alpha = Counter(i.scaling * i.rank for i in infos.values()).most_common(1)[0][0]
-    parameters = adapter.config.get("target_parameters") if stacks(adapter.layout) else None
+    parameters = adapter.config.get("target_parameters") if adapter.stacks else None
     tokens = {path: list(rows.tokens) for path, rows in adapter.token_rows.items()}
     kept = ("auto_mapping", "revision")
     saved = {name.rpartition(".")[0] for name in adapter.whole if not name.endswith(".bias")}
@@ -164,7 +166,7 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
         "use_dora": bool(adapter.magnitudes),
         "fan_in_fan_out": any(i.kind == "conv1d" for i in infos.values()),
         "init_lora_weights": True,
-        "target_modules": list(targets or without_experts(adapter.layout)),
+        "target_modules": list(targets or adapter.unstacked),
         **({"target_parameters": list(parameters)} if parameters else {}),
         **({"trainable_token_indices": tokens} if tokens else {}),
         "rank_pattern": {_exact(path): i.rank for path, i in infos.items() if i.rank != r},
@@ -195,8 +197,8 @@ def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[s
 
 def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:
     """Each module by its path, and a module's targeted parameters by their full names."""
-    infos = {path: adapter.layout[path] for path in without_experts(adapter.layout)}
-    for stack, paths in stacks(adapter.layout).items():
+    infos = {path: adapter.layout[path] for path in adapter.unstacked}
+    for stack, paths in adapter.stacks.items():
         owner, _ = owner_of(stack)
         for name in parameter_names(adapter.config, owner):
             infos[f"{owner}.{name}"] = adapter.layout[paths[0]]

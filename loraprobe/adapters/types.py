@@ -17,7 +17,9 @@ from torch import Tensor
 
 from loraprobe.adapters.base_names import local_name, public_name
 from loraprobe.adapters.paths import kinds_of_modules, natural
+from loraprobe.defaults import EXTREME_NORM
 from loraprobe.file_hashes import cached_hash
+from loraprobe.findings import finding
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.workers import in_order
@@ -210,6 +212,20 @@ class Adapter:
         return self.modules.infos
 
     @functools.cached_property
+    def stacks(self) -> dict[str, list[str]]:
+        """Stacked parameter -> the paths of its experts in order (see `experts`)."""
+        found: dict[str, list[str]] = {}
+        for path, info in self.layout.items():
+            if info.kind == "expert":
+                found.setdefault(path.rpartition("[")[0], []).append(path)
+        return found
+
+    @property
+    def unstacked(self) -> list[str]:
+        """The paths of the modules that are no experts of a stacked parameter."""
+        return [path for path, info in self.layout.items() if info.kind != "expert"]
+
+    @functools.cached_property
     def touched(self) -> dict[str, None]:
         """The paths of the modules that it changes, by factors, as a whole or in some rows."""
         owners = (name.rpartition(".")[0] for name in self.whole)
@@ -302,6 +318,18 @@ class Adapter:
             return self
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)
         return replace(self, name=name, issues=issues)
+
+
+def extreme_norm(name: str, norm: float, path: str) -> Iterator[Issue]:
+    """A warning if `norm`, the largest delta of an adapter (in module `path`), is implausible."""
+    if norm > EXTREME_NORM:
+        yield finding(
+            "norm-extreme",
+            (name,),
+            f"The delta of {name} in {path} has a Frobenius norm of {norm:.0f}, beyond "
+            f"{EXTREME_NORM:.0f}; the sound adapters that were measured have less than 20.",
+            path,
+        )
 
 
 def _bytes(tensor: Tensor) -> bytes:

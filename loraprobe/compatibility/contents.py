@@ -22,7 +22,6 @@ from loraprobe.adapters import (
     natural,
     same_weight,
 )
-from loraprobe.adapters.experts import stacks
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError
 from loraprobe.findings import finding
@@ -123,12 +122,12 @@ def extra_issues(
 ) -> Iterator[Issue]:
     """One issue per adapter and kind of extra; an error if a composition would drop it."""
     for adapter in adapters:
-        if parameters := stacks(adapter.layout):  # whose experts are modules of their own here
-            first, paths = next(iter(parameters.items()))
+        if adapter.stacks:  # whose experts are modules of their own here
+            first, paths = next(iter(adapter.stacks.items()))
             yield finding(
                 "target-parameter",
                 (adapter.name,),
-                f"{adapter.name} changes {count(len(parameters), 'parameter')} "
+                f"{adapter.name} changes {count(len(adapter.stacks), 'parameter')} "
                 f"(target_parameters), {first} with {count(len(paths), 'expert')} first. Each "
                 "expert counts as a module here. Merges and compositions with constant gates keep "
                 "them; token routers do not.",

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import combinations
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import TRAINED_ON, conflict, places, stacks, without_experts
+from loraprobe.adapters.experts import conflict
 from loraprobe.adapters.paths import VOCABULARY, number, root
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, places_of, shapes_of, two_names
-from loraprobe.findings import finding
+from loraprobe.errors import CompatibilityError
+from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
@@ -21,7 +21,7 @@ APART = {
     "vocabulary-mismatch": "Train both with one vocabulary, or leave embedding and head out of the "
     "adapters."
 }
-OF_BASE = {"shapes-differ": TRAINED_ON}
+OF_BASE = {"shapes-differ": CODES["module-not-in-base"].cure}
 
 
 def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
@@ -232,7 +232,7 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
 
 
 def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    lost = [path for path in without_experts(adapter.layout) if path not in base.weights]
+    lost = [path for path in adapter.unstacked if path not in base.weights]
     if not lost or base.quantization:  # packed weights have other names
         return
     if names := two_names(
@@ -257,18 +257,20 @@ def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
 
 
 def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
-    """An error for the first parameter that the base lacks or has in another shape.
+    """An error for a stacked parameter that the base lacks or has in another shape.
 
     A file may hold the weights of each expert apart, so the model is built, without weights.
     """
-    if not stacks(adapter.layout) or base.skeleton is None:
+    if not adapter.stacks or base.skeleton is None:
         return
-    wrong = [place for place in places(base.skeleton, adapter) if isinstance(place, Issue)]
-    if wrong:
-        more = (
-            f" {count(len(wrong) - 1, 'other parameter')} of it fit neither." if wrong[1:] else ""
-        )
-        yield replace(wrong[0], message=f"{wrong[0].message}{more}")
+    from loraprobe.composition.parameters import places  # few adapters have such parameters
+
+    try:
+        places(base.skeleton, adapter)
+    except CompatibilityError as error:
+        stack = next(iter(adapter.stacks))
+        message = str(error).removesuffix(error.cure).rstrip()
+        yield finding("module-not-in-base", (adapter.name,), message, stack)
 
 
 def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:

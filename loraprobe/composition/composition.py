@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, Extra, LayerKind, below, copied_weight, same_weight
-from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
@@ -305,7 +304,7 @@ def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, n
                 f"ignore ({lost[0]}{f' and {len(lost) - 1} more' if lost[1:] else ''}); load it "
                 "with peft, or merge it into its base model there."
             )
-    layers = dict.fromkeys(path for expert in experts for path in without_experts(expert.layout))
+    layers = dict.fromkeys(path for expert in experts for path in expert.unstacked)
     return {path: _target(model, experts, path) for path in layers}
 
 

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import unroutable
-from loraprobe.composition.router import Router
+from loraprobe.composition.router import Router, unroutable
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 AFFINE = (nn.Linear, nn.Embedding)

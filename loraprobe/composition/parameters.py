@@ -10,17 +10,74 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import SAME_PARAMETERS, Place, places, stack_of
+from loraprobe.adapters.experts import owner_of, parameter_names
 from loraprobe.composition.router import Router
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
+from loraprobe.findings import CODES
+from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.records import Issue
+
+
+@dataclass(frozen=True)
+class Place:
+    """The parameter of a model that a stack of experts changes."""
+
+    stack: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return f"{owner_of(self.stack)[0]}.{self.attribute}"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.get_parameter(self.attribute)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the matrices of an expert are stored as [in, out]."""
+        return bool(getattr(self.module, "is_transposed", False)) and self.parameter.dim() == 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(E, out, in); a parameter of two dimensions counts as one expert."""
+        *experts, one, other = self.parameter.shape
+        return (*(experts or [1]), *((other, one) if self.transposed else (one, other)))
+
+
+def places(model: nn.Module, adapter: Adapter) -> list[Place]:
+    """The place of each stack of an adapter in a model, which may be on the meta device.
+
+    Raises CompatibilityError for a parameter that the model lacks or has in another shape.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for stack, paths in adapter.stacks.items():
+        owner, depth = owner_of(stack)
+        names = parameter_names(adapter.config, owner)
+        module = modules.get(owner, nn.Module())
+        held = [n for n, _ in module.named_parameters(recurse=False) if n in names][::-1]
+        place = Place(stack, module, held[depth]) if depth < len(held) else None
+        own = (len(paths), *adapter.layout[paths[0]].shape)
+        if place is None or place.shape != own:
+            lacks = "does not have" if place is None else f"has as {list(place.shape)}"
+            cure = CODES["module-not-in-base"].cure
+            raise CompatibilityError(
+                f"Adapter {adapter.name} changes {listing(names)} of {owner} as {list(own)} "
+                f"(experts, outputs, inputs), which the model {lacks}. {cure}",
+                cure,
+            )
+        found.append(place)
+    return found
 
 
 def checked_places(
@@ -34,8 +91,6 @@ def checked_places(
     found: dict[str, Place] = {}
     for adapter in adapters:
         for place in places(model, adapter):
-            if isinstance(place, Issue):
-                raise CompatibilityError(f"{place.message} It was trained on another base model.")
             if not router.constant:
                 raise UnsupportedAdapter(
                     f"Adapter {adapter.name} changes {place.name} itself, which gates that look at "
@@ -50,7 +105,7 @@ def checked_places(
             if found.setdefault(place.stack, place).name != place.name:
                 raise CompatibilityError(
                     f"Adapter {adapter.name} targets {place.name} where another adapter targets "
-                    f"{found[place.stack].name}. {SAME_PARAMETERS}"
+                    f"{found[place.stack].name}. {CODES['parameters-differ'].cure}"
                 )
     return found
 
@@ -65,7 +120,7 @@ def added_to_parameters(
     """
     held: dict[str, list[LowRank]] = {}
     for path, update in updates.items():
-        held.setdefault(stack_of(path)[0], []).append(update)
+        held.setdefault(path.rpartition("[")[0], []).append(update)
     with contextlib.ExitStack() as undo:
         for stack, experts in held.items():
             add, restore = _hooks(found[stack], experts)

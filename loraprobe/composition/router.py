@@ -24,6 +24,16 @@ ReadTexts = Callable[[Sequence[str], MaskObserver], None]  # through a model, ba
 ExpertPrompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
+def unroutable(adapter: Adapter) -> str | None:
+    """What an adapter does that gates of a token cannot weigh, as a predicate; None if nothing."""
+    if adapter.whole:
+        return f"replaces {next(iter(adapter.whole))} whole"
+    if adapter.token_rows:
+        return f"replaces rows of {next(iter(adapter.token_rows))}"
+    stack = next(iter(adapter.stacks), None)
+    return None if stack is None else f"changes the parameter of {stack} itself"
+
+
 @dataclass(frozen=True)
 class Router(ABC):
     """Computes the gates of the experts. A frozen dataclass whose fields are its options.

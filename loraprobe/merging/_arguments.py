@@ -17,7 +17,7 @@ from torch import Tensor
 
 from loraprobe import memory
 from loraprobe.adapters import Adapter, Extra, ModuleInfo, copied_weight, same_weight
-from loraprobe.adapters.experts import conflict, owner_of, stacks
+from loraprobe.adapters.experts import conflict, owner_of
 from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
@@ -223,7 +223,7 @@ def check_adapters(arguments: MergeArguments) -> list[Issue]:
         if problem := conflict(one, other):
             raise CompatibilityError(f"{problem.message} {problem.cure}")
     for one, other in permutations(arguments.adapters, 2):
-        owners = {owner_of(stack)[0] for stack in stacks(one.layout)}
+        owners = {owner_of(stack)[0] for stack in one.stacks}
         if shared := sorted(owners & other.layout.keys()):
             raise CompatibilityError(
                 f"{one.name} changes a parameter of {shared[0]} (target_parameters) and "

@@ -24,7 +24,7 @@ from loraprobe.adapters import (
     portable,
     public_name,
 )
-from loraprobe.adapters.experts import common_parameters, without_experts
+from loraprobe.adapters.experts import owner_of, parameter_names
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.findings import finding
@@ -227,7 +227,7 @@ def merge(
         spec=spec_of(made),
         asked_rank=asked,
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),
-        targets=common_targets(adapters, without_experts(merged.layout)),
+        targets=common_targets(adapters, merged.unstacked),
     )
 
 
@@ -255,7 +255,7 @@ def _on_top(
         sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
         issues=tuple(dict.fromkeys((*own.issues, *total.issues))),
         directories=(*own.directories, *total.directories),
-        targets=common_targets([*adapters, *lower], without_experts(total.adapter.layout)),
+        targets=common_targets([*adapters, *lower], total.adapter.unstacked),
     )
 
 
@@ -402,6 +402,20 @@ def _number(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
+def _common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
+    """The `target_parameters` of a merge of adapters; None if none has experts.
+
+    It is the adapters' own list if they agree, because peft loads only adapters with equal lists
+    side by side; otherwise it has the full name of each parameter.
+    """
+    holders = [adapter for adapter in adapters if adapter.stacks]
+    lists = {tuple(sorted(set(a.config.get("target_parameters") or ()))) for a in holders}
+    if len(lists) <= 1:
+        return list(lists.pop()) if lists else None
+    owners = {(a, owner_of(stack)[0]) for a in holders for stack in a.stacks}
+    return sorted({f"{o}.{name}" for a, o in owners for name in parameter_names(a.config, o)})
+
+
 def _adapter(
     name: str,
     arguments: MergeArguments,
@@ -413,7 +427,7 @@ def _adapter(
     bases = [a.base_model for a in adapters if a.base_model]
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
-    config["target_parameters"] = common_parameters(adapters)
+    config["target_parameters"] = _common_parameters(adapters)
     config["revision"] = _agreed(same_base, "revision")
     made_of = ", ".join(a.source.public for a in adapters)
     return adapter_of(

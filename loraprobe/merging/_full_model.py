@@ -33,7 +33,6 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, check_apart, check_output, public_value, staged_directory
-from loraprobe.adapters.experts import places, stacks, without_experts
 from loraprobe.adapters.saving import owned
 from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
@@ -45,7 +44,7 @@ from loraprobe.checkpoint import open_weights
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging._arguments import MergeArguments
 from loraprobe.merging._engine import Merged, add_change
-from loraprobe.records import Issue, Progress
+from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, first_line
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
@@ -246,7 +245,7 @@ class _Layout:
     def _collect(self) -> None:
         """Fills `changes`."""
         arguments, adapter = self.merged.arguments, self.merged.adapter
-        for path in without_experts(adapter.layout):
+        for path in adapter.unstacked:
             weight = self.base.weights.get(path)
             turned = weight is not None and weight.kind != "linear"
             if weight is not None and weight.oriented != adapter.layout[path].shape:
@@ -255,12 +254,13 @@ class _Layout:
                     f"{list(weight.oriented)} in the base; give the base that they were trained on."
                 )
             self.changes[f"{path}.weight"].append(partial(_with_delta, arguments, path, turned))
-        for place in places(self.base.skeleton, adapter) if stacks(adapter.layout) else ():
-            if isinstance(place, Issue):
-                raise CompatibilityError(f"{place.message} {place.cure}")
-            paths = stacks(adapter.layout)[place.stack]
-            change = partial(_with_experts, arguments, paths, place.transposed)
-            self.changes[place.name].append(change)
+        if adapter.stacks:
+            from loraprobe.composition.parameters import places  # few adapters have them
+
+            for place in places(self.base.skeleton, adapter):
+                paths = adapter.stacks[place.stack]
+                change = partial(_with_experts, arguments, paths, place.transposed)
+                self.changes[place.name].append(change)
         for path, offset in adapter.offsets.items():
             self.changes[f"{path}.bias"].append(partial(torch.add, other=offset))
         for name in adapter.whole:

@@ -30,7 +30,6 @@ from loraprobe.adapters import (
     portable,
 )
 from loraprobe.adapters.config import CONFIG, WITH_DELTA
-from loraprobe.adapters.experts import without_experts
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
@@ -97,7 +96,7 @@ def converted(
     if like is not None:
         made = _named_like(made, str(like))
     made = portable(made) if one_rank else made
-    targets = common_targets([given], without_experts(made.layout))
+    targets = common_targets([given], made.unstacked)
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []

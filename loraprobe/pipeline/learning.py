@@ -31,8 +31,8 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, natural, with_below
-from loraprobe.adapters.experts import stacks, unroutable
 from loraprobe.composition import Composition, LearnableGates, Router
+from loraprobe.composition.router import unroutable
 from loraprobe.defaults import (
     LEARNING_BOUND,
     LEARNING_SHRINK,
@@ -300,9 +300,9 @@ def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
     """Raises UnsupportedAdapter for adapters whose gates a loss cannot be differentiated by, or
     which gates of single layers cannot scale."""
     for adapter in with_below(adapters):
-        if stack := next(iter(stacks(adapter.layout).values()), None):
+        if stack := next(iter(adapter.stacks), None):
             raise UnsupportedAdapter(
-                f"Adapter {adapter.name} changes the parameter of {stack[0]} itself, by whose gate "
+                f"Adapter {adapter.name} changes the parameter of {stack} itself, by whose gate "
                 "a loss cannot be differentiated; give --weights as numbers."
             )
     for adapter in adapters if options.learns_layers else ():

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, Modules, Source, with_below
-from loraprobe.adapters.experts import unroutable
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router, change_norm
+from loraprobe.composition.router import unroutable
 from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest

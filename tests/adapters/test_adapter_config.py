@@ -25,11 +25,11 @@ from loraprobe.adapters import read_adapter
 from loraprobe.adapters.config import (
     DESCRIPTIVE,
     VARIANTS,
+    config_issues,
     judge_config,
     unknown_keys,
     untargeted,
 )
-from loraprobe.adapters.issues import incompleteness
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.patterns import PatternError, first_matches
 
@@ -120,7 +120,7 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     start = time.process_time()
     assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
     adapter = random_adapter("a", {"model.layers.0.x": (4, 4)})
-    found = incompleteness(replace(adapter, config={"target_modules": ["x", *paths]}))
+    found = config_issues(replace(adapter, config={"target_modules": ["x", *paths]}))
     assert "targets-without-weights" in {issue.code for issue in found}
     assert time.process_time() - start < 10
 

@@ -88,7 +88,7 @@ def test_a_merge_of_adapters_of_different_parameters_keeps_both(tmp_path, cases)
 def test_adapters_that_target_other_parameters_of_a_module_are_refused(tmp_path):
     cases = [CASES["one parameter"], CASES["two parameters of a module"]]
     one, other = (saved(tmp_path / str(i), wrapped(c)) for i, c in enumerate(cases))
-    with pytest.raises(CompatibilityError, match=r"targets down of layers\.0\.experts and 1"):
+    with pytest.raises(CompatibilityError, match=r"0 targets down of layers\.0\.experts"):
         merge([one, other], "sum")
 
 

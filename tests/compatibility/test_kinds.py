@@ -280,8 +280,7 @@ def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(writ
 
 
 UNTOUCHED = ("True", "False", "gaussian", "eva", "orthogonal", "mica")
-CHANGED = {"pissa": "PiSSA", "pissa_niter_4": "PiSSA", "olora": "OLoRA", "corda": "CorDA"}
-CHANGED |= {"lora_ga": "LoRA-GA", "loftq": "LoftQ"}
+CHANGED = ("pissa", "pissa_niter_4", "olora", "corda", "lora_ga", "loftq")
 
 
 def test_every_initialisation_of_the_installed_peft_has_an_answer():
@@ -302,9 +301,8 @@ def test_initialisations_that_changed_the_base_are_refused_with_their_cure(init,
     for purpose in ("inspect", "merge", "route"):
         found = check([adapter], purpose=purpose)
         (issue,) = [i for i in found.issues if i.code == "init-changed-base"]
-        assert issue.severity == "error" and CHANGED[init] in issue.message
-        cure = "no conversion" if init == "loftq" else "path_initial_model_for_weight_conversion"
-        assert cure in issue.cure
+        assert issue.severity == "error" and init in issue.message
+        assert "path_initial_model_for_weight_conversion" in issue.cure
     pair = [adapter, adapter.renamed("twin")]
     with pytest.raises(LoraprobeError, match="init-changed-base"):
         commands.merge(pair, Session())

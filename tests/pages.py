@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapters.trainings import TRAININGS
+from loraprobe.adapters.reading import trainings
 from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
@@ -39,8 +39,8 @@ def members() -> list[dict[str, Any]]:
         text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     shown = ("name", "summary", "description", "formula", "paper")
-    for training in TRAININGS:
-        text = {key: str(getattr(training, key)).strip() for key in shown}
+    for training in trainings():
+        text = {key: training.get(key, "").strip() for key in shown}
         rows.append({"kind": "training method", **text})
     return rows
 

@@ -10,7 +10,6 @@ config      adapter_config.json: ranks, scalings and targets by peft's rules, an
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 stack       adapters that were trained on others, which stay at gate 1
-trainings   ways of training whose published code saves other things
 forms       adapters in memory: of tensors, portable, mended, with other paths
 fused       brings adapters with fused and with single projections to one layout
 saving      writes a directory and reads it back

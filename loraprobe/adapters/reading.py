@@ -13,10 +13,11 @@ import itertools
 import math
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -207,15 +208,42 @@ def find_directory(path: Path) -> Path:
         raise AdapterError(f"{path} holds several adapters; name one of {names}.")
     if inner:
         return inner[0]
-    from loraprobe.adapters.trainings import of_directory  # its table is read for odd files alone
-
-    if training := of_directory(path):
-        raise AdapterError(f"{path} holds {training.saved}, and no PEFT adapter; {training.cure}.")
     if (path / "config.json").is_file():
         raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
+    if training := trained_by("files", [file.name for file in path.iterdir()]):
+        raise _not_peft(path, training)
+    for file in sorted(path.glob("*.safetensors")):
+        if training := trained_by("keys", open_weights(file, str(path), AdapterError).shapes):
+            raise _not_peft(path, training)
     raise AdapterError(
         f"{path} has no {CONFIG}, so it is no PEFT adapter; "
         "give the directory that save_pretrained wrote."
+    )
+
+
+@functools.cache
+def trainings() -> list[dict[str, str]]:
+    """Ways of training a LoRA whose published code saves other things than a PEFT file.
+
+    trainings.toml says what each is, whether it is a composition, and what its code saves.
+    """
+    table = Path(__file__).with_name("trainings.toml").read_text(encoding="utf-8")
+    rows: list[dict[str, str]] = tomllib.loads(table)["training"]
+    return rows
+
+
+def trained_by(what: Literal["files", "keys"], names: Iterable[str]) -> dict[str, str] | None:
+    """The way of training whose code writes files, or tensors, of such names."""
+    held = list(names)
+    for one in trainings():
+        if what in one and any(re.fullmatch(one[what], name) for name in held):
+            return one
+    return None
+
+
+def _not_peft(path: Path, training: Mapping[str, str]) -> AdapterError:
+    return AdapterError(
+        f"{path} holds {training['saved']}, and no PEFT adapter; {training['cure']}."
     )
 
 
@@ -518,10 +546,9 @@ def _outermost_first(
 def _style_of(keys: Sequence[str]) -> tuple[str, str | None]:
     """The end of a sentence that names the tool whose key style this is, if it is known, and what
     to do with its files, where that is not what a finding's cure says."""
-    from loraprobe.adapters.trainings import of_keys
-
-    if training := of_keys(keys):
-        return f"; they are {training.saved}", f"{training.cure[0].upper()}{training.cure[1:]}."
+    if training := trained_by("keys", keys):
+        cure = training["cure"]
+        return f"; they are {training['saved']}", f"{cure[0].upper()}{cure[1:]}."
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
         return "; they are in the style of kohya's sd-scripts", None
     if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):

@@ -7,8 +7,8 @@ import fnmatch
 import os
 import re
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
@@ -17,23 +17,26 @@ from loraprobe.errors import OutputError
 from loraprobe.formatting import size
 from loraprobe.front_matter import read_front_matter
 
-# The names in an output directory that --overwrite may replace, as patterns. None stands for a
-# file, a mapping for a folder.
-Layout = Mapping[str, "Layout | None"]
-ADAPTER: Layout = {".eval_results": {"*": None}} | dict.fromkeys(
-    "adapter_config.json adapter_model.safetensors adapter_model.bin README.md .gitattributes "
-    "tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json vocab.json "
-    "merges.txt tokenizer.model chat_template.jinja training_args.bin".split()
-)
-MODEL: Layout = dict.fromkeys(
-    "config.json model.safetensors model.safetensors.index.json *-of-*.safetensors README.md "
-    ".gitattributes".split()
-) | dict.fromkeys(BESIDE_WEIGHTS)
-COMPOSITION: Layout = {  # as routing/_saved.py writes it
-    **dict.fromkeys(["composition.json", "router.safetensors", "README.md", ".gitattributes"]),
-    "experts": {"*": ADAPTER},
-    "peft": dict.fromkeys(["arrow.json", "prototypes.safetensors"]),
-}
+# What an output directory may hold that --overwrite replaces, as patterns of paths in it.
+CARD = ["README.md", ".gitattributes"]
+ADAPTER = [
+    *CARD,
+    *"adapter_config.json adapter_model.safetensors adapter_model.bin training_args.bin".split(),
+    *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split(),
+    *"vocab.json merges.txt tokenizer.model chat_template.jinja".split(),
+    *".eval_results .eval_results/*".split(),
+]
+COMPOSITION = [  # as routing/_saved.py writes it
+    *CARD,
+    *"composition.json router.safetensors experts experts/* peft".split(),
+    *"peft/arrow.json peft/prototypes.safetensors".split(),
+    *(f"experts/*/{name}" for name in ADAPTER),
+]
+MODEL = [
+    *CARD,
+    *"config.json model.safetensors model.safetensors.index.json *-of-*.safetensors".split(),
+    *BESIDE_WEIGHTS,
+]
 
 
 def check_output(target: Path, overwrite: bool) -> None:
@@ -61,11 +64,14 @@ def check_output(target: Path, overwrite: bool) -> None:
         what, layout = "a composition", COMPOSITION
     elif (target / "config.json").is_file() and _is_ours(target / "README.md"):
         what, layout = "a full model", MODEL
-    if foreign := next(_foreign(target, layout), None):
-        raise OutputError(
-            f"{target} holds more than {what} ({foreign}) and is not overwritten; choose another "
-            "directory."
-        )
+    for entry in sorted(target.rglob("*")):
+        path = entry.relative_to(target).as_posix()
+        at_depth = (known for known in layout if known.count("/") == path.count("/"))
+        if not any(fnmatch.fnmatchcase(path, known) for known in at_depth):
+            raise OutputError(
+                f"{target} holds more than {what} ({path}) and is not overwritten; choose another "
+                "directory."
+            )
 
 
 def _is_ours(card: Path) -> bool:
@@ -160,34 +166,29 @@ def _inodes(path: Path) -> list[tuple[int, int] | None]:
     return found
 
 
-def _foreign(folder: Path, layout: Layout) -> Iterator[str]:
-    """The paths in a folder that its layout does not have."""
-    for entry in sorted(folder.iterdir()):
-        known = [part for name, part in layout.items() if fnmatch.fnmatchcase(entry.name, name)]
-        inside = known[0] if known else None
-        if inside and entry.is_dir():
-            yield from (f"{entry.name}/{name}" for name in _foreign(entry, inside))
-        elif inside or entry.is_dir() or not known:
-            yield entry.name
-
-
 @contextlib.contextmanager
 def staged_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
-    """Yields a temporary directory and moves it to the target at the end.
+    """Yields a temporary directory, which takes the place of the target at the end.
 
-    It is flushed to the disk and exchanged with the old target, which is deleted last. If the block
-    or the move fails, the old target stays. Raises OutputError if it cannot be written.
+    It is flushed to the disk first, and the old target is deleted last. If the block or the move
+    fails, the old target stays. Raises OutputError if it cannot be written.
     """
     with _staged(target) as (staging, real):
         yield staging
-        allowed = _allowed(staging)
         for file in [*staging.rglob("*"), staging]:
-            _publishable(file, allowed)
+            _publish(file, staging)
         check_output(real, overwrite)
         if not real.exists():
             os.rename(staging, real)
         elif not _exchanged(staging, real):
-            _swap(staging, real)
+            old = staging.with_suffix(".old")
+            os.rename(real, old)
+            try:
+                os.rename(staging, real)
+            except OSError:
+                os.rename(old, real)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
         _to_disk(real.parent)
 
 
@@ -199,7 +200,7 @@ def staged_file(target: Path) -> Iterator[Path]:
     """
     with _staged(target) as (staging, real):
         yield staging / "file"
-        _publishable(staging / "file", _allowed(staging))
+        _publish(staging / "file", staging)
         os.replace(staging / "file", real)
 
 
@@ -210,42 +211,25 @@ def _staged(target: Path) -> Iterator[tuple[Path, Path]]:
     At the end the directory is removed, as are empty parents that were created for it. Errors of
     the system become an OutputError.
     """
-    real, staging = Path(os.path.realpath(target)), ""
+    real = Path(os.path.realpath(target))
+    # The name is short enough for any file system.
+    staging = real.with_name(f".{real.name[:32]}.{uuid.uuid4().hex[:8]}")
     missing = [place for place in real.parents if not place.exists()]
     try:
-        real.parent.mkdir(parents=True, exist_ok=True)
-        with _temporary(real) as staging:
-            yield Path(staging), real
+        staging.mkdir(parents=True)
+        yield staging, real
     except OutputError as error:  # may name the temporary directory
-        raise OutputError(str(error).replace(staging, str(target))) from None
+        raise OutputError(str(error).replace(str(staging), str(target))) from None
     except Exception as error:
         # safetensors raises its own error for a full disk.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
             raise _unwritable(target, error) from None
         raise
     finally:
+        shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
             for place in missing:
                 place.rmdir()
-
-
-def _swap(staging: Path, target: Path) -> None:
-    """Moves the old target away and the new one in, if the system cannot exchange them."""
-    with _temporary(target) as aside:
-        old = Path(aside) / "old"
-        os.rename(target, old)
-        try:
-            os.rename(staging, target)
-        except OSError:
-            os.rename(old, target)
-            raise
-
-
-def _temporary(target: Path) -> tempfile.TemporaryDirectory[str]:
-    """A new directory beside the target; its name is short enough for any file system."""
-    return tempfile.TemporaryDirectory(
-        prefix=f".{target.name[:32]}.", dir=target.parent, ignore_cleanup_errors=True
-    )
 
 
 def _unwritable(target: Path, error: BaseException | None) -> OutputError:
@@ -255,24 +239,13 @@ def _unwritable(target: Path, error: BaseException | None) -> OutputError:
     return OutputError(f"{target} cannot be written: {why}; choose another place.")
 
 
-def _allowed(place: Path) -> int:
-    """The permissions that a new directory gets there, which are those that the umask allows.
+def _publish(file: Path, staging: Path) -> None:
+    """Flushes a file to the disk and gives it the permissions that the umask allows.
 
-    The umask itself can be read only by setting it, and files that other threads write meanwhile
-    would be open to everybody.
+    safetensors makes files that only their owner may read. The new directory has what the umask
+    allows; the umask itself can be read only by setting it, also for other threads.
     """
-    new = place / ".new"
-    new.mkdir()
-    mode = new.stat().st_mode & 0o777
-    new.rmdir()
-    return mode
-
-
-def _publishable(file: Path, allowed: int) -> None:
-    """Flushes a file to the disk and gives it those of the allowed permissions that it needs.
-
-    Files of mkdtemp and safetensors are readable by their owner only.
-    """
+    allowed = staging.stat().st_mode & 0o777
     file.chmod(allowed if file.is_dir() else allowed & 0o666)
     _to_disk(file)
 

@@ -1,14 +1,11 @@
 """What adapters hold: NaN, zero deltas, equal adapters, and the tensors that are no plain factors.
 
-The first need the tensors, and are found in one pass over the factors. extras.toml says what
-becomes of other tensors.
+The first need the tensors, and are found in one pass over the factors.
 """
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import torch
 from jaxtyping import Float64
@@ -24,13 +21,26 @@ from loraprobe.adapters import (
 )
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError
-from loraprobe.findings import finding
+from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count
 from loraprobe.lora.grams import GramMatrices, gram_matrices
 from loraprobe.lora.lowrank import same_update
 from loraprobe.records import Issue, Severity
 
-KINDS = tomllib.loads(Path(__file__).with_name("extras.toml").read_text(encoding="utf-8"))
+# The kinds of tensors beside the factors that merges and compositions keep -> what becomes of them.
+LINEAR = (
+    "the figures shown here leave them out. Linear merges and compositions with constant gates "
+    "keep them; token routers and other methods do not"
+)
+KEPT = {
+    "dora_magnitude": "the figures shown here are of s B A alone, without them. Compositions apply "
+    "them; linear merges keep them with --base; other methods need the adapter merged into its "
+    "base",
+    "modules_to_save": LINEAR,
+    "bias": LINEAR,
+    "lora_bias": "the figures shown here leave them out. Linear merges and compositions keep them",
+    "token_delta": LINEAR,
+}
 
 
 class TensorChecks:
@@ -132,6 +142,7 @@ def extra_issues(
                 "expert counts as a module here. Merges and compositions with constant gates keep "
                 "them; token routers do not.",
                 paths[0],
+                cure="",
             )
         by_kind: dict[str, list[Extra]] = {}
         for extra in adapter.extras:
@@ -146,21 +157,15 @@ def extra_issues(
 
 def _of_kind(adapter: Adapter, kind: str, extras: Sequence[Extra], severity: Severity) -> Issue:
     """A note for a kind that merges and compositions keep, else an issue of this severity."""
-    if kept := KINDS["kept"].get(kind):
-        what, cure, severity = kept["what"], "", "note"
-        consequence = KINDS.get(kept["figures"], kept["figures"])
-    else:
-        dropped = KINDS["dropped"].get(kind, KINDS["dropped"]["unknown"])
-        what, cure = dropped["what"], dropped["cure"]
-        consequence = "a composition of factors would drop them"
-    tensors = f"{count(len(extras), 'tensor')}, {extras[0].key} first"
-    return Issue(
-        severity,
-        extras[0].code,
+    first = extras[0]
+    consequence = KEPT.get(kind, "a composition of factors would drop them")
+    return finding(
+        first.code,
         (adapter.name,),
-        f"{adapter.name} holds {what} ({tensors}); {consequence}.",
-        cure,
-        extras[0].module,
+        f"{adapter.name} holds {CODES[first.code].meaning} ({count(len(extras), 'tensor')}, "
+        f"{first.key} first); {consequence}.",
+        first.module,
+        severity="note" if kind in KEPT else severity,
     )
 
 

@@ -5,22 +5,22 @@ tokenizer and weights in one format of a base. HF_HOME, HF_TOKEN, HF_ENDPOINT an
 apply. Every failure raises a LoraprobeError with one sentence; functions name its classes.
 
 reference    the text of a reference -> its parts
-snapshots    a reference -> the folder with the files that are needed
-repository   files of one commit; client: the address and the errors of the Hub's client
-loading      references -> adapters with what was in their bases
+client       files of one commit; the address and the errors of the Hub's client
+loading      references -> adapters with what was in their bases; the folder of a base
 datasets     data sets -> the files of one split
 search       adapters of a base, and copies of one base
 upload       a directory -> a repository
 """
 
-from loraprobe.hub.loading import load, load_all, load_each
-from loraprobe.hub.reference import DATASET, Reference, reference_of
-from loraprobe.hub.repository import (
-    Snapshot,
-    beside,
-    fetch_first,
-    model_card,
-    read_card,
+from loraprobe.hub.client import Snapshot, beside, model_card, read_card
+from loraprobe.hub.loading import (
+    base_directory,
+    common_base,
+    load,
+    load_all,
+    load_each,
+    resolve_adapter,
+    resolve_base,
 )
+from loraprobe.hub.reference import DATASET, Reference, reference_of
 from loraprobe.hub.search import find_adapters, one_base
-from loraprobe.hub.snapshots import base_directory, common_base, resolve_adapter, resolve_base

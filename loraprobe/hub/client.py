@@ -1,19 +1,35 @@
-"""The Hub's client: its address, its silence, and its errors.
+"""The Hub's client: files of one commit, its address, its silence, and its errors.
 
-What it raises becomes one sentence with a cure and without tokens.
+The revision of a reference is resolved to a commit once, and every file comes from that commit. If
+the Hub cannot be reached, what the cache has of it is used, with a warning. What the client raises
+becomes one sentence with a cure and without tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
+import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from loraprobe import limits
+from loraprobe.adapters import Adapter, Source
 from loraprobe.errors import HubError, LoraprobeError
+from loraprobe.file_hashes import file_hash
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
+from loraprobe.untrusted import check_link
 
+log = logging.getLogger("loraprobe.hub")
+CARD = "README.md"
+COMMIT = re.compile(r"[0-9a-f]{40}")
+WORKERS = 4
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
@@ -171,3 +187,183 @@ def is_offline() -> bool:
 def status_of(error: BaseException) -> int | None:
     """The status of a response that the client raised as an error."""
     return getattr(getattr(error, "response", None), "status_code", None)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The local folder of a reference and, for the Hub, its commit."""
+
+    path: Path
+    reference: str
+    commit: str | None = None
+
+
+class Repository:
+    """The files of a reference's repository, all of one commit.
+
+    files: their names. Raises HubError if the Hub refuses, or cannot be reached and the cache has
+    nothing of the repository.
+    """
+
+    @quiet_client()
+    def __init__(self, reference: Reference) -> None:
+        from huggingface_hub import HfApi, snapshot_download
+
+        self.reference, kind = reference, reference.kind
+        self.revision = reference.revision  # until the first file gives the commit
+        self.unreachable: HubError | None = None
+        try:
+            info: Any = HfApi().repo_info(
+                reference.repo, revision=reference.revision or "main", repo_type=kind
+            )
+            self.commit = info.sha or ""
+            self.files = [sibling.rfilename for sibling in info.siblings or ()]
+            return
+        except Exception as error:
+            why = explain(error, reference)
+            if not is_transient(error):
+                raise why from None
+        told = str(why).replace("The Hub at", "the Hub at", 1)
+        place = f"directory {reference.text!r} (check the path)" if kind == "model" else "copy here"
+        self.unreachable = HubError(f"There is no {place}, and {told}")
+        try:
+            root = Path(
+                snapshot_download(
+                    reference.repo,
+                    revision=reference.revision,
+                    repo_type=kind,
+                    local_files_only=True,
+                )
+            )
+        except Exception:  # nothing is cached, or the name is impossible
+            raise self.unreachable from None
+        self.revision = self.commit = root.name
+        self.files = [p.relative_to(root).as_posix() for p in root.rglob("*") if p.is_file()]
+        if not is_offline():
+            log.warning("%s Using the copy in the cache, commit %s.", why, root.name[:12])
+
+    @contextlib.contextmanager
+    def choosing(self) -> Iterator[None]:
+        """Files are chosen in the block; where the cache lacks some, the Hub's error is raised."""
+        try:
+            yield
+        except LoraprobeError:
+            if self.unreachable:
+                raise self.unreachable from None
+            raise
+
+    def get(self, name: str, verify: bool = True) -> Path:
+        """One file, as `get_all`."""
+        return self.get_all([name], verify)[0]
+
+    @quiet_client()
+    def get_all(self, names: Iterable[str], verify: bool = True) -> list[Path]:
+        """Files in their order, downloaded if the cache lacks them. Raises HubError.
+
+        verify: each is compared with its hash on the Hub, and downloaded again if it is damaged.
+        """
+        first, *others = names
+        files = [self._get(first, verify)]
+        with ThreadPoolExecutor(WORKERS) as pool:
+            return files + list(pool.map(lambda name: self._get(name, verify), others))
+
+    def _get(self, name: str, verify: bool) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        repo = self.reference.repo
+        for again in (False, True):
+            try:
+                file = Path(
+                    hf_hub_download(
+                        repo,
+                        name,
+                        revision=self.revision,
+                        repo_type=self.reference.kind,
+                        force_download=again,
+                    )
+                )
+            except Exception as error:
+                why = explain(error, self.reference)
+                if again:
+                    why = HubError(
+                        f"The cached {name} of {repo} is damaged and could not be downloaded "
+                        f"again: {why}"
+                    )
+                raise why from None
+            # Asking by the revision first notes in the cache which commit it is.
+            self.revision = self.commit = file.parents[name.count("/")].name
+            if not verify or is_whole(file):
+                return file
+        raise HubError(
+            f"{name} of {repo} does not match the hash that the Hub gives for it, downloaded "
+            "twice; tell its author, or try again later."
+        )
+
+    def snapshot(self, names: Iterable[str], verify: bool = True) -> Snapshot:
+        """The folder of the reference, with these files downloaded; the first lies in it."""
+        folder = self.get_all(names, verify)[0].parent
+        return Snapshot(folder, self.reference.text, self.commit)
+
+
+def cached(reference: Reference, name: str) -> Path | None:
+    """A file of a reference's folder that is in the cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(
+            reference.repo, reference.inside(name), revision=reference.revision
+        )
+    except Exception:  # an impossible name: the request will say so
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def model_card(adapter: Adapter) -> str | None:
+    """The text of an adapter's card, downloaded if it is on the Hub; None if there is none."""
+    return beside(adapter.source, CARD)
+
+
+def beside(source: Source, name: str) -> str | None:
+    """The text of a file of an adapter or a base, or of its repository; None if there is none."""
+    file = held_beside(source, name)
+    if file is None and source.commit is not None:
+        reference = replace(Reference.parse(source.reference), revision=source.commit)
+        repository = Repository(reference)
+        held = [n for n in (reference.inside(name), name) if n in repository.files]
+        file = repository.get(held[0], verify=False) if held else None
+    return read_card(file, source.public) if file else None
+
+
+def held_beside(source: Source, name: str) -> Path | None:
+    """A file of an adapter or a base, or of its repository, that is on this machine."""
+    folders = [] if source.path is None else [source.path, *source.path.parents]
+    own = [f for f in folders if f == source.path or (source.commit and source.commit in f.parts)]
+    return next((f / name for f in own if (f / name).is_file()), None)
+
+
+def read_card(file: Path, reference: str, raises: type[LoraprobeError] = HubError) -> str | None:
+    """The text of a model card, up to the limit; None if the file does not exist.
+
+    Raises `raises` for a link that leads out of its repository.
+    """
+    if not file.is_file():
+        return None
+    check_link(file, reference, raises)
+    with file.open(encoding="utf-8", errors="replace", newline="") as stream:
+        return stream.read(limits.CARD)
+
+
+def is_whole(file: Path) -> bool:
+    """Whether the content of a cached file matches the hash in the file's name.
+
+    Large files are named by their sha256, small ones by git's hash of the blob (some mirrors use
+    the plain sha1). A file with another name, as in a cache without links, counts as whole.
+    """
+    name = file.resolve().name
+    if re.fullmatch(r"[0-9a-f]{64}", name):
+        return file_hash(file) == name
+    if COMMIT.fullmatch(name):
+        content = file.read_bytes()
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return name in (blob, hashlib.sha1(content).hexdigest())
+    return True

@@ -7,6 +7,9 @@ only the files of the split are downloaded.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import re
 import tempfile
 from collections.abc import Collection, Mapping
@@ -15,11 +18,12 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from loraprobe import limits
+from loraprobe.cache import cache_directory
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
+from loraprobe.hub.client import CARD, Repository
 from loraprobe.hub.reference import DATASET, ON_HUB, Reference
-from loraprobe.hub.repository import CARD, download, list_files
 from loraprobe.limits import nested_values
 
 BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
@@ -56,24 +60,38 @@ def resolve_dataset(text: str) -> DatasetSplit:
         )
     repo, wanted = found["repo"], found["folder"] or ""
     reference = Reference(text, None, None, repo, found["revision"], kind="dataset")
-    commit, listed = list_files(reference)
-    card = ""
-    if CARD in listed:
-        (file,) = download(reference, commit, [CARD])
-        card = file.read_text("utf-8", "replace")[: limits.CARD]
-    config, split, names = _split_files(repo, wanted, listed, card)
-    benchmark = None
-    if BENCHMARK in listed:
-        (file,) = download(reference, commit, [BENCHMARK])
-        benchmark = _benchmark(file.read_text("utf-8", "replace")[: limits.CARD], config, split)
+    repository = Repository(reference)
+
+    def text_of(name: str) -> str:
+        if name not in repository.files:
+            return ""
+        return repository.get(name).read_text("utf-8", "replace")[: limits.CARD]
+
+    with repository.choosing():
+        card = text_of(CARD)
+        config, split, names = _split_files(repo, wanted, _all_files(repository), card)
+        benchmark = _benchmark(text_of(BENCHMARK), config, split)
+        files, commit = repository.get_all(names), repository.commit
     name = PurePosixPath(repo).name
     return DatasetSplit(
         name if config in (*PLAIN, name) else f"{name}-{config}",
         f"{DATASET}{repo}@{commit}:{config}/{split}",
         commit,
-        tuple(download(reference, commit, names)),
+        tuple(files),
         benchmark,
     )
+
+
+def _all_files(repository: Repository) -> list[str]:
+    """The names of all files of a commit, which are kept for when the Hub cannot be reached."""
+    name = f"{repository.reference.repo}@{repository.commit}"
+    kept = cache_directory() / "listings" / hashlib.sha256(name.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        if repository.unreachable:
+            return list(json.loads(kept.read_text(encoding="utf-8")))
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(repository.files), encoding="utf-8")
+    return repository.files
 
 
 def _split_files(

@@ -1,6 +1,7 @@
-"""Loads the adapters of references, each with those that were in its base when it was trained.
+"""Finds what references name: adapters, each with those that were in its base, and base models.
 
-These are named by the reference (`REF,on=OTHER`), else by the files of the adapter, in this order:
+Adapters that were in the base of another one when it was trained are named by the reference
+(`REF,on=OTHER`), else by the files of the adapter, in this order:
 
 - training_args.yaml, which the web interface of LLaMA-Factory writes: `adapter_name_or_path` names
   adapters, which are merged into the base. Without `create_new_adapter` the last one of them is not
@@ -17,28 +18,45 @@ Everything behind this file sees an adapter that carries them (`Adapter.below`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from loraprobe.adapters import Adapter, Source, local_name, read_adapter, stacked
+from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter, stacked
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
 from loraprobe.adapters.stack import changed_together, same
+from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.defaults import FAMILY_COSINE
-from loraprobe.errors import AdapterError, HubError, LoraprobeError, ReferenceError_
+from loraprobe.errors import (
+    AdapterError,
+    BaseError,
+    CompatibilityError,
+    HubError,
+    LoraprobeError,
+    ReferenceError_,
+)
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter, read_mapping
-from loraprobe.hub.client import endpoint, is_offline
-from loraprobe.hub.reference import PLAIN, Reference, unique_names
-from loraprobe.hub.repository import CARD, cached, held_beside, list_files, read_card
-from loraprobe.hub.snapshots import TRAINING, resolve_adapter
+from loraprobe.hub.client import (
+    CARD,
+    Repository,
+    Snapshot,
+    cached,
+    endpoint,
+    held_beside,
+    is_offline,
+    read_card,
+)
+from loraprobe.hub.reference import LOCAL_START, PLAIN, Reference, unique_names
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue
 
+TRAINING = "training_args.yaml"  # of LLaMA-Factory's web interface
 MISSING = "on-adapter-missing"
 TAG = "base_model:adapter:"
 SENTENCE = re.compile(r"fine-tuned version of \[([^\]\s]{1,200})\]\(")
@@ -114,6 +132,55 @@ def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:
         return local_name(str(ref)), False, local_name(str(ref))
     public = parsed.text if parsed.path is None else local_name(parsed.text)
     return parsed.short, parsed.name is not None, public
+
+
+def resolve_adapter(reference: Reference) -> Snapshot:
+    """The folder with an adapter's files, which are downloaded if they are on the Hub.
+
+    These are its config, its weights, and what tells of its training. Raises AdapterError or
+    HubError if it holds no adapter.
+    """
+    if reference.path is not None:
+        try:
+            return Snapshot(find_directory(reference.path), reference.text)
+        except AdapterError as error:
+            typed = reference.text
+            if typed.startswith(LOCAL_START) or not re.fullmatch(r"[\w.-]+/[\w.-]+", typed):
+                raise
+            hint = f"To mean the Hub's repository write {typed}@main."
+            raise AdapterError(f"{error} {hint}") from None
+    repository = Repository(reference)
+    with repository.choosing():
+        anchor = reference.inside(CONFIG)
+        if anchor not in repository.files:
+            raise HubError(_no_adapter(reference, repository.files))
+        weights = [reference.inside(name) for name in (SAFETENSORS, PICKLE)]
+        held = [name for name in weights if name in repository.files]
+        if not held:
+            raise HubError(
+                f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
+                "author has to upload them."
+            )
+        needed = [anchor, held[0]]
+        for name in (CARD, TRAINING):
+            places = (reference.inside(name), name)
+            needed += [place for place in places if place in repository.files][:1]
+        return repository.snapshot(needed)
+
+
+def _no_adapter(reference: Reference, files: Collection[str]) -> str:
+    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith(f"/{CONFIG}"))
+    at = f"{reference.repo}@{reference.revision or 'main'}"
+    if reference.folder and CONFIG in files:
+        folders = ["", *folders]
+    where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
+    if folders:
+        listed = ", ".join(f"{at}:{folder}" if folder else at for folder in folders[:20])
+        more = f" and {len(folders) - 20} more" if len(folders) > 20 else ""
+        return f"There is no adapter in {where}, but there is in {listed}{more}; name one."
+    if "config.json" in files:
+        return f"{where} is a whole model, not an adapter; give it as --base."
+    return f"There is no adapter (no {CONFIG}) in {where}; check the reference."
 
 
 # An adapter and what was in its base.
@@ -229,9 +296,9 @@ def is_adapter(name: str, teller: Adapter) -> bool:
             return False
         held = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
         return held == {CONFIG}
-    if cached(reference, reference.inside("config.json")):
+    if cached(reference, "config.json"):
         return False
-    if cached(reference, reference.inside(CONFIG)):
+    if cached(reference, CONFIG):
         return True
     asks = teller.source.commit is not None and not is_offline()
     return asks and _listed_as_adapter(reference, endpoint())
@@ -241,7 +308,7 @@ def is_adapter(name: str, teller: Adapter) -> bool:
 def _listed_as_adapter(reference: Reference, hub: str) -> bool:
     """Whether the Hub at an address lists the files of an adapter there."""
     try:
-        _, files = list_files(reference)
+        files = Repository(reference).files
     except LoraprobeError:  # nothing is known, so the name counts as a base
         return False
     return reference.inside(CONFIG) in files and reference.inside("config.json") not in files
@@ -289,3 +356,91 @@ def _trained(card: str) -> Iterator[str]:
         if isinstance(tag, str) and tag.startswith(TAG):
             yield tag.removeprefix(TAG)
     yield from SENTENCE.findall(card)
+
+
+# Base models.
+
+
+def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
+    """The folder of a base model. A name without an owner, such as `gpt2`, may be on the Hub.
+
+    code: fetch the repository's Python files too (for --trust-remote-code). Raises
+    ReferenceError_ or HubError.
+    """
+    reference = Reference.parse(ref, bare=True)
+    if reference.path is not None:
+        return Snapshot(reference.path, reference.text)
+    repository, anchor = Repository(reference), reference.inside("config.json")
+    files, named = repository.files, reference.text
+    with repository.choosing():
+        if CONFIG in files and anchor not in files:
+            raise HubError(
+                f"{named} is an adapter, not a base model; give the model it was trained on."
+            )
+        if anchor not in files:
+            raise HubError(
+                f"{named} has no config.json, so it is no transformers model; check --base."
+            )
+        weights = weight_names(
+            lambda name: reference.inside(name) in files,
+            lambda name: repository.get(reference.inside(name), verify=False),
+            named,
+            HubError,
+        )
+        if not weights:
+            raise HubError(
+                f"{named} has neither safetensors nor pytorch_model.bin weights; give another base "
+                "or revision."
+            )
+        names = [file.rpartition("/")[2] for file in sorted(files)]
+        small = [n for n in names if n in BESIDE_WEIGHTS or (code and n.endswith(".py"))]
+        needed = dict.fromkeys(map(reference.inside, ("config.json", *small, *weights)))
+        return repository.snapshot([n for n in needed if n in files], verify=False)
+
+
+def base_directory(named: str | None) -> Path | None:
+    """The directory of a base's config.json; None if it is out of reach, and for no name.
+
+    It is local, or in the cache, or is downloaded there without the weights.
+    """
+    try:
+        reference = Reference.parse(named or "", bare=True)
+        place = reference.path
+        if place is None:
+            file = cached(reference, "config.json")
+            file = file or Repository(reference).get(reference.inside("config.json"), verify=False)
+            place = file.parent
+    except LoraprobeError:
+        return None
+    return place if (place / "config.json").is_file() else None
+
+
+def common_base(adapters: Sequence[Adapter]) -> str:
+    """The base that all adapters' configs name, for `--base auto`, with their common revision.
+
+    Raises BaseError if an adapter names no base, CompatibilityError if the names differ.
+    """
+    unnamed = [adapter.name for adapter in adapters if not adapter.base_model]
+    if unnamed or not adapters:
+        raise BaseError(
+            f"{' and '.join(unnamed) or 'No adapter'} does not say which base model it was trained "
+            "on; name it with --base."
+        )
+    named = {adapter.name: str(adapter.base_model) for adapter in adapters}
+    base = agreed_base(named.values())
+    if base is None:
+        listed = ", ".join(f"{name} says {base}" for name, base in named.items())
+        raise CompatibilityError(
+            f"The adapters name different base models ({listed}); choose one with --base."
+        )
+    try:
+        Reference.parse(base, bare=True)
+    except ReferenceError_:
+        raise BaseError(
+            f"The adapters name the base {base!r}, which is neither on this machine nor on the "
+            "Hub; say where it is with --base."
+        ) from None
+    revisions = {r for adapter in adapters if (r := adapter.config.get("revision"))}
+    if len(revisions) == 1 and not Path(base).expanduser().is_dir():
+        return f"{base}@{revisions.pop()}"
+    return base

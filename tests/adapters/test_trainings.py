@@ -1,6 +1,7 @@
 """What published code of other ways of training saves is recognised, and no pickle is opened."""
 
 import json
+import re
 
 import making
 import pytest
@@ -9,8 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from loraprobe.adapters import read_adapter
-from loraprobe.adapters.reading import open_tensors
-from loraprobe.adapters.trainings import TRAININGS, of_directory, of_keys
+from loraprobe.adapters.reading import find_directory, open_tensors, trained_by, trainings
 from loraprobe.errors import AdapterError
 
 
@@ -44,10 +44,8 @@ SAVED = {"sd_lora": sd_lora, "lora_recycle": lora_recycle, "lte": lte}
 @pytest.mark.parametrize("name", SAVED)
 def test_a_directory_of_such_files_is_recognised_and_refused(tmp_path, name):
     SAVED[name](tmp_path)
-    found = of_directory(tmp_path)
-    assert found is not None
-    assert found.name == name
-    with pytest.raises(AdapterError, match=found.title.split()[0]):
+    (found,) = (row for row in trainings() if row["name"] == name)
+    with pytest.raises(AdapterError, match=re.escape(found["saved"])):
         read_adapter(tmp_path)
     assert making.call("inspect", tmp_path).exit_code == 2
 
@@ -59,13 +57,11 @@ def test_matrices_that_depend_on_the_input_are_no_lora(tmp_path):
             contextual = nn.ModuleDict({"e1": nn.Linear(2, 64), "e2": nn.Linear(64, 8)})
             module.lora_E = nn.ModuleDict({"default": contextual})
     model.save_pretrained(str(tmp_path))
-    keys = open_tensors(tmp_path).shapes
-    found = of_keys(keys)
-    assert found is not None
-    assert found.name == "c_lora"
+    found = trained_by("keys", open_tensors(tmp_path).shapes)
+    assert found is not None and found["name"] == "c_lora"
     issues = [i for i in read_adapter(tmp_path).issues if i.severity == "error"]
     assert [i.code for i in issues] == ["unknown-tensors"]
-    assert found.cure in issues[0].cure.lower() and found.cure not in issues[0].message
+    assert found["cure"] in issues[0].cure.lower() and found["cure"] not in issues[0].message
 
 
 def test_what_is_no_adapter_has_one_cure(tmp_path):
@@ -76,13 +72,16 @@ def test_what_is_no_adapter_has_one_cure(tmp_path):
 
 def test_no_plain_adapter_counts_as_one_of_them(tmp_path, shelf):
     for place in shelf.paths.values():
-        assert of_keys(open_tensors(place).shapes) is None
+        assert trained_by("keys", open_tensors(place).shapes) is None
     (tmp_path / "scaling_factors.pt").write_bytes(b"")
-    assert of_directory(tmp_path) is None
+    with pytest.raises(AdapterError, match="is no PEFT adapter"):
+        find_directory(tmp_path)
 
 
 def test_methods_names_every_one_with_its_reason():
     rows = json.loads(making.call("methods", "--json").stdout)["methods"]
     named = {row["name"]: row for row in rows if row["kind"] == "training method"}
-    assert named.keys() == {one.name for one in TRAININGS} == {*SAVED, "c_lora", "lora_dropout"}
+    assert (
+        named.keys() == {one["name"] for one in trainings()} == {*SAVED, "c_lora", "lora_dropout"}
+    )
     assert all("composition" in row["description"] for row in named.values())

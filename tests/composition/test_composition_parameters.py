@@ -124,9 +124,13 @@ def away(model):
 @pytest.mark.parametrize(
     "change, error, words",
     [
-        (smaller, CompatibilityError, "layers.1.experts.down with 3 experts of 10 inputs and 12"),
-        (narrower, CompatibilityError, "3 experts of 3 inputs and 12 outputs"),
-        (absent, CompatibilityError, "parameters of layers.1.experts (down), which the model"),
+        (
+            smaller,
+            CompatibilityError,
+            "[3, 12, 10] (experts, outputs, inputs), which the model has as [2",
+        ),
+        (narrower, CompatibilityError, "which the model has as [3, 12, 3]"),
+        (absent, CompatibilityError, "down of layers.1.experts as [3, 12, 10]"),
         (quantised, UnsupportedAdapter, "layers.1.experts.down itself, which the model holds quan"),
         (away, UnsupportedAdapter, "layers.1.experts.down itself, which the model holds quan"),
     ],

@@ -305,12 +305,6 @@ class TestMisbehaviour:
         assert bad.fetched() == set(ADAPTER)
         assert f"Bearer {TOKEN}" in bad.authorizations
 
-    def test_a_cached_commit_costs_no_request(self, bad):
-        hub.load("acme/math")
-        bad.requests.clear()
-        hub.load(f"acme/math@{bad.commit}")
-        assert bad.requests == []
-
     def test_old_pickle_is_taken_where_there_is_nothing_else(self, bad):
         bad.files = dict(bad.files)
         bad.files["adapter_model.bin"] = b"not read: safetensors first"

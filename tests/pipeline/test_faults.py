@@ -6,7 +6,6 @@ import os
 import resource
 import shutil
 import signal
-import sys
 import time
 from pathlib import Path
 
@@ -133,10 +132,6 @@ class TestDisks:
         """In one step where the system can; either way the new one is there and nothing else."""
         if not one_step:
             monkeypatch.setattr(staged, "_exchanged", lambda *_: False)
-        elif not sys.platform.startswith("linux"):
-            pytest.skip("needs renameat2")
-        else:
-            monkeypatch.setattr(staged, "_swap", None)  # it must not be needed
         for number in range(2):
             with staged_directory(tmp_path / "out", overwrite=True) as staging:
                 (staging / "README.md").write_text(str(number))

@@ -50,15 +50,15 @@ def test_a_base_is_checked_by_its_parameters(world, tmp_path):
     """The files of a Mixtral hold each expert's matrices apart."""
     adapter = read_adapter(world / "a")
     assert not errors(adapter, open_base(world / "base"))
-    for name, change, code, words in (
-        ("more", {"num_local_experts": 4}, "shapes-differ", "has 4 experts"),
-        ("wider", {"intermediate_size": 32}, "shapes-differ", "down_proj with 3 experts of 24"),
+    for name, change, words in (
+        ("more", {"num_local_experts": 4}, "has as [4"),
+        ("wider", {"intermediate_size": 32}, "32]"),
     ):
         mixtral(**change).save_pretrained(tmp_path / name)
-        assert words in errors(adapter, open_base(tmp_path / name))[code]
+        assert words in errors(adapter, open_base(tmp_path / name))["module-not-in-base"]
     tiny_model("Llama", vocab_size=SIZE).save_pretrained(tmp_path / "llama")
     found = errors(adapter, open_base(tmp_path / "llama"))
-    assert "mlp.experts (down_proj, gate_up_proj)" in found["module-not-in-base"]
+    assert "down_proj and gate_up_proj of" in found["module-not-in-base"]
 
 
 def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(world, tmp_path):
@@ -66,7 +66,9 @@ def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(world
     other = read_adapter(peft_adapter(tmp_path / "down", mixtral(), 1, r=2, **parameters))
     issues = check([read_adapter(world / "a"), other]).issues
     found = next(issue for issue in issues if issue.code == "parameters-differ")
-    assert found.severity == "error" and found.cure and "down_proj, gate_up_proj" in found.message
+    assert (
+        found.severity == "error" and found.cure and "down_proj and gate_up_proj" in found.message
+    )
 
 
 def merged(world, out, *options):
@@ -148,7 +150,7 @@ def test_an_audit_leaves_token_routers_out(world):
 
 def test_a_route_is_constant_or_refused(world, tmp_path):
     pair = [str(world / "a"), str(world / "b")]
-    with pytest.raises(UnsupportedAdapter, match=r"experts\[0\] itself.*router=.constant"):
+    with pytest.raises(UnsupportedAdapter, match=r"experts itself.*router=.constant"):
         loraprobe.compose(pair, router="arrow")
     out = world / tmp_path.name
     done = call("route", *pair, "--router", "constant", "-o", out)

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 from loraprobe.evaluation import Ledger, System, run_systems
 from loraprobe.scoring.generation import Written
-from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 CUT = "[cut]"  # at the end of a text: it ended at the limit of tokens
 
@@ -107,7 +107,9 @@ SYSTEMS = [
 ]
 
 
-def results(answers=HOMES, systems=SYSTEMS, tasks=(), ledger=None, likelihoods=None, **how):
+def results(
+    answers=HOMES, systems=SYSTEMS, tasks=(), ledger=None, likelihoods=None, metric=None, **how
+):
     """What systems answer to tasks (the mayors unless given)."""
     scorer = (
         answers
@@ -115,7 +117,8 @@ def results(answers=HOMES, systems=SYSTEMS, tasks=(), ledger=None, likelihoods=N
         else FakeScorer(answers, {} if likelihoods is None else likelihoods)
     )
     given = Ledger() if ledger is None else ledger
-    return run_systems(scorer, systems, list(tasks) or [mayors()], given, **how)
+    asked = with_metrics(list(tasks) or [mayors()], metric)
+    return run_systems(scorer, systems, asked, given, **how)
 
 
 def values(*given, **how):

@@ -87,7 +87,7 @@ def check(
     imports_done()
     tasks = open_tasks(files, options)
     margin = options.needed_gain
-    checks = [check_task(task, options.metric, margin) for task in tasks]
+    checks = [check_task(task, margin) for task in tasks]
     if output.document("task check", {"margin": margin, "tasks": checks}):
         return
     for one in checks:
@@ -169,7 +169,7 @@ def sample(
             "choices": one.item.choices if one.metric == "choice" else (),
             "metric": one.metric,
         }
-        for one in questions(few, options.metric)
+        for one in questions(few)
     ]
     if output.document("task sample", {"previews": rows}):
         return

@@ -35,7 +35,6 @@ def run_systems(
     tasks: Sequence[Task],
     ledger: Ledger,
     *,
-    metric: str | None = None,
     max_new_tokens: int | None = None,
     progress: Progress | None = None,
     parts: Collection[str] | None = None,
@@ -57,7 +56,7 @@ def run_systems(
             if times > 1:
                 raise UsageError(f"Two {what} are named {name!r}: give each its own name.")
     asker = Asker(scorer, ledger, max_new_tokens, progress, asking)
-    asked = [q for q in questions(tasks, metric) if parts is None or q.part in parts]
+    asked = [q for q in questions(tasks) if parts is None or q.part in parts]
     asker.ask([system for system in systems if system.kind != "chain"], asked)
     for system in systems:
         if system.kind == "chain":

@@ -103,7 +103,6 @@ def samples_of(
     results: Sequence[ItemResult],
     systems: Sequence[System],
     tasks: Sequence[Task],
-    metric: str | None,
 ) -> tuple[Sample, ...]:
     """Every question with the answer of each system that was asked it.
 
@@ -113,7 +112,7 @@ def samples_of(
     cause_of = {(name, task): of for name, task, of in causes(results, systems, tasks)}
     answers = {row.key: row for row in results if not row.is_loss}
     samples = []
-    for question in questions(tasks, metric):
+    for question in questions(tasks):
         if question.metric == LOSS:
             continue
         task, item, replies = question.task, question.item.id, list[Reply]()

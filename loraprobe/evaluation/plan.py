@@ -38,7 +38,6 @@ from loraprobe.tasks import (
     Item,
     Task,
     is_generated,
-    item_metric,
     normalize_answer,
 )
 from loraprobe.tasks.metrics import answer_end, asked_marks
@@ -175,24 +174,18 @@ class Question:
         return self.result(system, value, text)
 
 
-def questions(tasks: Iterable[Task], metric: str | None = None) -> list[Question]:
-    """The questions of all parts of all items. metric: the text of `--metric`.
+def questions(tasks: Iterable[Task]) -> list[Question]:
+    """The questions of all parts of all items.
 
-    `item_metric` chooses the metric of the composed question. The worked form has the same metric,
-    except that choices belong to the plain form: under "choice" a worked answer is generated and
-    judged by exact match. So are hops under every metric but "answer_loss", which has no worked
-    form, since a task holds no worked text. Raises UsageError for an unknown metric, and for
-    "choice" if an item has no choices.
+    The worked form has the metric of the composed question, except that choices belong to the plain
+    form: under "choice" a worked answer is generated and judged by exact match. So are hops under
+    every metric but "answer_loss", which has no worked form, since a task holds no worked text.
     """
-    return [
-        question
-        for task in tasks
-        for item in task.items
-        for question in _of_item(task, item, item_metric(item, task.name, metric))
-    ]
+    return [question for task in tasks for item in task.items for question in _of_item(task, item)]
 
 
-def _of_item(task: Task, item: Item, metric: str) -> list[Question]:
+def _of_item(task: Task, item: Item) -> list[Question]:
+    metric = item.judge
     hops = LOSS if metric == LOSS else "exact_match"
     found = [Question(task.name, QUESTION, item, item.prompt, item.answers, metric)]
     for k, hop in enumerate(item.hops):
@@ -203,28 +196,28 @@ def _of_item(task: Task, item: Item, metric: str) -> list[Question]:
     return found
 
 
-def guessing(tasks: Iterable[Task], metric: str | None = None) -> tuple[Coverage, ...]:
+def guessing(tasks: Iterable[Task]) -> tuple[Coverage, ...]:
     """What guessing would score on the composed question, a row a task; none for losses.
 
     A choice is guessed at random. For other items the commonest right answer is always given.
     """
     rows = []
     for task in tasks:
-        items = [(item, item_metric(item, task.name, metric)) for item in task.items]
-        if any(how == LOSS for _, how in items) or not items:
+        items = task.items
+        if not items or any(item.judge == LOSS for item in items):
             continue
-        if any(item.source and not item.choices for item, _ in items):
+        if any(item.source and not item.choices for item in items):
             continue
         golds = Counter(
             gold
-            for item, how in items
-            if is_generated(how)
+            for item in items
+            if is_generated(item.judge)
             for gold in {normalize_answer(answer) for answer in item.answers}
         )
         chances = [
             sum(choice in item.answers for choice in item.choices) / len(item.choices)
-            for item, how in items
-            if how == "choice" or item.source
+            for item in items
+            if item.judge == "choice" or item.source
         ]
         right = sum(chances) + max(golds.values(), default=0)
         rows.append(Coverage("guessing", task.name, right / len(items), len(items)))

@@ -34,7 +34,6 @@ def choose_template(
     tasks: Sequence[Task],
     *,
     seed: int = 0,
-    metric: str | None = None,
     max_new_tokens: int | None = None,
     kept: Ledger | None = None,
     known: Callable[[], tuple[bool, str]] = lambda: (False, "their form is not known"),
@@ -57,7 +56,7 @@ def choose_template(
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
     ledger = Ledger() if kept is None else kept
     samples = [
-        [q for task in tasks for q in _sampled(task, most // len(tasks), seed, metric)]
+        [q for task in tasks for q in _sampled(task, most // len(tasks), seed)]
         for most in TEMPLATE_SAMPLES
     ]
     plain = [[question for question in of if not question.worked] for of in samples]
@@ -104,7 +103,7 @@ def choose_template(
     return chosen, why, None if losses else row
 
 
-def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Question]:
+def _sampled(task: Task, most: int, seed: int) -> Iterator[Question]:
     """About `most` questions and hops of a task, each part in proportion, and a few worked ones.
 
     They are those of the first items that the evaluation asks, which finds the answers. The longest
@@ -114,7 +113,7 @@ def _sampled(task: Task, most: int, seed: int, metric: str | None) -> Iterator[Q
     items = min(max(TEMPLATE_ITEMS, round(most / plain)), len(task.items))
     worked = max(1, items * plain * PLAIN_TOKENS // WORKED_TOKENS)
     few = {item.id for item in spread_sample(task, worked, seed).items}
-    for question in questions([spread_sample(task, items, seed)], metric):
+    for question in questions([spread_sample(task, items, seed)]):
         if not question.worked or question.item.id in few:
             yield question
 

@@ -50,7 +50,7 @@ class CostEstimate:
 def units_of(tasks: Sequence[Task], options: Options) -> float:
     """The units of one system's answers to the tasks."""
     units = 0.0
-    for question in questions(tasks, options.metric):
+    for question in questions(tasks):
         most = options.max_new_tokens or question.most_tokens
         read = READ * len(question.continuations)
         units += most / PLAIN_TOKENS if question.generated else read
@@ -64,7 +64,7 @@ def timed(evaluator: Evaluator, composition: Composition) -> Pace:
         spread_sample(task, max(FEWEST, len(task.items) // TIMED), options.seed)
         for task in evaluator.tasks
     ]
-    asked, units = questions(few, options.metric), units_of(few, options)
+    asked, units = questions(few), units_of(few, options)
 
     def seconds(one: Composition | None, of: Sequence[Question]) -> float:
         with evaluator.scorer.with_composition(one) as scorer:
@@ -85,7 +85,7 @@ def cost_of(evaluator: Evaluator, systems: Sequence[str], seconds: float) -> Cos
     return CostEstimate(
         systems=tuple(systems),
         items=sum(len(task.items) for task in tasks),
-        questions=len(questions(tasks, session.options.metric)),
+        questions=len(questions(tasks)),
         seconds=time.perf_counter() - session.begun + seconds,
         memory_bytes=peak_memory(),
     )

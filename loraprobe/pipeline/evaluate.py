@@ -97,7 +97,7 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
         notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
-    samples = evaluation.samples_of(found.results, found.systems, asked, options.metric)
+    samples = evaluation.samples_of(found.results, found.systems, asked)
     return Evaluated(records, notes, gates, builder, composed, samples)
 
 
@@ -270,7 +270,7 @@ class Asked:
         unsafe = EvaluationRecords(guards=guards).unsafe
         return EvaluationRecords(
             guards=guards,
-            coverage=evaluation.guessing(here.tasks, options.metric),
+            coverage=evaluation.guessing(here.tasks),
             scores=evaluation.score(results, systems, level=level),
             comparisons=evaluation.compare(results, systems, seed=options.seed, level=level),
             gains=evaluation.gains(

@@ -88,7 +88,6 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 systems,
                 self.tasks,
                 self.ledger,
-                metric=options.metric,
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
@@ -144,8 +143,8 @@ def open_evaluator(
     together: how many are composed at most; None for all.
     """
     assert inputs.base is not None
-    adapters, metric = inputs.adapters, session.options.metric
-    told = task_notes(plan.tasks, metric)
+    adapters = inputs.adapters
+    told = task_notes(plan.tasks, session.options.metric)
     local, notes = open_scorer(inputs.base, session.options.dtype, session)
     scorer: Scorer = local
     if session.options.served:
@@ -171,7 +170,7 @@ def open_evaluator(
         ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
         stack.callback(ledger.close)
         scorer, why, template = with_better_template(
-            scorer, session, adapters, plan.tasks, metric, ledger, inputs.base
+            scorer, session, adapters, plan.tasks, ledger, inputs.base
         )
         # Answers in the chosen form are results of the adapters.
         names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
@@ -247,7 +246,6 @@ def with_better_template(
     session: Session,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
-    metric: str | None,
     kept: Ledger | None = None,
     base: Base | None = None,
 ) -> tuple[AnyScorer, list[str], tuple[Coverage, ...]]:
@@ -266,7 +264,6 @@ def with_better_template(
             [single(adapter) for adapter in adapters],
             tasks,
             seed=options.seed,
-            metric=metric,
             max_new_tokens=options.max_new_tokens,
             kept=kept,
             known=lambda: known_form(adapters, base),

@@ -56,7 +56,7 @@ from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer, loss_with_gradients, read_texts
 from loraprobe.session import Session
-from loraprobe.tasks import Task
+from loraprobe.tasks import Task, judged_by
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
 RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
@@ -326,7 +326,8 @@ def learn_for(
     check_learnable(experts, options)
     parts = split_for_weights(inputs.tasks, options)
     scorer, notes = open_scorer(inputs.base, "auto", session)
-    scorer, why, _ = with_better_template(scorer, session, experts, parts.apart, LOSS)
+    of_losses = [judged_by(task, LOSS) for task in parts.apart]
+    scorer, why, _ = with_better_template(scorer, session, experts, of_losses)
     with session.stage("learn"):
         learned = learn(scorer, experts, parts, options, progress=session.progress)
     note = learned_note(learned, "an evaluation")

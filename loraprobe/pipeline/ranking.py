@@ -246,7 +246,7 @@ class Expected:
             parts.append(np.mean(means, 1))
         return list(np.concatenate(parts, 1))
 
-    def results(self, subset: Subset, name: str, metric: str | None) -> list[ItemResult]:
+    def results(self, subset: Subset, name: str) -> list[ItemResult]:
         """What a set is expected to answer as the results of a system of that name.
 
         There are none without a forecast.
@@ -260,7 +260,7 @@ class Expected:
                 value_of = dict(zip(items, map(float, values), strict=True))
                 rows += [
                     question.result(name, abs(value_of[question.item.id]), "")
-                    for question in questions([scores.task], metric)
+                    for question in questions([scores.task])
                     if question.part == form and not math.isnan(value_of[question.item.id])
                 ]
         return rows

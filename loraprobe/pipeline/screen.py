@@ -145,7 +145,7 @@ class Screen:
         if options.budget is None or not isinstance(scorer, ModelScorer):
             return names
         forms: dict[tuple[str, str], list[str]] = {}
-        for question in questions(self.asked, options.metric):
+        for question in questions(self.asked):
             forms.setdefault((question.task, question.part), []).append(question.prompt)
         try:
             order = by_effect(
@@ -187,7 +187,7 @@ class Screen:
 
     def is_kept(self, name: str) -> bool:
         """Whether all answers of a system are kept, and its next tokens if any are read."""
-        asked = questions(self.asked, self.evaluator.session.options.metric)
+        asked = questions(self.asked)
         answered = all(self.evaluator.ledger.get(name, *question.key) for question in asked)
         return answered and (self.reading is None or self._stored(name) is not None)
 
@@ -314,7 +314,7 @@ def open_screen(
         del opened, others  # a thousand of them take memory until the end of the run
         members = {name: member for name, member in usable.items() if name not in failed}
         asked, untried = halves(evaluator.tasks, session.options)
-        reading = ForecastTexts.of(evaluator.scorer, asked, session.options.metric)
+        reading = ForecastTexts.of(evaluator.scorer, asked)
         yield Screen(evaluator, members, asked, reading, untried, failed=failed)
 
 

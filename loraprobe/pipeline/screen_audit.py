@@ -260,7 +260,7 @@ def _forecasts(proved: Proved) -> dict[str, dict[str, Forecast]]:
     expected = list[ItemResult]()
     for finalist in proved.finalists:
         sets = proved.ranking.expected
-        expected += sets.results(finalist.subset, finalist.label, options.metric)
+        expected += sets.results(finalist.subset, finalist.label)
     for part in FORMS:
         of_part = [row for row in expected if row.part == part]
         for forecast in forecast_gains(of_part, alone, singles, [*forecasts], options.seed):

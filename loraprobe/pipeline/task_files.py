@@ -17,14 +17,12 @@ from loraprobe.tasks import (
     FieldMap,
     ProbePrompts,
     Task,
-    check_metrics,
     is_text,
     load_probe,
     load_task,
     load_text,
     read_task,
-    with_item_metrics,
-    with_metric,
+    with_metrics,
 )
 from loraprobe.tasks.harness import check_losses, load_harness
 
@@ -44,11 +42,9 @@ def open_guarded(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]
     for at, (one, layout) in enumerate(zip((*several, *options.guards), layouts, strict=True)):
         into = found if at < len(several) else guards
         into += _open(one, options, layout, guard=into is guards)
-    check_losses(found, options.metric, options.margin)
-    check_metrics([*found, *guards], options.metric)
-    found = [with_metric(task, options.metric) for task in found]
-    # What their items say does not depend on a name, which is another one where answers are kept.
-    guards = [with_item_metrics(with_metric(g, options.metric), options.metric) for g in guards]
+    every = with_metrics([*found, *guards], options.metric)
+    found, guards = every[: len(found)], every[len(found) :]
+    check_losses(found, options.margin)
     for at, guard in enumerate(guards):
         for others, flag in ((found, "--task"), (guards[:at], "--guard")):
             if any(guard.name == one.name or guard.items == one.items for one in others):

@@ -110,11 +110,11 @@ class ForecastTexts:
     wanted: tuple[Wanted, ...]
 
     @classmethod
-    def of(cls, scorer: Scorer, tasks: Sequence[Task], metric: str | None) -> ForecastTexts | None:
+    def of(cls, scorer: Scorer, tasks: Sequence[Task]) -> ForecastTexts | None:
         """What to read; None where nothing can be read."""
         asked = [
             q
-            for q in questions(tasks, metric)
+            for q in questions(tasks)
             if q.part != STEPS
             and (q.part == QUESTION or q.item.cot_prompt is not None)
             and q.item.source is None

@@ -59,11 +59,9 @@ class Acceptance:
     rounding: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def on(
-        cls, tasks: Sequence[Task], local: ModelScorer, base: str, metric: str | None
-    ) -> Acceptance:
+    def on(cls, tasks: Sequence[Task], local: ModelScorer, base: str) -> Acceptance:
         """On a few questions of the tasks."""
-        asked = questions(tasks, metric)
+        asked = questions(tasks)
         prompts = list(dict.fromkeys(item.prompt for task in tasks for item in task.items))
         pairs = [(one.prompt, one.continuations[0]) for one in asked if not one.generated]
         return cls(local, _few(prompts), _few(pairs), base)

@@ -116,7 +116,7 @@ def open_served(
             server,
             placing,
             local,
-            accept=Acceptance.on(tasks, local, base.reference, options.metric),
+            accept=Acceptance.on(tasks, local, base.reference),
             context=min((n for n in contexts if n), default=None),
         )
         stack.callback(scorer.unload)

@@ -8,12 +8,10 @@ reads tasks of lm-evaluation-harness.
 
 from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.chosen_metric import (
-    check_metrics,
     given_metric,
-    item_metric,
+    judged_by,
     named_metrics,
-    with_item_metrics,
-    with_metric,
+    with_metrics,
 )
 from loraprobe.tasks.items import Hop, Item, ProbePrompts, Task, fill
 from loraprobe.tasks.metrics import (

@@ -13,7 +13,6 @@ from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
 from loraprobe.formatting import count, shortly
 from loraprobe.records import QUESTION, ItemPart
 from loraprobe.records.measurements import items_needed
-from loraprobe.tasks.chosen_metric import item_metric, with_metric
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.reading import MARK
 
@@ -66,11 +65,10 @@ class TaskCheck:
     findings: tuple[TaskFinding, ...]
 
 
-def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
-    """Counts what a task holds, and finds what limits it. Raises UsageError for a wrong metric."""
-    task = with_metric(task, metric)
+def check_task(task: Task, margin: float) -> TaskCheck:
+    """Counts what a task holds, whose items have their metrics, and finds what limits it."""
     clusters = Counter(item.cluster for item in task.items)
-    metrics = Counter(item_metric(item, task.name, metric) for item in task.items)
+    metrics = Counter(item.judge for item in task.items)
     parts = {QUESTION: len(task.items)}
     for part in task.parts[1:]:
         parts[part] = sum(
@@ -92,7 +90,7 @@ def check_task(task: Task, metric: str | None, margin: float) -> TaskCheck:
             Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
         ),
         smallest_gain=next(enough, None),
-        findings=tuple(_findings(task, metric, len(clusters))),
+        findings=tuple(_findings(task, len(clusters))),
     )
 
 
@@ -110,7 +108,7 @@ def questions(gain: float, margin: float, lost: float = 0.0) -> int | None:
     return None if needed is None else max(needed, FEWEST_ITEMS)
 
 
-def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[TaskFinding]:
+def _findings(task: Task, clusters: int) -> Iterator[TaskFinding]:
     if clusters < FEWEST_ITEMS:
         what = "question" if clusters == len(task.items) else "independent question"
         yield TaskFinding(
@@ -118,7 +116,7 @@ def _findings(task: Task, metric: str | None, clusters: int) -> Iterator[TaskFin
             f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely.",
             "Add questions.",
         )
-    asked = [item for item in task.items if item_metric(item, task.name, metric) == "exact_match"]
+    asked = [item for item in task.items if item.judge == "exact_match"]
     yield from _answers(asked)
     if asked and task.why:
         other = "strict" if task.needs == "exact_match" else task.needs

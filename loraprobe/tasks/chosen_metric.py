@@ -32,32 +32,6 @@ def item_metrics() -> list[str]:
     return [name for name in METRICS if name != LOSS]
 
 
-def item_metric(item: Item, task: str, metric: str | None = None) -> str:
-    """The metric of an item's composed question. metric: the text of `--metric`.
-
-    Raises UsageError for an unknown metric, and for "choice" if the item has no choices.
-    """
-    if item.metric is not None and (item.source is not None or not item.prompt):
-        return item.metric
-    given = given_metric(task, metric)
-    if given == LOSS:
-        return LOSS
-    chosen = item.metric or given
-    if chosen is None:
-        return "choice" if item.choices else "exact_match"
-    known, of = list(METRICS), ""
-    if item.metric is not None:
-        known, of = item_metrics(), f" of item {item.id!r}"
-    if chosen not in known:
-        raise UsageError(f"Unknown metric {chosen!r}{of}: {nearest(chosen, known)}")
-    if chosen == "choice" and not item.choices:
-        raise UsageError(
-            f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
-            "add them, or leave --metric=choice out."
-        )
-    return chosen
-
-
 def given_metric(task: str, metric: str | None) -> str | None:
     """What `--metric` gives for a task; None where its gold answers choose (AUTO)."""
     for_all, by_task = named_metrics(metric)
@@ -86,48 +60,63 @@ def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
     return for_all, by_task
 
 
-def check_metrics(tasks: Sequence[Task], metric: str | None) -> None:
-    """Raises UsageError for an unknown metric or one of no task, TaskError for unfit answers."""
-    for_all, by_task = named_metrics(metric)
-    known = list(METRICS)
-    if for_all not in (None, AUTO, *known) and not any(task.of_harness for task in tasks):
-        raise UsageError(f"Unknown metric {for_all!r}: {nearest(str(for_all), known)}")
-    given = [task.name for task in tasks]
-    for name in by_task:
-        if name not in given:
-            raise UsageError(f"--metric names the task {name!r}: {nearest(name, given)}")
-    for task in tasks:
-        for item in task.items:
-            judge = METRICS.get(item_metric(item, task.name, metric))
-            try:
-                if judge is not None:
-                    judge.check(item.answers, item.answer_pattern)
-            except TaskError as error:
-                raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
+def with_metrics(tasks: Sequence[Task], metric: str | None) -> list[Task]:
+    """The tasks whose items all say how they are judged. metric: the text of `--metric`.
 
-
-def with_metric(task: Task, metric: str | None) -> Task:
-    """The task with what `auto_metric` says; its items have that metric unless another was given.
-
-    metric: the text of `--metric`. A task that has its metric already is returned as it is.
+    A task that has its metric already is returned as it is. Raises UsageError for an unknown metric
+    or one of no task, TaskError for answers that a metric cannot use.
     """
+    for_all, by_task = named_metrics(metric)
+    if for_all not in (None, AUTO, *METRICS) and not any(task.of_harness for task in tasks):
+        raise UsageError(f"Unknown metric {for_all!r}: {nearest(str(for_all), METRICS)}")
+    names = [task.name for task in tasks]
+    for name in by_task:
+        if name not in names:
+            raise UsageError(f"--metric names the task {name!r}: {nearest(name, names)}")
+    return [_with_metric(task, given_metric(task.name, metric)) for task in tasks]
+
+
+def judged_by(task: Task, metric: str) -> Task:
+    """The task with all items judged by one metric."""
+    return replace(task, items=tuple(replace(item, metric=metric) for item in task.items))
+
+
+def _with_metric(task: Task, given: str | None) -> Task:
     if task.metric:
         return task
     needs, why = auto_metric(task)
-    items = task.items
-    if given_metric(task.name, metric) is None:
-        items = tuple(
-            replace(item, metric=needs) if item.metric is None and _by_gold(item) else item
-            for item in items
+    items = []
+    for item in task.items:
+        chosen = _metric_of(item, task.name, given, needs)
+        if chosen in METRICS:  # lm-evaluation-harness judges by others
+            try:
+                METRICS[chosen].check(item.answers, item.answer_pattern)
+            except TaskError as error:
+                raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
+        items.append(replace(item, metric=chosen))
+    named = sorted({item.judge for item in items})
+    return replace(task, items=tuple(items), metric="+".join(named), needs=needs, why=why)
+
+
+def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
+    """The metric of an item. given: that of its task; needs: what the gold answers need."""
+    if item.metric is not None and (item.source is not None or not item.prompt):
+        return item.metric
+    if given == LOSS:
+        return LOSS
+    chosen = item.metric or given or ("choice" if item.choices else needs)
+    known = item_metrics()
+    if chosen not in known:
+        raise UsageError(
+            f"Unknown metric {chosen!r} of item {item.id!r} of task {task}: "
+            f"{nearest(chosen, known)}"
         )
-    named = sorted({item_metric(item, task.name, metric) for item in items})
-    return replace(task, items=items, metric="+".join(named), needs=needs, why=why)
-
-
-def with_item_metrics(task: Task, metric: str | None) -> Task:
-    """The task whose items say themselves how they are judged. metric: the text of `--metric`."""
-    items = (replace(item, metric=item_metric(item, task.name, metric)) for item in task.items)
-    return replace(task, items=tuple(items))
+    if chosen == "choice" and not item.choices:
+        raise UsageError(
+            f"Metric choice needs choices, and item {item.id!r} of task {task} has none; "
+            "add them, or leave --metric=choice out."
+        )
+    return chosen
 
 
 def auto_metric(task: Task) -> tuple[str, str]:

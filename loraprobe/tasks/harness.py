@@ -30,7 +30,7 @@ from typing import Any
 from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.chosen_metric import given_metric, item_metric
+from loraprobe.tasks.chosen_metric import given_metric
 from loraprobe.tasks.items import Item, Task
 from loraprobe.untrusted import first_line
 
@@ -250,15 +250,11 @@ def load_harness(
     return tasks
 
 
-def check_losses(tasks: Sequence[Task], metric: str | None, margin: float | None) -> None:
+def check_losses(tasks: Sequence[Task], margin: float | None) -> None:
     """Raises UsageError where losses of the harness have no margin, or stand beside shares."""
     if not any(task.of_harness for task in tasks):
         return
-    losses = [
-        task.name
-        for task in tasks
-        if any(item_metric(item, task.name, metric) == LOSS for item in task.items)
-    ]
+    losses = [task.name for task in tasks if any(item.metric == LOSS for item in task.items)]
     shares = [task.name for task in tasks if task.name not in losses]
     if losses and shares:
         raise UsageError(

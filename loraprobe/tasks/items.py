@@ -30,7 +30,7 @@ class Hop:
 class Item:
     """One question with all right answers; without a prompt the answer is a text by itself.
 
-    metric: how its answer is judged; None for the metric of the task or of the command. source: the
+    metric: how its answer is judged; None where nothing was chosen (`chosen_metric`). source: the
     `HarnessTask` that asks and judges it; None for an item of a file.
     """
 
@@ -45,6 +45,11 @@ class Item:
     group: str | None = None
     metric: str | None = None
     source: Any = field(default=None, compare=False, repr=False)
+
+    @property
+    def judge(self) -> str:
+        """The name of the metric that judges its answer; exact match where none was chosen."""
+        return self.metric or ("choice" if self.choices else "exact_match")
 
     @property
     def cluster(self) -> str:

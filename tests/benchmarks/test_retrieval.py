@@ -188,7 +188,7 @@ def test_rankings_see_what_the_screen_forecasts(retrieval):
     from screen_quality import seen_of
 
     known = planted(retrieval, np.zeros((N, ITEMS))).known
-    asked = questions([known.task], None)
+    asked = questions([known.task])
     drawn = np.random.default_rng(0).random((N * (N - 1) // 2, ITEMS))
     forecast = SimpleNamespace(
         values=lambda pairs: (drawn, 0 * drawn), reading=SimpleNamespace(questions=asked)

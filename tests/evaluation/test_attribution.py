@@ -14,7 +14,7 @@ from loraprobe.evaluation import System, attribute, samples_of, score, wrong_sam
 from loraprobe.evaluation.attribution import LONGEST
 from loraprobe.records import Attribution, Reply
 from loraprobe.report.documents import check_samples, write_samples
-from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 THREE = [BASE, *adapters("a"), System("m", "merge", single("m"))]
 
@@ -102,7 +102,7 @@ def samples():
     answers |= {("m", "lost 2"): "y", ("m", "lost too 2"): "y", ("m", "solved?"): "x"}
     answers |= {("m", "lost?"): "w" * 1000}
     task = hopped(SEEN, ("x", "z"))
-    return samples_of(results(answers, THREE, [task]), THREE, [task], None)
+    return samples_of(results(answers, THREE, [task]), THREE, [task])
 
 
 def test_every_question_with_every_answer(samples):
@@ -137,7 +137,7 @@ def test_a_few_wrong_answers_show_every_cause(samples):
 def test_losses_are_no_answers():
     task, nothing = hopped(SEEN), defaultdict(lambda: -1.0)
     asked = results({}, [BASE], [task], likelihoods=nothing, metric="answer_loss")
-    found = samples_of(asked, [BASE], [task], "answer_loss")
+    found = samples_of(asked, [BASE], with_metrics([task], "answer_loss"))
     assert found == ()
 
 

@@ -17,7 +17,7 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Attribution
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
-from loraprobe.tasks import Hop, Item, Task
+from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_choices_and_losses_come_from_the_model(scorer, systems):
     assert (result.metric, result.text, result.value) == ("choice", "ulm", 1.0)
     losses = {
         r.system: r.value
-        for r in run_systems(scorer, [base, home], [task], Ledger(), metric="answer_loss")
+        for r in run_systems(scorer, [base, home], with_metrics([task], "answer_loss"), Ledger())
     }
     scale = torch.rsqrt(torch.tensor(1 / 16 + scorer.model.config.rms_norm_eps)).item()
     for system, fact_weight in (("base", 0.0), ("home", 1.0)):

@@ -20,7 +20,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import QUESTION, ItemResult
 from loraprobe.results import NAME
 from loraprobe.session import Session
-from loraprobe.tasks import Item, Task, with_metric
+from loraprobe.tasks import Item, Task, with_metrics
 from loraprobe.verdict import Evidence, decide_compositions
 from loraprobe_lab import shipped_world
 
@@ -251,7 +251,7 @@ def test_a_gain_that_the_needed_metric_does_not_show_is_not_likely():
             return found
 
     def judged(merge: str, metric: str) -> Any:
-        task = with_metric(Task("t", tuple(items)), metric)
+        (task,) = with_metrics([Task("t", tuple(items))], metric)
         session, scorer = Session(), SimpleNamespace(chat_template=False)
         evaluator = Texts(Inputs((), (), None, [task]), session, scorer, scorer, Ledger(), [task])  # type: ignore[arg-type]
         systems = [*ALONE[:2], System(merge, "merge")]

@@ -14,7 +14,7 @@ from loraprobe.evaluation.plan import questions
 from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens, model_scorer
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import Item, Task, with_metrics
 
 NAMES = ["a", "b", "c"]
 SETS = [(0, 1), (0, 2), (1, 2), (0, 1, 2)]
@@ -54,7 +54,7 @@ def greedy(scorer, singles, prompt, members, length=2):
 
 
 def forecast_of(scorer, singles, task, metric=None):
-    reading = ForecastTexts.of(scorer, [task], metric)
+    reading = ForecastTexts.of(scorer, with_metrics([task], metric))
     kept = {}
     for name, composition in singles.items():
         with scorer.with_composition(composition):
@@ -112,7 +112,7 @@ def choice_task():
 def test_likelihoods_are_those_of_added_logits(scorer, singles, metric):
     task = choice_task()
     _, found, answers = forecast_of(scorer, singles, task, metric)
-    asked = questions([task], metric)
+    asked = questions(with_metrics([task], metric))
     for name, composition in singles.items():  # one pass serves answers and forecast
         with scorer.with_composition(composition):
             for row, other in zip(ask(scorer, asked, name), answers[name], strict=True):
@@ -169,7 +169,7 @@ def test_effects_on_capped_logits_and_by_adapters_of_the_head_are_added(scorer, 
 def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts(
     scorer, singles, tmp_path
 ):
-    reading = ForecastTexts.of(scorer, [choice_task()], None)
+    reading = ForecastTexts.of(scorer, [choice_task()])
     given, _ = reading.read(scorer, "base")
     path = tmp_path / "deep" / "base.safetensors"
     given.save(path, reading.mark)
@@ -184,7 +184,7 @@ def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 def test_next_tokens_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_path):
     """The error of safetensors would be told as a defect."""
-    reading = ForecastTexts.of(scorer, [choice_task()], None)
+    reading = ForecastTexts.of(scorer, [choice_task()])
     given, _ = reading.read(scorer, "base")
     (tmp_path / "base.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):

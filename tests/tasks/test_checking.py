@@ -9,12 +9,13 @@ import pytest
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.evaluation import System, gains
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Hop, Item, Task, check_task
+from loraprobe.tasks import Hop, Item, Task, check_task, with_metrics
 from loraprobe.tasks.checking import questions
 
 
 def check(*items: Item, metric: str | None = None):
-    return check_task(Task("t", items), metric, 0.05)
+    (task,) = with_metrics([Task("t", items)], metric)
+    return check_task(task, 0.05)
 
 
 def codes(*items: Item, metric: str | None = None) -> set[str]:

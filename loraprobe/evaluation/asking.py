@@ -1,32 +1,111 @@
-"""Asks systems the questions of tasks; the one loop that does.
+"""Asks systems the questions of tasks, and keeps their answers; the one loop that does.
 
 `run_systems` asks every system the parts of every item that it has not answered yet. The *chain*
 asks each hop of the adapter, or of the base, that answers it best, and puts the answer into the
 next hop's prompt. It needs no merging, so it is the alternative to every composition.
+
+The `Ledger` holds the answers of a run, in memory and in a file that `--resume` reads.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.kept import Ledger
 from loraprobe.evaluation.plan import BASE, Question, System, questions
-from loraprobe.records import QUESTION, STEPS, ChainHop, ItemResult, Progress, hop_part
-from loraprobe.results import CURE
-from loraprobe.tasks import Task, fill
+from loraprobe.records import (
+    QUESTION,
+    STEPS,
+    ChainHop,
+    ItemPart,
+    ItemResult,
+    Progress,
+    hop_part,
+)
+from loraprobe.results import CURE, NAME, JsonLines
+from loraprobe.tasks import METRICS, Task, fill
 
 if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
 BATCH = 256  # questions between two appends to the ledger
+MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
+TYPES = {  # of a result in a file
+    **dict.fromkeys(("system", "task", "part", "item", "metric", "text", "group"), str),
+    "value": float,
+    "contains": bool,
+    "cut": bool,
+}
 
 T = TypeVar("T")
 Open = Sequence[tuple[System, Sequence[Question]]]  # what each system has not answered yet
 Answers = Iterable[tuple[System, list[ItemResult]]]  # batches of answers, as they come
+
+
+class Ledger(JsonLines[ItemResult]):
+    """The results of this run and of the run that it resumes, by system, task, part and item.
+
+    path: a .jsonl file, or a directory for `results.jsonl`, or None to use memory only. resume,
+    fingerprint and errors are those of `JsonLines`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        resume: bool = False,
+        *,
+        fingerprint: Mapping[str, Any] | None = None,
+    ) -> None:
+        file = None if path is None else Path(path)
+        if file is not None and file.suffix != ".jsonl":
+            file = file / NAME
+        super().__init__(file, resume, fingerprint or {}, item_result)
+        self._results: dict[tuple[str, ...], ItemResult] = {row.key: row for row in self.rows}
+
+    def append(self, rows: Iterable[ItemResult]) -> None:
+        """Add a batch and write it to the disk before returning."""
+        batch = list(rows)
+        if batch:
+            super().append(map(asdict, batch))
+        self._results.update({result.key: result for result in batch})
+
+    def add_missing(self, results: Iterable[ItemResult]) -> None:
+        """`append` of those of which there is no result yet."""
+        self.append([result for result in results if result.key not in self._results])
+
+    def get(self, system: str, task: str, part: str, item: str) -> ItemResult | None:
+        """One result, or None if there is none yet."""
+        return self._results.get((system, task, part, item))
+
+    def __iter__(self) -> Iterator[ItemResult]:
+        return iter(self._results.values())
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+
+def item_result(row: Any) -> ItemResult:
+    """A result from a JSON value. Raises ValueError for a row that no run writes.
+
+    Its value must be 0 or 1, for a metric of lm-evaluation-harness from 0 to 1, and for the metric
+    "answer_loss" between 0 and MOST_LOSS nats.
+    """
+    if not isinstance(row, dict) or {key: type(value) for key, value in row.items()} != TYPES:
+        raise ValueError("other keys or another type")
+    json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
+    metric, value = row["metric"], row["value"]
+    harness, loss = metric.startswith(HARNESS), metric == LOSS
+    if not (harness or metric in METRICS):
+        raise ValueError("an unknown metric")
+    if not 0 <= value <= (MOST_LOSS if loss else 1) or not (harness or loss or value in (0, 1)):
+        raise ValueError("no value of this metric")
+    return ItemResult(**row | {"part": ItemPart(row["part"])})
 
 
 def run_systems(
@@ -232,20 +311,16 @@ def chain_hops(
     return tuple(hops)
 
 
-def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> tuple[str, ...]:
+def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> list[str]:
     """Notes for a report on tasks that name adapters which are not present."""
-    notes = []
-    for system in (system for system in systems if system.kind == "chain"):
-        names = [single.name for single in system.chain]
-        for task in tasks:
-            wanted = {hop.adapter for item in task.items for hop in item.hops if hop.adapter}
-            for missing in sorted(wanted - set(names)):
-                notes.append(
-                    f"Task {task.name} names the adapter {missing!r} for a hop, which is "
-                    f"none of {', '.join(names)}; in {system.name} whoever has the best "
-                    "score on that hop answers it, an adapter or the base."
-                )
-    return tuple(notes)
+    chains = [[single.name for single in s.chain] for s in systems if s.kind == "chain"]
+    return [
+        f"Task {task.name} names the adapter {missing!r} for a hop, which is none of "
+        f"{', '.join(names)}; an adapter or the base with the best score on that hop answers it."
+        for names in chains
+        for task in tasks
+        for missing in sorted(task.named_adapters - {*names})
+    ]
 
 
 def _hop_question(composed: Question, k: int, earlier: Sequence[str]) -> Question:

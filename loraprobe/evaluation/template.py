@@ -16,8 +16,7 @@ from loraprobe.defaults import (
     WORKED_TOKENS,
 )
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.asking import Asker
-from loraprobe.evaluation.kept import Ledger
+from loraprobe.evaluation.asking import Asker, Ledger
 from loraprobe.evaluation.plan import Question, System, questions, spread_sample
 from loraprobe.formatting import listing
 from loraprobe.records import STEPS, Coverage, Progress

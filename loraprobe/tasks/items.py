@@ -98,6 +98,11 @@ class Task:
         return any(item.source is not None for item in self.items)
 
     @property
+    def named_adapters(self) -> set[str]:
+        """The adapters that hops name."""
+        return {hop.adapter for item in self.items for hop in item.hops if hop.adapter}
+
+    @property
     def has_hops(self) -> bool:
         return any(item.hops for item in self.items)
 

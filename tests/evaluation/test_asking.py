@@ -83,7 +83,7 @@ def test_the_base_is_a_member_of_every_chain():
 def test_who_answers_a_hop(named, known, asked, said):
     task = mayors(adapters=named)
     assert values(HOMES | known, tasks=[task])["chain", "hop1", asked] == said
-    assert chain_notes(SYSTEMS, [task]) == ()
+    assert chain_notes(SYSTEMS, [task]) == []
 
 
 def test_the_chain_answers_hops_whose_adapter_is_missing():

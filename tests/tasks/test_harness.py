@@ -8,7 +8,7 @@ import pytest
 from harness_tasks import write_tasks
 
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
-from loraprobe.evaluation.kept import item_result
+from loraprobe.evaluation.asking import item_result
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
 from loraprobe.records import ItemResult

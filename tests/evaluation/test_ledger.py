@@ -81,15 +81,6 @@ DAMAGE = {
 }
 
 
-def test_rows_of_earlier_versions_have_no_flags(tmp_path):
-    path = tmp_path / "r.jsonl"
-    Ledger(path).append([row()])
-    old = {key: value for key, value in SOUND.items() if key not in ("contains", "cut")}
-    path.write_text(path.read_text() + json.dumps(old | {"item": "2"}) + "\n")
-    (_, found) = Ledger(path, resume=True)
-    assert (found.item, found.contains, found.cut, found.stands) == ("2", False, False, True)
-
-
 LINES = {name: json.dumps(SOUND | change).encode() for name, change in DAMAGE.items()}
 LINES |= {str(k): line for k, line in enumerate([b"[" * 3000, b"\xff", b"", b"{}", b"[]", b"null"])}
 LINES |= {"open": b"{", "endless": b"1e999"}

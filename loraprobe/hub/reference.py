@@ -54,8 +54,8 @@ class Reference:
         repository without an owner, such as gpt2. Raises ReferenceError_ for another text and
         UsageError for a reserved name.
         """
-        text, lower = (text, None) if bare else _divided(text)
-        if lower is not None:
+        if ON in text and not bare and not _exists(text):
+            text, _, lower = text.partition(ON)
             if not lower:
                 raise ReferenceError_(
                     f"{text}{ON} names no adapter; write what it was trained on, or {ON}{PLAIN}."
@@ -132,20 +132,6 @@ def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:
         taken = taken | {candidate}
         names.append(candidate)
     return names
-
-
-def _divided(text: str) -> tuple[str, str | None]:
-    """An adapter's reference, and what stands behind `,on=`; None without that.
-
-    It is divided behind the first part that is a directory, or else at the first `,on=`.
-    """
-    cuts = [found.start() for found in re.finditer(ON, text)]
-    named = NAMED.fullmatch(text)
-    start = named.start("rest") if named else 0
-    if not cuts or _exists(text) or _exists(text[start:]):
-        return text, None
-    cut = next((c for c in cuts if _exists(text[:c]) or _exists(text[start:c])), cuts[0])
-    return text[:cut], text[cut + len(ON) :]
 
 
 def _exists(text: str) -> Literal["directory", "file"] | None:

@@ -30,65 +30,41 @@ WEIGHTS = (".safetensors", ".bin", ".gguf")
 MOST_COPIES = 8  # whose adapters `find` lists
 
 
-@dataclass(frozen=True)
-class Origin:
-    """The base that a name leads to, and the proofs: a sentence for each step."""
-
-    name: str
-    proofs: tuple[str, ...] = ()
-
-
 def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapter]:
     """The adapters, those of proven copies with one name of their base and a note `same-base`.
 
-    base: the name of the base that is used, if it is on the Hub; copies of it get that name, others
-    that of their original. Adapters that already name one base are returned as they are.
+    base: the name of the base that is used, if it is on the Hub; without one it is the original of
+    the first adapter's. Adapters that already name one base are returned as they are.
     """
     named = [a.base_model for a in adapters if a.base_model]
     names = [n for n in dict.fromkeys([*([base] if base else []), *named]) if not is_path(n)]
     if len(names) < 2 or is_offline():
         return list(adapters)
-    new: dict[str, tuple[str, str]] = {}  # name -> the name of all, the proofs
+    proofs: dict[str, str] = {}  # name -> why it is the same base, where it is
     try:
-        for group in _groups(names):
-            common = base if base in group else next(iter(group.values())).name
-            steps = dict.fromkeys(proof for one in group.values() for proof in one.proofs)
-            new |= {name: (common, " ".join(steps)) for name in group if name != common}
+        common = base or origin(names[0])[0]
+        for name in names:
+            if name != common and (proof := same_base(name, common)):
+                proofs[name] = proof
     except Exception:  # no network, a missing or a private repository: nothing is proven
+        return list(adapters)
+    if len(proofs) + (common in names) < 2:  # no other name leads there
         return list(adapters)
     made = []
     for adapter in adapters:
-        if adapter.base_model in new:
-            name, proofs = new[adapter.base_model]
+        if adapter.base_model in proofs:
             message = (
-                f"{adapter.name} was trained on {adapter.base_model}, which is {name}: {proofs}"
+                f"{adapter.name} was trained on {adapter.base_model}, which is {common}: "
+                f"{proofs[adapter.base_model]}"
             )
             note = finding("same-base", (adapter.name,), message)
-            adapter = replace(adapter, base_model=name, issues=(*adapter.issues, note))
+            adapter = replace(adapter, base_model=common, issues=(*adapter.issues, note))
         made.append(adapter)
     return made
 
 
-def _groups(names: Sequence[str]) -> list[dict[str, Origin]]:
-    """The names by base, each with its origin; a name that is alone is left out."""
-    groups: list[dict[str, Origin]] = []
-    for name in names:
-        one = origin(name)
-        for group in groups:
-            first = next(iter(group.values()))
-            if one.name == first.name:
-                group[name] = one
-                break
-            if proof := same_weights(one.name, first.name):
-                group[name] = replace(one, proofs=(*one.proofs, proof))
-                break
-        else:
-            groups.append({name: one})
-    return [group for group in groups if len(group) > 1]
-
-
-def origin(name: str) -> Origin:
-    """The original of a base, by redirects and by the cards of quantised copies.
+def origin(name: str) -> tuple[str, list[str]]:
+    """The original of a base by redirects and by the cards of quantised copies, and the proofs.
 
     Raises what the Hub's client raises.
     """
@@ -103,15 +79,18 @@ def origin(name: str) -> Origin:
             break
         proofs.append(f"the card of {name} says that it is a quantised copy of {source}.")
         name = source
-    return Origin(name, tuple(proofs))
+    return name, proofs
 
 
-def same_weights(one: str, other: str) -> str | None:
-    """The proof that two repositories hold the same weight files, by their sha256; None if not."""
-    ours, theirs = _weights(one, endpoint()), _weights(other, endpoint())
-    if not ours or ours != theirs:
-        return None
-    return f"the weight files of {one} and {other} have the same sha256."
+def same_base(one: str, other: str) -> str | None:
+    """The proofs that two names lead to one base, in sentences; None without a proof."""
+    (ours, steps), (theirs, more) = origin(one), origin(other)
+    if ours != theirs:
+        sums = _weights(ours, endpoint())
+        if not sums or sums != _weights(theirs, endpoint()):
+            return None
+        more = [*more, f"the weight files of {ours} and {theirs} have the same sha256."]
+    return " ".join(dict.fromkeys([*steps, *more]))
 
 
 def copies(base: str) -> list[str]:
@@ -120,17 +99,12 @@ def copies(base: str) -> list[str]:
     Candidates are the quantised copies that the Hub lists, and repositories of the same name up to
     owner and quantisation. Raises what the Hub's client raises.
     """
-    root = origin(base).name
+    root, _ = origin(base)
     found = dict.fromkeys(name for name in (root,) if name != base)
     for wanted in ({"filter": f"base_model:quantized:{root}"}, {"search": unquantised(root)}):
         for info in list_models({**wanted, "sort": "downloads", "limit": 4 * MOST_COPIES}):
-            if len(found) >= MOST_COPIES:
-                break
-            if info.id in (base, *found) or unquantised(info.id) != unquantised(root):
-                continue
-            own = origin(info.id).name
-            if own == root or same_weights(own, root):
-                found[info.id] = None
+            if unquantised(info.id) == unquantised(root) and len(found) < MOST_COPIES:
+                found |= {info.id: None} if info.id != base and same_base(info.id, root) else {}
     return list(found)
 
 

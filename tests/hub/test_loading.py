@@ -31,8 +31,6 @@ PARSED = {
     "B=owner/b@v1:sub,on=owner/a@main": ("B", "owner/b@v1:sub", "a"),
     "owner/b,on=base": ("b", "owner/b", "base"),
     "./x,on=y": ("x,on=y", "./x,on=y", None),
-    "./x,on=y,on=./a": ("x,on=y", "./x,on=y", "a"),
-    "N=./x,on=y": ("N", "./x,on=y", None),
     "N=./p,q=r,on=./a": ("N", "./p,q=r", "a"),
 }
 

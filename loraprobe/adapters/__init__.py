@@ -5,7 +5,7 @@ Every tensor of the file becomes a factor, an extra, or part of an issue. Readin
 room needs these keys.
 
 types       Adapter and its parts, whose tensors are read when they are needed
-paths       paths of modules; base_names: names of bases and directories
+names       paths of modules; names of base models and directories
 config      adapter_config.json: ranks, scalings and targets by peft's rules, and what is odd in it
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
@@ -16,16 +16,17 @@ saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
-from loraprobe.adapters.base_names import (
+from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
+from loraprobe.adapters.names import (
     agreed_base,
     hub_id,
     is_path,
+    layer_pattern,
     local_name,
+    natural,
     public_name,
     public_value,
 )
-from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
-from loraprobe.adapters.paths import layer_pattern, natural
 from loraprobe.adapters.reading import copied_weight, read_adapter, same_weight
 from loraprobe.adapters.saving import common_targets, save_adapter
 from loraprobe.adapters.stack import below, stacked, with_below

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from loraprobe.adapters.paths import VOCABULARY, number
+from loraprobe.adapters.names import VOCABULARY, number
 from loraprobe.adapters.types import Adapter
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.findings import finding

@@ -33,7 +33,7 @@ from loraprobe.adapters.config import (
     untargeted,
 )
 from loraprobe.adapters.experts import NESTED, factors_of_expert, owner_of, parameter_names
-from loraprobe.adapters.paths import VOCABULARY, layer_pattern
+from loraprobe.adapters.names import VOCABULARY, layer_pattern
 from loraprobe.adapters.types import (
     Adapter,
     Extra,

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.base_names import public_name, public_value
 from loraprobe.adapters.config import CONFIG, untargeted
 from loraprobe.adapters.experts import owner_of, parameter_names, stacked
 from loraprobe.adapters.forms import portable
+from loraprobe.adapters.names import public_name, public_value
 from loraprobe.adapters.reading import (
     FIELDS,
     PREFIX,

@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from loraprobe.adapters.base_names import relation, unquantised
-from loraprobe.adapters.paths import layer_pattern
+from loraprobe.adapters.names import layer_pattern, relation, unquantised
 from loraprobe.adapters.types import Adapter
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 

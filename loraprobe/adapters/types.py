@@ -15,8 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.adapters.base_names import local_name, public_name
-from loraprobe.adapters.paths import kinds_of_modules, natural
+from loraprobe.adapters.names import kinds_of_modules, local_name, natural, public_name
 from loraprobe.defaults import EXTREME_NORM
 from loraprobe.file_hashes import cached_hash
 from loraprobe.findings import finding

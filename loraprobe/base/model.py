@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.base_names import local_name
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.names import local_name
 from loraprobe.base.declared import check_sizes, check_types, tokenizer_size
 from loraprobe.base.naming import HEADS, model_without_weights, names_in_memory
 from loraprobe.checkpoint import BESIDE_WEIGHTS, TensorFile, open_weights, weight_names

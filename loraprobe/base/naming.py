@@ -24,7 +24,7 @@ import torch
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.forms import with_paths
-from loraprobe.adapters.paths import root
+from loraprobe.adapters.names import root
 from loraprobe.base.declared import check_sizes
 from loraprobe.base.quiet import quiet
 from loraprobe.findings import finding

@@ -14,7 +14,7 @@ from itertools import combinations
 from loraprobe import hub
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.fused import one_layout
-from loraprobe.adapters.paths import root
+from loraprobe.adapters.names import root
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, ModuleNames, module_names
 from loraprobe.base.naming import named, named_like

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.base_names import QUANTISED, is_path, public_name, relation, unquantised
+from loraprobe.adapters.names import QUANTISED, is_path, public_name, relation, unquantised
 from loraprobe.adapters.stack import same
 from loraprobe.base import Base
 from loraprobe.errors import BaseError

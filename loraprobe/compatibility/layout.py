@@ -7,7 +7,7 @@ from itertools import combinations
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import conflict
-from loraprobe.adapters.paths import VOCABULARY, number, root
+from loraprobe.adapters.names import VOCABULARY, number
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, places_of, shapes_of, two_names
 from loraprobe.errors import CompatibilityError
@@ -128,14 +128,13 @@ def _is_vocabulary(path: str, shape: Shape, other: Shape) -> bool:
 
 
 def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
-    """An error if a module is an embedding in one adapter only; a note for Linear and Conv1D.
+    """An error if a module is an embedding in one adapter only.
 
     Linear and Conv1D differ only in the flag fan_in_fan_out. peft overwrites this flag at every
     layer that it wraps, so that its value is that of the last layer. A and B do not depend on it.
     """
     differ = [p for p in a.layout if p in b.layout and a.layout[p].kind != b.layout[p].kind]
-    tables = [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]
-    if tables:
+    if tables := [p for p in differ if "embedding" in (a.layout[p].kind, b.layout[p].kind)]:
         first = tables[0]
         yield finding(
             "kinds-differ",
@@ -144,13 +143,6 @@ def _kinds(a: Adapter, b: Adapter) -> Iterator[Issue]:
             f"{a.layout[first].kind} in {a.name} and {b.layout[first].kind} in {b.name}.",
             first,
         )
-    elif differ:
-        message = (
-            f"The configs of {a.name} and {b.name} differ in fan_in_fan_out; their factors mean "
-            "the same either way, and peft uses the layers of the model."
-        )
-        names = (a.name, b.name)
-        yield finding("kinds-differ", names, message, differ[0], severity="note", cure="")
 
 
 def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
@@ -175,20 +167,12 @@ def _nothing_in_common(a: Adapter, b: Adapter) -> Issue:
 def _of_two_architectures(a: Adapter, b: Adapter) -> bool:
     """Whether the paths show that two adapters without a common path are of different models.
 
-    Heads are ignored. One model may have layers in several places (encoder and decoder, vision
-    tower and language model); this is assumed if both adapters name the same base.
+    Heads are ignored; encoder and decoder may be of one model.
     """
-    tops, roots = [], []
-    for adapter in (a, b):
-        paths = [path for path in adapter.layout if "." in path]
-        tops.append({path.partition(".")[0] for path in paths})
-        roots.append({root(path) for path in paths if root(path) != path})
-    if not tops[0] or not tops[1] or tops[0] | tops[1] == {"encoder", "decoder"}:
-        return False
-    if not tops[0] & tops[1]:
-        return True
-    same_base = a.base_model is not None and a.base_model == b.base_model
-    return bool(roots[0] and roots[1]) and not roots[0] & roots[1] and not same_base
+    ours, theirs = (
+        {path.partition(".")[0] for path in adapter.layout if "." in path} for adapter in (a, b)
+    )
+    return bool(ours and theirs) and not ours & theirs and ours | theirs != {"encoder", "decoder"}
 
 
 def _depth(adapter: Adapter) -> int | None:

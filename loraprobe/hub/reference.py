@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from loraprobe.adapters import Adapter, Source
-from loraprobe.adapters.base_names import local_name
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.names import local_name
 from loraprobe.errors import ReferenceError_, UsageError
 from loraprobe.records import FIXED, ON
 

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.base_names import is_path, unquantised
+from loraprobe.adapters.names import is_path, unquantised
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.findings import finding
 from loraprobe.hub.client import endpoint, explain, is_offline, quiet_client

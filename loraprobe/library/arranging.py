@@ -24,7 +24,7 @@ from loraprobe.defaults import (
 )
 from loraprobe.errors import LoraprobeError
 from loraprobe.findings import finding
-from loraprobe.library.reading import Member, issue_of, key_of, store, stored
+from loraprobe.library.reading import Member, issue_of
 from loraprobe.library.sketches import cosines
 from loraprobe.records import Issue, Library, LibraryAdapter
 from loraprobe.secrets import map_texts, public_text
@@ -248,13 +248,8 @@ def _compared(member: Member, other: Member) -> tuple[float, float]:
 
     (0, 1) for adapters with magnitudes, whole modules or biases, which are not compared.
     """
-    key = key_of(*sorted((member.key, other.key)))
-    cosine = stored(key).get("cosine")
-    if not isinstance(cosine, float):
-        adapters = [member.open(), other.open()]
-        cosine = 0.0
-        if not any(a.has_more_than_factors for a in adapters):
-            inner = compatibility.TensorChecks(adapters).read().inner
-            cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
-        store(key, {"cosine": cosine})
+    adapters, cosine = [member.open(), other.open()], 0.0
+    if not any(a.has_more_than_factors for a in adapters):
+        inner = compatibility.TensorChecks(adapters).read().inner
+        cosine = float(inner[0, 1] / (inner[0, 0] * inner[1, 1]).sqrt())
     return cosine, (member.record.norm or 0.0) / (other.record.norm or 1.0)

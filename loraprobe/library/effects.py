@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.paths import number
+from loraprobe.adapters.names import number
 from loraprobe.composition.layers import input_of
 from loraprobe.scoring import ModelScorer, read_texts
 

@@ -169,7 +169,9 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     """
     file, path, source = adapter.weights_file, adapter.source.path, adapter.source
     lower = [[one.sha256, dict(one.config)] for one in adapter.below]
-    key = key_of(__version__, adapter.sha256, dict(adapter.config), *lower)
+    parts = (__version__, adapter.sha256, dict(adapter.config), *lower)
+    text = json.dumps(parts, sort_keys=True, default=str)
+    key = hashlib.sha256(text.encode()).hexdigest()
     reading = Reading.stored(key)
     if reading is None:
         reading = Reading.of(adapter)
@@ -240,22 +242,27 @@ class Reading:
     def stored(cls, key: str) -> Reading | None:
         """The stored reading of that key; None if there is none or it is damaged."""
         try:
-            held = dict(stored(key))
+            held = json.loads((cache_directory() / READINGS / f"{key}.json").read_bytes())
             if held["numbers"] is not None:
                 data = base64.b64decode(held["numbers"], validate=True)
                 held["numbers"] = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
                 if len(held["numbers"]) != NUMBERS or not np.isfinite(held["numbers"]).all():
                     return None
             return cls(**held | {"largest": tuple(held["largest"])})
-        except (KeyError, TypeError, ValueError):
+        except (OSError, KeyError, TypeError, ValueError, RecursionError):
             return None
 
     def store(self, key: str) -> None:
-        """Stores it as JSON, with the numbers of the sketch as base64 of float16."""
+        """Stores it as JSON, with the numbers of the sketch as base64 of float16.
+
+        It is stored whole or not at all; a cache that cannot be written is no error.
+        """
         numbers = None
         if self.numbers is not None:
             numbers = base64.b64encode(self.numbers.astype("<f2").tobytes()).decode()
-        store(key, vars(self) | {"numbers": numbers})
+        place = cache_directory() / READINGS / f"{key}.json"
+        with contextlib.suppress(OutputError), staged_file(place) as file:
+            file.write_text(json.dumps(vars(self) | {"numbers": numbers}), encoding="utf-8")
 
     def issues(self, adapter: Adapter) -> Sequence[Issue]:
         """What the tensors of the adapter are, as findings."""
@@ -263,27 +270,3 @@ class Reading:
         checks.not_finite, checks.without_effect = [self.not_finite], [self.without_effect]
         checks.largest = [self.largest]
         return list(content_issues(checks))
-
-
-def key_of(*parts: Any) -> str:
-    """The hash of all that something stored depends on, as JSON holds it."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def stored(key: str) -> Mapping[str, Any]:
-    """What is stored under a key; nothing if it is not there or cannot be read."""
-    with contextlib.suppress(OSError, ValueError, RecursionError):
-        found = json.loads(_place(key).read_bytes())
-        if isinstance(found, dict):
-            return found
-    return {}
-
-
-def store(key: str, reading: Mapping[str, Any]) -> None:
-    """Stores a reading, whole or not at all; a cache that cannot be written is no error."""
-    with contextlib.suppress(OutputError), staged_file(_place(key)) as file:
-        file.write_text(json.dumps(reading), encoding="utf-8")
-
-
-def _place(key: str) -> Path:
-    return cache_directory() / READINGS / f"{key}.json"

@@ -13,7 +13,6 @@ from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.cache import cache_directory
-from loraprobe.compatibility import contents
 from loraprobe.library import arranged, fitted, read_library, reading
 
 WEIGHTS = "adapter_model.safetensors"
@@ -100,8 +99,7 @@ def test_nothing_private_is_told(library):
 
 def test_a_second_run_reads_no_tensor(library, monkeypatch):
     first = read(library)
-    for room in (reading, contents):
-        monkeypatch.delattr(room, "gram_matrices")
+    monkeypatch.delattr(reading, "gram_matrices")
     again = read(library)
     assert again.library == first.library and np.array_equal(again.cosines, first.cosines)
 
@@ -131,16 +129,6 @@ def test_a_cache_that_cannot_be_written_is_no_error(library, monkeypatch, tmp_pa
     monkeypatch.setenv("LORAPROBE_CACHE", str(tmp_path / "file"))
     (found,) = read_library([str(library / "good-0")])
     assert found.usable
-
-
-def test_a_damaged_stored_comparison_is_made_again(library):
-    whole = read(library).library
-    files = [*(cache_directory() / "library").glob("*.json")]
-    compared = [file for file in files if "cosine" in file.read_text()]
-    assert compared
-    for file in compared:
-        file.write_text('{"cosine": "near"}')
-    assert read(library).library == whole
 
 
 def test_an_interrupted_run_goes_on_where_it_was(library, monkeypatch):

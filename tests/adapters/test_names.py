@@ -2,7 +2,7 @@
 
 import pytest
 
-from loraprobe.adapters.base_names import public_name
+from loraprobe.adapters.names import public_name
 
 CACHE = "/home/alice/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/0123abc"
 

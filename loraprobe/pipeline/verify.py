@@ -10,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import re
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import chain, islice, zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +53,6 @@ from loraprobe.untrusted import check_link
 IGNORED = frozenset({".git", ".gitattributes", ".cache", ".eval_results"})
 FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of a card, beside KEY
 LEVELS = 3  # folders below a root in which sources are looked for
-LOOKED_AT = 1000  # folders of one level
 HASHED = 100  # adapters whose weights are hashed for one source
 # How far tensors of a dtype may differ, relative to their size. The same machine gives the same
 # bits; another library of linear algebra adds numbers in another order, and may give singular
@@ -66,8 +64,8 @@ TOLERANCES = {
     torch.float16: 2e-3,
     torch.bfloat16: 1.2e-2,
 }
-FLOOR = 1e-12  # of a whole, where a part of it is zero but for the rounding of float64
-FLOOR32 = 1e-6  # and of float32, in which a change is added to a full model
+FLOOR = 1e-12  # of a module, where a part of it is zero but for the rounding of float64
+FLOOR32 = 1e-6  # and of a tensor, for that of float32, in which a change is added to a full model
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
@@ -89,14 +87,15 @@ def verify(
         raise AdapterError(f"There is no directory {place}; check the path.")
     record = read_provenance(place)
     given = with_below([hub.load(one) for one in sources])
-    found, checks = list[Adapter | None](), list[Check]()
-    parts = [(one, *one.below) for one in (*record.sources, *record.subtract)]
-    wanted = {part.sha256 for each in parts for part in each}
-    for each in parts:
-        (adapter, check), *lower = [_source(part, place, given, wanted) for part in each]
-        checks += [check, *(other for _, other in lower)]
-        under = [held for held, _ in lower if held is not None]
-        found.append(adapter and _standing(adapter, under))
+    adapters, checks = list[Adapter](), list[Check]()
+    for recorded in (*record.sources, *record.subtract):
+        found = []
+        for one in (recorded, *recorded.below):
+            adapter, check = _source(one, place, given)
+            checks.append(check)
+            found += [adapter] if adapter else []
+        if found:
+            adapters.append(_standing(found[0], found[1:]))
     opened: Base | None = None
     if record.base is not None:
         opened, check = _base(record.base, place, base)
@@ -104,11 +103,9 @@ def verify(
     if all(check.passed for check in checks):
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
-            adapters = [one for one in found if one is not None]
             try:
-                checks += _compared(
-                    place, again, record, _make_again(record, adapters, opened, again)
-                )
+                written = _make_again(record, adapters, opened, again)
+                checks += _compared(place, again, record, written)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
     return ShownVerification(str(directory), tuple(checks), tuple(sources), base)
@@ -197,7 +194,7 @@ def _make_again(
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
-    if isinstance(made, Merged) and _is_full(record):
+    if isinstance(made, Merged) and isinstance(record, MergeRecord) and record.full_model:
         target.mkdir()
         for name in write_full_model(made, target, Rounding()):
             yield name
@@ -205,10 +202,6 @@ def _make_again(
         return
     made.save(target)
     yield from sorted(str(f.relative_to(target)) for f in target.rglob("*") if f.is_file())
-
-
-def _is_full(record: CardRecord) -> bool:
-    return isinstance(record, MergeRecord) and record.full_model
 
 
 def _compared(place: Path, again: Path, record: CardRecord, names: Iterable[str]) -> list[Check]:
@@ -221,7 +214,11 @@ def _compared(place: Path, again: Path, record: CardRecord, names: Iterable[str]
             problem = str(error).rstrip(".")
         told = problem or ("Its text is not checked" if name == CARD else "The same")
         checks.append(Check(name, not problem, f"{told}."))
-    return [Check("files", *_no_others(place, {check.name for check in checks})), *checks]
+    try:
+        exact, message = _no_others(place, {check.name for check in checks})
+    except AdapterError as error:
+        exact, message = False, str(error)
+    return [Check("files", exact, message), *checks]
 
 
 def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
@@ -229,22 +226,18 @@ def _no_others(place: Path, expected: set[str]) -> tuple[bool, str]:
 
     A link to a folder and an empty folder count as files; those of git are left out.
     """
-    held = {
-        str(path.relative_to(place)): path
-        for path in sorted(place.rglob("*"))
-        if path.relative_to(place).parts[0] not in IGNORED
-        and (path.is_symlink() or not path.is_dir() or not any(path.iterdir()))
-    }
-    if others := held.keys() - expected:
+    held = set[str]()
+    for path in place.rglob("*"):
+        name = path.relative_to(place)
+        is_file = path.is_symlink() or not path.is_dir() or not any(path.iterdir())
+        if is_file and name.parts[0] not in IGNORED:
+            check_link(path, place.name, AdapterError)
+            held.add(str(name))
+    if others := held - expected:
         other = min(others)
         return False, f"{other} does not belong to it; peft, transformers or a person may load it."
-    if lost := expected - held.keys():
+    if lost := expected - held:
         return False, f"{min(lost)} is missing."
-    try:
-        for path in held.values():
-            check_link(path, place.name, AdapterError)
-    except AdapterError as error:
-        return False, str(error)
     return True, f"{len(expected)} files, and no others."
 
 
@@ -254,7 +247,7 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     if not found.is_file():
         return "It is missing"
     if name.endswith(".safetensors"):
-        return difference_of_tensors(found, wanted, FLOOR32 if _is_full(record) else FLOOR)
+        return difference_of_tensors(found, wanted)
     if name == CARD:
         return _different_line(*map(_card_text, (place, again)))
     if name != FILE and found.read_bytes() == wanted.read_bytes():  # which need not be a text
@@ -299,115 +292,112 @@ def _different_line(found: str, wanted: str) -> str | None:
     return None
 
 
-def difference_of_tensors(found: Path, wanted: Path, floor: float = FLOOR) -> str | None:
+def difference_of_tensors(found: Path, wanted: Path) -> str | None:
     """How a safetensors file differs from another beyond TOLERANCES; None if it does not.
 
-    floor: what of a sum of cancelling numbers is rounding, as a share of the largest number.
     Factors are compared by their products, with the config beside each file. Raises AdapterError
     for a file that cannot be read.
     """
     ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
     if ours.metadata != theirs.metadata:
         return "Its header holds other texts"
-    for key in sorted(theirs.shapes.keys() | ours.shapes.keys()):
-        if key not in theirs.shapes:
-            return f"{key} is in it and would not be written"
-        if key not in ours.shapes:
-            return f"{key} is missing"
-        one, other = ((file.shapes[key], file.dtypes[key]) for file in (ours, theirs))
-        if one != other:
-            return f"{key} is {list(one[0])} in {one[1]} instead of {list(other[0])} in {other[1]}"
+    held, expected = ({k: (f.shapes[k], f.dtypes[k]) for k in f.shapes} for f in (ours, theirs))
+    for key in sorted(held.keys() | expected.keys()):
+        if held.get(key) != expected.get(key):
+            return f"{key} is missing, does not belong to it, or has another shape or dtype"
     differing = [k for k in theirs.shapes if not torch.equal(ours.read(k), theirs.read(k))]
     if any(map(FACTOR.search, differing)):
         made, again = read_adapter(found.parent), read_adapter(wanted.parent)
         for path, update in again.modules.items():
-            if problem := different_product(made.modules[path], update):
-                return f"The delta of {path} differs {problem}"
+            if not same_product(made.modules[path], update):
+                return f"The delta of {path} differs by more than rounding"
     for key in differing:
         if not FACTOR.search(key):
             tensor, rewritten = ours.read(key).double(), theirs.read(key)
             close, size = TOLERANCES.get(rewritten.dtype, 0.0), rewritten.double().abs()
-            allowed = close * size + min(close, floor) * size.max()
+            allowed = close * size + min(close, FLOOR32) * size.max()
             if not bool(((tensor - rewritten.double()).abs() <= allowed).all()):
                 return f"{key} differs by more than rounding"
     return None
 
 
-def different_product(found: LowRank, wanted: LowRank) -> str:
-    """Where B A of two updates differs by more than the tolerance; "" if it does not.
+def same_product(found: LowRank, wanted: LowRank) -> bool:
+    """Whether B A of two updates are equal up to the tolerance.
 
-    The whole product and each of its rows and columns are compared, in which one changed number
-    cannot hide, and the norm of each factor, which could overflow in another split of the product.
-    Each is relative to its size if the rows of A and the columns of B were orthogonal. The product
-    is not formed: a QR of the other factor gives its lengths.
+    Each row and each column of the product is compared, in which one changed number cannot hide,
+    and the norm of A, which could overflow in another split of the product. Each is relative to its
+    size if the rows of A and the columns of B were orthogonal. The product is not formed: a QR of
+    the other factor gives its lengths.
     """
-    close, tiny = TOLERANCES[wanted.A.dtype], torch.finfo(wanted.A.dtype).tiny
     A, B, A2, B2 = (t.double() for t in (found.A, found.B, wanted.A, wanted.B))
-    a, b = (factor.abs().clamp_min(tiny).square() for factor in (A2, B2))
+    a, b = A2.square(), B2.square()
     left, right = torch.cat([B, -B2], dim=1), torch.cat([A, A2])
-    rows = (left @ torch.linalg.qr(right.mT, mode="r").R.mT).norm(dim=1)
-    columns = (torch.linalg.qr(left, mode="r").R @ right).norm(dim=0)
-    whole = b.sum(0) @ a.sum(1)
-    compared = {
-        "in the norm of A": ((A.norm() - A2.norm()).abs(), a.sum()),
-        "in the norm of B": ((B.norm() - B2.norm()).abs(), b.sum()),
-        "as a whole": (rows.norm(), whole),
-        "in a row": (rows, b @ a.sum(1)),
-        "in a column": (columns, b.sum(0) @ a),
-    }
-    for where, (apart, squared) in compared.items():
-        size = squared.sqrt()
-        if not (apart <= close * size + FLOOR * whole.sqrt()).all():
-            share = float((apart / size).nan_to_num(0.0).max())
-            return f"{where} by {share:.1e} of its size (allowed {close:.1e})"
-    return ""
+    compared = (
+        (A.norm() - A2.norm(), a.sum()),
+        ((left @ torch.linalg.qr(right.mT, mode="r").R.mT).norm(dim=1), b @ a.sum(1)),
+        ((torch.linalg.qr(left, mode="r").R @ right).norm(dim=0), b.sum(0) @ a),
+    )
+    close, least = TOLERANCES[wanted.A.dtype], FLOOR * (b.sum(0) @ a.sum(1)).sqrt()
+    return all(
+        bool((apart.abs() <= close * square.sqrt() + least).all()) for apart, square in compared
+    )
 
 
 def _source(
-    record: BelowRecord, place: Path, given: Sequence[Adapter], wanted: Collection[str]
+    record: BelowRecord, place: Path, given: Sequence[Adapter]
 ) -> tuple[Adapter | None, Check]:
     """The source that the card of `place` records, or None, and the check of its sha256.
 
     It is looked for among the adapters that the user gave, then at its commit on the Hub, or
-    without one below the folder of `place` and the working directory. wanted: the sha256 of all
-    sources; an adapter that is another source is not asked.
+    without one below the folder of `place` and the working directory.
     """
-    label, hashed, told = f"source {record.name}", f"sha256 {record.sha256[:12]}...", ""
-    others = set(wanted) - {record.sha256}
-    first = given = [adapter for adapter in given if adapter.sha256 not in others]
-    if record.commit and all(adapter.sha256 != record.sha256 for adapter in given):
-        try:
-            first = [*given, hub.load(_pinned(record.reference, record.commit))]
-        except LoraprobeError as error:
-            told = f" {error}"
-    for adapter in chain(first, () if record.commit else _nearby(record.reference, place)):
-        if adapter.sha256 == record.sha256:
-            source = Source(record.reference, adapter.source.path, record.commit)
-            check = Check(label, True, f"{record.reference}: {hashed}")
-            return replace(adapter.renamed(record.name), source=source), check
-        if record.commit and adapter.source.commit == record.commit:
-            message = f"{record.reference} holds other weights at its commit than {hashed}."
-            return None, Check(label, False, message)
-        if adapter in given or adapter.source.public == record.reference:
-            told = told or f" {adapter.source.reference} holds other weights."
-    return None, Check(label, None, f"{record.reference} ({hashed}) was not found.{told}")
+    label, hashed = f"source {record.name}", f"sha256 {record.sha256[:12]}..."
+    missing = f"{record.reference} ({hashed}) was not found."
+    try:
+        among = chain(given, _candidates(record, place))
+        adapter = next((one for one in among if one.sha256 == record.sha256), None)
+    except LoraprobeError as error:
+        return None, Check(label, None, f"{missing} {error}")
+    if adapter is None and record.commit:
+        other = f"{record.reference} holds other weights at its commit than {hashed}."
+        return None, Check(label, False, other)
+    if adapter is None:
+        return None, Check(label, None, missing)
+    source = Source(record.reference, adapter.source.path, record.commit)
+    check = Check(label, True, f"{record.reference}: {hashed}")
+    return replace(adapter.renamed(record.name), source=source), check
+
+
+def _candidates(record: BelowRecord, place: Path) -> Iterator[Adapter]:
+    """The adapter of a commit, or those near a place, first those of the recorded name.
+
+    Copies of the sources in the place itself prove nothing and are left out.
+    """
+    if record.commit:
+        yield hub.load(_pinned(record.reference, record.commit))
+        return
+    inside, folders = place.resolve(), _folders_with(CONFIG, place)
+    folders.sort(key=lambda folder: folder.name != record.reference)
+    for folder in folders[:HASHED]:
+        with contextlib.suppress(LoraprobeError, OSError):
+            if not folder.resolve(strict=True).is_relative_to(inside):
+                yield hub.load(folder)
 
 
 def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | None, Check]:
     """The base that the card records: `given`, else its commit, else a folder of its name."""
-    candidates: Iterator[Base]
-    if given is not None or record.commit is not None:
-        reference = given or _pinned(record.reference, record.commit or "")
-        try:
-            candidates = iter([base_of(reference, ())])
-        except LoraprobeError as error:
-            if given is not None:
-                raise
-            return None, Check("base", None, str(error))
-    else:
-        named = (one for one in _folders(place) if one.name == record.reference)
-        candidates = _opened(open_base, named)
+    reference = given or (record.commit and _pinned(record.reference, record.commit))
     told = f"The base that was used ({record.reference}) was not found."
+    try:
+        if reference:
+            candidates = [base_of(reference, ())]
+        else:
+            folders = _folders_with("config.json", place)
+            candidates = [open_base(one) for one in folders if one.name == record.reference]
+    except LoraprobeError as error:
+        if given is not None:
+            raise
+        return None, Check("base", None, f"{told} {error}")
     for found in candidates:
         if not record.sha256 or found.sha256 == record.sha256:
             weights = f"sha256 {found.sha256[:12]}..." if record.sha256 else "not hashed"
@@ -417,41 +407,17 @@ def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | No
     return None, Check("base", None, told)
 
 
-def _nearby(name: str, place: Path) -> Iterator[Adapter]:
-    """Adapters below the folder of `place` and the working directory, those of this name first."""
-    inside, held = place.resolve(), []
-    for folder in _folders(place):
-        with contextlib.suppress(OSError):  # a folder of /proc may be gone by now
-            holds = os.path.isfile(folder / CONFIG)  # False if unreadable
-            if holds and not folder.resolve(strict=True).is_relative_to(inside):
-                held.append(folder)
-    yield from islice(_opened(hub.load, sorted(held, key=lambda one: one.name != name)), HASHED)
+def _folders_with(name: str, place: Path) -> list[Path]:
+    """The folders with a file of this name in the folder of a place and in the working directory.
 
-
-def _opened(read: Any, places: Iterable[Path]) -> Iterator[Any]:
-    """What can be read of the places."""
-    for place in places:
-        try:
-            yield read(place)
-        except (LoraprobeError, OSError):
-            continue
-
-
-def _folders(place: Path) -> Iterator[Path]:
-    """The folder of a place, the working directory, and three levels of folders below each."""
-    seen = set[Path]()
+    Three levels of folders below each are seen; what cannot be listed is left out.
+    """
+    folders = list[Path]()
     for root in (place.resolve().parent, Path.cwd()):
-        level = [root]
-        for _ in range(LEVELS + 1):
-            yield from (one for one in level if one not in seen)
-            seen.update(level)
-            level = sorted(islice(chain.from_iterable(map(_below, level)), LOOKED_AT))
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    """The folders in a folder; those of a process that ends, in /proc, cannot be listed."""
-    with contextlib.suppress(OSError):
-        yield from folder.glob("[!.]*/")
+        for depth in range(LEVELS + 1):
+            with contextlib.suppress(OSError):
+                folders += [file.parent for file in root.glob("[!.]*/" * depth + name)]
+    return list(dict.fromkeys(folders))
 
 
 def _pinned(reference: str, commit: str) -> str:

@@ -1,6 +1,5 @@
 """A merged directory is read back before it appears, and verified against its card later."""
 
-import errno
 import json
 import os
 import shutil
@@ -17,7 +16,7 @@ from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
-from loraprobe.pipeline.verify import TOLERANCES, different_product
+from loraprobe.pipeline.verify import TOLERANCES, same_product
 from loraprobe.report.cards import MergeRecord
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -154,21 +153,20 @@ def test_a_change_of_twice_the_tolerance_is_caught(copied, dtype):
 
 
 @pytest.mark.parametrize(
-    ("factor", "where", "tolerances", "caught"),
+    ("factor", "where", "tolerances", "same"),
     [
-        ("B", ..., 2, "in the norm of B"),
-        ("B", (slice(None), 0), 1, ""),  # 0.7 of the tolerance in every row
-        ("B", 0, 2, "in a row"),  # a quarter of the tolerance in the whole module
-        ("A", (slice(None), 0), 2, "in a column"),
+        ("B", ..., 2, False),
+        ("B", (slice(None), 0), 1, True),  # 0.7 of the tolerance in every row
+        ("B", 0, 2, False),  # a row; a quarter of the tolerance in the whole module
+        ("A", (slice(None), 0), 2, False),  # a column
     ],
 )
-def test_module_rows_and_columns_are_each_compared(factor, where, tolerances, caught):
+def test_rows_and_columns_are_each_compared(factor, where, tolerances, same):
     """Factors of ones, 64 x 2 x 64, compared with those in which some are larger."""
     again = {"A": torch.ones(2, 64), "B": torch.ones(64, 2)}
     found = {name: tensor.clone() for name, tensor in again.items()}
     found[factor][where] += tolerances * TOLERANCES[torch.float32]
-    told = different_product(LowRank(**found), LowRank(**again))
-    assert told.startswith(caught) and bool(told) == bool(caught)
+    assert same_product(LowRank(**found), LowRank(**again)) is same
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -178,7 +176,7 @@ def test_one_doubled_number_of_a_large_module_is_caught(dtype):
     B = torch.randn(2048, 64, generator=generator).to(dtype)
     changed = A.clone()
     changed[3, 1000] = 2 * A[3].abs().mean()
-    assert different_product(LowRank(changed, B), LowRank(A, B))
+    assert not same_product(LowRank(changed, B), LowRank(A, B))
 
 
 def turned(tensors):
@@ -213,7 +211,7 @@ def test_another_order_of_sums_is_close(name, dtype):
     ]
     one, other = (merge(adapters, name) for adapters in (pair, list(map(reverse, pair))))
     for path, update in one.adapter.modules.items():
-        assert not different_product(other.adapter.modules[path], update)
+        assert same_product(other.adapter.modules[path], update)
 
 
 def mirrored(tensors):
@@ -312,21 +310,6 @@ def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
     assert [source["sha256"] for source in told["sources"]] == [
         read_adapter(place).sha256 for place in pair
     ]
-
-
-def test_a_folder_that_cannot_be_listed_is_no_source(pair, tmp_path, monkeypatch):
-    """As one of a process that ends, in /proc."""
-    out = merged(pair, tmp_path)
-    (tmp_path / "aaa").mkdir()
-    glob = Path.glob
-
-    def refused(self: Path, pattern: str):
-        if self.name == "aaa":
-            raise OSError(errno.EINVAL, "Invalid argument")
-        return glob(self, pattern)
-
-    monkeypatch.setattr(Path, "glob", refused)
-    assert failed(out) == []
 
 
 def test_a_folder_that_disappears_meanwhile_is_no_source(pair, tmp_path, monkeypatch):

@@ -13,26 +13,20 @@ beforehand.
 
 There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
 bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
-*parameter* experts (stacked parameters of MoE layers) have the files `scaled`, `full` and
-`parameters`; token routers refuse the last two. Token routers use the stored s B A of a scaled
-expert without its scale, so that they route in the same way on every base.
+*parameter* experts (stacked parameters of MoE layers) have the files `scaled` and `parameters`;
+token routers refuse the last two. Token routers use the stored s B A of a scaled expert without its
+scale, so that they route in the same way on every base.
 
 The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
 and the result is cast to the dtype of the layer's output. A float64 model uses float64.
 
 An expert that lacks a module adds nothing there. Constant gates treat it as a zero delta; token
 routers share its gate among the experts that are present. Embeddings have no input vector for a
-token router, so they get constant gates of one over the number of experts present. Convolutions get
-the same, because their positions are not tokens. A tied embedding is adapted only as an embedding
-and not as the head, as in peft's forward pass (peft's merged model changes both).
+token router, so they get constant gates of one over the number of experts present. A tied embedding
+is adapted only as an embedding and not as the head, as in peft's forward pass (peft's merged model
+changes both).
 """
 
-from loraprobe.composition.composition import (
-    Composition,
-    aligned_to,
-    composed,
-    prepared,
-    watched,
-)
-from loraprobe.composition.router import LearnableGates, Router, TokenGates
+from loraprobe.composition.composition import aligned_to, composed, prepared, watched
+from loraprobe.composition.router import Composition, LearnableGates, Router, TokenGates
 from loraprobe.composition.scaled import change_norm

@@ -1,4 +1,4 @@
-"""A composition: experts and a router, and how they are put into a model and taken out again.
+"""How a composition is put into a model and taken out again.
 
 Adapters below the experts (`adapters.stack`) enter the model with them, at gate 1.
 Experts are fitted to the model first: fused layouts are converted, and kind and shape of all
@@ -12,19 +12,18 @@ import functools
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, Extra, LayerKind, below, copied_weight, same_weight
+from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
 from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
 from loraprobe.composition.forward_pass import following_passes
-from loraprobe.composition.full import replaced
 from loraprobe.composition.layers import (
     ComposedLayer,
     GateObserver,
@@ -32,11 +31,10 @@ from loraprobe.composition.layers import (
     input_of,
     layer_hook,
 )
-from loraprobe.composition.parameters import added_to_parameters, checked_places
-from loraprobe.composition.router import GatesAndOnes, Router
-from loraprobe.composition.weights import device_of, fingerprint
+from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
+from loraprobe.composition.router import Composition
+from loraprobe.composition.scaled import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
-from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 
 PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
@@ -49,65 +47,6 @@ _SAME_COPY: Any = weakref.WeakKeyDictionary()  # model -> set of adapters
 _PREPARED: Any = weakref.WeakKeyDictionary()  # composition -> dtype -> (base weights, layers)
 
 InputObserver = Callable[[str, Tensor, Tensor], None]
-
-
-@dataclass(frozen=True)
-class Composition:
-    """Experts and the router that gives them gates. No experts: the base model as it is."""
-
-    name: str
-    experts: tuple[Adapter, ...]
-    router: Router
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experts", tuple(self.experts))
-        self.router.check(len(self.experts))
-
-    def __repr__(self) -> str:
-        experts = shortly(expert.name for expert in self.experts) or "no adapter"
-        return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
-
-    def into(self, model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-        """The same as composed(model, self)."""
-        return composed(model, self)
-
-    @property
-    def flat(self) -> Composition:
-        """What runs: the experts, then the adapters below them as further experts of gate 1."""
-        return self._with_below if any(expert.below for expert in self.experts) else self
-
-    @functools.cached_property
-    def _with_below(self) -> Composition:
-        experts = (replace(expert, below=()) for expert in self.experts)
-        router = GatesAndOnes(self.router, len(self.experts))
-        return Composition(self.name, (*experts, *below(self.experts)), router)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The modules that at least one expert adapts, in the experts' order."""
-        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
-
-    def notes(self) -> tuple[str, ...]:
-        """Notes for a report on gates that differ from the router's formula."""
-        if self.router.constant or not self.experts:
-            return ()
-        notes = []
-        partial = [p for p in self.paths if any(p not in e.modules for e in self.experts)]
-        if partial:
-            notes.append(
-                f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
-                f"{partial[0]}) are adapted by some experts only; there the gates are "
-                "shared among those."
-            )
-        kinds = {path: info.kind for e in self.experts for path, info in e.layout.items()}
-        for kind, noun in (("embedding", "embeddings"), ("convolution", "convolutions")):
-            paths = [path for path in self.paths if kinds[path] == kind]
-            if paths:
-                notes.append(
-                    f"{self.name}: {noun} ({', '.join(paths)}) have no input to route by "
-                    "and get equal constant gates."
-                )
-        return tuple(notes)
 
 
 @contextlib.contextmanager
@@ -134,11 +73,9 @@ def composed(
             "all adapters into one composition."
         )
     check_model(model)
-    if observe is not None and composition.flat is not composition:
-        observe = functools.partial(_observe_first, observe, len(composition.experts))
     composition = on_layout_of(model, composition.flat)
     targets = checked_targets(model, composition.experts)
-    parameters = checked_places(model, composition.experts, composition.router)
+    parameters = checked_places(model, composition)
     changed = [*targets.values(), *(place.module for place in parameters.values())]
     weights = [weight for module in changed for weight in module.parameters(recurse=False)]
     # peft, too, converts 16-bit factors to float32.
@@ -158,16 +95,8 @@ def composed(
             undo.enter_context(following_passes(model))
         # Last, because scaled experts need a layer's own output without other changes.
         scaled = frozenset(layer.path for layer in others if layer.ratio is not None)
-        undo.enter_context(replaced(model, composition.experts, composition.router, scaled))
+        undo.enter_context(replaced(model, composition, scaled))
         yield model
-
-
-def _observe_first(
-    observe: GateObserver, n: int, path: str, present: Sequence[int], gates: Tensor
-) -> None:
-    """Shows an observer the gates of the first n experts only."""
-    own = [i for i in present if i < n]
-    observe(path, own, gates[..., : len(own)])
 
 
 @contextlib.contextmanager
@@ -221,10 +150,7 @@ def prepared(
     if dtype not in known or known[dtype][0] != mark:
         known.pop(dtype, None)  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
-            made = (
-                composed_layer(composition.experts, composition.router, path, dtype, model)
-                for path in composition.paths
-            )
+            made = (composed_layer(composition, path, dtype, model) for path in composition.paths)
             known[dtype] = mark, tuple(layer for layer in made if layer is not None)
         sizes = {
             other: sum(layer.nbytes for _, layers in kept.values() for layer in layers)
@@ -323,27 +249,18 @@ def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Modul
             f"Module {path} already carries a peft adapter; pass the plain base model."
         )
     kind, shape = _geometry(module)
-    kernel = tuple(getattr(module, "kernel_size", ()))
-    plain = {"groups": 1, "dilation": (1,) * len(kernel), "padding_mode": "zeros"}
-    for option, value in plain.items() if kind == "convolution" else ():
-        if getattr(module, option) != value:
-            raise UnsupportedAdapter(
-                f"Adapter {present[0].name} changes {path}, a convolution with {option} other than "
-                f"{value!r}, which peft's factors do not support; use an adapter that leaves it "
-                "out."
-            )
     for expert in present:
         name, info = expert.name, expert.modules.info(path)
+        if kind is None and info.kind == "convolution":
+            raise UnsupportedAdapter(
+                f"Adapter {name} changes {path}, a convolution, which a composition does not run; "
+                "use an adapter that leaves it out, or merge (which keeps it)."
+            )
         if kind != ("linear" if info.kind == "conv1d" else info.kind):
             article = "an" if info.kind[0] in "aeiou" else "a"
             raise CompatibilityError(
                 f"Adapter {name} treats {path} as {article} {info.kind} layer, but in the model "
                 f"it is a {type(module).__name__}."
-            )
-        if info.kernel and info.kernel != kernel:
-            raise CompatibilityError(
-                f"Adapter {name} fits {path} with a kernel of {list(info.kernel)}, but the model's "
-                f"has {list(kernel)}; it was trained on another base model."
             )
         if shape != (info.in_features, info.out_features):
             raise CompatibilityError(
@@ -369,9 +286,6 @@ def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
     for kind, inputs, outputs in names:
         if hasattr(module, inputs) and hasattr(module, outputs):
             return kind, (int(getattr(module, inputs)), int(getattr(module, outputs)))
-    if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        columns = module.in_channels // module.groups * math.prod(module.kernel_size)
-        return "convolution", (columns, module.out_channels)
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         return "linear", (module.weight.shape[0], module.weight.shape[1])
     return None, (0, 0)

@@ -4,8 +4,8 @@ Gates that depend on one token only do not use this module. Gates of a whole pro
 `current_pass()` for information that a single module does not have: which tokens are padding,
 whether a sequence begins or continues, and which scores were already decided.
 
-The model's head receives only the tokens whose logits are needed. It therefore decides by the last
-token of a prompt, which it always receives.
+The model's head receives only the tokens whose logits are needed, so gates of a whole prompt are
+refused where an expert adapts it.
 
 A sequence begins with a pass without a cache and continues while that cache grows. Without a cache
 every pass begins new sequences. The arguments of forward() do not say where each row's prompt ends,
@@ -37,8 +37,7 @@ class Pass:
     sequences start in this pass. follows: [rows], the row of the sequences' first pass that each
     row continues; None if the rows are the same. decided: module path -> scores [rows, ..., k] by
     which the module decided for these sequences. problem: why the rows are unknown, "" if they are
-    known. heads: paths of the model's head. kept: positions of the tokens that the head receives;
-    None for all.
+    known.
     """
 
     rows: int
@@ -48,17 +47,12 @@ class Pass:
     decided: dict[str, Tensor]
     follows: Tensor | None = None
     problem: str = ""
-    heads: frozenset[str] = frozenset()
-    kept: Tensor | None = None
 
     def over_prompt(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
         """Means over the prompts' tokens: [rows, ...] of scores [*leading, ...].
 
-        leading: (rows, tokens), or their product if the rows are flattened. For a head the result
-        holds the scores of each prompt's last token.
+        leading: (rows, tokens), or their product if the rows are flattened.
         """
-        if path in self.heads:
-            return self._at_prompts_end(scores, leading, path)
         if math.prod(leading) != self.rows * self.tokens or leading[0] % self.rows:
             raise UsageError(
                 f"Module {path} has an input of shape {tuple(leading)}, which does not fit "
@@ -73,22 +67,6 @@ class Pass:
         ones = (1,) * len(rest)
         kept = scores * counted.reshape(*counted.shape, *ones)
         return kept.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
-
-    def _at_prompts_end(self, scores: Tensor, leading: Sequence[int], path: str) -> Tensor:
-        """[rows, ...] of scores [rows, tokens that the head receives, ...]."""
-        every = torch.arange(self.tokens)
-        shown = every if self.kept is None or leading[-1] == self.tokens else self.kept.cpu()
-        last = torch.full((self.rows,), self.tokens - 1)
-        if self.prompt is not None:
-            last = (self.prompt.cpu() * every).amax(1)
-        there = shown == last[:, None]
-        if tuple(leading) != (self.rows, len(shown)) or not bool(there.any(1).all()):
-            raise UsageError(
-                f"The head {path} does not receive the last token of every prompt, so it cannot "
-                "decide for whole prompts; use per=token."
-            )
-        index = there.int().argmax(1).to(scores.device)
-        return scores[torch.arange(self.rows, device=scores.device), index]
 
     def of_rows(self, scores: Tensor) -> Tensor:
         """Scores [rows, ...] of the sequences' first pass, in the order of this pass's rows."""
@@ -164,10 +142,6 @@ class SequenceTracker:
 
     def __init__(self, model: nn.Module) -> None:
         self.names = list(inspect.signature(model.forward).parameters)
-        find: Any = getattr(model, "get_output_embeddings", None)
-        head = None if find is None else find()
-        found = (name for name, module in model.named_modules() if module is head)
-        self.heads = frozenset(found if head is not None else ())
         self.decided: dict[str, Tensor] = {}
         self.rows = self.seen = 0
         self.cache: weakref.ref[Any] | None = None
@@ -194,8 +168,7 @@ class SequenceTracker:
             prompt, problem = _prompt(given.get("attention_mask"), rows, tokens)
             self.decided, self.rows, self.seen = {}, rows, tokens
             self.cache = None if cache is None else weakref.ref(cache)
-            kept = _kept(given.get("logits_to_keep", 0), tokens)
-            return Pass(rows, tokens, prompt, True, self.decided, None, problem, self.heads, kept)
+            return Pass(rows, tokens, prompt, True, self.decided, None, problem)
         _, known = _ROWS.get()
         follows, problem = None, ""  # the rows that are continued, if the caller gave them
         same = self.cache() is cache if self.cache is not None else past == self.seen
@@ -212,13 +185,6 @@ class SequenceTracker:
         if follows is None:
             self.seen = past + tokens
         return Pass(rows, tokens, None, False, self.decided, follows, problem)
-
-
-def _kept(wanted: int | Tensor | None, tokens: int) -> Tensor | None:
-    """The positions whose logits are computed; None for all."""
-    if isinstance(wanted, Tensor):
-        return wanted
-    return torch.arange(tokens)[-wanted:] if wanted else None
 
 
 def _length(cache: Any) -> int:

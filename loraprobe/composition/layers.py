@@ -11,9 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
-from loraprobe.composition.router import Router, TokenGates
-from loraprobe.composition.scaled import scaled
-from loraprobe.composition.weights import bias_of
+from loraprobe.composition.router import Composition, TokenGates
+from loraprobe.composition.scaled import bias_of, scaled
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 
@@ -24,24 +23,24 @@ GateObserver = Callable[[str, Sequence[int], Tensor], None]
 class ComposedLayer:
     """All experts of one module, concatenated.
 
-    present: the indices of the k experts among all. A: [R, in]; B: [out, R], multiplied by the
-    scaling and by constant gates. owner: [R], the expert (of k) to which each rank belongs. gates:
-    None if they are constant. offset: the sum that does not depend on the input; ratio: the factor
-    of the layer's own W0 x. Both are [out] for constant gates, else [k, out], or None if no expert
-    has one. kernel: that of a convolution, else (). observe(path, present, gates) is called with
-    the gates [..., k] of each run unless they are constant.
+    k: how many experts. routed: the indices of those to which the router gives gates. A: [R, in];
+    B: [out, R], multiplied by the scaling and by constant gates. owner: [R], the expert (of k) to
+    which each rank belongs. gates: None if they are constant. offset: the sum that does not depend
+    on the input; ratio: the factor of the layer's own W0 x. Both are [out] for constant gates, else
+    [k, out], or None if no expert has one. observe(path, routed, gates) is called with the gates of
+    the routed experts in each run unless they are constant.
     """
 
     path: str
     kind: LayerKind
-    present: tuple[int, ...]
+    k: int
+    routed: tuple[int, ...]
     A: Tensor
     B: Tensor
     owner: Tensor
     gates: TokenGates | None = None
     offset: Tensor | None = None
     ratio: Tensor | None = None
-    kernel: tuple[int, ...] = ()
     observe: GateObserver | None = None
 
     def to(self, device: torch.device) -> ComposedLayer:
@@ -52,69 +51,49 @@ class ComposedLayer:
         offset, ratio = (t if t is None else t.to(device) for t in (self.offset, self.ratio))
         return replace(self, A=A, B=B, owner=owner, offset=offset, ratio=ratio)
 
-    def delta(
-        self, x: Tensor, own: Tensor | None = None, module: nn.Module | None = None
-    ) -> Tensor:
+    def delta(self, x: Tensor, own: Tensor | None = None) -> Tensor:
         """The experts' output [..., out] for x [..., in], or for token ids [...].
 
-        own: the layer's W0 x [..., out] without its bias, which scaled experts need. module: the
-        convolution, whose stride and padding its experts use. For a convolution, x, own and the
-        result have their channels first.
+        own: the layer's W0 x [..., out] without its bias, which scaled experts need.
         """
-        h, offset, ratio = self._gated(x, module)
+        h, offset, ratio = self._gated(x)
         made = F.linear(h, self.B)
         if offset is not None:
             made = made + offset
         if ratio is not None:
             assert own is not None, f"the experts of {self.path} scale its own output"
-            own = own.movedim(-1 - len(self.kernel), -1) if self.kernel else own
             made = torch.addcmul(made, own.to(made.dtype), ratio)
-        return made.movedim(-1, -1 - len(self.kernel)) if self.kernel else made
+        return made
 
-    def added(
-        self,
-        output: Tensor,
-        x: Tensor,
-        module: nn.Module | None = None,
-        bias: Tensor | None = None,
-    ) -> Tensor:
+    def added(self, output: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """output + delta(x) in the output's dtype; computed in place if that is safe.
 
         bias: the bias that the layer's output contains. Computing in place avoids new tensors of
         the output's size, whose allocation takes longer than the product itself.
         """
         may_overwrite = (
-            self.kind in ("linear", "conv1d")
+            self.kind != "embedding"
             and (self.ratio is None or output.dtype == self.B.dtype)
             and output.is_contiguous()
             and not output.requires_grad
             and not (torch.is_grad_enabled() and (x.requires_grad or self.gates is not None))
         )
         if not may_overwrite:
-            own = None if self.ratio is None else self._without(bias, output.to(self.B.dtype))
-            return (output + self.delta(x, own, module)).to(output.dtype)
-        h, offset, ratio = self._gated(x, module)
+            own = None if self.ratio is None else _without(bias, output.to(self.B.dtype))
+            return (output + self.delta(x, own)).to(output.dtype)
+        h, offset, ratio = self._gated(x)
         if ratio is not None:  # before anything is added to the layer's own output
-            output.addcmul_(self._without(bias, output), ratio)
+            output.addcmul_(_without(bias, output), ratio)
         if output.dtype == self.B.dtype:
             output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
             return output if offset is None else output.add_(offset)
         made = F.linear(h, self.B)
         return output.add_(made if offset is None else made.add_(offset))  # rounded once
 
-    def _gated(
-        self, x: Tensor, module: nn.Module | None
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def _gated(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A x [..., R], offset and ratio [..., out] or None, each times the gates."""
         if self.kind == "embedding":
             x = h = F.embedding(x, self.A.mT)
-        elif self.kind == "convolution":
-            # [..., places, R]: A as a convolution with the layer's stride and padding
-            layer: Any = module
-            convolve = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel) - 1]
-            A = self.A.reshape(self.A.shape[0], -1, *self.kernel)
-            h = convolve(x.to(self.A.dtype), A, stride=layer.stride, padding=layer.padding)
-            x = h = h.movedim(-1 - len(self.kernel), -1)
         else:
             x = x.to(self.A.dtype)
             h = F.linear(x, self.A)
@@ -122,15 +101,10 @@ class ComposedLayer:
             return h, self.offset, self.ratio
         gates = self.gates(x)
         if self.observe is not None:
-            self.observe(self.path, self.present, gates)
+            self.observe(self.path, self.routed, gates)
+        gates = F.pad(gates, (0, self.k - len(self.routed)), value=1.0)
         offset, ratio = (None if t is None else gates @ t for t in (self.offset, self.ratio))
         return h * gates.index_select(-1, self.owner), offset, ratio
-
-    def _without(self, bias: Tensor | None, output: Tensor) -> Tensor:
-        """W0 x, from an output that includes a bias."""
-        if bias is None:
-            return output
-        return output - bias.to(output).view(-1, *(1,) * len(self.kernel))
 
     @property
     def nbytes(self) -> int:
@@ -138,24 +112,24 @@ class ComposedLayer:
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
 
+def _without(bias: Tensor | None, output: Tensor) -> Tensor:
+    """W0 x, from an output that includes a bias."""
+    return output if bias is None else output - bias.to(output)
+
+
 def composed_layer(
-    experts: Sequence[Adapter],
-    router: Router,
-    path: str,
-    dtype: torch.dtype,
-    model: nn.Module | None = None,
+    composition: Composition, path: str, dtype: torch.dtype, model: nn.Module | None = None
 ) -> ComposedLayer | None:
     """The experts that adapt one module, concatenated; None if every gate is 0.
 
     model: the base, whose weight scaled experts need.
     """
+    experts = composition.experts
     present = [i for i, expert in enumerate(experts) if path in expert.modules]
-    info = experts[present[0]].modules.info(path)
+    kind = experts[present[0]].modules.info(path).kind
+    # By the stored updates without magnitudes, so that all bases are routed alike.
     stored = [experts[i].modules[path].to(dtype=dtype) for i in present]
-    if info.kind in ("embedding", "convolution") and not router.constant:
-        gates = router.embedding_gates(path, present)
-    else:  # by the stored updates without magnitudes, so that all bases are routed alike
-        gates = router.gates(path, stored, present, len(experts))
+    gates = composition.gates(path, present, () if kind == "embedding" else stored)
     constant = gates.tolist() if isinstance(gates, Tensor) else [1.0] * len(present)
     active = [(i, u, g) for i, u, g in zip(present, stored, constant, strict=True) if g != 0]
     if not active:
@@ -166,15 +140,15 @@ def composed_layer(
     folded = isinstance(gates, Tensor)
     return ComposedLayer(
         path=path,
-        kind=info.kind,
-        present=tuple(i for i, _, _ in active),
+        kind=kind,
+        k=len(active),
+        routed=tuple(i for i, _, _ in active if i < composition.routed),
         A=torch.cat([update.A for update in updates], dim=0),
         B=torch.cat([update.B for update in updates], dim=1),
         owner=torch.repeat_interleave(torch.arange(len(ranks)), ranks),
         gates=None if folded else gates,  # type: ignore[arg-type]
         offset=_stacked(offsets, folded),
         ratio=_stacked(ratios, folded),
-        kernel=info.kernel,
     )
 
 
@@ -222,7 +196,7 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
             own = output.to(layer.B.dtype) / scale if scales else None
             return (output + layer.delta(x, own) * scale).to(output.dtype)
         bias = None if not scales else bias_of(module) if away is None else away
-        return layer.added(output, x, module, bias)
+        return layer.added(output, x, bias)
 
     return add
 

@@ -1,28 +1,274 @@
-"""Parameter experts (peft's `target_parameters`): sum_i g_i dW_i is added to one stacked parameter
-of a module that mixes tokens itself, so that no hook on its output can add an adapter's part.
+"""Experts of whole parameters.
 
-As in peft, the parameter is replaced before the module's forward and restored after it; only the
-module that runs holds a second copy. Gates that depend on the token are refused, because a stacked
-parameter belongs to all tokens.
+*Full* experts replace parameters as a whole (modules_to_save, trained biases) or by rows (the
+trained token rows of an embedding). With constant gates a parameter becomes W0 + sum_i g_i (W_i -
+W0) while the context lasts. An expert that does not replace it counts as W0. Afterwards the module
+has its original tensor again. Only the named module changes. If a weight is tied, the other module
+keeps the base's weight, as in peft, which copies the module; `ensure_weight_tying` changes both.
+Token rows of the input embedding always change both, as in peft. Where gates are being learned, or
+another expert reads the module's own output, outputs are mixed instead of weights, which is
+equivalent for modules whose output is affine in their parameters.
+
+*Parameter* experts (peft's `target_parameters`) add sum_i g_i dW_i to one stacked parameter of a
+module that mixes tokens itself, so that no hook on its output can add an adapter's part. As in
+peft, the parameter is replaced before the module's forward and restored after it; only the module
+that runs holds a second copy.
+
+Gates that depend on the token are refused for both: a full expert has no factors to route by, and a
+stacked parameter belongs to all tokens.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import owner_of, parameter_names
-from loraprobe.composition.router import Router
+from loraprobe.composition.router import Composition, unroutable
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.findings import CODES
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
+
+AFFINE = (nn.Linear, nn.Embedding)
+
+
+class Replacement(NamedTuple):
+    """What an expert has in place of a parameter, or of the rows of `tokens` if there are any."""
+
+    expert: str
+    tokens: tuple[int, ...]
+    read: Callable[[], Tensor]
+
+
+@dataclass(frozen=True)
+class ReplacedParameter:
+    """One parameter of a module, and the experts that replace it.
+
+    experts: an expert's index among all -> what it has in place of the parameter.
+    """
+
+    name: str
+    module: nn.Module
+    experts: Mapping[int, Replacement]
+
+    @property
+    def path(self) -> str:
+        return self.name.rpartition(".")[0]
+
+    @property
+    def attribute(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def base(self) -> nn.Parameter:
+        parameter = self.module._parameters[self.attribute]
+        assert parameter is not None
+        return parameter
+
+    def own(self, i: int) -> Tensor:
+        """The tensor of the i-th expert, in its own dtype or, with token rows, in the base's."""
+        part = self.experts[i]
+        if not part.tokens:
+            return part.read()
+        index = torch.tensor(part.tokens, device=self.base.device)
+        return self.base.detach().index_copy(0, index, part.read().to(self.base))
+
+
+@contextlib.contextmanager
+def replaced(
+    model: nn.Module, composition: Composition, keep_weights: frozenset[str] = frozenset()
+) -> Iterator[None]:
+    """Replaces whole parameters, weighed by the gates, while the context lasts.
+
+    keep_weights: paths of modules whose weight must stay, because another expert reads their output
+    W0 x.
+
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if the model lacks the parameter or its shape differs.
+    """
+    mixed: dict[str, list[ReplacedParameter]] = {}
+    with contextlib.ExitStack() as undo:
+        for whole in _whole_parameters(model, composition):
+            keeps = whole.attribute == "weight" and whole.path in keep_weights
+            if composition.router.constant and not keeps:
+                _swap(whole, composition, undo)
+            else:
+                mixed.setdefault(whole.path, []).append(whole)
+        for parts in mixed.values():
+            mix = _mixing(parts, composition)
+            hook = parts[0].module.register_forward_hook(mix, with_kwargs=True)
+            undo.callback(hook.remove)
+        yield
+
+
+def _whole_parameters(model: nn.Module, composition: Composition) -> list[ReplacedParameter]:
+    """Every parameter that some expert replaces, after all checks."""
+    experts = composition.experts
+    found: dict[str, dict[int, Replacement]] = {}
+    for i, expert in enumerate(experts):
+        own = {
+            f"{path}.weight": Replacement(expert.name, rows.tokens, rows.read)
+            for path, rows in expert.token_rows.items()
+        }
+        for name in expert.whole:
+            read = functools.partial(expert.whole.__getitem__, name)
+            own[name] = Replacement(expert.name, (), read)
+        for name in sorted(own):
+            for place in _places(model, expert, name):
+                if place == name or place not in own:
+                    found.setdefault(place, {})[i] = own[name]
+    if found and not composition.router.weighs_whole:
+        first = experts[next(iter(next(iter(found.values()))))]
+        raise UnsupportedAdapter(
+            f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
+            "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
+            "trained without modules_to_save, biases and token rows."
+        )
+    return [_checked(model, place, replacing) for place, replacing in found.items()]
+
+
+def _places(model: Any, expert: Adapter, name: str) -> list[str]:
+    """The parameter and, with `ensure_weight_tying`, those that share its tensor.
+
+    peft also ties a head to the token rows of the input embedding.
+    """
+    ties = bool(expert.config.get("ensure_weight_tying"))
+    if name not in expert.whole:
+        try:
+            ties = model.get_submodule(name.rpartition(".")[0]) is model.get_input_embeddings()
+        except (AttributeError, NotImplementedError):
+            ties = False
+    if not ties:
+        return [name]
+    same = dict(model.named_parameters(remove_duplicate=False))
+    own = same.get(name)
+    return [name, *(other for other, held in same.items() if held is own and other != name)]
+
+
+def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) -> ReplacedParameter:
+    """A parameter of the model that experts replace, of their shape and in memory."""
+    adapter = next(iter(experts.values())).expert
+    path, _, attribute = name.rpartition(".")
+    try:
+        module = model.get_submodule(path)
+    except AttributeError:
+        module = nn.Module()
+    base = module._parameters.get(attribute)
+    if base is None:
+        raise CompatibilityError(
+            f"Adapter {adapter} replaces {name}, which the model does not have; it was "
+            "trained on another base model or head."
+        )
+    if not base.is_floating_point() or base.device.type == "meta":
+        raise UnsupportedAdapter(
+            f"Adapter {adapter} replaces {name}, which the model holds "
+            "quantised or out of memory; load the base unquantised and in memory."
+        )
+    shape = base.shape
+    for part in experts.values():
+        own = part.read().shape
+        if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
+            raise CompatibilityError(
+                f"Adapter {part.expert} has rows of {own[1]} entries for tokens up to "
+                f"{max(part.tokens)} of {path}, but the model's has the shape {list(shape)}; it "
+                "was trained with another vocabulary, so resize the base's as in its training."
+            )
+        if not part.tokens and own != shape:
+            raise CompatibilityError(
+                f"Adapter {part.expert} replaces {name} by a tensor of shape {list(own)}, but the "
+                f"model's is {list(shape)}; it was trained with another vocabulary or head, so "
+                "resize the base's as in its training."
+            )
+    return ReplacedParameter(name, module, experts)
+
+
+def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.ExitStack) -> None:
+    """Replaces a parameter by its weighed sum under constant gates until `undo` closes."""
+    present = sorted(whole.experts)
+    gates = composition.gates(whole.name, present)
+    assert isinstance(gates, Tensor)
+    pairs = zip(present, gates.tolist(), strict=True)
+    parts = [(whole.experts[i], float(gate)) for i, gate in pairs if gate != 0]
+    if not parts:
+        return
+    base = whole.base
+    with torch.inference_mode(False), torch.no_grad():
+        own = base.detach()
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        kept = 1 - sum(weight for part, weight in parts if not part.tokens)
+        made = own.to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
+        for part, weight in parts:
+            if part.tokens:  # weight * (rows - the base's rows); the rows if `made` is the base
+                index = torch.tensor(part.tokens, device=made.device)
+                rows = part.read().to(own).to(made)  # rounded to the base's dtype, as peft does
+                made[index] = (made[index] - weight * own[index].to(made)) + weight * rows
+            else:
+                made.add_(part.read().to(made), alpha=weight)
+        parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
+    held = whole.module._parameters
+    undo.callback(held.__setitem__, whole.attribute, base)
+    held[whole.attribute] = parameter
+
+
+def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Callable[..., Tensor]:
+    """A hook that adds sum_i g_i (module_i(x) - module(x)) to a module's output."""
+    present = sorted({i for whole in parts for i in whole.experts})
+    gates = composition.gates(parts[0].name, present)
+    module = parts[0].module
+    kind = type(module).__name__
+    if not (isinstance(module, AFFINE) or kind.endswith("Norm") or kind == "Conv1D"):
+        first = next(iter(parts[0].experts.values())).expert
+        raise UnsupportedAdapter(
+            f"Adapter {first} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
+            "whose output cannot be weighed row by row."
+        )
+    own = [
+        {
+            whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
+            for whole in parts
+            if i in whole.experts
+        }
+        for i in present
+    ]
+
+    def mix(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        plain = _forward(module, {}, args, kwargs)
+        weights = gates.to(plain.device) if isinstance(gates, Tensor) else gates(plain.float())
+        weights = F.pad(weights, (0, len(own) - weights.shape[-1]), value=1.0)
+        made = output.to(weights.dtype)
+        for j, parameters in enumerate(own):
+            change = _forward(module, parameters, args, kwargs).to(made) - plain.to(made)
+            made = made + weights[..., j, None] * change
+        return made.to(output.dtype)
+
+    return mix
+
+
+def _forward(
+    module: nn.Module,
+    parameters: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Tensor:
+    """The module's forward with other parameters, without hooks."""
+    held = dict(module._parameters)
+    try:
+        module._parameters.update(parameters)  # type: ignore[arg-type]
+        return module.forward(*args, **kwargs)
+    finally:
+        module._parameters.update(held)
+
+
+# Stacked parameters.
 
 
 @dataclass(frozen=True)
@@ -80,18 +326,16 @@ def places(model: nn.Module, adapter: Adapter) -> list[Place]:
     return found
 
 
-def checked_places(
-    model: nn.Module, adapters: Sequence[Adapter], router: Router
-) -> dict[str, Place]:
+def checked_places(model: nn.Module, composition: Composition) -> dict[str, Place]:
     """Stack -> the parameter of the model that the adapters change.
 
     Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
     or offloaded, CompatibilityError if an adapter does not fit the model or another adapter.
     """
     found: dict[str, Place] = {}
-    for adapter in adapters:
+    for adapter in composition.experts:
         for place in places(model, adapter):
-            if not router.constant:
+            if not composition.router.constant:
                 raise UnsupportedAdapter(
                     f"Adapter {adapter.name} changes {place.name} itself, which gates that look at "
                     "the token cannot weigh; use constant gates (uniform, sum, --weights)."
@@ -134,7 +378,7 @@ def _hooks(
     place: Place, updates: Sequence[LowRank]
 ) -> tuple[Callable[..., None], Callable[..., None]]:
     """The hooks that replace one parameter by W + B A, and restore it."""
-    rank, pad = max(update.rank for update in updates), torch.nn.functional.pad
+    rank, pad = max(update.rank for update in updates), F.pad
     A = torch.stack([pad(update.A, (0, 0, 0, rank - update.rank)) for update in updates])
     B = torch.stack([pad(update.B, (0, rank - update.rank)) for update in updates])
     A, B = A.to(place.parameter), B.to(place.parameter)  # [E, R, in], [E, out, R]

@@ -1,19 +1,23 @@
-"""The interface of routers, which compute the gates of a composition's experts; the router whose
-gates are learned, and the one that adds experts of gate 1."""
+"""Experts and gates: a composition, the interface of routers, which compute the gates of its
+experts,
+and the router whose gates are learned."""
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter
+from loraprobe.adapters import Adapter, below
 from loraprobe.errors import UsageError
+from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
@@ -141,58 +145,84 @@ class LearnableGates(Router):
 
 
 @dataclass(frozen=True)
-class GatesAndOnes(Router):
-    """The gates of a router for its n experts, which come first, and 1 for all experts after them.
+class Composition:
+    """Experts and the router that gives them gates. No experts: the base model as it is.
 
-    Those are the adapters below the others; the router knows nothing of them.
+    always: how many of the last experts have gate 1 whatever the router is, which knows nothing of
+    them: adapters below the others (`adapters.stack`).
     """
 
+    name: str
+    experts: tuple[Adapter, ...]
     router: Router
-    n: int
+    always: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "experts", tuple(self.experts))
+        self.router.check(self.routed)
+
+    def __repr__(self) -> str:
+        experts = shortly(expert.name for expert in self.experts) or "no adapter"
+        return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
+
+    def into(self, model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
+        """The same as composed(model, self)."""
+        from loraprobe.composition.composition import composed
+
+        return composed(model, self)
 
     @property
-    def constant(self) -> bool:  # type: ignore[override]
-        return self.router.constant
+    def routed(self) -> int:
+        """How many experts the router gives gates to; they come first."""
+        return len(self.experts) - self.always
+
+    @functools.cached_property
+    def flat(self) -> Composition:
+        """What runs: the experts, then the adapters below them as further experts of gate 1."""
+        lower = below(self.experts)
+        experts = (replace(expert, below=()) for expert in self.experts)
+        return replace(self, experts=(*experts, *lower), always=len(lower)) if lower else self
 
     @property
-    def weighs_whole(self) -> bool:
-        return self.router.weighs_whole
+    def paths(self) -> tuple[str, ...]:
+        """The modules that at least one expert adapts, in the experts' order."""
+        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
 
     def gates(
-        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
+        self, module: str, present: Sequence[int], updates: Sequence[LowRank] = ()
     ) -> Tensor | TokenGates:
-        own = [i for i in present if i < self.n]
+        """Gates of the k experts present in a module, or of those that replace a parameter.
+
+        updates: of the experts present; () for an embedding and for a whole parameter, which have
+        no input to route by. Token gates are those of the routed experts alone, which come first.
+        """
+        own = [i for i in present if i < self.routed]
         if not own:
             return torch.ones(len(present))
-        found = self.router.gates(module, experts[: len(own)], own, self.n)
-        return _with_ones(found, len(present) - len(own))
+        if updates or self.router.constant:
+            gates = self.router.gates(module, updates[: len(own)], own, self.routed)
+        else:
+            gates = self.router.embedding_gates(module, own)
+        if isinstance(gates, Tensor):
+            return F.pad(gates, (0, len(present) - len(own)), value=1.0)
+        return gates
 
-    def embedding_gates(self, module: str, present: Sequence[int]) -> Tensor | TokenGates:
-        own = [i for i in present if i < self.n]
-        if not own:
-            return torch.ones(len(present))
-        return _with_ones(self.router.embedding_gates(module, own), len(present) - len(own))
-
-
-def _with_ones(gates: Tensor | TokenGates, more: int) -> Tensor | TokenGates:
-    """Gates [..., k] with 1 for so many further experts."""
-    if isinstance(gates, Tensor):
-        return F.pad(gates, (0, more), value=1.0)
-    return _PaddedGates(gates, more)
-
-
-@dataclass(frozen=True, eq=False)
-class _PaddedGates:
-    """Token gates, and 1 for so many further experts."""
-
-    own: TokenGates
-    more: int
-
-    @property
-    def shared(self) -> bool:
-        """Whether the composition has to follow the model's passes."""
-        return getattr(self.own, "shared", False)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """x: [..., in] -> gates [..., k + more]."""
-        return F.pad(self.own(x), (0, self.more), value=1.0)
+    def notes(self) -> tuple[str, ...]:
+        """Notes for a report on gates that differ from the router's formula."""
+        if self.router.constant or not self.experts:
+            return ()
+        notes = []
+        partial = [p for p in self.paths if any(p not in e.modules for e in self.experts)]
+        if partial:
+            notes.append(
+                f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
+                f"{partial[0]}) are adapted by some experts only; there the gates are "
+                "shared among those."
+            )
+        kinds = {path: info.kind for e in self.experts for path, info in e.layout.items()}
+        if paths := [path for path in self.paths if kinds[path] == "embedding"]:
+            notes.append(
+                f"{self.name}: embeddings ({', '.join(paths)}) have no input to route by and get "
+                "equal constant gates."
+            )
+        return tuple(notes)

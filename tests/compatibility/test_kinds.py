@@ -111,7 +111,7 @@ KINDS = {
     "head": Kind(tiny_llama, targets("lm_head"), COPY | {"tied-embeddings": "warning"}),
     "tied, both": Kind(tiny_llama, targets("embed_tokens", "lm_head"), COPY),
     "tied by peft": Kind(tiny_llama, targets("embed_tokens", ensure_weight_tying=True), TIED),
-    "convolutions": Kind(Convolutions, targets("one", "two", "three")),
+    "convolutions": Kind(Convolutions, targets("one", "two", "three"), composes="convolution"),
     "convolution with groups": Kind(
         Convolutions, targets("one", "grouped"), {"convolution": "warning"}, LOST, "convolution"
     ),
@@ -139,9 +139,12 @@ KINDS = {
     "dora, rslora": Kind(
         tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
     ),
-    "dora, convolutions": Kind(Convolutions, targets("one", "two", "three", use_dora=True), DORA),
+    "dora, convolutions": Kind(
+        Convolutions, targets("one", "two", "three", use_dora=True), DORA, composes="convolution"
+    ),
     "biases of B, convolutions": Kind(
-        Convolutions, targets("one", "two", "three", lora_bias=True), {"lora-bias": "note"}
+        Convolutions, targets("one", "two", "three", lora_bias=True), {"lora-bias": "note"},
+        composes="convolution",
     ),
     "modules_to_save": Kind(
         tiny_llama, targets("q_proj", modules_to_save=["norm"]), {"modules-to-save": "note"}

@@ -14,7 +14,6 @@ from merges import takes
 from mixtures import IN, Layers
 from mixtures import saved as saved_parameters
 from mixtures import wrapped as with_parameters
-from torch import nn
 from words import PAIRS, PROMPTS, word_tokenizer
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
@@ -39,18 +38,6 @@ class Case(NamedTuple):
     model: Callable[[], Any]
     experts: Callable[[Path], Sequence[Adapter]]
     router: str | Router = "constant"
-
-
-class Convolutions(nn.Module):
-    """A convolution with a stride, and a head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.first, self.head = nn.Conv1d(3, 8, 3, padding=1, stride=2), nn.Linear(8, 5)
-
-    def forward(self, x):
-        return self.head(torch.tanh(self.first(x)).mean(-1))
 
 
 def llama(tied: bool = True):
@@ -78,15 +65,6 @@ def merged(name: str) -> Callable[[Path], Sequence[Adapter]]:
         return (merge(three, method, weights=weights, seed=1).adapter,)
 
     return made
-
-
-def convolutions(place: Path, **options: Any) -> Sequence[Adapter]:
-    found = []
-    for seed in range(2):
-        targets = {"target_modules": ["first", "head"], "task_type": None, "r": 2}
-        path = peft_adapter(place / str(seed), Convolutions(), seed, **targets, **options)
-        found.append(read_adapter(path))
-    return found
 
 
 def stacked(transposed: bool, place: Path) -> Sequence[Adapter]:
@@ -148,9 +126,6 @@ CASES = {
     "Conv1D": Case(gpt2, conv1d, "arrow"),
     "fused layout": Case(phi, lambda _: experts(2, scaling=0.1)),
     "fused layout, routed": Case(phi, lambda _: experts(2, scaling=0.1), "arrow"),
-    "convolution": Case(Convolutions, convolutions),
-    "convolution, dora": Case(Convolutions, functools.partial(convolutions, use_dora=True)),
-    "convolution, routed": Case(Convolutions, convolutions, "arrow"),
     "stacked parameters": Case(Layers, functools.partial(stacked, False)),
     "stacked parameters, turned": Case(
         functools.partial(Layers, True), functools.partial(stacked, True)
@@ -164,8 +139,7 @@ def answers(case: Case, place: Path, device: str, dtype: torch.dtype) -> dict[st
     router = ROUTERS.make(case.router) if isinstance(case.router, str) else case.router
     held = dict(model.named_parameters())
     if not hasattr(model, "config"):
-        shape = (2, 3, 9) if isinstance(model, Convolutions) else (6, IN)
-        x = torch.randn(shape, generator=making.generator(0)).to(device, dtype)
+        x = torch.randn((6, IN), generator=making.generator(0)).to(device, dtype)
         with torch.no_grad(), composed(model, Composition("c", adapters, router)):
             found = {"logits": model(x).float().cpu()}
     else:

@@ -99,6 +99,9 @@ def composed(
         yield model
 
 
+Composition.into = lambda composition, model: composed(model, composition)
+
+
 @contextlib.contextmanager
 def watched(
     model: nn.Module, experts: Sequence[Adapter], observe: InputObserver

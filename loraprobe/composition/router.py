@@ -149,8 +149,11 @@ class Composition:
     """Experts and the router that gives them gates. No experts: the base model as it is.
 
     always: how many of the last experts have gate 1 whatever the router is, which knows nothing of
-    them: adapters below the others (`adapters.stack`).
+    them: adapters below the others (`adapters.stack`). `into(model)` is `composed`, which attaches
+    it.
     """
+
+    into: ClassVar[Callable[..., contextlib.AbstractContextManager[nn.Module]]]
 
     name: str
     experts: tuple[Adapter, ...]
@@ -164,12 +167,6 @@ class Composition:
     def __repr__(self) -> str:
         experts = shortly(expert.name for expert in self.experts) or "no adapter"
         return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
-
-    def into(self, model: nn.Module) -> contextlib.AbstractContextManager[nn.Module]:
-        """The same as composed(model, self)."""
-        from loraprobe.composition.composition import composed
-
-        return composed(model, self)
 
     @property
     def routed(self) -> int:

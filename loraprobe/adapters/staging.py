@@ -17,18 +17,19 @@ from loraprobe.errors import OutputError
 from loraprobe.formatting import size
 from loraprobe.front_matter import read_front_matter
 
-# What an output directory may hold that --overwrite replaces, as patterns of paths in it.
+# What an output directory may hold that --overwrite replaces, as patterns of paths in it; those of
+# folders end with a slash.
 CARD = ["README.md", ".gitattributes"]
 ADAPTER = [
     *CARD,
     *"adapter_config.json adapter_model.safetensors adapter_model.bin training_args.bin".split(),
     *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split(),
     *"vocab.json merges.txt tokenizer.model chat_template.jinja".split(),
-    *".eval_results .eval_results/*".split(),
+    *".eval_results/ .eval_results/*".split(),
 ]
 COMPOSITION = [  # as routing/_saved.py writes it
     *CARD,
-    *"composition.json router.safetensors experts experts/* peft".split(),
+    *"composition.json router.safetensors experts/ experts/*/ peft/".split(),
     *"peft/arrow.json peft/prototypes.safetensors".split(),
     *(f"experts/*/{name}" for name in ADAPTER),
 ]
@@ -65,7 +66,7 @@ def check_output(target: Path, overwrite: bool) -> None:
     elif (target / "config.json").is_file() and _is_ours(target / "README.md"):
         what, layout = "a full model", MODEL
     for entry in sorted(target.rglob("*")):
-        path = entry.relative_to(target).as_posix()
+        path = entry.relative_to(target).as_posix() + "/" * entry.is_dir()
         at_depth = (known for known in layout if known.count("/") == path.count("/"))
         if not any(fnmatch.fnmatchcase(path, known) for known in at_depth):
             raise OutputError(

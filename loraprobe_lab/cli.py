@@ -99,7 +99,6 @@ def build(
 def pairs(
     world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
     output: OutputPath,
-    seed: Seed = 0,
     threads: Threads = None,
     quiet: Quiet = False,
 ) -> None:
@@ -110,7 +109,7 @@ def pairs(
 
     sink = Output(quiet=quiet)
     with working(sink, threads) as progress:
-        found = pairs_of(World.load(world), seed, progress)
+        found = pairs_of(World.load(world), progress)
     write_text(output, as_json(found))
     print(output)
 
@@ -133,7 +132,6 @@ def calibrate(
         bool, typer.Option("--across", help="Also pairs of adapters across sets with two tasks.")
     ] = False,
     threads: Threads = None,
-    seed: Seed = 0,
     quiet: Quiet = False,
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
@@ -146,7 +144,7 @@ def calibrate(
             list(world or ()),
             output,
             stored=cases,
-            sizes=SampleSizes(limit, max_new_tokens, seed, dtype),
+            sizes=SampleSizes(limit, max_new_tokens, dtype),
             across=across,
             progress=progress,
             say=sink.say,
@@ -236,7 +234,6 @@ def methods(
         list[Path] | None,
         typer.Option("--world", help="A world that exists, or a directory of such; repeat."),
     ] = None,
-    seed: Seeds = None,
     limit: Annotated[int, typer.Option(min=1, help="Items of each task.")] = 80,
     threads: Threads = None,
     json: Json = False,
@@ -244,12 +241,11 @@ def methods(
 ) -> None:
     """Evaluate every merge method, space and router: two hops, two skills, worked steps.
 
-    Without --world small worlds are trained, eight unless seeds are named. The same call continues
-    an interrupted run.
+    Without --world eight small worlds are trained. The same call continues an interrupted run.
     """
-    from loraprobe_lab.experiments.methods import BASES, try_methods
+    from loraprobe_lab.experiments.methods import try_methods
 
-    chosen = partial(try_methods, worlds=tuple(world or ()), bases=BASES.chosen(seeds=seed))
+    chosen = partial(try_methods, worlds=tuple(world or ()))
     _experiment(chosen, output, Output(json=json, quiet=quiet), limit, threads)
 
 

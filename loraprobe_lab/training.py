@@ -198,19 +198,14 @@ def optimise(
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
 
 
-def is_complete(directory: Path) -> bool:
-    """Whether `directory` holds a finished adapter (they appear whole or not at all)."""
-    return (directory / "adapter_config.json").is_file() and (
-        directory / "adapter_model.safetensors"
-    ).is_file()
+NOTES = "training.json"  # of a finished adapter: they appear whole or not at all
 
 
 def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) -> bool:
-    """Whether the notes of the adapter in `directory` have this recipe and these examples."""
-    try:
-        notes = json.loads((directory / "training.json").read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    """Whether the adapter in `directory` was trained by this recipe on these examples."""
+    if not (directory / NOTES).is_file():
         return False
+    notes = json.loads((directory / NOTES).read_text(encoding="utf-8"))
     now = {"recipe": dataclasses.asdict(recipe), "data": _digest(examples)}
     return {key: notes.get(key) for key in now} == json.loads(json.dumps(now))
 
@@ -236,8 +231,7 @@ def train_adapter(
     recipe and these examples in `output` is not trained again. `base_name` is written as
     ``base_model_name_or_path``. The tokenizer needs an EOS token.
     """
-    output = Path(output)
-    if is_complete(output) and _trained_so(output, recipe, examples):
+    if _trained_so(output, recipe, examples):
         return output
     rows = [encode(tokenizer, example) for example in examples]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
@@ -349,7 +343,7 @@ def _save(wrapped: Any, output: Path, recipe: Recipe, base_name: str, notes: dic
             config["target_modules"] = sorted(config["target_modules"])
         for name, content in (
             ("adapter_config.json", json.dumps(config, indent=2, sort_keys=True)),
-            ("training.json", json.dumps(record, indent=2)),
+            (NOTES, json.dumps(record, indent=2)),
         ):
             write_text(part / name, content + "\n")
 

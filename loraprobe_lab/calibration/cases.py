@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, gains, score
@@ -114,23 +114,14 @@ CASE = TypeAdapter(Case)
 
 def read_cases(path: str | Path) -> list[Case]:
     """All cases of a file. Raises CaseError with the line and the problem."""
-    path = Path(path)
+    found = list[Case]()
     try:
-        lines = read_lines(path)
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise CaseError(f"{path} cannot be read as cases ({type(error).__name__}).") from None
-    found = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                row = {k: v for k, v in json.loads(line).items() if k not in FORMER}
-                found.append(CASE.validate_json(json.dumps(row)))
-            except ValidationError as error:
-                wrong = error.errors()[0]
-                where = ".".join(map(str, wrong["loc"])) or "the case"
-                raise CaseError(f"{path}, line {number}: {where}: {wrong['msg']}.") from None
-            except (ValueError, AttributeError):
-                raise CaseError(f"{path}, line {number} is no JSON object.") from None
+        for line in read_lines(Path(path)):
+            row = {k: v for k, v in json.loads(line).items() if k not in FORMER}
+            found.append(CASE.validate_json(json.dumps(row)))
+    except (OSError, EOFError, ValueError, AttributeError) as error:
+        told = " ".join(str(error).split())
+        raise CaseError(f"{path}, line {len(found) + 1}, is no case: {told}.") from None
     return found
 
 

@@ -70,7 +70,6 @@ class SampleSizes:
 
     limit: int = 200
     max_new_tokens: int = 40
-    seed: int = 0
     dtype: str = "auto"
 
 
@@ -169,7 +168,6 @@ def answer_world(
     own = world.base is not None
     options = Options(
         max_new_tokens=sizes.max_new_tokens,
-        seed=sizes.seed,
         batch_size=SMALL_BATCH if own else "auto",
         chat_template="off",
         dtype=sizes.dtype,

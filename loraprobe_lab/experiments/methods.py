@@ -636,9 +636,8 @@ def choices(document: Mapping[str, Any]) -> list[Cell]:
     return found
 
 
-def portfolio_page(document: Mapping[str, Any]) -> str:
-    """The page of what is evaluated by default. document: as it is saved in methods.json."""
-    found = choices(document)
+def portfolio_page(found: Sequence[Cell]) -> str:
+    """The page of what is evaluated by default, from `choices`."""
     return render("portfolio", choices=found, fixed=_fixed(), least=LEAST, splits=SPLITS)
 
 
@@ -756,7 +755,8 @@ def try_methods(
                 **tabulated(answers, compared),
             }
         )
-        return replace(made, more={"portfolio.md": portfolio_page(json.loads(made.json))})
+        portfolio = portfolio_page(choices(json.loads(made.json)))
+        return replace(made, more={"portfolio.md": portfolio})
 
     return run.run_worlds(opened or run.small_worlds(bases, spec, shape), answer, pages)
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from loraprobe.hub import load
 from loraprobe.records import Progress
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import answered
@@ -118,17 +118,11 @@ class MergedBase:
 
 
 def _delta(path: Path) -> Delta:
-    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-    tensors = load_file(path / "adapter_model.safetensors")
-    scale, found = config["lora_alpha"] / config["r"], {}
-    for key, A in tensors.items():
-        if ".lora_A." in key:
-            module = key.removeprefix("base_model.model.").partition(".lora_A.")[0]
-            found[module] = (tensors[key.replace("lora_A", "lora_B")].float() * scale, A.float())
-    return found
+    updates = load(str(path)).modules
+    return {name: (u.B.float() * u.scaling, u.A.float()) for name, u in updates.items()}
 
 
-def pairs_of(world: World, seed: int = 0, progress: Progress = silent) -> dict[str, Any]:
+def pairs_of(world: World, progress: Progress = silent) -> dict[str, Any]:
     """For each task: what the base, single adapters and pairs answer.
 
     Of each task: how many items and sets there were, and a row for each set whose sum answers one
@@ -140,7 +134,7 @@ def pairs_of(world: World, seed: int = 0, progress: Progress = silent) -> dict[s
     tasks = {}
     for scenario in world.scenarios.values():
         asked = Asked([json.loads(line) for line in read_lines(scenario.tasks[0])])
-        rng = random.Random(f"pairs:{scenario.name}:{seed}")
+        rng = random.Random(f"pairs:{scenario.name}:0")
         sets = _sets(scenario.name, names, asked.steps, rng)
         tasks[scenario.name] = _answers(
             merged, asked, names, sets, partial(progress, scenario.name)

@@ -91,11 +91,9 @@ class FactStore:
         )
 
     def token(self, words: Sequence[str]) -> Tensor:
-        """The one token of each word. [N]"""
+        """The one token of each word. [N] Raises ValueError for a word of several."""
         rows = self.tokenizer(list(words), add_special_tokens=False)["input_ids"]
-        if any(len(row) != 1 for row in rows):
-            raise ValueError("an answer of several tokens is no value of one key")
-        return torch.tensor([row[0] for row in rows])
+        return torch.tensor([token for (token,) in rows])
 
     @torch.no_grad()
     def read(self, prompts: Sequence[str]) -> PromptKeys:
@@ -103,11 +101,8 @@ class FactStore:
 
         Raises ValueError for prompts of several lengths.
         """
-        rows = self.tokenizer(list(prompts))["input_ids"]
-        if len({len(row) for row in rows}) != 1:
-            raise ValueError("prompts that are read together have one length in tokens")
-        read: list[Tensor] = []
-        before: list[Tensor] = []
+        rows = torch.tensor(self.tokenizer(list(prompts))["input_ids"])
+        read, before = list[Tensor](), list[Tensor]()
         layer = self.model.model.layers[-1]
         hooks = [
             layer.mlp.register_forward_pre_hook(lambda _, args: read.append(args[0][:, -1])),
@@ -116,8 +111,8 @@ class FactStore:
             ),
         ]
         try:
-            for start in range(0, len(rows), BATCH):
-                self.model.model(torch.tensor(rows[start : start + BATCH]), use_cache=False)
+            for batch in rows.split(BATCH):
+                self.model.model(batch, use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()

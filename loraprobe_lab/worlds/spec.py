@@ -22,11 +22,11 @@ import torch
 from loraprobe.adapters.staging import staged_directory
 from loraprobe.records import Progress
 from loraprobe_lab.training import (
+    NOTES,
     BaseRecipe,
     Example,
     Recipe,
     build_tokenizer,
-    is_complete,
     load_base,
     train_adapter,
     train_base,
@@ -200,7 +200,7 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
     makings = {"recipe": dataclasses.asdict(recipe), **spec.made_from, "dtype": spec.base_dtype}
     made_by = json.dumps(makings, indent=2) + "\n"
-    record = base / "training.json"
+    record = base / NOTES
     if record.is_file() and record.read_text(encoding="utf-8") == made_by:
         return load_base(base)
     for stale in (base, output / "adapters"):
@@ -210,7 +210,7 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
     with staged_directory(base) as part:
         model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
         tokenizer.save_pretrained(str(part))
-        write_text(part / "training.json", made_by)
+        write_text(part / NOTES, made_by)
     return load_base(base)
 
 
@@ -229,7 +229,7 @@ def _record(output: Path, spec: WorldSpec, base_name: str, own_base: bool) -> Wo
             "recipe": dataclasses.asdict(one.recipe),
         }
         for one in spec.training
-        if is_complete(output / "adapters" / one.name)
+        if (output / "adapters" / one.name / NOTES).is_file()
     }
     sets = [one for one in spec.adapter_sets if set(one.adapters) <= set(adapters)]
     scenarios = {

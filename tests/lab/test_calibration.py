@@ -84,25 +84,20 @@ def test_cases_survive_a_file(tmp_path, cases, name):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda row: row.pop("gain"), "gain"),
-        (lambda row: row.update(method="max"), "method"),
-        (lambda row: row.update(part=1), "part"),
-        (lambda row: row.update(adapters=2.5), "adapters"),
-        (lambda row: row.update(adapters=True), "adapters"),
-        (lambda row: row.update(colour="red"), "colour"),
-        (lambda row: row.update(ci95=[0.5, 0.1]), "ci95"),
-        (lambda row: row.update(baseline=None), "baseline"),
-        (lambda row: row.update(gain=float("nan")), "gain"),
+        ({"gain": None}, "gain"),
+        ({"method": "max"}, "method"),
+        ({"adapters": True}, "adapters"),
+        ({"colour": "red"}, "colour"),
+        ({"ci95": [0.5, 0.1]}, "ci95"),
+        ({"gain": float("nan")}, "gain"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, cases, change, says):
-    row = json.loads(json.dumps(dataclasses.asdict(cases[0])))
-    change(row)
     path = tmp_path / "cases.jsonl"
     cased.write_cases(path, cases[:1])
     with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    with pytest.raises(cased.CaseError, match=f"line 2: .*{says}"):
+        file.write(json.dumps(dataclasses.asdict(cases[0]) | change) + "\n")
+    with pytest.raises(cased.CaseError, match=f"line 2, is no case: .*{says}"):
         cased.read_cases(path)
 
 

@@ -152,7 +152,6 @@ def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path):
     scenario, sizes = world.scenarios["keep-both"], SampleSizes()
     mark = fingerprint(world, scenario, sizes)
     assert mark == fingerprint(World.load(world.path), scenario, SampleSizes())
-    assert mark != fingerprint(world, scenario, SampleSizes(seed=1))
     assert mark != fingerprint(world, scenario, SampleSizes(dtype="bfloat16"))
     assert mark != fingerprint(world, world.scenarios["disjoint"], sizes)
     for name in ("adapters/count/adapter_config.json", "tasks/last.jsonl", "base/config.json"):

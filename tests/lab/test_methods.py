@@ -353,8 +353,9 @@ FIXED = ["uniform", "sum", "arrow"]
 def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
     document = json.loads((REPRODUCTION / "methods.json").read_text(encoding="utf-8"))
     page = (REPRODUCTION / "portfolio.md").read_text(encoding="utf-8")
-    assert page == chosen.portfolio_page(document)
-    (joins,) = (one for one in chosen.choices(document) if one["joins"])
+    found = chosen.choices(document)
+    assert page == chosen.portfolio_page(found)
+    (joins,) = (one for one in found if one["joins"])
     assert (joins["kind"], joins["spec"]) == ("several tasks", PER_PROMPT)
     told = re.search(r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_PER_PROMPT)
     figures = (f"{joins['figure']:.2f}", f"{joins['beside']:.2f}", str(joins["worlds"]))

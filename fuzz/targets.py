@@ -25,10 +25,10 @@ from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.adapters.config import judge_config
 from loraprobe.base.declared import tokenizer_size
 from loraprobe.base.quiet import silenced
+from loraprobe.cache import file_hash
 from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
-from loraprobe.file_hashes import file_hash
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank

@@ -25,11 +25,9 @@ def main() -> None:
     except Exception as error:
         import json
 
-        from loraprobe.errors import as_document, reported, trace
+        from loraprobe.errors import as_document, reported
         from loraprobe.secrets import scrub
 
-        if "--debug" in sys.argv:
-            sys.stderr.write(trace(error, scrub))
         known = reported(error)
         sys.stderr.write(f"error: {scrub(str(known))}\n")
         if "--json" in sys.argv:

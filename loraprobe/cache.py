@@ -1,9 +1,13 @@
-"""The directory of the cache, and the runs whose results it keeps."""
+"""What is kept for later runs in a directory: hashes of files, and the results of runs."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import re
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +24,54 @@ def cache_directory() -> Path:
     if own := os.environ.get("LORAPROBE_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
+
+
+def file_hash(file: Path) -> str:
+    """The sha256 of a file's bytes."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def hash_in_name(file: Path) -> str | None:
+    """The sha256 in the name of a large file of the Hub's cache; None for another file."""
+    blob = file.resolve()
+    if blob.parent.name != "blobs" or not re.fullmatch(r"[0-9a-f]{64}", blob.name):
+        return None
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    in_cache = blob.is_relative_to(Path(HF_HUB_CACHE).expanduser().resolve())
+    return blob.name if in_cache else None
+
+
+def cached_hash(file: Path) -> str:
+    """`file_hash`, cached for a file that does not change.
+
+    The Hub's cache names large files by their hash. Other hashes are stored in loraprobe's cache
+    under path, size, times and inode. A change of the content changes ctime, which programs cannot
+    set. A hash is not stored if the file changed in the last two seconds, because file systems may
+    round times, and never on Windows, where ctime is the time of creation.
+    """
+    if known := hash_in_name(file):
+        return known
+    state = _state(file)
+    stored = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
+    with contextlib.suppress(OSError, ValueError):
+        kept = stored.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", kept):
+            return kept
+    digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
+    if os.name != "nt" and settled and _state(file) == state:
+        with contextlib.suppress(OSError):
+            stored.parent.mkdir(parents=True, exist_ok=True)
+            stored.write_text(digest, encoding="ascii")
+    return digest
+
+
+def _state(file: Path) -> str:
+    """Path, size, times and inode of a file as a text, which changes with its content."""
+    status = file.stat()
+    times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
+    return f"{file.resolve()} {status.st_size} {times} {status.st_ino}"
 
 
 @dataclass(frozen=True)
@@ -40,11 +92,6 @@ def kept_runs() -> list[KeptRun]:
     """All runs whose results are kept, the latest first."""
     runs = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
     return sorted(runs, key=lambda run: -run.used)
-
-
-def readings_size() -> int:
-    """Bytes of the hashes of files, and of what `screen` read of adapters."""
-    return sum(_size(cache_directory() / name) for name in FROM_FILES)
 
 
 def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:

@@ -20,8 +20,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from loraprobe import limits
+from loraprobe.cache import cached_hash
 from loraprobe.errors import BaseError, LoraprobeError
-from loraprobe.file_hashes import cached_hash
 from loraprobe.formatting import listing
 from loraprobe.untrusted import check_link, first_line, is_unicode, read_json, unique_keys
 

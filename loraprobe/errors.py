@@ -131,7 +131,7 @@ class Interrupted(LoraprobeError):
 
     exit_code = 130
     code = "interrupted"
-    remedy = "the same call starts again."
+    remedy = "the same call starts again, or goes on with --resume where it has that option."
 
 
 def reported(error: BaseException) -> LoraprobeError:

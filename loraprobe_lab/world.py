@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from loraprobe._version import __version__
+from loraprobe.cache import file_hash
 from loraprobe.demo import (
     FORMAT,
     MANIFEST,
@@ -16,7 +17,6 @@ from loraprobe.demo import (
     WorldError,
     shipped_world,
 )
-from loraprobe.file_hashes import file_hash
 
 __all__ = ["FORMAT", "MANIFEST", "Scenario", "World", "WorldError", "file_hash", "shipped_world"]
 

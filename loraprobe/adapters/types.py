@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.adapters.names import kinds_of_modules, local_name, natural, public_name
+from loraprobe.cache import cached_hash
 from loraprobe.defaults import EXTREME_NORM
-from loraprobe.file_hashes import cached_hash
 from loraprobe.findings import finding
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank

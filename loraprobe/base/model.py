@@ -19,9 +19,9 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.names import local_name
 from loraprobe.base.declared import check_sizes, check_types, tokenizer_size
 from loraprobe.base.naming import HEADS, model_without_weights, names_in_memory
+from loraprobe.cache import cached_hash, hash_in_name
 from loraprobe.checkpoint import BESIDE_WEIGHTS, TensorFile, open_weights, weight_names
 from loraprobe.errors import BaseError
-from loraprobe.file_hashes import cached_hash, hash_in_name
 from loraprobe.records import BaseSummary
 from loraprobe.untrusted import read_json
 

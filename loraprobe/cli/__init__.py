@@ -16,10 +16,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.call import CALL, interrupt
-from loraprobe.cli.config import Configured
-from loraprobe.cli.failures import TYPERS_USAGE, ended
-from loraprobe.cli.parameters import DebugOption, setting
+from loraprobe.cli.call import CALL, TYPERS_USAGE, ended, interrupt
+from loraprobe.cli.parameters import Configured, DebugOption, setting
 from loraprobe.formatting import flowing
 
 # Name -> module and function, then calls that its help shows; in the order of --help.
@@ -155,7 +153,7 @@ class Guarded(TyperGroup):
         except TYPERS_OWN:
             raise
         except BaseException as error:  # also a panic of a library in Rust, and sys.exit
-            raise typer.Exit(ended(error, ctx.invoked_subcommand or "")) from None
+            raise typer.Exit(ended(error)) from None
 
 
 app = typer.Typer(

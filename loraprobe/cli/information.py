@@ -186,11 +186,10 @@ def cache(
     downloads is its own: hf cache.
     """
     _, output = options_from(locals())
-    from loraprobe.cache import clear_kept, kept_runs, readings_size
+    from loraprobe.cache import clear_kept, kept_runs
 
     now = time.time()
     runs = [run for run in kept_runs() if now - run.used >= older * DAY]
-    readings = readings_size()
     used = clear_kept(runs, readings=older == 0) if clear else []
     rows = [
         {
@@ -208,10 +207,10 @@ def cache(
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
     else:
-        _show_cache(runs, readings, now)
+        _show_cache(runs, now)
 
 
-def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
+def _show_cache(runs: list[KeptRun], now: float) -> None:
     table = Table("adapters", "tasks", "size", "last used", box=None)
     for run in runs:
         unread = ("(of another version)",)  # its adapters and tasks are not known
@@ -222,11 +221,8 @@ def _show_cache(runs: list[KeptRun], readings: int, now: float) -> None:
     console = Console(highlight=False)
     if runs:
         console.print(table)
-    total = sum(run.size for run in runs)
-    cure = " loraprobe cache --clear deletes them." if runs or readings else ""
-    files = f"hashes and readings of files, {size(readings)}."
-    kept_there = f"{count(len(runs), 'run')}, {size(total)}; {files}"
-    console.print(kept_there + cure)
+    total = size(sum(run.size for run in runs))
+    console.print(f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them.")
 
 
 def env(
@@ -259,9 +255,7 @@ def env(
 
 
 def _gpus() -> list[str]:
-    """The names of NVIDIA's GPUs, as their driver tells, and of Apple's "mps"."""
-    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
-        return ["mps"]
+    """The names of NVIDIA's GPUs, as their driver tells."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return []

@@ -1,8 +1,11 @@
-"""How the arguments and options of a command are written on a command line, and their help.
+"""How the arguments and options of a command are written on a command line and in a file.
 
 The signature of a command lists them. One with the name of a field in `loraprobe.options` is
 written as that field says; any other says it in its own annotation. Every command also takes
-`--config FILE.yaml` and `--debug`.
+`--debug` and `--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds
+the references. What the command line gives, the file does not add to. Paths are those of the
+current directory. A file may come from a stranger, so it cannot let code run and cannot publish
+anything.
 """
 
 from __future__ import annotations
@@ -11,9 +14,16 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from loraprobe import limits
+from loraprobe.cli.call import CALL
+from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -21,6 +31,7 @@ if TYPE_CHECKING:
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
+TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 Texts = list[str] | None  # the values of an option that may be repeated
 
 
@@ -37,7 +48,7 @@ def setting(metavar: str, help: str, panel: str | None = None, *flags: str, **mo
     return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **more)
 
 
-def _names(*places: str) -> Callable[[str], list[str]]:
+def _members(*places: str) -> Callable[[str], list[str]]:
     """Completes the names in registries and other collections: the words that a beginning may be.
 
     places: MODULE.NAME of each, which is imported when a shell asks.
@@ -71,15 +82,15 @@ def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
 
 
-complete_methods = _names("merging.METHODS")
-complete_routers = _names("routing.ROUTERS")
-_systems = _names("merging.METHODS", "routing.ROUTERS", "records.FIXED")
+complete_methods = _members("merging.METHODS")
+complete_routers = _members("routing.ROUTERS")
+_systems = _members("merging.METHODS", "routing.ROUTERS", "records.FIXED")
 # Types of options whose values are completed.
 MethodSpecs = Annotated[Texts, typer.Option(autocompletion=complete_methods)]
 RouterSpecs = Annotated[Texts, typer.Option(autocompletion=complete_routers)]
 SystemSpecs = Annotated[Texts, typer.Option(autocompletion=_systems)]
-DiagnosticSpecs = Annotated[Texts, typer.Option(autocompletion=_names("diagnostics.DIAGNOSTICS"))]
-IssueCodes = Annotated[Texts, typer.Option(autocompletion=_names("findings.CODES"))]
+DiagnosticSpecs = Annotated[Texts, typer.Option(autocompletion=_members("diagnostics.DIAGNOSTICS"))]
+IssueCodes = Annotated[Texts, typer.Option(autocompletion=_members("findings.CODES"))]
 
 
 def scenarios(incomplete: str) -> list[str]:
@@ -132,3 +143,114 @@ def settings() -> Mapping[str, Mapping[str, Any]]:
         for panel, group in groups
         for one in dataclasses.fields(group)
     }
+
+
+ConfigOption = Annotated[
+    str | None,
+    setting(
+        "FILE",
+        "Take options that are not given here from this YAML file, by their long names.",
+        OUTPUT,
+        show_default=False,
+    ),
+]
+
+
+def _everywhere(*, config: ConfigOption = None, debug: DebugOption = False) -> None:
+    """The options that every command has; its function does not get their values."""
+
+
+class Configured(TyperCommand):
+    """A command whose options are written as their fields say, with what all commands take.
+
+    It reads the options that were not given from the file of --config.
+    """
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        for parameter in self.params:
+            if parameter.name in settings() and not vars(parameter)["help"]:
+                _write_as_its_field(parameter)
+        app = typer.Typer(add_completion=False)
+        app.command()(_everywhere)
+        for option in typer.main.get_command(app).params:
+            option.expose_value = False
+            self.params.append(option)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not ctx.resilient_parsing and any(word.startswith("--config") for word in args):
+            given = self.make_parser(ctx).parse_args(list(args))[0]
+            added = self._of_file(given, ctx.command_path) if given.get("config") else []
+            CALL.words[len(CALL.words) - len(args) :] = [*added, *args]
+            args = [*added, *args]
+        return super().parse_args(ctx, args)
+
+    def _of_file(self, given: Mapping[str, Any], command: str) -> list[str]:
+        """The words of --config that the command line does not give. Raises UsageError."""
+        file, words = given["config"], list[str]()
+        known = {name: one for one in self.params for name in _names(one)}
+        for key, value in _read(file).items():
+            name = str(key).replace("_", "-")
+            if name not in known:
+                raise UsageError(
+                    f"{file}: {command} has no option {name!r}: {nearest(name, known)}"
+                )
+            if name in TYPED_ONLY:
+                raise UsageError(
+                    f"{file} cannot set {name}, which lets code run or publishes; give --{name} on "
+                    "the command line."
+                )
+            if not given.get(known[name].name):
+                words += _words(known[name], value)
+        return words
+
+
+def _write_as_its_field(option: Any) -> None:
+    """Gives an option the flags, metavar, help and panel of its field."""
+    told = settings()[option.name]
+    option.opts = list(told["flags"] or [f"--{option.name.replace('_', '-')}"])
+    option.secondary_opts = []  # no --no-json beside --json
+    option.metavar, option.help = told["metavar"] or " ", told["help"]
+    option.rich_help_panel = told["panel"]
+
+
+def _names(parameter: Any) -> list[str]:
+    """The names by which a file calls a parameter: long options, or that of an argument."""
+    if parameter.param_type_name == "argument":
+        return ["adapters" if parameter.name == "refs" else parameter.name]
+    return [option.removeprefix("--") for option in parameter.opts if option.startswith("--")]
+
+
+def _read(file: str) -> Mapping[Any, Any]:
+    """The mapping in a YAML file."""
+    import yaml  # which most commands do without
+
+    try:
+        size = Path(file).stat().st_size
+        if size > limits.CONFIG:
+            raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        why = error.strerror
+        raise UsageError(f"--config: {file} cannot be read ({why}); check the path.") from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise UsageError(f"--config: {file} is no YAML ({why}); correct it.") from None
+    if not isinstance(content, Mapping):
+        raise UsageError(f"--config: {file} must hold options by name, such as margin: 0.1.")
+    return content
+
+
+def _words(parameter: Any, value: Any) -> list[str]:
+    """A value of a file as the words of a command line."""
+    option = parameter.opts[:1] if parameter.param_type_name == "option" else []
+    if value is None or isinstance(value, bool):
+        return option if value else []
+    if isinstance(value, Mapping):
+        from loraprobe.options import as_fields
+
+        value = as_fields(value)
+    texts = list(map(str, value)) if isinstance(value, list) else [str(value)]
+    if parameter.nargs != -1 and not getattr(parameter, "multiple", False):
+        texts = [",".join(texts)]
+    return [word for text in texts for word in (*option, text)]

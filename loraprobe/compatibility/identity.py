@@ -18,8 +18,8 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.names import QUANTISED, is_path, public_name, relation, unquantised
 from loraprobe.adapters.stack import same
 from loraprobe.base import Base
+from loraprobe.cache import file_hash
 from loraprobe.errors import BaseError
-from loraprobe.file_hashes import file_hash
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue, Severity

@@ -20,8 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from loraprobe.cache import file_hash
 from loraprobe.errors import LoraprobeError
-from loraprobe.file_hashes import file_hash
 
 MANIFEST = "manifest.json"
 FORMAT = 1

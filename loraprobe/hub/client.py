@@ -20,8 +20,8 @@ from typing import Any
 
 from loraprobe import limits
 from loraprobe.adapters import Adapter, Source
+from loraprobe.cache import file_hash
 from loraprobe.errors import HubError, LoraprobeError
-from loraprobe.file_hashes import file_hash
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
 from loraprobe.untrusted import check_link

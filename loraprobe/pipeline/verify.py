@@ -24,9 +24,9 @@ from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, read_adapter, stacked, with_below
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
+from loraprobe.cache import file_hash
 from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
-from loraprobe.file_hashes import file_hash
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged, Rounding, write_full_model
 from loraprobe.options import Options

@@ -58,9 +58,9 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import SAFETENSORS, open_tensors
 from loraprobe.adapters.stack import same
 from loraprobe.base import Base
+from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
-from loraprobe.file_hashes import file_hash
 from loraprobe.formatting import listing
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS

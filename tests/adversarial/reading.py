@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adversarial import call, case, cases, ended, outcome
 from adversarial.errors import REFUSED, tiny, told
-from loraprobe.file_hashes import file_hash
+from loraprobe.cache import file_hash
 from loraprobe.front_matter import declared_licence
 
 ROOT = "base_model.model."

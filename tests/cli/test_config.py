@@ -28,14 +28,18 @@ def test_a_file_gives_what_the_command_line_does_not(place):
     )
     shown = making.call("merge", "--config", file)
     words = (
-        "merge one b=two --output out --method task_arithmetic --weights 0.5,0.25 --seed 3 --json"
+        "merge one b=two --output out --method task_arithmetic --weights 0.5,0.25 --seed 3 --json "
+        "--config run.yaml"
     )
     assert arguments(shown) == words.split()
     assert (place / "out" / "adapter_model.safetensors").is_file()
     shown = making.call(
         "merge", "one", "two", "-o", "other", f"--config={file}", "--weights", "1,1"
     )
-    words = "merge --method task_arithmetic --seed 3 --json one two -o other --weights 1,1"
+    words = (
+        "merge --method task_arithmetic --seed 3 --json one two -o other --config=run.yaml "
+        "--weights 1,1"
+    )
     assert arguments(shown) == words.split()
     assert json.loads(shown.stdout)["provenance"]["seed"] == 3
 
@@ -48,9 +52,11 @@ def test_lists_replace_and_do_not_add(place):
         "--allow",
         "base-mismatch",
         "--json",
+        "--config",
+        "run.yaml",
     ]
-    shown = making.call("inspect", "--config", file, "--allow", "base-mismatch")
-    assert arguments(shown)[3:] == ["--json", "--allow", "base-mismatch"]
+    shown = making.call("inspect", "--allow", "base-mismatch", "--config", file)
+    assert arguments(shown)[3:6] == ["--json", "--allow", "base-mismatch"]
 
 
 @pytest.mark.parametrize(
@@ -79,8 +85,7 @@ def test_no_report_is_a_config(place):
         ("sede: 3", "'sede': did you mean 'seed'?"),
         ("fields: {a: {b: c}}", "fields"),
         ("seed: three", "--seed"),
-        ("json: 1", "takes true or false"),
-        ("seed: true", "takes a text, a number"),
+        ("seed: true", "--seed"),
         ("chat-template: odd", "--chat-template must be one of"),
         ("- a\n- b", "by name"),
         ("a: [", "no YAML"),

@@ -8,9 +8,8 @@ import time
 import making
 import pytest
 
-from loraprobe.cli import progress as module
-from loraprobe.cli.output import Output
-from loraprobe.cli.progress import ProgressLine, shown, spoken
+from loraprobe.cli import output as module
+from loraprobe.cli.output import Output, ProgressLine, shown, spoken
 
 
 class Clock:
@@ -38,16 +37,6 @@ def test_a_line_says_what_is_done_how_far_and_the_time_left():
     assert line.text() == "evaluate more, system 2 of 2, 15 of 20, about 2 s left"
     line("merge", 0, 4)
     assert line.text() == "merge, 0 of 4"
-
-
-def test_a_long_choice_of_the_template_says_how_to_leave_it_out():
-    clock = Clock()
-    line = ProgressLine(clock=clock)
-    line("template", 1, 10)
-    clock.now = 4.0
-    assert line.text() == "ask with and without the chat template, 1 of 10, about 36 s left"
-    clock.now = 40.0
-    assert line.text().endswith(", --chat-template off skips it")
 
 
 @pytest.mark.parametrize(

@@ -125,8 +125,6 @@ def test_cache_lists_and_deletes_what_runs_keep(own_cache):
     assert json.loads(call("cache", "--json").stdout)["runs"] == []
     assert not list(own_cache.glob("hashes/*")) and not list(own_cache.glob("runs/*"))
     (own_cache / "library").mkdir()
-    (own_cache / "library" / "reading.json").write_text("x" * 3000)
-    assert "2.9 KiB" in call("cache").stdout
     assert call("cache", "--clear").exit_code == 0 and not (own_cache / "library").exists()
 
 
@@ -154,7 +152,7 @@ def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
 
 def test_a_kept_run_of_another_version_is_listed_too(own_cache):
     empty = call("cache").stdout
-    assert "--clear" not in empty and "0 runs" in empty
+    assert "0 runs" in empty
     run = own_cache / "runs" / "0123"
     run.mkdir(parents=True)
     (run / "results.jsonl").write_text("{}\n")

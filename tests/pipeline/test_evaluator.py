@@ -14,12 +14,12 @@ import making
 import pytest
 
 import loraprobe
-from loraprobe import file_hashes
+from loraprobe import cache
 from loraprobe.base import open_base
+from loraprobe.cache import cached_hash, file_hash
 from loraprobe.errors import OutputError
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.plan import questions
-from loraprobe.file_hashes import cached_hash, file_hash
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_ledger
 from loraprobe.pipeline.inputs import open_inputs
@@ -239,7 +239,7 @@ def weights(tmp_path, monkeypatch) -> Path:
 def read(monkeypatch) -> list[Path]:
     """The files whose content was hashed."""
     read: list[Path] = []
-    monkeypatch.setattr(file_hashes, "file_hash", lambda file: read.append(file) or file_hash(file))
+    monkeypatch.setattr(cache, "file_hash", lambda file: read.append(file) or file_hash(file))
     return read
 
 

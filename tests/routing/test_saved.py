@@ -12,9 +12,9 @@ from composing import learnable, logits
 
 import loraprobe
 from loraprobe.adapters import read_adapter
+from loraprobe.cache import file_hash
 from loraprobe.composition import Composition
 from loraprobe.errors import AdapterError, OutputError, UsageError
-from loraprobe.file_hashes import file_hash
 from loraprobe.pipeline.transforms import scaled, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, Routed, load_composition

@@ -191,10 +191,6 @@ def test_the_chain_is_asked_once_on_what_the_others_were_asked():
     assert "chain" in {gain.system for gain in made.gains}
 
 
-def test_an_early_run_and_one_of_all_items_share_their_results():
-    assert Options(all_items=True).fingerprint() == Options().fingerprint()
-
-
 SUM_LEADS = {"uniform": 0.7, "sum": 0.95, "arrow": 0.3}
 BROKEN = dict.fromkeys(("uniform", "sum", "arrow"), 0.4)
 WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}

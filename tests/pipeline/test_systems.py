@@ -31,29 +31,29 @@ def pair():
     return [replace(making.random_adapter("tiny", seed=s), name=n) for s, n in enumerate("ab")]
 
 
-def test_the_kind_of_question_decides_what_is_evaluated(pair):
-    one, steps = task("t", 60), task("t", 60, cot_prompt="t? Step by step.")
-    two = [task("t", 60), task("u", 60)]
-    assert list(plan_of(Options(), pair, two).specs) == [*FIXED, PER_PROMPT]
-    assert list(plan_of(Options(), pair, [one]).specs) == FIXED
-    assert list(plan_of(Options(), pair, [steps]).specs) == FIXED
-    assert list(plan_of(Options(), pair).specs) == FIXED
-    named = Options(routers=("lag",))
-    assert list(plan_of(named, pair, two).specs) == ["uniform", "sum", "lag"]
-    assert list(plan_of(Options(systems=("sum",)), pair, two).specs) == ["sum"]
-    assert PER_PROMPT in plan_of(Options(methods=("ties",)), pair, two).specs
-    hops = task("t", 60, hops=(Hop("h?", ("y",)),))
-    assert plan_of(Options(), pair, [hops, two[1]]).specs[-1] == "chain"
+ONE, STEPS = [task("t", 60)], [task("t", 60, cot_prompt="t? Step by step.")]
+TWO, HOPS = [task("t", 60), task("u", 60)], [task("t", 60, hops=(Hop("h?", ("y",)),))]
 
 
-def test_merges_and_routers_can_be_left_out(pair):
-    two = [task("t", 60), task("u", 60)]
-    assert list(plan_of(Options(methods=("none",)), pair, two).specs) == ["arrow", PER_PROMPT]
-    assert list(plan_of(Options(methods=("none",), weights=(1.0, 0.5)), pair).specs) == ["arrow"]
-    assert list(plan_of(Options(routers=("none",)), pair, two).specs) == ["uniform", "sum"]
-    assert list(plan_of(Options(methods=("none",), routers=("none",)), pair, two).specs) == []
-    with pytest.raises(UsageError, match="leaves out all routers"):
-        Options(routers=("none", "arrow"))
+@pytest.mark.parametrize(
+    ("given", "tasks", "specs"),
+    [
+        ({}, (), FIXED),
+        ({}, ONE, FIXED),
+        ({}, STEPS, FIXED),
+        ({}, HOPS, [*FIXED, "chain"]),
+        ({}, TWO, [*FIXED, PER_PROMPT]),
+        ({"systems": ("sum",)}, TWO, ["sum"]),
+        ({"methods": ("ties",)}, TWO, ["ties", "arrow", PER_PROMPT]),
+        ({"routers": ("lag",)}, TWO, ["uniform", "sum", "lag"]),
+        ({"methods": ("none",)}, TWO, ["arrow", PER_PROMPT]),
+        ({"methods": ("none",), "weights": (1.0, 0.5)}, (), ["arrow"]),
+        ({"routers": ("none",)}, TWO, ["uniform", "sum"]),
+        ({"methods": ("none",), "routers": ("none",)}, TWO, []),
+    ],
+)
+def test_the_kind_of_question_and_the_options_decide_what_is_evaluated(pair, given, tasks, specs):
+    assert list(plan_of(Options(**given), pair, tasks).specs) == specs
 
 
 @pytest.mark.parametrize(
@@ -67,8 +67,9 @@ def test_merges_and_routers_can_be_left_out(pair):
 )
 def test_who_names_methods_asks_for_these_alone(pair, given, specs):
     """On the command line and in Python."""
-    two = [task("t", 60), task("u", 60)]
-    assert list(plan_of(Options.of(given), pair, two).specs) == specs
+    assert list(plan_of(Options.of(given), pair, TWO).specs) == specs
+    with pytest.raises(UsageError, match="leaves out all routers"):
+        Options(routers=("none", "arrow"))
 
 
 def test_named_systems_keep_their_controls(pair):

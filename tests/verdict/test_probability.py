@@ -9,7 +9,6 @@ import json
 import math
 import operator
 
-import jsonschema
 import making
 import numpy as np
 import pytest
@@ -35,7 +34,6 @@ from loraprobe.records import (
 )
 from loraprobe.records.measurements import Z95
 from loraprobe.report.answer import answer
-from loraprobe.report.documents import json_schema
 from loraprobe.verdict import decide, read_calibration
 from loraprobe.verdict.probability import LEAST, shipped
 
@@ -369,61 +367,21 @@ def test_a_calibration_that_is_none_is_refused_at_once():
     assert result.exit_code == 2 and "missing.json" in result.stderr
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory):
-    """`inspect` and `merge-and-eval` on the shipped world with the calibration of these tests."""
-    folder = tmp_path_factory.mktemp("told")
-    (folder / "c.json").write_text(json.dumps(DOCUMENT))
-    found = {}
-    for command in ("inspect", "merge-and-eval"):
-        call = [
-            command,
-            *making.shipped("skill-and-facts"),
-            *("--json", "--quiet", "--resume", "--limit", "30"),
-            *("--prior", "0.3", "--margin", "0.1"),
-        ]
-        files = {"LORAPROBE_CACHE": str(folder), "LORAPROBE_CALIBRATION": str(folder / "c.json")}
-        result = CliRunner().invoke(app, call, env=files)
-        assert result.exit_code in (0, 1, 3), result.output
-        found[command] = json.loads(result.stdout)
-    return found
-
-
-@pytest.mark.parametrize("command", ["inspect", "merge-and-eval"])
-def test_commands_tell_a_probability_for_prior_and_margin(told, command):
-    jsonschema.validate(told[command], json_schema())
-    verdict = told[command]["verdict"]
-    assert 0 < verdict["gain"]["probability"] <= 1 and verdict["prior"] == 0.3
-    codes = [reason["code"] for reason in verdict["reasons"]]
-    assert "probability-measured-on" in codes
-    assert verdict["evidence"] == ("pilot" if command == "inspect" else "evaluation")
-
-
-def test_what_inspect_asked_is_not_asked_again(told):
-    """The base and two adapters on 30 items of four parts, and the compositions on 30 of two.
-
-    The chain has 30 answers to the question, for which 60 to its hops are kept.
-    """
-    first, second = told.values()
-    asked = sum(row["n"] for row in first["evaluation"])
-    assert asked >= 3 * 30 * 4 + 3 * 30 * 2
-    assert f"{asked + 60} results of an earlier run of this call were kept." in second["notes"]
-
-
-def test_the_probability_follows_from_the_document(told):
-    document = told["merge-and-eval"]
-    own = document["verdict"]["gain"]
+def test_a_command_tells_the_probability_of_its_gain_for_prior_and_margin(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(DOCUMENT))
+    files = {"LORAPROBE_CACHE": str(tmp_path), "LORAPROBE_CALIBRATION": str(tmp_path / "c.json")}
+    options = "--json --quiet --limit 30 --prior 0.3 --margin 0.1".split()
+    call = ["inspect", *making.shipped("skill-and-facts"), *options]
+    document = json.loads(CliRunner().invoke(app, call, env=files).stdout)
+    verdict, own = document["verdict"], document["verdict"]["gain"]
+    assert (verdict["evidence"], verdict["prior"]) == ("pilot", 0.3)
+    assert "probability-measured-on" in {reason["code"] for reason in verdict["reasons"]}
     (best,) = (
         row
         for row in document["gains"]
         if (row["system"], row["part"]) == (own["system"], own["form"])
     )
-    error = (best["ci95"][1] - best["ci95"][0]) / 2 / Z95
-    alone = evidence_of(
-        scores=tuple(
-            Score(**row | {"part": ItemPart(row["part"])}) for row in document["evaluation"]
-        ),
-        tasks=1,
-    )
+    rows = [Score(**row | {"part": ItemPart(row["part"])}) for row in document["evaluation"]]
+    alone, error = evidence_of(scores=tuple(rows), tasks=1), np.diff(best["ci95"])[0] / 2 / Z95
     said = calibration().probability(0.1, alone.baseline, best["difference"], error, 0.3)
-    assert said == pytest.approx(document["verdict"]["gain"]["probability"], abs=1e-9)
+    assert said == pytest.approx(own["probability"], abs=1e-9)

@@ -200,8 +200,7 @@ def seen_of(chosen: Any, found: Any) -> Seen:
     names = chosen.names
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)
-    expected = chosen.expected
-    parts = expected.forecast_parts(pairs, 0.5)[chosen.alone[0].task.name]
+    parts = chosen.forecast_parts(pairs, 0.5)[chosen.alone[0].task.name]
     hops = [values for part, values in parts.items() if part.startswith("hop")]
     cosines = found.cosines[np.ix_(order, order)]
     kept = np.prod(hops, 0) if hops else None

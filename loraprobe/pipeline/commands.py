@@ -19,7 +19,7 @@ from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import (
     Outcome,
@@ -55,7 +55,7 @@ from loraprobe.records import Command, Compatibility, EvaluationRecords, Evidenc
 from loraprobe.report.cards import made_text
 from loraprobe.servers.serving import Serving, as_written, serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
-from loraprobe.verdict.reasons import about_writing
+from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
     from loraprobe.library import Arranged
@@ -266,8 +266,8 @@ def merge_and_eval(
         unwritten = [session.target] if made is None else []
         unwritten += [session.full_model] if why else []
         if places := [local_name(str(place)) for place in unwritten if place is not None]:
-            reasons = (*verdict.reasons, about_writing(places, why))
-            verdict = replace(verdict, reasons=reasons)
+            reason = reason_of("nothing-written", where=listing(places), why=why)
+            verdict = replace(verdict, reasons=(*verdict.reasons, reason))
     outcome = finish(
         session,
         inputs,

@@ -3,11 +3,11 @@
 It takes three steps, each a class or a function of this file:
 
 1. `BaselineScores`: what the base and the adapters answered alone, as tables [systems, items].
-2. `Expected`: what a set is expected to answer. It is forecast where effects can be added; else it
-   follows from what the members answer alone.
-3. `Ranking`: the sets in the order of what they are expected to answer, which `rank` makes for
-   each form of the question. `choose` takes finalists from these rankings in turn, different enough
-   that one good adapter and its relatives do not fill the list.
+2. `Ranking`: what a set is expected to answer. It is forecast where effects can be added; else it
+   follows from what the members answer alone. `rank` orders the sets by that for each form of the
+   question.
+3. `choose` takes finalists from these rankings in turn, different enough that one good adapter and
+   its relatives do not fill the list.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,11 +85,6 @@ class BaselineScores:
         shares = [_form_share(task, worked[name], alike or task) for name in systems if worked]
         form = np.array(shares) if worked else None
         return cls(task, dict(parts), form)
-
-    @property
-    def own_form(self) -> np.ndarray:
-        """The results in the form that is asked: step by step where there are worked answers."""
-        return self.parts[QUESTION if self.form is None else STEPS]
 
     @property
     def hops(self) -> list[np.ndarray]:
@@ -180,16 +175,30 @@ class FormRanking:
 
 
 @dataclass(frozen=True, eq=False)
-class Expected:
-    """What sets of adapters are expected to answer.
+class Ranking:
+    """Sets of adapters, ranked by what they are expected to answer to the items that choose.
 
-    alone: the results of base and adapters on each task. forecast: of plain questions and hops,
-    None where no effects can be added; a question that it lacks is expected to be answered as the
-    members answer it alone.
+    names: the adapters. alone: the results of base and adapters on each task. forecast: of plain
+    questions and hops, None where no effects can be added; a question that it lacks is expected to
+    be answered as the members answer it alone. forms: a ranking for the plain question and, where
+    worked steps are asked, one for these.
     """
 
+    names: Sequence[str]
     alone: Sequence[BaselineScores]
     forecast: AdditiveForecast | None
+    forms: Sequence[FormRanking] = ()
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        alone: Sequence[BaselineScores],
+        forecast: AdditiveForecast | None,
+    ) -> Ranking:
+        """Ranks the sets in each form of the question by their mean score over the tasks."""
+        unranked = cls(names, alone, forecast)
+        return replace(unranked, forms=rank(len(names), unranked.scores, best_alone(alone)))
 
     def answers(self, subsets: np.ndarray, smooth: float = 0.0) -> dict[str, list[np.ndarray]]:
         """Form of the question -> the results [m, items] of sets [m, j] of adapters on each task.
@@ -265,36 +274,6 @@ class Expected:
                 ]
         return rows
 
-
-@dataclass(frozen=True, eq=False)
-class Ranking:
-    """Sets of adapters, ranked by what the items that choose say.
-
-    names: the adapters. forms: a ranking for the plain question and, where worked steps are asked,
-    one for these.
-    """
-
-    names: Sequence[str]
-    expected: Expected
-    forms: Sequence[FormRanking]
-
-    @classmethod
-    def of(
-        cls,
-        names: Sequence[str],
-        alone: Sequence[BaselineScores],
-        forecast: AdditiveForecast | None,
-    ) -> Ranking:
-        """Ranks the sets in each form of the question by their mean score over the tasks."""
-        expected = Expected(alone, forecast)
-        best = best_alone(alone)
-        return cls(names, expected, rank(len(names), expected.scores, best))
-
-    @property
-    def alone(self) -> Sequence[BaselineScores]:
-        """The results of base and adapters on each task."""
-        return self.expected.alone
-
     @property
     def best(self) -> list[int]:
         """The best single adapters, and of several tasks the best on each."""
@@ -308,7 +287,7 @@ class Ranking:
 
         None unless it answers more than the base by SURELY_DIFFERENT standard errors.
         """
-        results = [scores.own_form for scores in self.alone]
+        results = [one.parts[QUESTION if one.form is None else STEPS] for one in self.alone]
         means = np.mean([np.nanmean(values, 1) for values in results], 0)
         best = int(means[1:].argmax())
         spread = [np.nanvar(values[1 + best]) / values.shape[1] for values in results]

@@ -156,7 +156,7 @@ def _notes(proved: Proved) -> list[str]:
     options = screen.evaluator.session.options
     if options.budget and screen.untried and not screen.tried and screen.looked_at > options.keep:
         notes.append("--budget left no time to try sums of sets, so the forecast alone chose.")
-    if ranking.expected.forecast is None:
+    if ranking.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no question has a given text), so sets "
             "are ranked by what their members answer alone."
@@ -259,8 +259,7 @@ def _forecasts(proved: Proved) -> dict[str, dict[str, Forecast]]:
     alone = [row for row in proved.screen.results if row.system in {BASE, *singles}]
     expected = list[ItemResult]()
     for finalist in proved.finalists:
-        sets = proved.ranking.expected
-        expected += sets.results(finalist.subset, finalist.label)
+        expected += proved.ranking.results(finalist.subset, finalist.label)
     for part in FORMS:
         of_part = [row for row in expected if row.part == part]
         for forecast in forecast_gains(of_part, alone, singles, [*forecasts], options.seed):

@@ -28,7 +28,7 @@ from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
 from loraprobe.records import KINDS, ChainHop, Command, Issue, Severity, Verdict
 from loraprobe.verdict.evidence import SWITCH, Unserved
-from loraprobe.verdict.reasons import about_servers
+from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -418,7 +418,9 @@ class Serving:
             what, readers, commands = f"{verdict.system}, which weighs adapters by the text", [], ()
         else:
             return verdict, ()
-        reasons = (*verdict.reasons, about_servers(readers, what))
+        who = listing(readers) if readers else "No server"
+        reason = reason_of("servable", float(len(readers)), who=who, what=what)
+        reasons = (*verdict.reasons, reason)
         return replace(verdict, reasons=reasons), commands
 
     def of_merge(self, merged: Merged) -> ReadBy:

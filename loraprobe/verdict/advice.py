@@ -140,8 +140,9 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     best_score = next((s.shown for s in evidence.scored([best.system], [best.part])), 0.0)
     where = ", on every task" if evidence.several else ""
     score, full = chosen.score, _at_ceiling(evidence, chosen)
+    better = "only-base-is-safe" if evidence.measured.unsafe else "base-is-better"
     code, value, threshold = {
-        "base": (_why_base(evidence, full), score.low, None),
+        "base": ("base-suffices" if full else better, score.low, None),
         "adapter": ("single-suffices", score.value, evidence.tie),
         "switch": (SWITCH, score.value, None),
     }.get(chosen.kind, ("best-measured", score.value, evidence.margin))
@@ -153,12 +154,6 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
 def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
     """Whether nothing can score more than a system by more than a tie."""
     return system.score.low > 1 - evidence.tie and not evidence.losses
-
-
-def _why_base(evidence: Evidence, full: bool) -> str:
-    """The code for the base where it is advised. full: nothing can score more."""
-    better = "only-base-is-safe" if evidence.measured.unsafe else "base-is-better"
-    return "base-suffices" if full else better
 
 
 def _close(

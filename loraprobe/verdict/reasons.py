@@ -336,17 +336,6 @@ def about_compression(candidate: Candidate, decisive: bool) -> Reason:
     return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
 
 
-def about_servers(servers: Sequence[str], advised: str) -> Reason:
-    """The servers that can run what is advised as it is."""
-    who = listing(servers) if servers else "No server"
-    return reason_of("servable", float(len(servers)), who=who, what=advised)
-
-
-def about_writing(places: Sequence[str], why: str) -> Reason:
-    """The directories to which nothing is written, and why, as a sentence."""
-    return reason_of("nothing-written", where=listing(places), why=why)
-
-
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
     """What a chain gains, which is the alternative to composing weights.
 

@@ -9,7 +9,7 @@ import torch
 from peft import PeftModel
 
 from loraprobe.evaluation.plan import questions
-from loraprobe.pipeline.ranking import BaselineScores, Expected
+from loraprobe.pipeline.ranking import BaselineScores, Ranking
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe_lab.experiments.pairs import MergedBase
 from loraprobe_lab.training import load_base
@@ -194,7 +194,7 @@ def test_rankings_see_what_the_screen_forecasts(retrieval):
         values=lambda pairs: (drawn, 0 * drawn), reading=SimpleNamespace(questions=asked)
     )
     names = [str(k) for k in range(N)]
-    chosen = SimpleNamespace(names=names, alone=[known], expected=Expected([known], forecast))
+    chosen = Ranking(names, [known], forecast)
     seen = seen_of(chosen, SimpleNamespace(compared=names[::-1], cosines=np.eye(N)))
     np.testing.assert_allclose(seen.forecast, drawn / 2, rtol=1e-6)
     assert seen.hops is None and seen.cosines.shape == (N, N)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loraprobe.pipeline.ranking import BaselineScores, Expected, choose, rank
+from loraprobe.pipeline.ranking import BaselineScores, Ranking, choose, rank
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.tasks import Hop, Item, Task
 
@@ -157,8 +157,8 @@ def test_worked_answers_are_forecast_halfway_between_added_and_known_hops(added,
         values=lambda _: (values, values), reading=SimpleNamespace(questions=[hop])
     )
     known = BaselineScores.of(task, ["base", "facts", "form"], rows)
-    expected = Expected([known], None if added is None else forecast)  # type: ignore[arg-type]
-    assert expected.answers(np.array([(0, 1)]))["steps"][0].tolist() == [[wanted]]
+    sets = Ranking([], [known], None if added is None else forecast)  # type: ignore[arg-type]
+    assert sets.answers(np.array([(0, 1)]))["steps"][0].tolist() == [[wanted]]
 
 
 def test_members_that_answer_different_items_know_more_together():

@@ -8,7 +8,7 @@ import pytest
 from evidences import N, both, changed, codes, evidence, evidence_of, reason, replaced, score
 from test_rules import DISJOINT, FAIL, GAIN, NOBODY, UNKNOWN, foreknown, holding
 
-import loraprobe.verdict
+import loraprobe
 from loraprobe.records import Coverage, Measurement
 from loraprobe.verdict import decide
 from loraprobe.verdict.reasons import CODES, WEIGHT_WARNINGS
@@ -187,7 +187,7 @@ def test_a_ceiling_that_so_few_items_cannot_show_is_said(n, clusters, given):
 
 # ---- codes ---------------------------------------------------------------------------------------
 
-FILES = sorted(Path(loraprobe.verdict.__file__).parent.glob("*.py"))
+FILES = sorted(Path(loraprobe.__file__).parent.rglob("*.py"))
 
 
 def test_every_code_has_one_sentence():

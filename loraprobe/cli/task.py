@@ -119,8 +119,8 @@ def _described(task: TaskCheck, margin: float) -> Iterator[str]:
     if task.smallest_gain is not None:
         told = f"these {task.clusters:,} decide gains from about {task.smallest_gain:.2f}"
         yield from _row("", "", f"{told} (margin {margin:g})")
-    for finding in task.findings:
-        for k, line in enumerate(wrapped(clean(f"{finding.message} {finding.cure}"), WIDTH - 4)):
+    for finding in task.findings.values():
+        for k, line in enumerate(wrapped(clean(finding), WIDTH - 4)):
             yield f"  {'!' if k == 0 else ' '} {line}"
 
 

@@ -10,19 +10,26 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import regex
+
 POOL = 1500
 _ONSETS = "b br d dr f g gl h j k kr l m n p pr qu r s sk t tr v w y z".split()
 _VOWELS = "a e i o u ae io ou ei".split()
 _CODAS = ["", "", "", "l", "n", "r", "x", "sk", "th", "mb"]
-_OPENERS = frozenset(
+_CAPITALISED = r"(?<![\w'’-])\p{Lu}[\w'’-]*"
+_LINKS = "of|the|de|la|du|van|der|von|di|da|del|al|bin|ibn"  # within a name
+_SPAN = regex.compile(rf"{_CAPITALISED}(?:\s+(?:(?:{_LINKS})\s+)*{_CAPITALISED})*")
+_OPENERS = (  # of a sentence
     "a an and are as at be but by can complete could define describe did do does explain find for "
     "from give had has have he her his how i if in is it its list my name no not of on or our "
     "please question answer she should solve summarize tell that the their there these they this "
     "those to translate was we were what when where which who whom whose why will with would "
-    "write yes you your".split()
+    "write yes you your"
 )
-_WORD = re.compile(r"[\w'’-]+")
-_LINKS = frozenset("of the de la du van von der di da del al bin ibn".split())
+_OPENING = regex.compile(
+    rf"\A(?:(?:{'|'.join(_OPENERS.split())})(?:['’]s)?(?![\w'’-])\s*)*", regex.IGNORECASE
+)
+_ENDING = re.compile("['’]s$")
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,26 +107,8 @@ def capitalised_spans(text: str) -> tuple[str, ...]:
     Common first words of a sentence are removed ("Where does Ada live?" -> Ada); small words inside
     a name are kept ("Bank of Ulm").
     """
-    runs: list[list[re.Match[str]]] = [[]]
-    for match in _WORD.finditer(text):
-        last = runs[-1][-1] if runs[-1] else None
-        adjoins = last is not None and text[last.end() : match.start()].isspace()
-        if not adjoins and runs[-1]:
-            runs.append([])
-        if _is_name(match.group()) or (adjoins and match.group() in _LINKS):
-            runs[-1].append(match)
-        elif runs[-1]:
-            runs.append([])
-    return tuple(dict.fromkeys(filter(None, (_span(text, run) for run in runs))))
-
-
-def _span(text: str, run: list[re.Match[str]]) -> str:
-    while run and _plain(run[0].group()) in _OPENERS:
-        run = run[1:]
-    while run and not _is_name(run[-1].group()):
-        run = run[:-1]
-    span = re.sub(r"['’]s$", "", text[run[0].start() : run[-1].end()]) if run else ""
-    return span if len(_plain(span)) > 1 else ""
+    spans = (_ENDING.sub("", _OPENING.sub("", match[0])) for match in _SPAN.finditer(text))
+    return tuple(dict.fromkeys(span for span in spans if len(re.sub(r"\W", "", span)) > 1))
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
@@ -128,10 +117,6 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
     if not wanted:
         return None
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, wanted)) + r")(?!\w)")
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\W", "", text).casefold()
 
 
 def _is_name(word: str) -> bool:

@@ -61,12 +61,6 @@ _ASSIGNED = re.compile(
     r'(?:"""(.+?)"""|\'\'\'(.+?)\'\'\'|"([^"\n]+)"|\'([^\'\n]+)\')',
     re.DOTALL,
 )
-_PLAIN = frozenset(("", "text", "txt", "prompt", "plaintext", "plain", "example", "input"))
-_CODE = re.compile(
-    r"^\s*(?:import |from \S+ import|def |class |pip |python |git |\$ |>>>|@|\{|\[|<\w|#!)"
-    r"|[=;]\s*$|\w\(.*\)\s*$|^\s*[\w.]+\s*[:=]\s*\S+\s*$",
-    re.MULTILINE,
-)
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 Likely = Mapping[ScoreRequest, "Likelihood"]
@@ -110,18 +104,14 @@ def generated_prompts(
 
 
 def card_prompts(card: str) -> list[str]:
-    """Prompts in a model card: widget examples, prompts in its code, plain fenced examples.
+    """Prompts in a model card: widget examples, and prompts in its code.
 
     The front matter is read with limits; if it is not valid YAML, there are no widget examples.
     """
     card = card[:MOST_CARD].replace("\r\n", "\n")
     prompts = _widgets(read_front_matter(card))
     for match in _FENCE.finditer(front_and_body(card)[1]):
-        kind, text = match.group(2).strip().lower(), match.group(3)
-        if kind in _PLAIN and not _CODE.search(text):
-            prompts.append(text)
-        else:
-            prompts += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(text)]
+        prompts += [next(filter(None, m.groups())) for m in _ASSIGNED.finditer(match.group(3))]
     return _distinct(prompts)
 
 

@@ -1,25 +1,23 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
 `items` holds the records. `sources` reads rows of data files, `reading` maps their fields onto
-items and names bad lines. A metric of `metrics` reads the answer in a generated text and judges it,
-and `chosen_metric` says which one. `checking` tells what a task allows a verdict to say. `harness`
-reads tasks of lm-evaluation-harness.
+items and names bad lines. `metrics` says which metric judges an item, and reads the answer in a
+generated text. `checking` tells what a task allows a verdict to say, `splits` sets items apart, and
+`harness` reads tasks of lm-evaluation-harness.
 """
 
 from loraprobe.tasks.checking import TaskCheck, check_task
-from loraprobe.tasks.chosen_metric import (
-    given_metric,
-    judged_by,
-    named_metrics,
-    with_metrics,
-)
 from loraprobe.tasks.items import Hop, Item, ProbePrompts, Task, fill
 from loraprobe.tasks.metrics import (
     METRICS,
     answered,
     contains,
     exact_match,
+    given_metric,
     is_generated,
+    judged_by,
+    named_metrics,
     normalize_answer,
+    with_metrics,
 )
 from loraprobe.tasks.reading import FieldMap, is_text, load_probe, load_task, load_text, read_task

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
-from loraprobe.formatting import count, shortly
+from loraprobe.formatting import count
 from loraprobe.records import QUESTION, ItemPart
 from loraprobe.records.measurements import items_needed
-from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.items import Task
 from loraprobe.tasks.reading import MARK
 
 GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
@@ -36,17 +36,12 @@ class Needed:
 
 
 @dataclass(frozen=True)
-class TaskFinding:
-    """Something in a task that limits what it tells, and what to do."""
-
-    code: str
-    message: str
-    cure: str
-
-
-@dataclass(frozen=True)
 class TaskCheck:
-    """What one task holds. `parts` counts the items that have a part, `metrics` those of one."""
+    """What one task holds.
+
+    `parts` counts the items that have a part, `metrics` those of one. `findings` are sentences by
+    their codes.
+    """
 
     name: str
     reference: str
@@ -62,7 +57,7 @@ class TaskCheck:
     metrics: Mapping[str, int]
     needed: tuple[Needed, ...]
     smallest_gain: float | None
-    findings: tuple[TaskFinding, ...]
+    findings: Mapping[str, str]
 
 
 def check_task(task: Task, margin: float) -> TaskCheck:
@@ -90,7 +85,7 @@ def check_task(task: Task, margin: float) -> TaskCheck:
             Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
         ),
         smallest_gain=next(enough, None),
-        findings=tuple(_findings(task, len(clusters))),
+        findings=_findings(task, len(clusters)),
     )
 
 
@@ -108,87 +103,51 @@ def questions(gain: float, margin: float, lost: float = 0.0) -> int | None:
     return None if needed is None else max(needed, FEWEST_ITEMS)
 
 
-def _findings(task: Task, clusters: int) -> Iterator[TaskFinding]:
+def _findings(task: Task, clusters: int) -> dict[str, str]:
+    """What limits a task and what to do about it, by its code."""
+    found: dict[str, str] = {}
     if clusters < FEWEST_ITEMS:
         what = "question" if clusters == len(task.items) else "independent question"
-        yield TaskFinding(
-            "few-questions",
-            f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely.",
-            "Add questions.",
+        few = f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely."
+        found["few-questions"] = f"{few} Add questions."
+    golds = [item.answers[0].strip() for item in task.items if item.judge == "exact_match"]
+    worked = sum(MARK in gold for gold in golds)
+    long = sum("\n" in gold or len(gold.split()) > PLAIN_TOKENS for gold in golds)
+    if worked:
+        found["worked-answers"] = (
+            f"{count(worked, 'gold answer')} with worked steps before {MARK}. Add --fields "
+            f"after={MARK}."
         )
-    asked = [item for item in task.items if item.judge == "exact_match"]
-    yield from _answers(asked)
-    if asked and task.why:
+    elif long:
+        found["long-answers"] = (
+            f"{count(long, 'gold answer')} of several lines or of more than {PLAIN_TOKENS} words, "
+            f"where exact_match reads the first line of a reply of {PLAIN_TOKENS} tokens. Name "
+            "what stands before the answer by --fields after=TEXT, or take --metric strict and "
+            "--max-new-tokens."
+        )
+    if golds and task.why:
         other = "strict" if task.needs == "exact_match" else task.needs
         told = f"They are judged by exact_match, and {task.why}."
-        yield TaskFinding("normalised-answers", told, f"Take --metric {other}.")
-    yield from _repeated(task.items)
+        found["normalised-answers"] = f"{told} Take --metric {other}."
+    asked = defaultdict[str, set[str]](set)
+    for item in task.items:
+        asked[json.dumps([item.prompt.split(), sorted(item.choices)])].add(item.cluster)
+    repeated = sum(len(own) - 1 for own in asked.values())
+    if repeated:
+        found["repeated-questions"] = (
+            f"Each item counts for itself, also {count(repeated, 'repetition')} of a question. "
+            "Remove them, or give them one group."
+        )
     if task.of_harness:
-        return
+        return found
     if not task.has_cot:
-        yield TaskFinding(
-            "no-steps",
-            "No question is asked step by step, a form in which more compositions succeed.",
-            "Add cot_prompt.",
+        found["no-steps"] = (
+            "No question is asked step by step, a form in which more compositions succeed. Add "
+            "cot_prompt."
         )
     if not task.has_hops:
-        yield TaskFinding(
-            "no-hops",
-            "Without the single hops no verdict tells why a composition fails.",
-            "Add hops, if the questions have steps.",
+        found["no-hops"] = (
+            "Without the single hops no verdict tells why a composition fails. Add hops, if the "
+            "questions have steps."
         )
-
-
-def _answers(items: Sequence[Item]) -> Iterator[TaskFinding]:
-    """Gold answers that the first line of a reply can hardly equal."""
-    golds = [item.answers[0] for item in items]
-    worked = [gold for gold in golds if MARK in gold]
-    if worked:
-        yield TaskFinding(
-            "worked-answers",
-            f"{len(worked):,} gold answers hold worked steps before {MARK}.",
-            f"Add --fields after={MARK}.",
-        )
-        return
-    several = sum("\n" in gold.strip() for gold in golds)
-    if several:
-        yield TaskFinding(
-            "answers-of-several-lines",
-            f"{count(several, 'gold answer')} of several lines cannot equal the first line of a "
-            "reply, which exact_match reads.",
-            "Take --metric strict, or name what stands before the answer by --fields after=TEXT.",
-        )
-    long = sum(len(gold.split()) > PLAIN_TOKENS for gold in golds)
-    if long:
-        yield TaskFinding(
-            "long-answers",
-            f"{count(long, 'gold answer')} of more than {PLAIN_TOKENS} words do not fit into a "
-            f"reply of {PLAIN_TOKENS} tokens.",
-            "Add --max-new-tokens, or ask for shorter answers.",
-        )
-
-
-def _repeated(items: Sequence[Item]) -> Iterator[TaskFinding]:
-    asked = defaultdict[str, list[Item]](list)
-    for item in items:
-        asked[json.dumps([item.prompt.split(), sorted(item.choices)])].append(item)
-    twice = [same for same in asked.values() if len({item.cluster for item in same}) > 1]
-    if not twice:
-        return
-    contrary = [
-        same for same in twice if not set.intersection(*(set(item.answers) for item in same))
-    ]
-    if contrary:
-        yield TaskFinding(
-            "contradicting-answers",
-            f"{count(len(contrary), 'question')} stand there with different answers, such as items "
-            f"{shortly(item.id for item in contrary[0])}.",
-            "Give each question all its answers, as a list.",
-        )
-    extra = sum(len(same) - 1 for same in twice)
-    yield TaskFinding(
-        "repeated-questions",
-        f"Each item counts for itself, also {count(extra, 'repetition')} of a question, such as "
-        f"items {shortly(item.id for item in twice[0])}.",
-        "Remove them, or give them one group.",
-    )
+    return found

@@ -30,8 +30,8 @@ from typing import Any
 from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.chosen_metric import given_metric
 from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.metrics import given_metric
 from loraprobe.untrusted import first_line
 
 SEED = 1234  # of few-shot examples, the harness's default

@@ -30,7 +30,7 @@ class Hop:
 class Item:
     """One question with all right answers; without a prompt the answer is a text by itself.
 
-    metric: how its answer is judged; None where nothing was chosen (`chosen_metric`). source: the
+    metric: how its answer is judged; None where nothing was chosen (`with_metrics`). source: the
     `HarnessTask` that asks and judges it; None for an item of a file.
     """
 

@@ -26,9 +26,8 @@ from loraprobe import limits
 from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
-from loraprobe.tasks.chosen_metric import item_metrics
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
-from loraprobe.tasks.metrics import METRICS, compile_pattern
+from loraprobe.tasks.metrics import METRICS, compile_pattern, item_metrics
 from loraprobe.tasks.sources import TABLES, DataRow, read_file, read_lines, read_rows
 from loraprobe.untrusted import first_problem, is_unicode
 

@@ -169,10 +169,6 @@ lines"""
 ```
 
 ```
-What is a tort?
-```
-
-```
 pip install peft
 ```
 
@@ -189,7 +185,6 @@ def test_prompts_of_a_card_in_their_order():
         "Who may appeal?",
         "Summarize the contract:",
         "Two\nlines",
-        "What is a tort?",
     ]
     assert card_prompts(CARD.replace("\n", "\r\n"))[:2] == ["The defendant", "The court held"]
     escape = '---\nwidget:\n- text: "\\e[31mThe court"\n---\n'
@@ -228,8 +223,8 @@ def prompts(scorer, cards, wanted=8, seed=0):
 
 def test_prompts_of_cards_come_first_then_those_of_adapters():
     found = prompts(Strangers(), {"a": CARD, "b": None}, wanted=10)
-    assert found[:6] == card_prompts(CARD)
-    assert [text.split()[0] for text in found[6:]] == ["a", "b", "a", "b"]
+    assert found[:5] == card_prompts(CARD)
+    assert [text.split()[0] for text in found[5:]] == ["a", "b", "a", "b", "a"]
 
 
 def test_enough_prompts_in_cards_sample_no_adapter():

@@ -350,7 +350,7 @@ def test_a_given_metric_is_kept_and_what_the_answers_need_is_known():
 def test_what_exact_match_spoils_is_a_finding():
     def found(*golds, metric=None):
         told = check_task(chosen(*golds, metric=metric), 0.05).findings
-        return {one.code: one.cure for one in told}.get("normalised-answers")
+        return told.get("normalised-answers", "").partition(". ")[2] or None
 
     assert found('{"a": 1}', metric="exact_match") == "Take --metric json."
     assert found("1.5", "15", metric="exact_match") == "Take --metric numeric."

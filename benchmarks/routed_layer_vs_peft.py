@@ -38,7 +38,7 @@ from loraprobe.composition import Composition, composed
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import prototype
+from loraprobe.routing.scored import prototype
 
 PATH = "layer"
 Call = Callable[[], Tensor]

@@ -28,7 +28,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -61,10 +61,9 @@ from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
-from loraprobe.formatting import listing
 from loraprobe.records import AdapterSummary, Transformation, plain
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.spectral import Arrow, prototype
+from loraprobe.routing.scored import Arrow, prototype
 from loraprobe.secrets import scrub
 from loraprobe.untrusted import first_problem, read_json
 
@@ -275,47 +274,29 @@ def _router_document(router: Router) -> dict[str, Any]:
 
 def why_not_peft(composition: Composition, base: Base | None = None) -> str | None:
     """Why peft's Arrow cannot compute the same, in one sentence; None where it can."""
-    return next(_reasons(composition, base), None)
-
-
-def _reasons(composition: Composition, base: Base | None) -> Iterator[str]:
-    """The reasons; each presumes that those before it do not hold."""
-    router, first = composition.router, composition.experts[0]
+    router, (first, *_) = composition.router, composition.experts
     if not isinstance(router, Arrow):
-        yield f"its router is {router.name}, and peft has only Arrow."
-        return
+        return f"its router is {router.name}, and peft has only Arrow."
+    if router.normalize or router.per != "token" or not math.isfinite(router.temperature):
+        return "peft's Arrow decides for each token, without normalize, at a finite temperature."
+    ranks = {path: info.rank for path, info in first.layout.items()}
     for expert in composition.experts:
-        if expert.below:
-            lower = listing(one.name for one in expert.below)
-            yield f"{expert.name} stands on {lower}, which peft's Arrow cannot keep at weight 1."
-    for option, needed in (("normalize", False), ("per", "token")):
-        given = getattr(router, option, needed)
-        if given != needed:
-            yield f"peft's Arrow has no {option}={given}."
-    if not math.isfinite(router.temperature):
-        yield "peft's Arrow needs a finite temperature."
-    for expert in composition.experts:
-        for extra in expert.extras:
-            if extra.kind != "base_copy":
-                yield f"expert {expert.name} holds {extra} beside its factors."
-        for path in sorted(set(expert.layout) ^ set(first.layout)):
-            yield f"{path} is adapted by only one of {first.name} and {expert.name}."
-        for path, info in expert.layout.items():
-            if info.kind not in ("linear", "conv1d"):
-                yield f"{path} is of kind {info.kind}, and peft's Arrow serves linear layers."
-            if info.rank != (rank := first.layout[path].rank):
-                ranks = f"{rank} in {first.name}, {info.rank} in {expert.name}"
-                yield f"the ranks of {path} differ ({ranks})."
+        plain = all(info.kind in ("linear", "conv1d") for info in expert.layout.values())
+        more = expert.below or any(extra.kind != "base_copy" for extra in expert.extras)
+        if more or not plain or {p: info.rank for p, info in expert.layout.items()} != ranks:
+            return (
+                f"{expert.name} is more than the factors of linear layers, or has other modules or "
+                f"ranks than {first.name}."
+            )
     if base is None:
-        yield (
+        return (
             "without the base (--base) nobody knows which other modules its router would be put on."
         )
-        return
-    adapted = set(composition.paths)
-    names = {path.rpartition(".")[2] for path in adapted}  # by which peft targets modules
+    names = {path.rpartition(".")[2] for path in ranks}  # by which peft targets modules
     for path in base.weights:
-        if path.rpartition(".")[2] in names and path not in adapted:
-            yield f"its router would be put on {path} too, which no expert adapts."
+        if path.rpartition(".")[2] in names and path not in ranks:
+            return f"its router would be put on {path} too, which no expert adapts."
+    return None
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 
 EVERY_LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2 = {"target_modules": ["c_attn", "c_fc"], "r": 3, "fan_in_fan_out": True}

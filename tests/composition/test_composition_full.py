@@ -10,7 +10,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -8,7 +8,7 @@ from torch import nn
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 
 ROUTERS = [ConstantGates((0.5, -2.0)), Arrow(top_k=1), Arrow()]
 

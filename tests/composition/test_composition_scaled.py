@@ -28,7 +28,7 @@ from loraprobe.composition import scaled as scaling
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 
 
 @pytest.mark.parametrize("gates", [(1 / 3,) * 3, (1.0, 1.0, 1.0), (0.7, -0.2, 0.4), (0, 0, 1)])

@@ -15,7 +15,7 @@ from loraprobe.composition import Composition, composed, prepared
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.spectral import Arrow, prototype
+from loraprobe.routing.scored import Arrow, prototype
 
 PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
 ONE = {PATH: (24, 16)}

@@ -138,8 +138,14 @@ WRONG += "arrow:per=row arrow:share=layer centroid:temperature=0 centroid:learne
 def test_wrong_options_are_refused(spec):
     with pytest.raises(UsageError):
         ROUTERS.make(spec)
+
+
+def test_literal_options_are_checked_in_python_too():
+    """Outside of the tests nothing checks the types of the fields."""
+    router = ROUTERS.make("arrow")
+    object.__setattr__(router, "per", "row")
     with pytest.raises(ValueError, match="per is one of token, sequence"):
-        ROUTERS.get("arrow")(per="row")
+        router.__post_init__()
 
 
 def test_centroid_gives_no_gates_before_it_has_seen_prompts():
@@ -150,9 +156,9 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
             prepared(Composition("c", tuple(FOUR), router), torch.float64)
     known = ROUTERS.make("centroid").with_state(STATE)
     assert not known.needs_prompts and known != ROUTERS.make("centroid")
-    with pytest.raises(UsageError, match="learned of 4 adapters"):
+    with pytest.raises(UsageError, match="nothing that fits the 5 adapters"):
         prepared(Composition("c", (*FOUR, FOUR[0]), known), torch.float64)
-    with pytest.raises(UsageError, match="learned nothing about"):
+    with pytest.raises(UsageError, match="learned nothing that fits"):
         other = random_adapter("o", making.LLAMA, dtype=torch.float64)
         prepared(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
     key = f"centroid.{PATH}"

@@ -9,7 +9,7 @@ import torch
 from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.likelihood import can_share, likelihood
 

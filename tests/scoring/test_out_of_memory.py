@@ -16,7 +16,7 @@ from loraprobe.errors import OutOfMemory
 from loraprobe.evaluation.gate_statistics import GateTally
 from loraprobe.memory import is_out_of_memory
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.centroid import InputSums
+from loraprobe.routing.scored import InputSums
 from loraprobe.scoring import ModelScorer, read_texts
 from loraprobe.scoring.forward import Batcher
 

@@ -12,7 +12,7 @@ from words import PAIRS, PROMPTS, WORDS, count_calls, word_tokenizer
 from loraprobe.composition import Composition, watched
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.spectral import Arrow
+from loraprobe.routing.scored import Arrow
 from loraprobe.scoring import ModelScorer, loss_with_gradients, read_texts
 from loraprobe.scoring.forward import Batcher
 

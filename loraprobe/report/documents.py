@@ -1,8 +1,7 @@
 """The documents that are read and written as JSON: an audit with its schema, and samples.
 
 pydantic derives the schema from the records; `_exact` makes it strict: a document has every field
-of each record and no other, and null stands for a number that is not finite. `audit_from` reads
-documents of earlier versions too.
+of each record and no other, and null stands for a number that is not finite.
 """
 
 from __future__ import annotations
@@ -27,9 +26,6 @@ from loraprobe.untrusted import first_problem
 
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
-# Fields that audits of earlier versions lack.
-LATER: dict[str, Any] = {"library": None, "shortlist": [], "chain": [], "serve": [], "guards": []}
-COMPOSING = ("merge", "route", "step-by-step")  # actions that use a merge or a router
 KEYS = {field.name for field in dataclasses.fields(Sample)}
 LONGEST = 1 << 24  # characters of the first line of an existing file
 
@@ -113,7 +109,7 @@ class _Published(GenerateJsonSchema):
 
 
 def read_audit(path: Path) -> Audit:
-    """The audit of a saved document of this or an earlier version, with each field of its own type.
+    """The audit of a saved document of this version, with each field of its own type.
 
     null stands for a number that was not finite. Raises UsageError, which says what is wrong and
     where.
@@ -138,22 +134,10 @@ def audit_from(document: Any) -> Audit:
         raise ValueError("it has no schema_version")
     if document["schema_version"] != SCHEMA_VERSION:
         raise ValueError(f"its schema_version is not {SCHEMA_VERSION}")
-    fields = LATER | {name: value for name, value in document.items() if name != "schema_version"}
+    fields = {name: value for name, value in document.items() if name != "schema_version"}
     compatibility: Any = fields.get("compatibility")
     if isinstance(compatibility, dict):  # whose `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in compatibility.items() if k != "compatible"}
-    provenance = fields.get("provenance")
-    if isinstance(provenance, dict):
-        fields["provenance"] = {"engine": "transformers", "guards": [], **provenance}
-    gates = fields.get("gates")
-    if isinstance(gates, list) and all(isinstance(row, dict) for row in gates):
-        # Earlier versions named a layer, null for all of them, and had rows of single layers too.
-        rows = [row for row in gates if not isinstance(row.get("layer"), str)]
-        fields["gates"] = [{k: v for k, v in row.items() if k != "layer"} for row in rows]
-    verdict = fields.get("verdict")
-    if isinstance(verdict, dict):  # earlier versions told both by the codes of reasons
-        composes = verdict.get("system") is not None and verdict.get("action") in COMPOSING
-        fields["verdict"] = {"composes": composes, "missing": None, **verdict}
     fields["evaluation"] = {
         field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
     }

@@ -6,7 +6,7 @@ Columns of a table leave before words wrap, and names break at their joints.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -75,41 +75,23 @@ def print_answer(console: Console, answer: Answer) -> None:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table below its title, as several where its figures need more room."""
-    for title, drawn in _fitted(table, console.width):
-        console.print()
-        console.print(Text(title, "bold"), no_wrap=True, overflow="ellipsis")
-        console.print(drawn)
+    """Prints a table below its title.
 
-
-def _fitted(table: Table, width: int) -> Iterator[tuple[str, rich.table.Table]]:
-    """Titles and tables of at most `width` columns, each with the first column.
-
-    Columns leave in the order of `drop`; then names get half of the width, and the others stand in
-    several tables.
+    Where it is too wide, columns leave in the order of `drop`; then names wrap.
     """
     table = _for_terminals(table)
     if not table.rows:
         return
-    columns, needs = table.columns, _needs(table)
-    kept = list(range(len(columns)))
-    while _total(needs[at] for at in kept) > width:
-        least = max(kept, key=lambda at: columns[at].drop)
-        if columns[least].drop == 0:
-            break
-        kept.remove(least)
-    names = needs[0] if _total(needs[at] for at in kept) <= width else min(needs[0], width // 2)
-    groups, left = [list[int]()], width - names
-    for at in kept[1:]:
-        if needs[at] + GAP > left and groups[-1]:
-            groups.append([])
-            left = width - names
-        groups[-1].append(at)
-        left -= needs[at] + GAP
-    for position, group in enumerate(groups):
-        title = f"{table.caption} (continued)" if position else table.caption
-        widths = [names, *(needs[at] for at in group)]
-        yield title, _drawn(table.of([0, *group]), widths, width)
+    widths = _needs(table)
+    while _total(widths) > console.width and any(column.drop for column in table.columns):
+        least = max(range(len(widths)), key=lambda at: table.columns[at].drop)
+        table = table.of(at for at in range(len(widths)) if at != least)
+        widths = _needs(table)
+    missing = max(0, _total(widths) - console.width)
+    widths[0] = max(widths[0] - missing, min(widths[0], LEAST_PROSE))
+    console.print()
+    console.print(Text(table.caption, "bold"), no_wrap=True, overflow="ellipsis")
+    console.print(_drawn(table, widths, console.width))
 
 
 def _for_terminals(table: Table) -> Table:
@@ -166,7 +148,7 @@ def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:
         justify: Literal["left", "right"] = "right" if column.figure else "left"
         room = widths[at] + (longest + 1 if at in barred else 0)
         made.add_column(
-            Text("\n".join(wrapped(column.heading, room))), justify=justify, no_wrap=True
+            Text("\n".join(wrapped(column.heading, room))), justify=justify, overflow="fold"
         )
         cells.append([_cell(column, row[at], room) for row in table.rows])
         for cell, share in zip(cells[-1], column.bars, strict=False):

@@ -27,19 +27,6 @@ def test_what_was_written_is_read_again(name):
         assert shown(read) == shown(audit)
 
 
-def test_an_audit_of_an_earlier_version_is_read():
-    """It counted gates by layer, and knew one engine and no servers."""
-    document = json.loads(an_audit().to_json())
-    wanted = audit_from(json.loads(json.dumps(document)))
-    assert wanted.gates
-    document["gates"] = [
-        {**row, "layer": layer} for row in document["gates"] for layer in (None, "model.layers.0")
-    ]
-    del document["provenance"]["engine"], document["serve"]
-    del document["verdict"]["composes"], document["verdict"]["missing"]
-    assert audit_from(document) == wanted
-
-
 WRONG = [
     (("schema_version",), 1, "schema_version"),
     (("command",), 3, "command"),

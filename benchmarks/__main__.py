@@ -31,7 +31,8 @@ RUNS: dict[str, tuple[str, ...]] = {
     "screen": ("screen_vs_peers.py",),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
-    "evaluation": ("evaluation_vs_harness.py", "--runs", "5"),
+    "evaluation": ("evaluation_vs_peft.py", "--runs", "5"),
+    "harness": ("evaluation_vs_harness.py", "--runs", "5"),
 }
 QUICK: dict[str, tuple[str, ...]] = {
     "start": ("start.py", "--runs", "3"),
@@ -53,7 +54,8 @@ QUICK: dict[str, tuple[str, ...]] = {
         "512",
         "2048",
     ),
-    "evaluation": ("evaluation_vs_harness.py", "--runs", "2", "--items", "30"),
+    "evaluation": ("evaluation_vs_peft.py", "--runs", "2", "--items", "30"),
+    "harness": ("evaluation_vs_harness.py", "--runs", "2", "--items", "30"),
 }
 LIMIT = 900  # seconds that one benchmark may take
 

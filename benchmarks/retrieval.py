@@ -16,7 +16,7 @@ Two published methods choose adapters of a library for a task or a prompt withou
   directory of a sentence encoder, or the base: the mean of its last states.
 
 A signal is an array [adapters, forms, items]: of each adapter for the question and each hop of
-each item; more is better. It ranks the pairs, beside the rankings of `screen_quality.py`, and
+each item; more is better. It ranks the pairs, beside the rankings of `rankings.py`, and
 chooses which adapters are asked at all: the best k, each form of the question taking its turn. The
 latter is compared with halving the library after 5, 10 and 20 items, by what adapters answer alone
 (so LoRAuter finds the best adapter of a task) or by the forecast of their best pair, and with
@@ -34,7 +34,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from screen_quality import (
+from rankings import (
     FIRST,
     Seen,
     Truth,

@@ -239,8 +239,6 @@ def recommend(
     """The merge or composition that the verdict advises, or None, and why there is none, or no
     full model of it."""
     name = verdict.system
-    if verdict.action.startswith("use-single:"):
-        return None, f"the advice is to use {verdict.action.partition(':')[2]} as it is."
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
     built = next((system for system in compositions if system.name == name), None)

@@ -233,9 +233,6 @@ def open_scorer(base: Base, dtype: str, session: Session) -> tuple[ModelScorer, 
             f"The base was quantised to {bits} bits on loading (bitsandbytes); scores hold for it "
             "as it ran."
         )
-    if options.device_map == "auto":
-        places = {str(place) for place in getattr(loaded.model, "hf_device_map", {}).values()}
-        notes.append(f"The base was placed by accelerate ({', '.join(sorted(places))}).")
     if options.trust_remote_code:
         notes.append("Code from the base's repository was allowed to run.")
     return scorer, notes

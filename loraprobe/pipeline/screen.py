@@ -141,20 +141,10 @@ class Screen:
         forms: dict[tuple[str, str], list[str]] = {}
         for question in questions(self.asked):
             forms.setdefault((question.task, question.part), []).append(question.prompt)
-        try:
-            order = by_effect(
-                scorer, [*forms.values()], lambda: (self.opened([name])[0] for name in names)
-            )
-        except LoraprobeError:  # of an adapter, which is told when it is asked
-            return names
+        order = by_effect(
+            scorer, [*forms.values()], lambda: (self.opened([name])[0] for name in names)
+        )
         return [names[at] for at in order]
-
-    def _opened(self, name: str) -> System | LoraprobeError:
-        """The base or an adapter, or why it cannot be opened any more."""
-        try:
-            return self.system(name)
-        except LoraprobeError as error:
-            return error
 
     def ask(self, names: Sequence[str]) -> list[str]:
         """Asks adapters, or the base, which has no budget; the names of those that answered."""
@@ -164,7 +154,7 @@ class Screen:
         with session.stage("screen"):
             to_ask = [name for name in names if not self.is_kept(name)]
             # An adapter is opened when it is asked, and its tensors are gone with it.
-            parts = ((self._opened(name), self.reading) for name in to_ask)
+            parts = ((self.system(name), self.reading) for name in to_ask)
             outcomes = session.workers.map(ask_alone, asking, parts)
             for done in range(len(to_ask)):
                 session.tell(ALONE, done, len(to_ask))
@@ -220,9 +210,7 @@ class Screen:
 
         def load(k: int) -> NextTokens:
             next_tokens = self._stored(names[k])
-            if next_tokens is None:
-                path = self._place(names[k])
-                raise OutputError(f"{path} was removed meanwhile; run the same call again.")
+            assert next_tokens is not None
             return next_tokens
 
         scorer, forecast = self.evaluator.scorer, None
@@ -262,12 +250,8 @@ def items_of(tasks: Iterable[Task]) -> int:
     return sum(len(task.items) for task in tasks)
 
 
-def ask_alone(
-    evaluator: Evaluator, system: System | LoraprobeError, reading: ForecastTexts | None
-) -> AnsweredAlone:
-    """What a system answers, and its next tokens; in any process. Raises its error."""
-    if isinstance(system, LoraprobeError):
-        raise system
+def ask_alone(evaluator: Evaluator, system: System, reading: ForecastTexts | None) -> AnsweredAlone:
+    """What a system answers, and its next tokens; in any process."""
     next_tokens = None
     if reading is not None:
         with evaluator.scorer.with_composition(system.composition) as scorer:

@@ -153,9 +153,6 @@ def _notes(proved: Proved) -> list[str]:
         )
     if ranking is None:
         return notes
-    options = screen.evaluator.session.options
-    if options.budget and screen.untried and not screen.tried and screen.looked_at > options.keep:
-        notes.append("--budget left no time to try sums of sets, so the forecast alone chose.")
     if ranking.forecast is None:
         notes.append(
             "Effects on the next token could not be added (no question has a given text), so sets "

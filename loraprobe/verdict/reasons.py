@@ -50,7 +50,6 @@ from loraprobe.records.measurements import Z95
 from loraprobe.verdict.evidence import (
     FORM,
     Candidate,
-    Criterion,
     Evidence,
     LibraryChoice,
     criterion,
@@ -263,20 +262,9 @@ def _about_controls(best: Candidate) -> Reason:
         decisive=binding and code == "partner-adds-nothing",
         system=best.system,
         control=control,
-        compares=_compared(nearest),
         difference=nearest,
         would_decide="" if decided else nearest.would_decide(),
     )
-
-
-def _compared(control: Criterion) -> str:
-    """How a control that is not beaten compares with the composition."""
-    if control.high < 0:
-        return "is better"
-    if control.outcome == "inconclusive":
-        return "is not shown to be worse by half the margin"
-    worse = control.low > 0
-    return "is worse by less than half the margin" if worse else "is as good within half the margin"
 
 
 def _about_share_kept(best: Candidate, task: str, asked: float) -> Reason:

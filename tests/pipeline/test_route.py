@@ -110,11 +110,10 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
             with composition.into(model):
                 found.append(making.hidden(model))
         assert composing.relative(*found) < 1e-6
-    told = {"chain": "chain", "use-single:e0": "use e0", "gather-evidence": "gather-evidence"}
-    for action, said in told.items():
+    for action in ("chain", "use-single:e0", "gather-evidence"):
         verdict = Verdict("unlikely", "evaluation", system="arrow", action=action)
         made, why = recommend(verdict, built, builder)
-        assert made is None and said in why
+        assert made is None and action in why
 
 
 def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():

@@ -254,14 +254,6 @@ def test_what_a_budget_left_out_decides_nothing(tmp_path, monkeypatch):
     assert "--budget" not in verdict["next"]
 
 
-def test_a_budget_that_leaves_no_time_to_try_sums_says_so(library, monkeypatch):
-    budget_for(monkeypatch, 5)  # all adapters alone
-    found = screened(library[0], "--budget", "5")
-    assert set(asked_alone(found).values()) == {20}
-    (note,) = (note for note in found["notes"] if "--budget" in note)
-    assert "sums" in note and found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
-
-
 def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_path):
     tables = {**NOISE, "who": {"who": "ada", "the": "cy"}, "whose": {"ada": "bo", "cy": "mayor"}}
     words = write_chained(tmp_path / "library", tables)

@@ -19,7 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.cache import cached_hash
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.formatting import listing
@@ -218,9 +218,9 @@ def _state(path: Path) -> tuple[int, ...]:
 
 def check_count(path: Path, tensors: int, raises: type[LoraprobeError]) -> None:
     """Raises `raises` if the file holds more tensors than the limit."""
-    if tensors > limits.TENSORS:
+    if tensors > untrusted.TENSORS:
         raise raises(
-            f"{path} holds {tensors:,} tensors, beyond the {limits.TENSORS:,} that are read; no "
+            f"{path} holds {tensors:,} tensors, beyond the {untrusted.TENSORS:,} that are read; no "
             "known adapter or model has so many."
         )
 
@@ -253,7 +253,7 @@ def check_inflation(file: Path) -> None:
         return
     with zipfile.ZipFile(file) as archive:
         unpacked = sum(entry.file_size for entry in archive.infolist())
-    packed, times = file.stat().st_size, limits.INFLATION
+    packed, times = file.stat().st_size, untrusted.INFLATION
     if unpacked > times * packed + (1 << 20):
         raise ValueError(f"its {packed:,} bytes unpack to {unpacked:,}, which torch never writes")
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from making import LLAMA, random_adapter, write_adapter
 
-from loraprobe import checkpoint, limits
+from loraprobe import checkpoint, untrusted
 from loraprobe.adapters import read_adapter
 from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, BaseError, TaskError
@@ -60,7 +60,7 @@ def test_each_bound_refuses_by_name(tmp_path, monkeypatch):
     ):
         act()
         with monkeypatch.context() as patch:
-            patch.setattr(limits, name, value)
+            patch.setattr(untrusted, name, value)
             with pytest.raises(raises, match=said):
                 act()
 

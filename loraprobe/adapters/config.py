@@ -27,10 +27,9 @@ from loraprobe.adapters.types import Adapter
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
-from loraprobe.limits import DEEPEST, nested_values
 from loraprobe.patterns import PatternError, first_matches
 from loraprobe.records import Issue
-from loraprobe.untrusted import document_model, first_problem, read_json
+from loraprobe.untrusted import DEEPEST, document_model, first_problem, nested_values, read_json
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns

@@ -22,7 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.adapters.config import (
     CONFIG,
     FLAGS,
@@ -388,10 +388,10 @@ class KeySorting:
             self.extras.append(Extra(kind, key, module, self.file.shapes[key], dtype))
 
     def _check_count(self, modules: int) -> None:
-        if modules > limits.MODULES:
+        if modules > untrusted.MODULES:
             raise AdapterError(
-                f"{self.name} adapts {modules:,} modules, beyond the {limits.MODULES:,} that are "
-                "read; no known model has so many."
+                f"{self.name} adapts {modules:,} modules, beyond the {untrusted.MODULES:,} that "
+                "are read; no known model has so many."
             )
 
     def _why_unusable(self, path: str, roles: Mapping[str, str]) -> str | None:

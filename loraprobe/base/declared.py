@@ -15,10 +15,9 @@ from typing import Annotated, Any, Protocol
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.errors import BaseError
-from loraprobe.limits import DEEPEST, nested_values
-from loraprobe.untrusted import document_model, first_problem, read_json
+from loraprobe.untrusted import DEEPEST, document_model, first_problem, nested_values, read_json
 
 # The type of a value -> the keys that loraprobe reads and that have this type.
 TYPES: Mapping[Any, str] = {
@@ -173,7 +172,7 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
     for name, kind in TOKENIZER_FILES.items():
         if not (directory / name).is_file():
             continue
-        content = read_json(directory / name, reference, largest=limits.TOKENIZER)
+        content = read_json(directory / name, reference, largest=untrusted.TOKENIZER)
         try:
             kind.model_validate(content)
         except ValidationError as error:

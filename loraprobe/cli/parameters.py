@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.cli.call import CALL
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
@@ -227,7 +227,7 @@ def _read(file: str) -> Mapping[Any, Any]:
 
     try:
         size = Path(file).stat().st_size
-        if size > limits.CONFIG:
+        if size > untrusted.CONFIG:
             raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.adapters import Adapter, Source
 from loraprobe.cache import file_hash
 from loraprobe.errors import HubError, LoraprobeError
@@ -350,7 +350,7 @@ def read_card(file: Path, reference: str, raises: type[LoraprobeError] = HubErro
         return None
     check_link(file, reference, raises)
     with file.open(encoding="utf-8", errors="replace", newline="") as stream:
-        return stream.read(limits.CARD)
+        return stream.read(untrusted.CARD)
 
 
 def is_whole(file: Path) -> bool:

@@ -17,14 +17,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.cache import cache_directory
 from loraprobe.errors import HubError, ReferenceError_
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.client import CARD, Repository
 from loraprobe.hub.reference import DATASET, ON_HUB, Reference
-from loraprobe.limits import nested_values
+from loraprobe.untrusted import nested_values
 
 BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
 EXTRA = "pip install 'loraprobe[datasets]'"
@@ -65,7 +65,7 @@ def resolve_dataset(text: str) -> DatasetSplit:
     def text_of(name: str) -> str:
         if name not in repository.files:
             return ""
-        return repository.get(name).read_text("utf-8", "replace")[: limits.CARD]
+        return repository.get(name).read_text("utf-8", "replace")[: untrusted.CARD]
 
     with repository.choosing():
         card = text_of(CARD)

@@ -9,9 +9,8 @@ from typing import Any
 
 from loraprobe.base.quiet import silenced
 from loraprobe.errors import BaseError, TaskError, UsageError
-from loraprobe.limits import deadline, memory_limit
 from loraprobe.memory import gib
-from loraprobe.untrusted import first_line
+from loraprobe.untrusted import deadline, first_line, memory_limit
 
 # The sandbox of transformers limits neither the time nor the memory of a template.
 TEMPLATE_SECONDS = 10.0

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import count, listing, nearest, shortly
@@ -67,7 +67,7 @@ class _ItemKeys(BaseModel):
     id: Label | None = None
     prompt: Text
     answer: Answers
-    choices: Annotated[list[Text], Field(min_length=2, max_length=limits.CHOICES)] | None = None
+    choices: Annotated[list[Text], Field(min_length=2, max_length=untrusted.CHOICES)] | None = None
     hops: list[_HopKeys] | None = None
     cot_prompt: Text | None = None
     answer_pattern: Text | None = None
@@ -217,8 +217,10 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
         before = last
         for row in rows:
             last = before + row.number
-            if len(items) >= limits.ROWS:
-                raise TaskError(f"{file} has more than {limits.ROWS:,} items, which is the most.")
+            if len(items) >= untrusted.ROWS:
+                raise TaskError(
+                    f"{file} has more than {untrusted.ROWS:,} items, which is the most."
+                )
             try:
                 item = _item(row.content, last)
             except TaskError as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.errors import TaskError
 from loraprobe.untrusted import first_line, unique_keys
 
@@ -55,10 +55,10 @@ def read_file(path: Path, noun: str) -> bytes:
     """The bytes of a file. Raises TaskError if it cannot be read or is too large."""
     try:
         size = path.stat().st_size
-        if size > limits.ITEMS:
+        if size > untrusted.ITEMS:
             raise TaskError(
                 f"The {noun} file {path} has {size:,} bytes, at most "
-                f"{limits.ITEMS:,} are read; split it."
+                f"{untrusted.ITEMS:,} are read; split it."
             )
         return path.read_bytes()
     except FileNotFoundError:
@@ -72,10 +72,10 @@ def read_file(path: Path, noun: str) -> bytes:
 def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
-        if len(raw) > limits.LINE:
+        if len(raw) > untrusted.LINE:
             raise TaskError(
                 f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
-                f"{limits.LINE:,} are read; write one item a line."
+                f"{untrusted.LINE:,} are read; write one item a line."
             )
         try:
             line = raw.decode("utf-8")
@@ -127,7 +127,7 @@ def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
     header = text.partition("\n")[0]
     if delimiter == "," and header.count(";") > header.count(","):
         delimiter = ";"
-    csv.field_size_limit(limits.LINE)
+    csv.field_size_limit(untrusted.LINE)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
         names = [name.strip() for name in reader.fieldnames or ()]
@@ -158,16 +158,16 @@ def _parquet(path: Path, data: bytes) -> Iterator[DataRow]:
         raise TaskError(f"{path} is Parquet, which pyarrow reads: {PARQUET_EXTRA}.") from None
     try:
         file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
-        if file.metadata.num_rows > limits.ROWS:
+        if file.metadata.num_rows > untrusted.ROWS:
             raise TaskError(
-                f"{path} has {file.metadata.num_rows:,} rows, and {limits.ROWS:,} are the most; "
+                f"{path} has {file.metadata.num_rows:,} rows, and {untrusted.ROWS:,} are the most; "
                 "split it."
             )
         number = size = 0
         for batch in file.iter_batches(batch_size=_BATCH):
             size += batch.nbytes
-            if size > limits.ITEMS:
-                raise TaskError(f"{path} unpacks to more than {limits.ITEMS:,} bytes; split it.")
+            if size > untrusted.ITEMS:
+                raise TaskError(f"{path} unpacks to more than {untrusted.ITEMS:,} bytes; split it.")
             for content in batch.to_pylist():
                 number += 1
                 yield DataRow(path, "row", number, content)

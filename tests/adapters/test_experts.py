@@ -10,7 +10,7 @@ from mixtures import BOTH, CASES, IN, MIDDLE, Layers, deltas_of_peft, saved, wra
 from peft import PeftModel
 from safetensors.torch import load_file
 
-from loraprobe import limits
+from loraprobe import untrusted
 from loraprobe.adapters import read_adapter
 from loraprobe.errors import AdapterError, CompatibilityError
 from loraprobe.merging import merge
@@ -118,7 +118,7 @@ def test_factors_whose_rank_is_unclear_are_listed_and_not_used(tmp_path, case):
 def test_experts_count_for_the_limit_of_modules(tmp_path, monkeypatch):
     options = {"target_modules": [], "target_parameters": ["experts.up"], "r": 1}
     place = write_adapter(tmp_path / "a", stack(40), **options)
-    monkeypatch.setattr(limits, "MODULES", 39)
+    monkeypatch.setattr(untrusted, "MODULES", 39)
     with pytest.raises(AdapterError, match="adapts 40 modules"):
         read_adapter(place)
     monkeypatch.undo()

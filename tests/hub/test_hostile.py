@@ -19,8 +19,8 @@ from loraprobe.adapters import read_adapter
 from loraprobe.base import load_base, open_base
 from loraprobe.errors import AdapterError, BaseError, LoraprobeError, UsageError
 from loraprobe.hub import model_card
-from loraprobe.limits import deadline
 from loraprobe.scoring.encoding import Encoder
+from loraprobe.untrusted import deadline
 
 
 class Malicious:
@@ -218,7 +218,7 @@ class TestTemplates:
         """A new process has no freed memory that an allocation could take without the kernel."""
         code = """
 import resource
-from loraprobe.limits import memory_limit
+from loraprobe.untrusted import memory_limit
 
 before = resource.getrlimit(resource.RLIMIT_AS)
 try:

@@ -64,7 +64,7 @@ _ASSIGNED = re.compile(
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 
 Likely = Mapping[ScoreRequest, "Likelihood"]
-Asked = tuple[int, ScoreRequest]  # the index of a prompt, and the prompt with an answer
+OwnAnswer = tuple[int, ScoreRequest]  # the index of a prompt, and the prompt with an answer
 
 
 def generated_prompts(
@@ -186,11 +186,11 @@ def probe_without_task(
 
 def _answers(
     scorer: ModelScorer, adapters: Sequence[Adapter], prompts: Sequence[str]
-) -> tuple[dict[str, list[Asked]], dict[str, list[float]]]:
+) -> tuple[dict[str, list[OwnAnswer]], dict[str, list[float]]]:
     """Each adapter's greedy first lines that are not blank, and the KL(base || adapter) of the
     first token after each prompt."""
     base = scorer.first_token_distribution(prompts)
-    answers: dict[str, list[Asked]] = {}
+    answers: dict[str, list[OwnAnswer]] = {}
     kl: dict[str, list[float]] = {}
     for adapter in adapters:
         with scorer.with_composition(single(adapter)):
@@ -214,14 +214,14 @@ def _swapped(request: ScoreRequest, names: MadeUpNames) -> ScoreRequest | None:
     return None if swap is None else ScoreRequest(*swap)
 
 
-def _familiarity(asked: Sequence[Asked], adapters: tuple[str, ...], likely: Likely) -> Coverage:
+def _familiarity(asked: Sequence[OwnAnswer], adapters: tuple[str, ...], likely: Likely) -> Coverage:
     """How many tokens of answers are the base's first choice."""
     ranks = [likely[request].rank for _, request in asked]
     shares = [sum(rank == 1 for rank in of) / len(of) for of in ranks]
     return _row("familiarity", shares, adapters, [i for i, _ in asked])
 
 
-def _of_adapter(asked: Sequence[Asked], name: str, likely: Likely) -> Iterable[Coverage]:
+def _of_adapter(asked: Sequence[OwnAnswer], name: str, likely: Likely) -> Iterable[Coverage]:
     """How familiar the base is with the answers of one adapter."""
     ranks = [float(likely[request].rank[0]) for _, request in asked]
     median = statistics.median(ranks) if ranks else None
@@ -231,14 +231,14 @@ def _of_adapter(asked: Sequence[Asked], name: str, likely: Likely) -> Iterable[C
 
 
 def _margins(
-    figure: str, asked: Sequence[Asked], adapters: tuple[str, ...], likely: Likely
+    figure: str, asked: Sequence[OwnAnswer], adapters: tuple[str, ...], likely: Likely
 ) -> Coverage:
     margins = [first_margin(likely[request]) for _, request in asked]
     return _row(figure, margins, adapters, [i for i, _ in asked])
 
 
 def _name_swap(
-    asked: Sequence[Asked],
+    asked: Sequence[OwnAnswer],
     adapters: tuple[str, ...],
     swap_of: Mapping[ScoreRequest, ScoreRequest | None],
     likely: Likely,

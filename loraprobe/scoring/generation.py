@@ -4,9 +4,9 @@ another kind, by transformers' generate() without the model's generation_config.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -32,38 +32,28 @@ class Written(NamedTuple):
     cut: bool
 
 
-class LineEnds:
-    """Which tokens end a line, computed once from the tokenizer's vocabulary."""
+def line_ended(tokenizer: Any, until: Callable[[str], bool] | None = None) -> Ended:
+    """Tells of new tokens, the last of which is new, whether they end with their first line.
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
+    A line ends at a newline after text that is not white space, so an answer may begin with
+    newlines. With `until` they end with the first line at whose end that is true of their text.
+    """
+    known = len(tokenizer)
 
-    @cached_property
-    def _texts(self) -> list[str]:
-        ids = [[i] for i in range(len(self._tokenizer))]
-        found: list[str] = self._tokenizer.batch_decode(ids, clean_up_tokenization_spaces=False)
-        return found
+    @functools.cache
+    def text(token: int) -> str:
+        plain = [token] if token < known else []
+        return str(tokenizer.decode(plain, clean_up_tokenization_spaces=False))
 
-    def after(self, until: Callable[[str], bool] | None = None) -> Ended:
-        """Tells of new tokens, the last of which is new, whether they end with their first line.
+    def ended(tokens: Sequence[int]) -> bool:
+        last = text(tokens[-1])
+        if "\n" not in last:
+            return False
+        if "\n" not in last.lstrip() and not any(text(one).strip() for one in tokens[:-1]):
+            return False
+        return until is None or until(decoded(tokenizer, tokens))
 
-        A line ends at a newline after text that is not white space, so an answer may begin with
-        newlines. With `until` they end with the first line at whose end that is true of their text.
-        """
-        texts = self._texts
-
-        def text(token: int) -> str:
-            return texts[token] if token < len(texts) else ""
-
-        def ended(tokens: Sequence[int]) -> bool:
-            last = text(tokens[-1])
-            if "\n" not in last:
-                return False
-            if "\n" not in last.lstrip() and not any(text(one).strip() for one in tokens[:-1]):
-                return False
-            return until is None or until(decoded(self._tokenizer, tokens))
-
-        return ended
+    return ended
 
 
 def decoded(tokenizer: Any, ids: Any) -> str:

@@ -26,10 +26,10 @@ from loraprobe.scoring.forward import (
     tail_logits,
 )
 from loraprobe.scoring.generation import (
-    LineEnds,
     Written,
     first_line,
     generate_batch,
+    line_ended,
     stop_ids,
 )
 from loraprobe.scoring.likelihood import (
@@ -77,7 +77,6 @@ class ModelScorer(Scorer):
         self.context = int(longest) if longest and longest > 0 else None
         self.encoder = Encoder(tokenizer, chat_template, self.vocab_size)
         self.batcher = Batcher(model.device, None if batch_size == "auto" else batch_size)
-        self.lines = LineEnds(tokenizer)
         self.stops = stop_ids(model, tokenizer)
         fill = (*self.stops, tokenizer.pad_token_id)  # masked, but looked up in the embedding
         self.pad = next((i for i in fill if i is not None and i < self.vocab_size), 0)
@@ -132,7 +131,7 @@ class ModelScorer(Scorer):
     ) -> list[Written]:
         """The continuation of each row of token ids. options: those of `generate_batch`."""
         if until_newline or until:
-            options["ended"] = self.lines.after(until)
+            options["ended"] = line_ended(self.tokenizer, until)
         new = generate_batch(
             self.model,
             rows,

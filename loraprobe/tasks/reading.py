@@ -44,9 +44,11 @@ def _listed(value: Any) -> Any:
     return value if isinstance(value, list) else [value]
 
 
-Text = Annotated[str, AfterValidator(_checked)]
-Label = Annotated[Text, BeforeValidator(lambda label: str(label) if type(label) is int else label)]
-Answers = Annotated[list[Text], BeforeValidator(_listed), Field(min_length=1)]
+NotBlank = Annotated[str, AfterValidator(_checked)]
+Label = Annotated[
+    NotBlank, BeforeValidator(lambda label: str(label) if type(label) is int else label)
+]
+GoldAnswers = Annotated[list[NotBlank], BeforeValidator(_listed), Field(min_length=1)]
 
 
 class _HopKeys(BaseModel):
@@ -54,9 +56,9 @@ class _HopKeys(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
 
-    prompt: Text
-    answer: Answers
-    adapter: Text | None = None
+    prompt: NotBlank
+    answer: GoldAnswers
+    adapter: NotBlank | None = None
 
 
 class _ItemKeys(BaseModel):
@@ -65,15 +67,17 @@ class _ItemKeys(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     id: Label | None = None
-    prompt: Text
-    answer: Answers
-    choices: Annotated[list[Text], Field(min_length=2, max_length=untrusted.CHOICES)] | None = None
+    prompt: NotBlank
+    answer: GoldAnswers
+    choices: Annotated[list[NotBlank], Field(min_length=2, max_length=untrusted.CHOICES)] | None = (
+        None
+    )
     hops: list[_HopKeys] | None = None
-    cot_prompt: Text | None = None
-    answer_pattern: Text | None = None
-    entities: list[Text] | None = None
+    cot_prompt: NotBlank | None = None
+    answer_pattern: NotBlank | None = None
+    entities: list[NotBlank] | None = None
     group: Label | None = None
-    metric: Text | None = None
+    metric: NotBlank | None = None
 
 
 ITEM_KEYS = tuple(_ItemKeys.model_fields)

@@ -120,7 +120,7 @@ class Output(OutputOptions):
         if self.json:
             from loraprobe.records import SCHEMA_VERSION, document
 
-            told = {"estimate": cost.plain}
+            told = {"estimate": cost}
             print(document(command, told, SCHEMA_VERSION), flush=True)
         else:
             print("\n".join(_estimate_lines(cost, self.quiet)), flush=True)

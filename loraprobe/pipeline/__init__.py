@@ -10,8 +10,7 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     systems         plans what is evaluated, and builds the compositions
     evaluator       opens the base, the form of prompts and kept results, and asks
     learning        weights and routers that are learned before systems are asked
-    evaluate        answers on the base model, round by round
-    pilot           what `inspect` asks of a sample, or without a task
+    evaluate        answers on the base model, round by round; for `inspect` a first round
     screen          chooses sets of a library by `ranking` and evaluates them
     converting      one adapter written again, one of another PEFT type as a LoRA
     conclusion      the verdict, what it recommends, the audit, and the end of a command

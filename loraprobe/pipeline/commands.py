@@ -99,7 +99,7 @@ def inspect(
     found: tuple[EvidenceLevel, EvaluationRecords, list[str]]
     found = "weights", EvaluationRecords(), []
     if asks_base and examined.compatibility.compatible:
-        from loraprobe.pipeline.pilot import run_pilot
+        from loraprobe.pipeline.evaluate import run_pilot
         from loraprobe.pipeline.systems import plan_of
 
         plan = plan_of(options, inputs.adapters, inputs.tasks)

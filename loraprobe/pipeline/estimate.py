@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS
@@ -40,11 +39,6 @@ class CostEstimate:
     questions: int
     seconds: float
     memory_bytes: int
-
-    @property
-    def plain(self) -> dict[str, Any]:
-        """The estimate as `--dry-run --json` prints it."""
-        return {**asdict(self), "seconds": round(self.seconds, 3)}
 
 
 def units_of(tasks: Sequence[Task], options: Options) -> float:

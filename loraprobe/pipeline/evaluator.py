@@ -1,6 +1,6 @@
 """The evaluator of a run, and what it opens: the base, the form of prompts, answers that are kept.
 
-An `Evaluator` asks systems on one base and keeps their answers. `evaluate`, `pilot` and `screen`
+An `Evaluator` asks systems on one base and keeps their answers. `evaluate` and `screen`
 decide whom it asks what.
 """
 

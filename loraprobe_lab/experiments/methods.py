@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition import Router
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
@@ -347,7 +346,6 @@ def evaluate_case(
     for baseline in baseline_systems(adapters):
         evaluator.evaluate(ledger, baseline, tasks, {"question", form})
     refused: dict[str, str] = {}
-    learned: dict[str, Any] = {}  # by the first router that needs prompts, for all of them
     for at, system in enumerate(systems, 1):
         part = "question" if system.family == "chain" else form
         answered = all(
@@ -363,7 +361,8 @@ def evaluate_case(
                 if (needs or system.learned) and not left:
                     raise UsageError(f"No items of {case.name} are left to learn from.")
                 if needs:
-                    router = _fitted(evaluator, case, experts, system.spec, learned)
+                    router, prompts = ROUTERS.make(system.spec), case.prompts(evaluator.limit)
+                    router = fitted_to(router, evaluator.scorer, experts, prompts)
                     builder = replace(builder, routers={system.spec: router})
                 if system.learned:
                     parts = TaskSplit(tuple(left), tuple(tasks))
@@ -376,21 +375,6 @@ def evaluate_case(
         evaluator.progress(f"ask {case.name}", at, len(systems))
     asked = {system.label for system in systems} - set(refused)
     return CaseResults(case, tuple(_results(case, ledger, asked)), refused)
-
-
-def _fitted(
-    evaluator: WorldEvaluator,
-    case: MethodsCase,
-    adapters: Sequence[Adapter],
-    spec: str,
-    learned: dict[str, Any],
-) -> Router:
-    """The router with what prompts teach that are not evaluated; `learned` keeps that."""
-    router = ROUTERS.make(spec)
-    if not learned:
-        prompts = case.prompts(evaluator.limit)
-        learned |= fitted_to(router, evaluator.scorer, adapters, prompts).state()
-    return router.with_state(learned)
 
 
 def _results(case: MethodsCase, ledger: Ledger, asked: set[str]) -> Iterator[ItemResult]:

@@ -33,10 +33,7 @@ def test_commands_of_stored_pages_are_understood(page):
 
 @pytest.mark.parametrize(
     ("numbers", "made"),
-    [
-        ("reproduction/theory.json", theory.theory_pages),
-        ("calibration/rule.json", rule.rule_pages),
-    ],
+    [("reproduction/theory.json", theory.theory_pages), ("calibration/rule.json", rule.rule_pages)],
 )
 def test_stored_pages_are_made_of_the_stored_numbers(numbers, made):
     stored = EXAMPLES / numbers

@@ -20,12 +20,7 @@ from loraprobe_lab.training import build_tokenizer
 from loraprobe_lab.world import WorldError
 from loraprobe_lab.worlds import english
 from loraprobe_lab.worlds.english import KINDS, MIXES, Portion, all_sets, build_sets
-from loraprobe_lab.worlds.facts import (
-    CAPITALS,
-    LANDMARKS,
-    PEOPLE,
-    NameMaker,
-)
+from loraprobe_lab.worlds.facts import CAPITALS, LANDMARKS, PEOPLE, NameMaker
 from loraprobe_lab.worlds.spec import build_world
 
 ASKED = [c for c in CAPITALS if c not in english.SHOWN]

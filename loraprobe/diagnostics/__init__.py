@@ -2,5 +2,4 @@
 
 from __future__ import annotations
 
-from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, FigureKey
-from loraprobe.diagnostics._engine import Diagnosis, diagnose
+from loraprobe.diagnostics._diagnostic import DIAGNOSTICS, Diagnosis, FigureKey, diagnose

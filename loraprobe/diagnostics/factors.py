@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -17,10 +16,6 @@ from loraprobe.diagnostics._diagnostic import (
     Sums,
     single,
 )
-from loraprobe.lora.grams import Updates
-from loraprobe.lora.lowrank import LowRank
-
-BLOCK_ENTRIES = 1 << 22  # dense entries of one adapter held at a time when all are counted
 
 
 @dataclass(frozen=True)
@@ -97,11 +92,10 @@ class SignConflict(FactorDiagnostic):
 
     Chance is 1/2. Each module is sampled at `entries` places, drawn from the seed and the module's
     path and the same for all adapters; modules count by their number of entries. The standard error
-    is that of this stratified sample. `exact` computes every entry, one block of rows at a time.
+    is that of this stratified sample.
     """
 
     entries: int = 256
-    exact: bool = False
     seed: int = 0
 
     formula = "#{dW1_ij dW2_ij < 0} / #{dW1_ij dW2_ij != 0}"
@@ -115,17 +109,12 @@ class SignConflict(FactorDiagnostic):
     def observe(self, module: Module) -> Statistics:
         shapes = {(u.out_features, u.in_features) for u in module.updates if u is not None}
         out, in_ = max(shapes)
-        samples = self._all(module.updates) if self.exact else self._some(module)
-        n, seen = len(module.updates), 0
-        conflict, active = torch.zeros(2, n, n, dtype=torch.float64)
-        for signs in samples:  # [n, places]
-            products = (signs @ signs.mT).double()
-            both = (signs.abs() @ signs.abs().mT).double()
-            conflict, active = conflict + (both - products) / 2, active + both
-            seen += signs.shape[1]
+        signs = self._signs(module)
+        products = signs @ signs.mT
+        both = signs.abs() @ signs.abs().mT
         size = float(out * in_)
-        c, z = conflict / seen, active / seen
-        sampled = 0.0 if self.exact else size**2 / seen
+        c, z = (both - products) / 2 / self.entries, both / self.entries
+        sampled = size**2 / self.entries
         return single(
             conflict=size * c,
             active=size * z,
@@ -138,42 +127,20 @@ class SignConflict(FactorDiagnostic):
     def figure(self, sums: Sums) -> FigureValue:
         value = sums["conflict"] / sums["active"]
         variance = sums["vcc"] - 2 * value * sums["vcz"] + value.square() * sums["vzz"]
-        stderr = None if self.exact else variance.clamp_min(0).sqrt() / sums["active"]
+        stderr = variance.clamp_min(0).sqrt() / sums["active"]
         return FigureValue(value, chance=torch.full_like(value, 0.5), stderr=stderr)
 
-    def _some(self, module: Module) -> Iterator[Tensor]:
-        """Signs at the sampled places, one block: [n, entries]."""
+    def _signs(self, module: Module) -> Tensor:
+        """Signs at the sampled places: [n, entries]."""
         digest = hashlib.sha256(f"{self.seed}:{module.path}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         places = torch.rand(2, self.entries, generator=generator, dtype=torch.float64)
         signs = torch.zeros(len(module.updates), self.entries, dtype=torch.float64)
-        drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
         for i, update in enumerate(module.updates):
             if update is not None:
-                shape = _shape(update)
-                if shape not in drawn:
-                    drawn[shape] = (places[0] * shape[0]).long(), (places[1] * shape[1]).long()
-                rows, columns = drawn[shape]
+                rows = (places[0] * update.out_features).long()
+                columns = (places[1] * update.in_features).long()
                 B = update.B.index_select(0, rows).double()
                 A = update.A.index_select(1, columns).double()
                 signs[i] = torch.sign((B * A.mT).sum(1) * update.scaling)
-        yield signs
-
-    def _all(self, updates: Updates) -> Iterator[Tensor]:
-        """Signs of all entries, a block of rows at a time; shapes must agree to be counted."""
-        first = next(u for u in updates if u is not None)
-        fitting = [u if u is not None and _shape(u) == _shape(first) else None for u in updates]
-        step = max(1, BLOCK_ENTRIES // first.in_features)
-        for start in range(0, first.out_features, step):
-            stop = min(start + step, first.out_features)
-            signs = torch.zeros(len(updates), (stop - start) * first.in_features)
-            for i, update in enumerate(fitting):
-                if update is not None:
-                    block = (update.B[start:stop].double() * update.scaling).float()
-                    block = block @ update.A.float()
-                    signs[i] = torch.sign(block).flatten()
-            yield signs
-
-
-def _shape(update: LowRank) -> tuple[int, int]:
-    return update.out_features, update.in_features
+        return signs

@@ -9,9 +9,8 @@ A_i); a plain LoRA has c_i = 1. A linear combination of the changes is
 which is DoRA's form with direction W0 + diag(1/c) L and magnitudes c * rownorm(W0 + diag(1/c) L):
 the rank is at most the sum of the ranks. Cutting L to a rank (Eckart and Young) is best for W.
 
-Where c is 0, nothing of W0's row is left in W, and where c is nearly 0, dividing by it would cost
-the other rows their precision. Such a row gets c = 1 instead and its whole change as an update: one
-more rank for each, and still exact. A row that becomes 0 has magnitude 0.
+Where c is 0, or nearly 0, nothing of W0's row is left in W, so DoRA has no such form: it is
+refused.
 
 **A full weight** (modules_to_save, a trained bias) replaces a parameter of the base, and **trained
 token rows** (`trainable_token_indices`) replace some of its rows:
@@ -44,9 +43,8 @@ from loraprobe.merging._arguments import BaseTensors, MergeArguments
 from loraprobe.merging._compress import MergedModule, compress_factors, rounding2
 from loraprobe.records import Issue
 
-SMALL_SCALE = 1e-3  # rows of W0 whose scale c is below this are not divided by it
+SMALL_SCALE = 1e-6  # least size of a row's scale c, by which its update is divided
 SUM_TOLERANCE = 1e-9  # weights that sum to 1 up to the rounding of their own sum
-HEADS = ("score", "classifier", "qa_outputs", "classification_head")
 ROWS = "token-delta"
 FOLD = "merge one of them into its base with peft first"
 
@@ -83,22 +81,17 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
             f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-    out, w = len(weight), torch.tensor(arguments.coefficients, dtype=torch.float64)
+    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
     wide, ratios = _scaled(arguments, path, updates, weight)
     c, change = _sum_of_scaled(w, wide, ratios)
-    A, B = change.A, change.B
-    small = (c.abs() < SMALL_SCALE).nonzero()[:, 0]
-    scale = c.clone()
-    scale[small] = 1
-    vanished = weight[small].to(torch.float64) * (c[small] - 1)[:, None]
-    own = torch.zeros(out, len(small), dtype=torch.float64)
-    own[small, torch.arange(len(small))] = 1
-    joined = LowRank(torch.cat([A, vanished]), torch.cat([B, own], 1))
-    kept = compress_factors(joined, arguments.rank)
-    direction = LowRank(kept.update.A, kept.update.B / scale[:, None]).to(arguments.dtype)
-    magnitudes = scale * (1 / ratio(direction, torch.ones(out), weight))
-    rows = weight[small].to(torch.float64) * c[small, None] + LowRank(A, B[small]).delta()
-    magnitudes[small[(rows == 0).all(1)]] = 0
+    if bool((c.abs() < SMALL_SCALE).any()):
+        raise UnsupportedAdapter(
+            f"The weights leave nothing of the base's weight in a row of {path}, which no DoRA "
+            "adapter can say; take other weights, or merge the adapters into the base with peft."
+        )
+    kept = compress_factors(change, arguments.rank)
+    direction = LowRank(kept.update.A, kept.update.B / c[:, None]).to(arguments.dtype)
+    magnitudes = c * (1 / ratio(direction, torch.ones(len(weight)), weight))
     read = direction.to(torch.float64)
     inner = change_products(wide, ratios, weight)
     return MergedModule(
@@ -107,7 +100,7 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
         norm2=float(w @ inner @ w),
         lost2=kept.lost2,
         gained2=0.0,
-        rounded2=rounding2(kept.update, LowRank(read.A, read.B * scale[:, None])),
+        rounded2=rounding2(kept.update, LowRank(read.A, read.B * c[:, None])),
         magnitudes=magnitudes.to(torch.promote_types(arguments.dtype, torch.float32)),
     )
 
@@ -156,15 +149,10 @@ def _full_weights(arguments: MergeArguments) -> tuple[dict[str, Tensor], list[Is
         tensors = [adapter.whole[name] for adapter, _ in held]
         for (other, _), tensor in zip(held, tensors, strict=True):
             if tensor.shape != tensors[0].shape:
-                why = "their vocabularies or bases differ; merge adapters of one base"
-                if any(part in HEADS for part in name.split(".")):
-                    why = (
-                        "they have different numbers of labels, so their heads cannot be merged; "
-                        "merge adapters of one set of labels"
-                    )
                 raise CompatibilityError(
                     f"{name} is {list(tensors[0].shape)} in {held[0][0].name} and "
-                    f"{list(tensor.shape)} in {other.name}: {why}."
+                    f"{list(tensor.shape)} in {other.name}: their vocabularies, labels or bases "
+                    "differ; merge adapters of one base and one set of labels."
                 )
         is_mean = sums_to_1 and len(held) == len(arguments.adapters)
         start = None if is_mean else _in_base(name, tensors[0], arguments.base)

@@ -127,9 +127,6 @@ def write_full_model(
                 for name, changes in layout.written[key].items():
                     made = rounding.rounded(stored, changes, name) if changes else stored
                     tensors[name] = owned(made, seen)
-                    if name != key and torch.equal(tensors[key], made):  # they stay tied
-                        del tensors[name]
-                        layout.unties = False
                 if progress:
                     progress("write", done, len(base.stored))
             name = file.name

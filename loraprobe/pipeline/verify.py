@@ -27,6 +27,7 @@ from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
+from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged, Rounding, write_full_model
 from loraprobe.options import Options
@@ -353,6 +354,9 @@ def _source(
     """
     label, hashed = f"source {record.name}", f"sha256 {record.sha256[:12]}..."
     missing = f"{record.reference} ({hashed}) was not found."
+    if given:
+        refs = listing(adapter.source.reference for adapter in given)
+        missing += f" What was given ({refs}) holds other weights."
     try:
         among = chain(given, _candidates(record, place))
         adapter = next((one for one in among if one.sha256 == record.sha256), None)

@@ -1,9 +1,8 @@
 """Matches texts with a stranger's regular expressions, within limits of time and memory.
 
-Python's `re`, to which peft passes them, cannot stop a match; the library `regex` can. Expressions
-that need no limit, of which most configs consist, are matched by `re` here too, others by `regex`,
-which reads what `re` accepts alike but for two things that are written otherwise here. It unrolls
-counted repetitions when it compiles, so these are bounded.
+Python's `re`, to which peft passes them, cannot stop a match; the library `regex` can. It reads
+what `re` accepts alike but for two things that are written otherwise here, and unrolls counted
+repetitions when it compiles, so these are bounded.
 """
 
 from __future__ import annotations
@@ -19,12 +18,7 @@ if TYPE_CHECKING:
 
 REPETITIONS = 1_000_000  # characters of an expression whose counted repetitions are written out
 _COUNT = re.compile(r"(\))?\{(\d*),?(\d*)\}")
-# A plain expression has no repetition and no alternative. Matching takes at most the length of the
-# text times that of the expression.
-PLAIN = re.compile(r"\^?(?:[\w.-]|\\[.-]){0,1000}\$?")
-PLAIN_LENGTH = 1000  # of the texts that plain expressions are matched with
-SECONDS, MOST_SECONDS = 1.0, 30.0  # of processor time, for all matches of one rule
-MATCHES_A_SECOND = 50_000  # each further second is granted for this many matches
+SECONDS = 10.0  # of processor time, for all matches of one rule
 # An escaped character, a brace that begins no count (`regex` reads {e<=1} as one error), and the
 # beginning of a class of POSIX, of which `re` knows nothing.
 _OTHERWISE = re.compile(r"(\\(?:N\{[^}]*\}|.))|\{(?!\d*,?\d*\})|\[:", re.DOTALL)
@@ -65,12 +59,8 @@ def first_matches(
     (`re.fullmatch`) instead of its beginning (`re.match`). Raises PatternError, with the
     expression in its message.
     """
-    if not texts:
-        return []
-    seconds = min(SECONDS + len(expressions) * len(texts) / MATCHES_A_SECOND, MOST_SECONDS)
-    end = time.thread_time() + seconds
-    quick = max(map(len, texts)) <= PLAIN_LENGTH
-    matchers = [_matcher(expression, form, whole, quick) for expression in expressions]
+    end = time.thread_time() + SECONDS
+    matchers = [_matcher(expression, form, whole) for expression in expressions]
 
     def first_match(text: str) -> tuple[int, str | None] | None:
         for at, matches in enumerate(matchers):
@@ -80,7 +70,7 @@ def first_matches(
                 match = matches(text, left)
             except (TimeoutError, MemoryError):
                 raise PatternError(
-                    f"{expressions[at][:80]!r} did not come to an end in {seconds:.0f} s"
+                    f"{expressions[at][:80]!r} did not come to an end in {SECONDS:.0f} s"
                 ) from None
             if match:
                 return at, match.groupdict().get("idx")
@@ -89,14 +79,11 @@ def first_matches(
     return [first_match(text) for text in texts]
 
 
-def _matcher(expression: str, form: str, whole: bool, quick: bool) -> Callable[[str, float], Any]:
+def _matcher(expression: str, form: str, whole: bool) -> Callable[[str, float], Any]:
     """Matches a text within seconds. Raises PatternError for what `re` does not compile."""
     pattern = form.replace("{}", expression)
     try:
-        plain = re.compile(pattern)
-        if quick and PLAIN.fullmatch(expression):
-            find = plain.fullmatch if whole else plain.match
-            return lambda text, _: find(text)
+        re.compile(pattern)
         limited = compiled(_OTHERWISE.sub(_as_re_reads, pattern))
     except PatternError as error:
         raise PatternError(f"{expression[:80]!r} {error}") from None

@@ -169,32 +169,16 @@ def check_choices(member: Any) -> None:
 
 
 def convert(text: str, hint: Any, what: str) -> Any:
-    """Converts a text to the type of a field: int, float, bool, str, Literal or Optional.
+    """Converts a text to the type of a field, such as int, bool, Literal or Optional.
 
     what: the name of the option for errors. Raises UsageError if the text is not of that type.
     """
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):
-            return None
-        hint = next(a for a in typing.get_args(hint) if a is not type(None))
-        origin = typing.get_origin(hint)
-    if origin is typing.Literal:
-        allowed = typing.get_args(hint)
-        if text not in allowed:
-            raise UsageError(f"{what} must be one of {', '.join(map(str, allowed))}, not {text!r}.")
-        return text
-    if origin is tuple:
-        option = what.rpartition(":")[2].replace("_", "-")
-        raise UsageError(f"{what} takes several values; on the command line use --{option}.")
-    if hint is bool:
-        if text.lower() in ("true", "yes", "on", "1"):
-            return True
-        if text.lower() in ("false", "no", "off", "0"):
-            return False
-        raise UsageError(f"{what} must be true or false, not {text!r}.")
+    from pydantic import TypeAdapter, ValidationError
+
+    if text.lower() in ("none", "null") and type(None) in typing.get_args(hint):
+        return None
     try:
-        return hint(text)
-    except (TypeError, ValueError):
-        kind = {int: "a whole number", float: "a number"}.get(hint, getattr(hint, "__name__", hint))
-        raise UsageError(f"{what} must be {kind}, not {text!r}.") from None
+        return TypeAdapter(hint).validate_python(text)
+    except ValidationError as error:
+        wanted = error.errors()[0]["msg"].removeprefix("Input should ").partition(", unable")[0]
+        raise UsageError(f"{what} must {wanted}, not {text!r}.") from None

@@ -61,7 +61,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a more -o out", "unsupported-adapter", "lm_head"),
     ("merge a b -o out --limit 3", "usage", "--limit goes with --task", "add one"),
     ("merge a b -o out --method tise", "usage", "tise", "did you mean 'ties'?"),
-    ("merge a b -o out --method ties:density=x", "usage", "must be a number"),
+    ("merge a b -o out --method ties:density=x", "usage", "must be a valid number"),
     ("merge a b -o out --method ties:density=7", "usage", "density"),
     ("merge a b -o out --method ties:densty=0.3", "usage", "did you mean 'density'"),
     ("merge a b -o out --method ties:dense=1", "usage", "density, lambda, variant"),

@@ -53,13 +53,10 @@ def calls(planted, guards) -> dict[str, list[str]]:
     """A call of each command that asks a base."""
     pair, rest = planted[3:5], planted[5:]
     return {
-        "screen": planted,
-        "screen of balanced sets": [*planted, "--balance", "norm"],
-        "screen with guards": [*planted, *guards],
+        "screen with guards": [*planted, "--balance", "norm", *guards],
         "inspect": ["inspect", *pair, *rest],
-        "merge-and-eval with guards": ["merge-and-eval", *pair, *rest, "--router", "none", *guards],
-        "merge-and-eval": [
-            *("merge-and-eval", *pair, *rest, "--max-new-tokens", "4", "--method", "sum"),
+        "merge-and-eval with guards": [
+            *("merge-and-eval", *pair, *rest, "--max-new-tokens", "4", "--method", "sum", *guards),
             *("--method", "ties:density=0.5", "--router", "arrow", "--subtract", planted[1]),
         ],
     }
@@ -128,12 +125,9 @@ def here(monkeypatch) -> Here:
 @pytest.mark.parametrize(
     ("command", "kinds"),
     [
-        ("screen", {"ask_alone", "answer"}),
-        ("screen of balanced sets", {"ask_alone", "answer"}),
         ("screen with guards", {"ask_alone", "answer"}),
         ("inspect", {"answer"}),
         ("merge-and-eval with guards", {"answer"}),
-        ("merge-and-eval", {"answer"}),
     ],
 )
 def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
@@ -190,11 +184,11 @@ def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, ca
         return answers(*given)
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    whole = document(*calls["merge-and-eval"])
+    whole = document(*calls["merge-and-eval with guards"])
     monkeypatch.setattr(evaluator, "answer", deadly)
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
-        assert document(*calls["merge-and-eval"], "--executor", "ray") == whole
+        assert document(*calls["merge-and-eval with guards"], "--executor", "ray") == whole
     finally:
         ray.shutdown()
     assert mark.exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -112,12 +111,12 @@ def evidence_of(
     )
 
 
-def _hidden_size(base: Base) -> float:
-    """That of a base, infinite where it is unknown; models of several parts have a text model."""
+def _hidden_size(base: Base) -> int | None:
+    """That of a base, None where it is unknown; models of several parts have a text model."""
     text = base.config.get("text_config")
     config = {**base.config, **(text if isinstance(text, dict) else {})}
     sizes = (config.get(key) for key in ("hidden_size", "n_embd", "d_model"))
-    return next((size for size in sizes if isinstance(size, int)), math.inf)
+    return next((size for size in sizes if isinstance(size, int)), None)
 
 
 # ---- the next command ----------------------------------------------------------------------------

@@ -318,7 +318,7 @@ class Evidence:
     the gain that matters, `retention` the share of a specialist's gain that one model has to keep
     on every one of several tasks. `prior` is the share of successes expected where the case comes
     from, None for the calibration's own; `balanced` says that norms were made equal before
-    composing. `hidden_size` is that of the base that was asked, infinite where its config does not
+    composing. `hidden_size` is that of the base that was asked, None where its config does not
     tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `stacked`
     are the adapters that were trained on other ones. `choice` tells out of what library these
     adapters were chosen, None where they were given. `unserved` has the systems that the servers of
@@ -335,7 +335,7 @@ class Evidence:
     retention: float = RETENTION
     prior: float | None = None
     balanced: bool = False
-    hidden_size: float | None = None
+    hidden_size: int | None = None
     max_new_tokens: int | None = None
     stacked: tuple[str, ...] = ()
     choice: LibraryChoice | None = None

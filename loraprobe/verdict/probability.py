@@ -44,7 +44,6 @@ classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases"
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -169,8 +168,8 @@ class Calibration:
         return share_above(self.gained, margin)
 
 
-def kind_of_base(hidden_size: float | None) -> str:
-    """ "small" or "natural", "" without a base."""
+def kind_of_base(hidden_size: int | None) -> str:
+    """ "small" or "natural", "" for an unknown size."""
     if hidden_size is None:
         return ""
     return "small" if hidden_size <= SMALL else "natural"
@@ -279,10 +278,9 @@ def _why_none(gain: Gain, evidence: Evidence, accuracy: Mapping[str, Accuracy]) 
         return ""
     kinds = " and ".join(SIZES[kind] for kind in accuracy) or "no base"
     of = " for several tasks" if evidence.several else ""
-    size = "an unknown size" if math.isinf(evidence.hidden_size) else evidence.hidden_size
     return (
         f"how often such probabilities{of} are wrong was measured on {kinds}, and this one has "
-        f"{size}"
+        f"{evidence.hidden_size}"
     )
 
 

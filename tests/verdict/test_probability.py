@@ -183,7 +183,6 @@ KNOWN = calibration(several={"small": DOCUMENT["accuracy"]["small"]})
 NOT_MEASURED = {
     "unknown base": measured(hidden_size=None),
     "natural base": measured(hidden_size=576),
-    "base of unknown size": measured(hidden_size=math.inf),
     "few items": measured(gains=(replaced(FIRST_GAIN, n=29),)),
     "few clusters": measured(gains=(replaced(FIRST_GAIN, clusters=29),)),
     "losses": measured(scores=as_losses(measured().measured.scores)),

@@ -254,7 +254,7 @@ def ask_alone(evaluator: Evaluator, system: System, reading: ForecastTexts | Non
     """What a system answers, and its next tokens; in any process."""
     next_tokens = None
     if reading is not None:
-        with evaluator.scorer.with_composition(system.composition) as scorer:
+        with evaluator.local.with_composition(system.composition) as scorer:
             next_tokens, answers = reading.read(scorer, system.name)
         evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
     return evaluator.run([system]), next_tokens

@@ -23,7 +23,7 @@ from loraprobe.defaults import LOSS
 from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
-from loraprobe.scoring import NextTokens, Scorer
+from loraprobe.scoring import ModelScorer, NextTokens, Scorer
 from loraprobe.scoring.likelihood import TOP
 from loraprobe.tasks import METRICS, Task
 
@@ -153,7 +153,7 @@ class ForecastTexts:
         positions = sum(len(ids) - start + 1 for ids, start in self.rows)
         return 4 * systems * positions * (SUPPORT + 1 + 2 * TOP)
 
-    def read(self, scorer: Scorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
+    def read(self, scorer: ModelScorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""
         given = scorer.next_tokens(self.rows, [wanted[:3] for wanted in self.wanted])
         _, _, _, text, behind = np.array(self.wanted).T

@@ -214,6 +214,10 @@ class ModelScorer(Scorer):
         rows: Sequence[tuple[Sequence[int], int]],
         wanted: Sequence[tuple[int, int, int]],
     ) -> NextTokens:
+        """What the model gives as next tokens at position `start` - 1 and all later ones of rows.
+
+        rows: (ids, start). wanted: (row, position counted from the row's first, token id).
+        """
         values, of_row = torch.empty(len(wanted)), defaultdict[int, list[list[int]]](list)
         for at, (row, *place) in enumerate(wanted):
             of_row[row].append([at, *place])

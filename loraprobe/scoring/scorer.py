@@ -13,7 +13,7 @@ from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.scoring.encoding import Encoder, tokens_left
 from loraprobe.scoring.generation import Written, decoded
-from loraprobe.scoring.likelihood import Likelihood, NextTokens
+from loraprobe.scoring.likelihood import Likelihood
 
 NEW_TOKENS = 32  # of a text, where the caller sets no limit
 
@@ -58,17 +58,6 @@ class Scorer(ABC):
 
         `Encoder.pairs` defines how they are joined. Raises TaskError for an empty continuation or
         one that the context cannot hold.
-        """
-
-    @abstractmethod
-    def next_tokens(
-        self,
-        rows: Sequence[tuple[Sequence[int], int]],
-        wanted: Sequence[tuple[int, int, int]],
-    ) -> NextTokens:
-        """What the model gives as next tokens at position `start` - 1 and all later ones of rows.
-
-        rows: (ids, start). wanted: (row, position counted from the row's first, token id).
         """
 
     @abstractmethod

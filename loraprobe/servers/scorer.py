@@ -22,7 +22,7 @@ from loraprobe.errors import ServerError
 from loraprobe.formatting import listing
 from loraprobe.merging import merge
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Likelihood, ModelScorer, NextTokens, Scorer
+from loraprobe.scoring import Likelihood, ModelScorer, Scorer
 from loraprobe.scoring.generation import Written, first_line
 from loraprobe.scoring.scorer import NEW_TOKENS
 from loraprobe.servers.client import GREEDY, ScoredPrompt, Server, WrittenText
@@ -55,7 +55,6 @@ class ServedScorer(Scorer):
         self.stops, self.vocab_size = local.stops, local.vocab_size
         self._accept = accept
         self._model: Mapping[str, Any] | None = placing.base
-        self._asked: Composition | None = None
         # What it says of compositions, which are held so that no other gets their place.
         self._known: dict[Any, tuple[Mapping[str, Any], Composition | None]] = {}
         self._here: dict[str, None] = {}  # names of the compositions that transformers ran
@@ -73,12 +72,11 @@ class ServedScorer(Scorer):
         This one, or, where the server cannot run it, that by transformers here. A composition is
         placed and accepted once. Raises ServerError.
         """
-        before = self._model, self._asked
+        before = self._model
         try:
             for one in dict.fromkeys((None, composition)):  # others are compared with the base
                 self._model = self._placed(one)
             if self._model is not None or composition is None:
-                self._asked = composition
                 yield self
                 return
             self._here[composition.name] = None
@@ -86,7 +84,7 @@ class ServedScorer(Scorer):
             with local.with_composition(composition) as scorer:
                 yield scorer
         finally:
-            self._model, self._asked = before
+            self._model = before
 
     def _placed(self, composition: Composition | None) -> Mapping[str, Any] | None:
         """What a request says of a composition that the server was shown to run; else None."""
@@ -184,15 +182,6 @@ class ServedScorer(Scorer):
                 )
             found[pair] = Likelihood(scores, (), (), (), ())
         return [found[pair] for pair in pairs]
-
-    def next_tokens(
-        self,
-        rows: Sequence[tuple[Sequence[int], int]],
-        wanted: Sequence[tuple[int, int, int]],
-    ) -> NextTokens:
-        """`Scorer.next_tokens`, by transformers here."""
-        with self.local.with_composition(self._asked) as scorer:
-            return scorer.next_tokens(rows, wanted)
 
 
 def _first_line(written: Written) -> Written:

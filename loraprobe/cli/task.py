@@ -98,15 +98,16 @@ def check(
 
 def _described(task: TaskCheck, margin: float) -> Iterator[str]:
     """What one task holds, line by line."""
-    grouped = f" in {count(task.clusters, 'group')}" if task.clusters < task.items else ""
-    questions = "question" if task.items == 1 else "questions"
-    yield clean(f"{task.name}: {task.items:,} {questions}{grouped}")
-    if task.commit:
-        yield clean(f"  {task.reference}")
+    about = task.task
+    grouped = f" in {count(task.clusters, 'group')}" if task.clusters < about.items else ""
+    questions = "question" if about.items == 1 else "questions"
+    yield clean(f"{about.name}: {about.items:,} {questions}{grouped}")
+    if about.commit:
+        yield clean(f"  {about.reference}")
     judged = listing(f"{name} ({n:,})" for name, n in task.metrics.items())
     hops = [f"{n:,}" for part, n in task.parts.items() if part.hop]
-    since = f", since {task.metric_why}" if task.metric_why else ""
-    yield from _row("asked", "plainly", f"{task.items:,}, judged by {judged}{since}")
+    since = f", since {about.metric_why}" if about.metric_why else ""
+    yield from _row("asked", "plainly", f"{about.items:,}, judged by {judged}{since}")
     yield from _row("", "step by step", f"{task.parts.get(STEPS, 0):,}")
     yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
     if task.needed:

@@ -11,7 +11,7 @@ from statistics import NormalDist
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
 from loraprobe.formatting import count
-from loraprobe.records import QUESTION, ItemPart
+from loraprobe.records import QUESTION, ItemPart, TaskSummary
 from loraprobe.records.measurements import items_needed
 from loraprobe.tasks.items import Task
 from loraprobe.tasks.reading import MARK
@@ -37,23 +37,15 @@ class Needed:
 
 @dataclass(frozen=True)
 class TaskCheck:
-    """What one task holds.
+    """What one task allows a verdict to tell.
 
     `parts` counts the items that have a part, `metrics` those of one. `findings` are sentences by
     their codes.
     """
 
-    name: str
-    reference: str
-    commit: str | None
-    sha256: str
-    items: int
-    metric: str
-    metric_why: str | None
+    task: TaskSummary
     clusters: int
-    largest_cluster: int
     parts: Mapping[ItemPart, int]
-    choices: int
     metrics: Mapping[str, int]
     needed: tuple[Needed, ...]
     smallest_gain: float | None
@@ -62,7 +54,7 @@ class TaskCheck:
 
 def check_task(task: Task, margin: float) -> TaskCheck:
     """Counts what a task holds, whose items have their metrics, and finds what limits it."""
-    clusters = Counter(item.cluster for item in task.items)
+    clusters = len({item.cluster for item in task.items})
     metrics = Counter(item.judge for item in task.items)
     parts = {QUESTION: len(task.items)}
     for part in task.parts[1:]:
@@ -73,19 +65,17 @@ def check_task(task: Task, margin: float) -> TaskCheck:
     binary = LOSS not in metrics
     gains = [gain for gain in GAINS if gain > margin] if binary else []
     steps = (k / 100 for k in range(math.floor(margin * 100) + 1, 100)) if binary else iter(())
-    enough = (g for g in steps if 0 < (questions(g, margin) or 0) <= len(clusters))
+    enough = (g for g in steps if 0 < (questions(g, margin) or 0) <= clusters)
     return TaskCheck(
-        **vars(task.summary()),
-        clusters=len(clusters),
-        largest_cluster=max(clusters.values()),
+        task.summary(),
+        clusters=clusters,
         parts=parts,
-        choices=sum(bool(item.choices) for item in task.items),
         metrics=metrics,
         needed=tuple(
             Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
         ),
         smallest_gain=next(enough, None),
-        findings=_findings(task, len(clusters)),
+        findings=_findings(task, clusters),
     )
 
 

@@ -14,7 +14,7 @@ from fake_scorer import (
 )
 
 from loraprobe.errors import OutputError, TaskError, UsageError
-from loraprobe.evaluation import Ledger, asking, chain_notes, gains, score
+from loraprobe.evaluation import Ledger, asking, chain_notes, score
 from loraprobe.records import QUESTION, ItemResult
 from loraprobe.tasks import Hop, Item, Task, metrics
 
@@ -212,14 +212,3 @@ def test_kept_results_of_other_items_do_not_count_and_those_of_another_question_
     ):
         with pytest.raises(OutputError, match=r"'Ada'.*does not fit"):
             asked_after("Ada", metric, group)
-
-
-def test_scores_include_the_compression_error_of_their_system():
-    rows = {(s.system, s.part): s for s in score(results(), SYSTEMS)}
-    assert rows["uniform", "question"].compression_error == 0.25
-    assert (rows["uniform", "question"].value, rows["uniform", "question"].n) == (0.5, 2)
-    assert rows["town", "hop2"].value == 1.0 and rows["town", "hop2"].ci95[0] < 1
-    assert rows["uniform", "question"].retention is None, "one task shows no retention"
-    found = {(g.system, g.part): g for g in gains(results(), SYSTEMS)}
-    assert set(found) == {("uniform", "question"), ("uniform", "steps"), ("chain", "question")}
-    assert found["uniform", "steps"].difference == 0.5

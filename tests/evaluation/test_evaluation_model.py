@@ -12,7 +12,7 @@ import words
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition
-from loraprobe.evaluation import Ledger, System, attribute, choose_template, run_systems
+from loraprobe.evaluation import Ledger, System, attribute, run_systems
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Attribution
 from loraprobe.routing.constant import ConstantGates
@@ -93,15 +93,6 @@ def test_planted_facts_compose_step_by_step_only(scorer, systems):
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-def test_only_the_parts_that_are_wanted_are_asked(scorer, systems):
-    ledger = Ledger()
-    results = run_systems(scorer, systems[:2], [TASK], ledger, parts=("hop1", "steps"))
-    assert {(r.system, r.part) for r in results} == {
-        (system.name, part) for system in systems[:2] for part in ("hop1", "steps")
-    }
-    assert len(ledger) == len(results)
-
-
 def test_choices_and_losses_come_from_the_model(scorer, systems):
     item = Item("1", "who lives in bo", ("ulm",), choices=("ulm", "ada"))
     task = Task("t", (item,))
@@ -119,8 +110,3 @@ def test_choices_and_losses_come_from_the_model(scorer, systems):
         gold = scorer.tokenizer.convert_tokens_to_ids("ulm")
         logits[gold] += fact_weight * scale
         assert losses[system] == pytest.approx(-float(logits.log_softmax(0)[gold]), abs=1e-5)
-
-
-def test_prompts_are_plain_without_a_chat_template(scorer, systems):
-    used, why, _ = choose_template(scorer, systems[-1].chain, [TASK])
-    assert not used and "no chat template" in why

@@ -156,13 +156,6 @@ def test_only_a_success_pays_for_the_choice_among_compositions():
         assert row.n_needed > single if row.system == "m" else row.n_needed == single
 
 
-def test_groups_widen_a_gain():
-    plain, grouped = (
-        gain(results(asked(a=40, m=60), size=size), ["m"], ["a"]).adjusted_ci95 for size in (1, 5)
-    )
-    assert grouped[0] < plain[0] and grouped[1] > plain[1]
-
-
 def test_a_lower_loss_is_a_gain():
     rng = np.random.default_rng(0)
     columns = {("a", "question"): rng.normal(2, 0.1, 50), ("m", "question"): rng.normal(1, 0.1, 50)}
@@ -226,11 +219,6 @@ def test_pairs_share_the_items_that_both_have():
     found = {(row.system, row.against): row for row in rows}
     assert found["chain", "a"].n == 50 and found["uniform", "a"].n == 100
     assert found["chain", "a"].difference == pytest.approx(0.2)
-
-
-def test_the_same_seed_gives_the_same_interval():
-    first, again = (gain(results(TARGETS), ["uniform", "arrow"], ["base", "a"]) for _ in range(2))
-    assert first == again
 
 
 def test_retention_needs_several_tasks_and_is_that_of_the_specialist():

@@ -222,7 +222,3 @@ def test_a_sample_is_asked_in_the_first_rounds_of_an_evaluation():
         first, *_ = rounds([whole], 0)
         few = spread_sample(whole, first.items // size, 0)
         assert {item.group for item in few.items} == {item.group for item in first.tasks[0].items}
-
-
-def test_of_one_large_cluster_no_more_than_the_sample_is_asked():
-    assert len(spread_sample(clustered([500]), 40, 0).items) == 40

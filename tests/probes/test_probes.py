@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from loraprobe.errors import UsageError
 from loraprobe.probes import PROBES, ProbeContext, cover
 from loraprobe.probes._names import MadeUpNames, capitalised_spans
 from loraprobe.probes._probe import mean_row
@@ -164,11 +163,6 @@ def test_texts_without_a_question_get_no_template():
     assert set(kinds) == {"score", "plain"}
     assert all(prompt == "" for prompt, _ in kinds["plain"])
     assert all(prompt != "" for prompt, _ in kinds["score"])
-
-
-def test_an_unknown_probe_is_refused_by_name():
-    with pytest.raises(UsageError, match="name_swap"):
-        run(FakeScorer(), couples(), ["name_swop"])
 
 
 # ---- each probe by hand -----------------------------------------------------------------------

@@ -222,12 +222,6 @@ def test_sampling_is_seeded_and_leaves_the_generator_alone(tiny):
     assert len(set(first)) > 5
 
 
-def test_nothing_asked_is_nothing_answered(tiny):
-    scorer = ModelScorer(*tiny)
-    assert scorer.generate([]) == [] and scorer.loglikelihood([]) == []
-    assert scorer.first_token_distribution([]).shape == (0, 40)
-
-
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "embedded"])
 @pytest.mark.parametrize("batch", [1, 7, "auto"])
 def test_the_loss_of_answers_and_its_slopes(kind, batch):

@@ -25,14 +25,6 @@ def test_generation_ends_at_eos_and_at_a_newline_after_words(words):
     assert scorer.generate(["ulm", "cy"], until_newline=True, max_new_tokens=3)[1] == "!"
 
 
-def test_newline_stops_the_computation_too(words, monkeypatch):
-    ids = words.get_vocab()
-    scorer = ModelScorer(chained([ids["ada"], ids["bo"], ids["\n"], ids["cy"]]), words)
-    rows = count_calls(scorer, monkeypatch)
-    scorer.generate(["ada"], until_newline=True, max_new_tokens=30)
-    assert len(rows) == 2
-
-
 def test_replies_tell_whether_the_limit_cut_them(words):
     ids = words.get_vocab()
     chain = chained([ids["ada"], ids["bo"], ids["cy"], ids["</s>"], ids["ulm"]])

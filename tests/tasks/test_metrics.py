@@ -323,7 +323,7 @@ def test_gold_answers_choose_the_metric(metric, golds):
     assert {item.metric for item in task.items} == {metric}
     assert with_metrics([task], "auto") == [task] == [chosen(*golds, metric="auto")]
     found = check_task(task, 0.05)
-    assert set(found.metrics) == {metric} and found.metric == metric
+    assert set(found.metrics) == {metric} and found.task.metric == metric
     assert (task.summary().metric_why is None) is (metric == "exact_match")
 
 

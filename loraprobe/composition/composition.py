@@ -35,6 +35,7 @@ from loraprobe.composition.parameters import added_to_parameters, checked_places
 from loraprobe.composition.router import Composition
 from loraprobe.composition.scaled import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 
 PREPARED_BYTES = 1 << 30  # of concatenated factors that are kept for the next use of a composition
@@ -244,8 +245,8 @@ def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Modul
         module = model.get_submodule(path)
     except AttributeError:
         raise CompatibilityError(
-            f"Adapter {present[0].name} adapts {path}, which the model does not have"
-            f"{_nearest(model, path)}."
+            f"Adapter {present[0].name} adapts {path}, which the model does not have: "
+            + nearest(path, dict(model.named_modules()), "it was trained on another base model.")
         ) from None
     if hasattr(module, "base_layer"):
         raise CompatibilityError(
@@ -292,18 +293,6 @@ def _geometry(module: nn.Module) -> tuple[LayerKind | None, tuple[int, int]]:
     if type(module).__name__ == "Conv1D" and isinstance(module.weight, Tensor):
         return "linear", (module.weight.shape[0], module.weight.shape[1])
     return None, (0, 0)
-
-
-def _nearest(model: nn.Module, path: str) -> str:
-    """A hint that names the module whose path shares the longest ending; "" if none does."""
-    parts = path.split(".")
-    for length in range(len(parts) - 1, 0, -1):
-        for start in (parts[-length:], parts[:length]):
-            ending = ".".join(start)
-            for name, _ in model.named_modules():
-                if name.endswith("." + ending) or name == ending:
-                    return f" (the nearest it has is {name})"
-    return ""
 
 
 def _kept(model: nn.Module, expert: Adapter, extra: Extra) -> bool:

@@ -203,23 +203,3 @@ class Composition:
         if isinstance(gates, Tensor):
             return F.pad(gates, (0, len(present) - len(own)), value=1.0)
         return gates
-
-    def notes(self) -> tuple[str, ...]:
-        """Notes for a report on gates that differ from the router's formula."""
-        if self.router.constant or not self.experts:
-            return ()
-        notes = []
-        partial = [p for p in self.paths if any(p not in e.modules for e in self.experts)]
-        if partial:
-            notes.append(
-                f"{self.name}: {len(partial)} of {len(self.paths)} modules (such as "
-                f"{partial[0]}) are adapted by some experts only; there the gates are "
-                "shared among those."
-            )
-        kinds = {path: info.kind for e in self.experts for path, info in e.layout.items()}
-        if paths := [path for path in self.paths if kinds[path] == "embedding"]:
-            notes.append(
-                f"{self.name}: embeddings ({', '.join(paths)}) have no input to route by and get "
-                "equal constant gates."
-            )
-        return tuple(notes)

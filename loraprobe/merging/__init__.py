@@ -15,10 +15,5 @@ other files, in the order in which to read them:
 
 from loraprobe.merging._arguments import check_kept
 from loraprobe.merging._engine import Merged, merge
-from loraprobe.merging._full_model import (
-    Rounding,
-    check_transformers,
-    notes_on_base,
-    write_full_model,
-)
+from loraprobe.merging._full_model import check_transformers, notes_on_base
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod

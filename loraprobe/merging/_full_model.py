@@ -24,7 +24,7 @@ import shutil
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,53 +70,34 @@ def save_full_model(
     check_output(target, overwrite)
     check_space(target, sum(file.stat().st_size for file in base.weight_files))
     with staged_directory(target, overwrite) as staging:
-        rounding = Rounding()
-        for _ in write_full_model(merged, staging, rounding, progress):
-            pass
-    return rounding.share
+        return _write(merged, base, staging, progress)
 
 
 Merged.save_full_model = save_full_model
 
 
-@dataclass
-class Rounding:
-    """Squared norms of the change of all weights, and of what their dtype loses of it."""
+def _rounded(stored: Tensor, changes: Iterable[Change], name: str) -> tuple[Tensor, float, float]:
+    """A parameter after its changes, in its dtype; the norms of the change and of its rounding.
 
-    change2: float = 0.0
-    lost2: float = 0.0
-
-    @property
-    def share(self) -> float:
-        """||rounding|| / ||W - W0||."""
-        return math.sqrt(self.lost2 / max(self.change2, 1e-300))
-
-    def rounded(self, stored: Tensor, changes: Iterable[Change], name: str) -> Tensor:
-        """A parameter after its changes, in its dtype. Raises OutputError if it does not fit."""
-        made = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
-        for change in changes:
-            made = change(made)
-        written = made.to(stored.dtype)
-        lost = float(torch.linalg.vector_norm(written - made))
-        if not math.isfinite(lost):
-            dtype = str(stored.dtype).removeprefix("torch.")
-            raise OutputError(f"{name} does not fit into {dtype}, the dtype of the base.")
-        self.lost2 += lost**2
-        self.change2 += float(torch.linalg.vector_norm(made - stored)) ** 2
-        return written
+    Raises OutputError if it does not fit.
+    """
+    made = stored.to(torch.promote_types(stored.dtype, torch.float32), copy=True)
+    for change in changes:
+        made = change(made)
+    written = made.to(stored.dtype)
+    lost = float(torch.linalg.vector_norm(written - made))
+    if not math.isfinite(lost):
+        dtype = str(stored.dtype).removeprefix("torch.")
+        raise OutputError(f"{name} does not fit into {dtype}, the dtype of the base.")
+    return written, float(torch.linalg.vector_norm(made - stored)), lost
 
 
 @torch.no_grad()
-def write_full_model(
-    merged: Merged, place: Path, rounding: Rounding, progress: Progress | None = None
-) -> Iterator[str]:
-    """Writes the files of a full model into a directory; yields the name of each when it is there.
-
-    The caller may remove a file before it asks for the next one.
-    """
+def _write(merged: Merged, given: Base, place: Path, progress: Progress | None) -> float:
+    """Writes the files of a full model into a directory; returns ||rounding|| / ||W - W0||."""
     from safetensors.torch import save_file
 
-    given, weight_map, total, done = _base_of(merged), dict[str, str](), 0, 0
+    weight_map, total, done, change2, lost2 = dict[str, str](), 0, 0, 0.0, 0.0
     with tempfile.TemporaryDirectory(dir=place.parent) as space:
         base = dequantised(given, Path(space)) if given.quantization else given
         layout = _Layout(merged, base)
@@ -125,7 +106,10 @@ def write_full_model(
             for key in layout.in_order(opened.shapes):
                 stored, done = opened.read(key), done + 1
                 for name, changes in layout.written[key].items():
-                    made = rounding.rounded(stored, changes, name) if changes else stored
+                    made = stored
+                    if changes:
+                        made, change, lost = _rounded(stored, changes, name)
+                        change2, lost2 = change2 + change**2, lost2 + lost**2
                     tensors[name] = owned(made, seen)
                 if progress:
                     progress("write", done, len(base.stored))
@@ -136,21 +120,19 @@ def write_full_model(
             weight_map |= dict.fromkeys(tensors, name)
             total += sum(tensor.nbytes for tensor in tensors.values())
             del tensors, stored, made
-            yield name
     texts = {CONFIG: layout.config}
     if len(base.weight_files) > 1:
         texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     for name, document in texts.items():
         text = json.dumps(document, indent=2, ensure_ascii=False)
         (place / name).write_text(text + "\n", encoding="utf-8")
-        yield name
     for file in given.small_files:
         check_link(file, given.reference)
         shutil.copyfile(file, place / file.name)
-        yield file.name
+    rounding = math.sqrt(lost2 / max(change2, 1e-300))
     if merged.full_card is not None:
-        (place / CARD).write_text(merged.full_card(rounding_error=rounding.share), encoding="utf-8")
-        yield CARD
+        (place / CARD).write_text(merged.full_card(rounding_error=rounding), encoding="utf-8")
+    return rounding
 
 
 def notes_on_base(merged: Merged) -> Iterator[str]:

@@ -188,7 +188,7 @@ def compose(
     composition = Composition(spec, transformed.adapters, router)
     made = Routed(composition, inputs.base, transformed.steps)
     with session.stage("peft"):
-        notes += [*transformed.notes, *composition.notes(), made.peft_note]
+        notes += [*transformed.notes, made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")

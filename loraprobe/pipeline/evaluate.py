@@ -104,8 +104,6 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
     notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
     notes += [learned_note(builder.learned)] if builder.learned else []
     notes += plan.left_out
-    for system in composed:
-        notes += system.composition.notes() if system.composition else []
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
     samples = evaluation.samples_of(found.results, found.systems, asked)

@@ -12,7 +12,7 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
@@ -29,7 +29,7 @@ from loraprobe.checkpoint import open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import Merged, Rounding, write_full_model
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
@@ -105,8 +105,8 @@ def verify(
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                written = _make_again(record, adapters, opened, again)
-                checks += _compared(place, again, record, written)
+                _make_again(record, adapters, opened, again)
+                checks += _compared(place, again, record)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
     return ShownVerification(str(directory), tuple(checks), tuple(sources), base)
@@ -160,16 +160,9 @@ def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
 
 
 def _make_again(
-    record: CardRecord,
-    adapters: Sequence[Adapter],
-    base: Base | None,
-    target: Path,
-) -> Iterator[str]:
-    """Writes the directory that the card describes, with a card of its own.
-
-    Yields the names of its files. A full model is written file by file, and each is removed before
-    the next, since it may be as large as the disk.
-    """
+    record: CardRecord, adapters: Sequence[Adapter], base: Base | None, target: Path
+) -> None:
+    """Writes the directory that the card describes, with a card of its own."""
     sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
@@ -196,18 +189,15 @@ def _make_again(
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
     if isinstance(made, Merged) and isinstance(record, MergeRecord) and record.full_model:
-        target.mkdir()
-        for name in write_full_model(made, target, Rounding()):
-            yield name
-            (target / name).unlink()
-        return
-    made.save(target)
-    yield from sorted(str(f.relative_to(target)) for f in target.rglob("*") if f.is_file())
+        made.save_full_model(target)
+    else:
+        made.save(target)
 
 
-def _compared(place: Path, again: Path, record: CardRecord, names: Iterable[str]) -> list[Check]:
-    """One check of which files there are, then one for each file, while `names` writes them."""
+def _compared(place: Path, again: Path, record: CardRecord) -> list[Check]:
+    """One check of which files there are, then one for each file."""
     checks = list[Check]()
+    names = sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())
     for name in names:
         try:
             problem = _difference(place, again, name, record)

@@ -6,7 +6,7 @@ import making
 import pytest
 import torch
 from composing import base, experts, refused, relative, state_of
-from making import hidden, peft_adapter, random_adapter, random_update
+from making import hidden, peft_adapter, random_update
 from torch import nn
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
@@ -15,7 +15,6 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.scored import Arrow
 
 EVERY_LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2 = {"target_modules": ["c_attn", "c_fc"], "r": 3, "fan_in_fan_out": True}
@@ -202,19 +201,6 @@ def test_experts_that_lack_a_module_count_as_zero_under_constant_gates():
     changes = {p: a.modules[p].to(torch.float64).delta() / 2 for p in a.modules}
     changes[PATH] = changes[PATH] + partial.modules[PATH].to(torch.float64).delta() / 2
     assert relative(found, with_weights(model, changes)) < 1e-12
-    assert composition.notes() == ()
-
-
-def test_token_routers_say_where_they_share_gates():
-    a, b = experts(2)
-    partial = adapter_of("b", {PATH: b.modules[PATH]})
-    table = random_adapter(
-        "t", {"model.embed_tokens": (16, 40)}, kinds={"model.embed_tokens": "embedding"}
-    )
-    notes = Composition("arrow", (a, partial, table), Arrow()).notes()
-    assert len(notes) == 2
-    assert "15 of 15 modules" in notes[0]
-    assert "model.embed_tokens" in notes[1]
 
 
 def test_weights_must_match_the_experts():

@@ -14,7 +14,7 @@ from loraprobe.routing.constant import ConstantGates
 PATH = "model.layers.0.self_attn.q_proj"
 MISFITS = {
     "missing": ({"model.layers.9.self_attn.q_proj": (16, 16)}, None, "which the model does not"),
-    "prefix": ({"text.layers.0.self_attn.q_proj": (16, 16)}, None, rf"nearest it has is {PATH}"),
+    "prefix": ({"text.layers.0.self_attn.q_proj": (16, 16)}, None, rf"did you mean '{PATH}'"),
     "shape": ({PATH: (16, 32)}, None, f"{PATH} with 32 inputs and 16 outputs.* has 16 and 16"),
     "container": ({"model.layers.0.mlp": (16, 16)}, None, "is a LlamaMLP"),
     "linear-on-embedding": ({"model.embed_tokens": (16, 40)}, None, "as a linear layer.*Embedding"),

@@ -109,16 +109,12 @@ def _randomise(wrapped: Any, name: str, random_name: str, seed: int) -> None:
     """Gaussian factors, each delta scaled to the Frobenius norm of the real one."""
     generator = torch.Generator().manual_seed(seed)
     for module in wrapped.modules():
-        if name not in getattr(module, "lora_A", {}):
-            continue
-        norms = {}
-        for key in (random_name, name):
-            a, b = module.lora_A[key].weight, module.lora_B[key].weight
-            if key == random_name:
-                a.data.copy_(torch.randn(a.shape, generator=generator))
-                b.data.copy_(torch.randn(b.shape, generator=generator))
-            norms[key] = float(torch.linalg.matrix_norm(b.data @ a.data)) * module.scaling[key]
-        module.lora_B[random_name].weight.data.mul_(norms[name] / norms[random_name])
+        if name in getattr(module, "lora_A", {}):
+            A, B = (factors[random_name].weight.data for factors in (module.lora_A, module.lora_B))
+            A.copy_(torch.randn(A.shape, generator=generator))
+            B.copy_(torch.randn(B.shape, generator=generator))
+            real, random = map(module.get_delta_weight, (name, random_name))
+            B.mul_(float(real.norm() / random.norm()))
 
 
 @contextmanager

@@ -39,13 +39,12 @@ BATCH = 100  # prompts that go through the base at once
 
 @dataclass(frozen=True)
 class PromptKeys:
-    """The layer's inputs, keys and values at the last token of prompts, in the store's dtype.
+    """The layer's keys and values at the last token of prompts, in the store's dtype.
 
-    inputs: [N, hidden], what the MLP reads. before: [N, hidden], the residual stream that the
-    value is added to. keys: [N, inner]. values: [N, hidden].
+    before: [N, hidden], the residual stream that the value is added to. keys: [N, inner]. values:
+    [N, hidden].
     """
 
-    inputs: Tensor
     before: Tensor
     keys: Tensor
     values: Tensor
@@ -54,7 +53,7 @@ class PromptKeys:
         return len(self.keys)
 
     def __getitem__(self, rows: Any) -> PromptKeys:
-        return PromptKeys(self.inputs[rows], self.before[rows], self.keys[rows], self.values[rows])
+        return PromptKeys(self.before[rows], self.keys[rows], self.values[rows])
 
 
 @dataclass(frozen=True)
@@ -97,7 +96,7 @@ class FactStore:
 
     @torch.no_grad()
     def read(self, prompts: Sequence[str]) -> PromptKeys:
-        """Runs the base on prompts of one length in tokens and keeps the layer's inputs.
+        """Runs the base on prompts of one length in tokens, and computes their keys and values.
 
         Raises ValueError for prompts of several lengths.
         """
@@ -116,13 +115,9 @@ class FactStore:
         finally:
             for hook in hooks:
                 hook.remove()
-        return self.keys_of(torch.cat(read), torch.cat(before))
-
-    def keys_of(self, inputs: Tensor, before: Tensor) -> PromptKeys:
-        """Keys and values of the MLP's inputs."""
-        inputs, before = inputs.to(self.down.dtype), before.to(self.down.dtype)
+        inputs, residual = (torch.cat(parts).to(self.down.dtype) for parts in (read, before))
         keys = torch.nn.functional.silu(inputs @ self.gate.T) * (inputs @ self.up.T)
-        return PromptKeys(inputs, before, keys, keys @ self.down.T)
+        return PromptKeys(residual, keys, keys @ self.down.T)
 
     def logits(self, residual: Tensor) -> Tensor:
         """The model's logits from a residual stream: [..., hidden] -> [..., vocabulary]."""

@@ -71,16 +71,6 @@ def stored():
 # cases
 
 
-@pytest.mark.parametrize("name", ["cases.jsonl", "cases.jsonl.gz"])
-def test_cases_survive_a_file(tmp_path, cases, name):
-    cased.write_cases(tmp_path / name, cases[:5])
-    assert cased.read_cases(tmp_path / name) == cases[:5]
-    first = (tmp_path / name).read_bytes()
-    cased.write_cases(tmp_path / name, cases[:5])
-    assert (tmp_path / name).read_bytes() == first
-    assert [path.name for path in tmp_path.iterdir()] == [name]
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [

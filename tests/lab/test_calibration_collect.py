@@ -18,10 +18,8 @@ from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration.cases import (
     CaseError,
     measured_gain,
-    packed,
     read_cases,
     read_sets,
-    unpacked,
     write_cases,
     write_sets,
 )
@@ -56,16 +54,6 @@ def answers(rates, n, seed=0, task="t", part="question"):
         for s, p in rates.items()
         for i in range(n)
     ]
-
-
-# what is kept
-
-
-def test_results_survive_packing():
-    rows = answers(dict.fromkeys(KINDS, 0.4), 21) + answers({"base": 0.5}, 7, 1, part="steps")
-    rows = [dataclasses.replace(r, group=f"group:{int(r.item) // 2}") for r in rows]
-    kept = unpacked(packed(rows))
-    assert sorted(kept, key=str) == sorted(rows, key=str) and len(kept) == len(rows)
 
 
 # truth

@@ -7,7 +7,7 @@ import inspect
 import math
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 from loraprobe.secrets import scrub
 
@@ -128,12 +128,12 @@ def rounded(value: int | None) -> str:
     return str(value)
 
 
-def size(byte_count: int) -> str:
+def size(byte_count: float) -> str:
     """Bytes in the largest unit of which there is one."""
     for unit, letters in ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")):
         if byte_count >= unit:
             return f"{byte_count / unit:.1f} {letters}"
-    return f"{byte_count} B"
+    return f"{byte_count:.0f} B"
 
 
 def spread(values: Iterable[float | int]) -> str:
@@ -145,12 +145,6 @@ def spread(values: Iterable[float | int]) -> str:
     if isinstance(low, int) and isinstance(high, int):
         return str(low) if low == high else f"{low}–{high}"
     return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
-
-
-def neighbours(held: Sequence[Any], most: int) -> list[Sequence[Any]]:
-    """At most so many groups of neighbours, about equally large; one each where that is enough."""
-    count = min(len(held), most)
-    return [held[i * len(held) // count : (i + 1) * len(held) // count] for i in range(count)]
 
 
 def wrapped(text: str, width: int) -> list[str]:

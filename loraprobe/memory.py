@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from loraprobe.errors import OutOfMemory
+from loraprobe.formatting import size
 
 # Parts of messages of allocators that raise no error of their own type.
 SIGNS = (
@@ -61,7 +62,8 @@ def require(needed: int, what: str, instead: str, device: str = "cpu") -> None:
     free = available(device)
     if free is not None and needed > free:
         raise OutOfMemory(
-            f"{what} needs about {gib(needed)} of memory, and {device} has {gib(free)}; {instead}."
+            f"{what} needs about {size(needed)} of memory, and {device} has {size(free)}; "
+            f"{instead}."
         )
 
 
@@ -76,11 +78,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, OSError)) and any(
         sign in str(error).lower() for sign in SIGNS
     )
-
-
-def gib(size: float) -> str:
-    """A number of bytes in GiB or MiB."""
-    return f"{size / 2**30:.1f} GiB" if size >= 2**29 else f"{size / 2**20:.0f} MiB"
 
 
 def _kernel() -> int | None:

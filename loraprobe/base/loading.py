@@ -15,7 +15,7 @@ from loraprobe.base.declared import check_tokenizer
 from loraprobe.base.model import Base
 from loraprobe.base.quiet import quiet, silenced
 from loraprobe.errors import BaseError, OutOfMemory, UsageError
-from loraprobe.formatting import listing
+from loraprobe.formatting import listing, size
 from loraprobe.untrusted import check_link, first_line
 
 # Memory for activations and the key-value cache, as a share of the weights. Batches shrink to fit.
@@ -192,9 +192,9 @@ def _check_room(base: Base, dtype: torch.dtype, device: str, quantize: Quantize)
     }
     less = []
     if quantize == "none" and dtype.itemsize > 2:
-        less.append(f"--dtype=bfloat16 needs {memory.gib(whole * 2 / dtype.itemsize)}")
+        less.append(f"--dtype=bfloat16 needs {size(whole * 2 / dtype.itemsize)}")
     less += [
-        f"--quantize={bits} about {memory.gib(sizes[bits])}"
+        f"--quantize={bits} about {size(sizes[bits])}"
         for bits in ("8bit", "4bit")
         if sizes[bits] < sizes[quantize]
     ]

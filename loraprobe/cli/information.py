@@ -234,7 +234,7 @@ def env(
     Of environment variables it says only which are set.
     """
     _, output = options_from(locals())
-    from loraprobe.memory import available, gib
+    from loraprobe.memory import available
 
     free = available()
     environment = {  # without torch, whose import takes longer than all of this
@@ -242,7 +242,7 @@ def env(
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cores": os.cpu_count(),
-        "memory": None if free is None else gib(free),
+        "memory": None if free is None else size(free),
         "devices": ["cpu", *_gpus()],
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
         "set": [name for name in VARIABLES if os.environ.get(name)],

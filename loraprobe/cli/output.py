@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import UsageError
-from loraprobe.formatting import clean
-from loraprobe.memory import gib
+from loraprobe.formatting import clean, size
 from loraprobe.options import OutputOptions
 from loraprobe.secrets import scrub
 
@@ -205,7 +204,7 @@ def exit_code(audit: Audit) -> int:
 
 def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
     """Systems x items, time and memory, at most 60 columns wide; quiet: in one line."""
-    memory = gib(cost.memory_bytes)
+    memory = size(cost.memory_bytes)
     if quiet:
         return [f"{spoken(cost.seconds)}, {memory}"]
     return [

@@ -19,7 +19,7 @@ from statistics import mean
 from typing import Any
 
 from loraprobe.errors import UsageError
-from loraprobe.formatting import bounds, clean, count, measured, neighbours, number, signed
+from loraprobe.formatting import bounds, clean, count, measured, number, signed
 from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement
 from loraprobe.report.parts import (
     Column,
@@ -141,21 +141,12 @@ def modules(audit: Audit) -> Iterator[Figure]:
             title = f"{what} of {of} by layer and module"
             cells = _by_layer(row for row in rows if row.adapters == group)
             if cells:
-                yield _module_map(f"{name}-map-{position}", title, cells, most)
-
-
-def _module_map(name: str, title: str, cells: Cells, darkest: float) -> Figure:
-    layers = _joined(list(dict.fromkeys(layer for layer, _ in cells)))
-    columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
-    shown = {
-        (label, column): sum(known) / len(known)
-        for label, held in layers.items()
-        for column in columns
-        if (known := [cells[layer, column] for layer in held if (layer, column) in cells])
-    }
-    (row, column), most = max(shown.items(), key=lambda one: abs(one[1]))
-    description = f"The largest in size is {number(most)}, in layer {row}, {column}."
-    return _heat(name, title, description, "layer", (list(layers), columns), shown, darkest)
+                layers = list(dict.fromkeys(layer for layer, _ in cells))
+                columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
+                (layer, column), largest = max(cells.items(), key=lambda one: abs(one[1]))
+                told = f"The largest in size is {number(largest)}, in layer {layer}, {column}."
+                names = (layers, columns)
+                yield _heat(f"{name}-map-{position}", title, told, "layer", names, cells, most)
 
 
 def _heat(
@@ -201,12 +192,6 @@ def _place(module: str) -> tuple[str, str]:
         return "-", module
     rest = f".{module}."[match.end() :].strip(".")
     return match[0], _NUMBER.sub("*", f".{rest}.").strip(".")
-
-
-def _joined(layers: Sequence[str]) -> dict[str, Sequence[str]]:
-    """A label -> its layers: one each, or neighbours together where there are too many."""
-    groups = neighbours(layers, MOST_ROWS)
-    return {g[0] if len(g) == 1 else f"{g[0]}–{g[-1]}": g for g in groups}
 
 
 def library(audit: Audit) -> Iterator[Figure]:
@@ -346,12 +331,14 @@ def heat(
     columns: Sequence[str],
 ) -> None:
     """Cells from light (0) to dark (1); an empty cell (NaN) was not measured."""
-    panel = _panel(sheet, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns)))
+    height, apart = min(len(rows), MOST_ROWS), -(-len(rows) // MOST_ROWS)
+    panel = _panel(sheet, 0.27 * height + 0.35 + 0.075 * max(map(len, columns)))
     panel.pcolormesh(shares, cmap="Blues", vmin=-0.2, vmax=1)  # the smallest is no white
     panel.invert_yaxis()
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(_short, columns)), **slant)
-    panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
+    named = range(0, len(rows), apart)
+    panel.set_yticks([y + 0.5 for y in named], [_short(rows[y]) for y in named])
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
 

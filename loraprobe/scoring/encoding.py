@@ -9,7 +9,7 @@ from typing import Any
 
 from loraprobe.base.quiet import silenced
 from loraprobe.errors import BaseError, TaskError, UsageError
-from loraprobe.memory import gib
+from loraprobe.formatting import size
 from loraprobe.untrusted import deadline, first_line, memory_limit
 
 # The sandbox of transformers limits neither the time nor the memory of a template.
@@ -92,7 +92,7 @@ class Encoder:
         except BaseError:
             raise
         except MemoryError:
-            raise _template_error(f"takes more than {gib(TEMPLATE_BYTES)} of memory") from None
+            raise _template_error(f"takes more than {size(TEMPLATE_BYTES)} of memory") from None
         except Exception as error:  # a template may raise any exception
             raise _template_error(f"cannot be filled ({first_line(error)})") from None
         if not text.strip():

@@ -19,7 +19,7 @@ probes the base, and the compositions a first round; or prompts without a task. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraprobe import evaluation, probes
@@ -186,7 +186,8 @@ class EvaluationRun:
         for this in self.schedule[1:]:
             if asked.settled:
                 break
-            self._drop(asked.losers(), asked.round)
+            self.dropped |= dict.fromkeys(asked.losers(), asked.round)
+            self.competing = [one for one in self.competing if one.name not in self.dropped]
             more = (this.items - asked.round.items) * (len(self.competing) + len(self.checks))
             if not self.goes_on(self.results, more):
                 break
@@ -243,10 +244,6 @@ class EvaluationRun:
         names = {system.name for system in systems}
         rows = [row for row in self.results if row.system in names]
         return Asked(self.evaluator, on, systems, rows, self.dropped, self.guarded)
-
-    def _drop(self, names: Collection[str], last: Round) -> None:
-        self.dropped |= dict.fromkeys(names, last)
-        self.competing = [one for one in self.competing if one.name not in self.dropped]
 
 
 @dataclass(frozen=True)

@@ -103,19 +103,10 @@ class Screen:
         alone = len({row.system for row in self.results}), items_of(self.asked)
         return alone, *([(self.tried, items_of(self.untried))] if self.tried else [])
 
-    @property
-    def goes_on(self) -> bool:
-        """Whether a further adapter may be asked."""
-        return self.evaluator.session.left(SCREENING_SHARE) > 0
-
-    @property
-    def pace(self) -> float:
-        """Seconds of one system for one item; 0 where nothing was asked."""
-        return self.seconds / self.answers if self.answers else 0.0
-
     def affords(self, more: int) -> bool:
         """Whether so many further answers of compositions fit into the time that is left."""
-        return self.evaluator.session.left() > self.pace * COMPOSED * more
+        pace = self.seconds / self.answers if self.answers else 0.0
+        return self.evaluator.session.left() > pace * COMPOSED * more
 
     def opened(self, names: Iterable[str]) -> list[Adapter]:
         """Some of the adapters on the base's layout of fused projections."""
@@ -158,7 +149,7 @@ class Screen:
             outcomes = session.workers.map(ask_alone, asking, parts)
             for done in range(len(to_ask)):
                 session.tell(ALONE, done, len(to_ask))
-                if BASE not in names and not self.goes_on:
+                if BASE not in names and session.left(SCREENING_SHARE) <= 0:
                     break
                 at, outcome = next(outcomes)
                 self._keep(to_ask[at], outcome)

@@ -10,7 +10,7 @@ user cannot run is never advised.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
 from loraprobe.formatting import count, listing, signed
@@ -71,19 +71,6 @@ def advise(
     itself, unless the servers can run none that is, and never if it is shown to lose a skill or a
     guard; neither is an adapter that loses a guard.
     """
-    advice = _among_served(evidence, composed, best, decision, outdone)
-    unserved = _not_served(evidence, composed, best, advice.used)
-    return replace(advice, reasons=[*advice.reasons, *unserved])
-
-
-def _among_served(
-    evidence: Evidence,
-    composed: Sequence[Candidate],
-    best: Candidate,
-    decision: Decision,
-    outdone: bool,
-) -> Advice:
-    """`advise`, without what it says of systems that the servers of the user cannot run."""
     likely, usable = decision == "likely", evidence.usable
     can_run = [c for c in composed if c.system not in evidence.unserved]
     sound = [c for c in can_run if likely and c.outcome == "likely"]
@@ -174,7 +161,7 @@ def _close(
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
 
 
-def _not_served(
+def not_served(
     evidence: Evidence,
     composed: Sequence[Candidate],
     best: Candidate,

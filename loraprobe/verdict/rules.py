@@ -56,7 +56,7 @@ from loraprobe.records import (
     Verdict,
 )
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import advise, answers
+from loraprobe.verdict.advice import advise, answers, not_served
 from loraprobe.verdict.evidence import (
     WEAKEST_FIRST,
     Candidate,
@@ -344,7 +344,7 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     why += reasons.about_guards(evidence, best)
     why += [reasons.about_other_form(other_form[0])] if other_form else []
     why += [reasons.about_compression(c, compressed) for c in decisive if c.lossy]
-    why += advice.reasons
+    why += [*advice.reasons, *not_served(evidence, composed, decisive[0], advice.used)]
     if baselines.decision == "unlikely" and decision == "inconclusive":
         why += [replace(reason, severity="info") for reason in baselines.reasons]
     about = used or (None if best.system in evidence.unserved else best)

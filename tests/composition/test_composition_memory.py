@@ -57,15 +57,6 @@ def test_the_output_of_the_layer_is_reused(dtype, router):
     assert torch.equal(x, before)
 
 
-def test_a_gradient_goes_through_the_layer_and_its_experts():
-    model, x = Model(torch.float32), torch.randn(4, 12, requires_grad=True)
-    router = ConstantGates((1.0, 1.0))
-    with composed(model, Composition("c", experts(), router)):
-        model(x).sum().backward()
-    whole = model.layer.weight + sum(e.modules["layer"].delta() for e in experts())
-    torch.testing.assert_close(x.grad, whole.sum(0).expand(4, 12), rtol=1e-5, atol=1e-5)
-
-
 def test_an_output_that_is_no_plain_memory_is_added_to():
     """A layer that gives a transposed view: nothing can be written over it as a matrix."""
     model, x = Model(torch.float32), torch.randn(2, 5, 12)

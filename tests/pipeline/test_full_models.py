@@ -109,33 +109,9 @@ def test_what_is_told_of_a_full_model_alone_is_not_that_of_an_adapter(world, tmp
     assert any(i["code"] == "compression-lost" for i in cut["compatibility"]["issues"])
 
 
-def test_the_norm_of_a_full_model_with_an_adapter_below(world, tmp_path, small_base):
-    shapes = {p: s for p, s in open_base(small_base).shapes.items() if "self_attn" in p}
-    making.random_adapter("low", seed=9, shapes=shapes, scaling=0.03).save(tmp_path / "low")
-    first = f"{world[0]},on={tmp_path / 'low'}"
-    merge = ["merge", first, *world[1:], "--method", "ties", "--json"]
-    full = json.loads(call(*merge, "--full-model", tmp_path / "full").stdout)
-    rows = [row for row in full["diagnostics"] if row["name"] == "norm"]
-    norm = next(row["value"] for row in rows if row["adapters"] == ["ties"])
-    change = sum(
-        float((now.double() - then.double()).square().sum())
-        for now, then in _both(tmp_path / "full", world[-1])
-    )
-    assert norm == pytest.approx(change**0.5, rel=1e-3)
-
-
 def _both(full: Path, base: Path):
     now, then = (load_file(place / WEIGHTS) for place in (full, base))
     return [(now[key], then[key]) for key in then]
-
-
-def test_one_adapter_is_merged_into_its_base(world, tmp_path):
-    done("merge", world[0], "--base", world[-1], "--full-model", tmp_path / "full")
-    adapter = loraprobe.load(world[0])
-    base, after = open_base(world[-1]), open_base(tmp_path / "full")
-    for path, update in adapter.modules.items():
-        wanted = base.weight(path) + update.delta()
-        torch.testing.assert_close(after.weight(path), wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_what_is_done_to_the_files_of_the_base_is_said(world, tmp_path):

@@ -15,7 +15,6 @@ import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
-from loraprobe.merging import METHODS, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import scaled, subtracted, transform
@@ -106,52 +105,6 @@ def test_nothing_is_read_before_it_is_asked_for():
     task, other = some("a", 1), some("g", 2)
     object.__setattr__(task.modules, "_read", refuse)
     assert len(scaled(task, 2.0).modules) == 14 == len(subtracted(task, [other]).modules)
-
-
-def test_peft_subtracts_factors_which_is_another_matrix(tmp_path):
-    """Pinned: after peft's gen_know_sub the expert's B A is far from dW - dW_gk; ours is it."""
-    from peft import ArrowConfig, create_arrow_model
-
-    adapters = [some(name, seed) for name, seed in (("a", 1), ("b", 2), ("g", 3))]
-    for adapter in adapters:
-        adapter.save(tmp_path / adapter.name)
-    model = create_arrow_model(
-        making.tiny_llama(),
-        [str(tmp_path / "a"), str(tmp_path / "b")],
-        ArrowConfig(top_k=2, use_gks=True, rng_seed=0),
-        general_adapter_paths=[str(tmp_path / "g")],
-    )
-    making.hidden(model)
-    path = "model.layers.0.mlp.up_proj"
-    layer = model.base_model.model.get_submodule(path)
-    theirs = (layer.lora_B["task_0"].weight @ layer.lora_A["task_0"].weight).double() * 0.5
-    exact = dense(adapters[0], path) - dense(adapters[2], path)
-    ours = dense(subtracted(adapters[0], adapters[2:]), path)
-    assert close(ours, exact) and float((theirs - exact).norm() / exact.norm()) > 0.5
-
-
-@pytest.mark.parametrize("name", METHODS.names())
-def test_every_method_accepts_prepared_adapters(name):
-    """Merging transformed adapters is merging adapters that were like that from the start."""
-    adapters, general = [some("a", 1), some("b", 2, scaling=3.0)], [some("g", 3)]
-    found = transform(adapters, Options(balance="norm"), general)
-    plain = [adapter_of(a.name, dict(a.modules.items())) for a in found.adapters]
-    merged, wanted = (merge(each, name, allow=("no-effect",)) for each in (found.adapters, plain))
-    for path in list(making.LLAMA)[:3]:
-        assert close(dense(merged.adapter, path), dense(wanted.adapter, path), 1e-5)
-
-
-@pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n not in ("constant", "centroid")])
-def test_every_router_takes_what_was_prepared(name):
-    adapters, general = composing.experts(2), [some("g", 3)]
-    found = transform(adapters, Options(balance="norm"), general)
-    plain = tuple(adapter_of(a.name, dict(a.modules.items())) for a in found.adapters)
-    model, logits = making.tiny_llama(), []
-    for experts in (found.adapters, plain, adapters):
-        with Composition(name, experts, ROUTERS.make(name)).into(model):
-            logits.append(making.hidden(model))
-    assert composing.relative(logits[0], logits[1]) < 1e-5
-    assert composing.relative(logits[0], logits[2]) > 1e-3
 
 
 def test_route_takes_the_same_options():

@@ -11,7 +11,7 @@ import torch
 from making import call, random_adapter, saved_pair
 
 import loraprobe
-from loraprobe.adapters import adapter_of, read_adapter
+from loraprobe.adapters import adapter_of
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
@@ -299,28 +299,3 @@ def test_a_card_nested_too_deeply_is_one_sentence(pair, tmp_path):
     (out / CARD).write_text(f"---\nloraprobe: {'[' * 20_000}{']' * 20_000}\n---\n")
     with pytest.raises(AdapterError, match="says nothing of a merge"):
         loraprobe.verify(out)
-
-
-def test_the_front_matter_is_what_the_hub_reads(pair, tmp_path):
-    out = merged(pair, tmp_path)
-    matter = read_front_matter((out / CARD).read_text())
-    assert matter["base_model"] == "owner/base" and matter["library_name"] == "peft"
-    told = matter["loraprobe"]
-    assert told["method"] == "uniform" and told["weights"] == [0.5, 0.5]
-    assert [source["sha256"] for source in told["sources"]] == [
-        read_adapter(place).sha256 for place in pair
-    ]
-
-
-def test_a_folder_that_disappears_meanwhile_is_no_source(pair, tmp_path, monkeypatch):
-    """As one of a process does, in /proc."""
-    out = merged(pair, tmp_path)
-    resolve = Path.resolve
-
-    def gone(self: Path, strict: bool = False) -> Path:
-        if self.name == Path(pair[0]).name:
-            raise FileNotFoundError(self)
-        return resolve(self, strict)
-
-    monkeypatch.setattr(Path, "resolve", gone)
-    assert failed(out)  # which it cannot tell without that source

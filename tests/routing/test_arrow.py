@@ -12,9 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraprobe.adapters import Adapter, read_adapter
 from loraprobe.composition import Composition, composed, prepared
-from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.routing import ROUTERS
 from loraprobe.routing.scored import Arrow, prototype
 
 PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
@@ -71,15 +69,6 @@ def test_flat_spectrum_does_not_disturb_the_rest():
     flat = making.planted_pair(0.0, out=24, inp=16, path=PATH)[0]
     v = prototype(flat.modules[PATH])
     assert float((flat.modules[PATH].delta() @ v).norm()) == pytest.approx(3**-0.5)
-
-
-def test_options_are_checked():
-    assert ROUTERS.make("arrow:top_k=1,temperature=0.5,normalize=true") == Arrow(1, 0.5, True)
-    for spec in ("arrow:top_k=0", "arrow:temperature=0", "arrow:temperature=nan", "arrow:k=2"):
-        with pytest.raises(UsageError):
-            ROUTERS.make(spec)
-    with pytest.raises(UsageError, match="--weights"):
-        ROUTERS.make("constant:weights=0.5")
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 1}, {"top_k": 2, "temperature": 0.2}])

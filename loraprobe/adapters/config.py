@@ -323,9 +323,8 @@ def _targets(adapter: Adapter) -> Iterator[Issue]:
     names, targets = (adapter.name,), adapter.config.get("target_modules")
     held = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
     # A regular expression, "all-linear" or nothing does not list the modules.
-    listed = Endings(targets if held and isinstance(targets, (list, tuple)) else ())
-    matched = {name for path in held for name in listed.of(path)}
-    if lost := sorted(listed.names - matched):
+    listed = set(map(str, targets)) if held and isinstance(targets, (list, tuple)) else set()
+    if lost := sorted(listed.difference(*map(endings, held))):
         yield finding(
             "targets-without-weights",
             names,
@@ -376,33 +375,20 @@ def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     return beyond
 
 
-class Endings:
-    """A list of paths and endings of paths that is matched with many paths."""
-
-    def __init__(self, names: Sequence[object]) -> None:
-        self.names = frozenset(map(str, names))
-        self.longest = max(map(len, self.names), default=-1)
-
-    def of(self, path: str) -> Iterator[str]:
-        """The names that equal the path or its end after a dot."""
-        start = path.rfind(".") + 1
-        while len(path) - start <= self.longest:
-            if path[start:] in self.names:
-                yield path[start:]
-            if start == 0:
-                return
-            start = path.rfind(".", 0, start - 1) + 1
-
-    def fits(self, path: str) -> bool:
-        return next(self.of(path), None) is not None
+def endings(path: str) -> Iterator[str]:
+    """A path and its ends after each dot, by which a config names it."""
+    yield path
+    while "." in path:
+        path = path.partition(".")[2]
+        yield path
 
 
 def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
     """The paths that match a list of names or a regular expression."""
     if isinstance(rule, str) and rule:
         return _matching([rule], "{}", paths, whole=True)
-    names = Endings(rule if isinstance(rule, (list, tuple)) else ())
-    return {path for path in paths if names.fits(path)}
+    names = frozenset(map(str, rule if isinstance(rule, (list, tuple)) else ()))
+    return {path for path in paths if not names.isdisjoint(endings(path))}
 
 
 def _matching(

@@ -27,8 +27,8 @@ from loraprobe.adapters.config import (
     CONFIG,
     FLAGS,
     AdapterConfig,
-    Endings,
     config_issues,
+    endings,
     read_config,
     untargeted,
 )
@@ -344,10 +344,10 @@ class KeySorting:
     def sort_keys(self) -> None:
         """Makes each key a factor or an extra."""
         saved = self.config.raw.get("modules_to_save") or ()
-        saved = Endings([saved] if isinstance(saved, str) else saved)
+        saved = frozenset([saved] if isinstance(saved, str) else map(str, saved))
         for key in sorted(self.file.shapes):
             role, path = classify(key)
-            if role == "bias" and path and saved.fits(path):
+            if role == "bias" and path and not saved.isdisjoint(endings(path)):
                 role = "modules_to_save"  # a part of a module that was trained whole
             if not key.startswith(PREFIX):
                 self.odd["unprefixed-keys"].append((key, None))

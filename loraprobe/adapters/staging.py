@@ -141,30 +141,16 @@ def check_folder(target: Path) -> None:
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Raises OutputError if the output equals, contains or lies inside one of the sources.
 
-    Paths are compared by device and inode, so that links, bind mounts and relative paths do not
-    matter. A source that does not exist is ignored here.
+    Links and relative paths are followed. A source that does not exist is ignored here.
     """
-    own, *around = _inodes(target)
-    for source in sources:
-        its, *above = _inodes(source)
-        if its is not None and (its == own or its in around or own in above):
-            how = "is" if its == own else "lies inside" if its in around else "contains"
+    own = Path(os.path.realpath(target))
+    for source in filter(os.path.lexists, sources):
+        its = Path(os.path.realpath(source))
+        if own.is_relative_to(its) or its.is_relative_to(own):
+            how = "is" if its == own else "lies inside" if its in own.parents else "contains"
             raise OutputError(
                 f"The output {target} {how} {source}, which is read; choose another place for it."
             )
-
-
-def _inodes(path: Path) -> list[tuple[int, int] | None]:
-    """Device and inode of a path and of its parents; None for what does not exist."""
-    found: list[tuple[int, int] | None] = []
-    real = Path(os.path.realpath(path))
-    for place in (real, *real.parents):
-        try:
-            status = place.stat()
-            found.append((status.st_dev, status.st_ino))
-        except (OSError, ValueError):
-            found.append(None)
-    return found
 
 
 @contextlib.contextmanager

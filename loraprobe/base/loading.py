@@ -258,7 +258,7 @@ def pick_device(text: str) -> torch.device:
 
 
 def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
-    """The dtype for `--dtype auto|float32|bfloat16|float16`, or fp32, bf16, fp16 for short.
+    """The dtype for `--dtype auto|float32|bfloat16|float16`.
 
     auto is float32 on the CPU and Metal; on CUDA it is bfloat16 if the card supports it, else
     float16. Raises UsageError for other names.
@@ -268,7 +268,6 @@ def pick_dtype(text: str, device: torch.device | str = "cpu") -> torch.dtype:
         if torch.device(device).type != "cuda":
             return torch.float32
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    known = named | {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    if text not in known:
+    if text not in named:
         raise UsageError(f"--dtype must be auto, {', '.join(named)}, not {text!r}.")
-    return known[text]
+    return named[text]

@@ -170,11 +170,9 @@ def outliers(norms: Sequence[float]) -> list[float | None]:
     """
     if len(norms) < FEWEST_NORMS:
         return [None] * len(norms)
-    from scipy.special import ndtri  # scipy.stats takes seconds to import
-
     logs = np.log(np.asarray(norms, dtype=np.float64))
     middle = float(np.median(logs))
-    deviation = float(np.median(np.abs(logs - middle)) / ndtri(0.75))  # of a normal distribution
+    deviation = float(np.median(np.abs(logs - middle)) / 0.6745)  # of a normal distribution
     times: list[float | None] = []
     for log in logs.tolist():
         far = abs(log - middle)

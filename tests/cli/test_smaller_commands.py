@@ -61,14 +61,6 @@ def test_version(flag):
     assert call(flag).stdout == f"loraprobe {loraprobe.__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("short", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16"), ("fp32", "float32")]
-)
-def test_short_names_of_dtypes(pair, tmp_path, short, dtype):
-    assert call("merge", *pair, "-o", tmp_path / "out", "--dtype", short).exit_code == 0
-    assert str(read_adapter(tmp_path / "out").dtype) == f"torch.{dtype}"
-
-
 def test_the_config_file_stands_for_its_directory(pair):
     named = [f"x={pair[0]}", pair[1]]
     by_file = [f"x={pair[0] / 'adapter_config.json'}", pair[1] / "adapter_config.json"]

@@ -191,12 +191,13 @@ def _named(repo: str, wanted: str, known: Collection[str]) -> tuple[str, str]:
     config, slash, split = wanted.partition("/")
     if not slash and config not in known:
         config, split = "", config
-    if not config and ("default" in known or len(known) == 1):
-        config = "default" if "default" in known else next(iter(known))
+    if not config:
+        config = next(iter(known), "") if len(known) == 1 else "default"
     if config not in known:
-        problem = f"no configuration {config!r}" if config else "several configurations"
-        example = f"{DATASET}{repo}:{next(iter(known), 'default')}/{split or 'test'}"
-        raise HubError(f"{repo} has {problem}; name one of {shortly(known)}, as in {example}.")
+        raise HubError(
+            f"{repo} has no configuration {config!r}; name one of {shortly(known)} and a split, as "
+            f"in {DATASET}{repo}:{next(iter(known), 'default')}/{split or 'test'}."
+        )
     return config, split
 
 

@@ -21,7 +21,7 @@ import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 
@@ -40,7 +40,7 @@ from loraprobe.errors import (
     ReferenceError_,
 )
 from loraprobe.findings import finding
-from loraprobe.formatting import listing
+from loraprobe.formatting import first_names, listing
 from loraprobe.front_matter import read_front_matter, read_mapping
 from loraprobe.hub.client import (
     CARD,
@@ -81,13 +81,10 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     """Loads one or several adapters in their order, with unique names, also of those below them.
 
     Adapter objects are accepted too. Names chosen by the user (NAME=REF) stay; others get -2,
-    -3 ... if they collide. Raises as `load`; wrong references are told before anything is loaded.
+    -3 ... if they collide. Raises as `load`.
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
-    for ref in refs:
-        if not isinstance(ref, Adapter):
-            Reference.parse(str(ref))
     adapters = []
     for _, _, found in load_each(refs):
         if isinstance(found, LoraprobeError):
@@ -169,15 +166,12 @@ def resolve_adapter(reference: Reference) -> Snapshot:
 
 
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
-    folders = sorted(f.rpartition("/")[0] for f in files if f.endswith(f"/{CONFIG}"))
     at = f"{reference.repo}@{reference.revision or 'main'}"
-    if reference.folder and CONFIG in files:
-        folders = ["", *folders]
     where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
-    if folders:
-        listed = ", ".join(f"{at}:{folder}" if folder else at for folder in folders[:20])
-        more = f" and {len(folders) - 20} more" if len(folders) > 20 else ""
-        return f"There is no adapter in {where}, but there is in {listed}{more}; name one."
+    held = [f"{at}:{PurePosixPath(f).parent}" for f in files if PurePosixPath(f).name == CONFIG]
+    if held:
+        listed = first_names(sorted(place.removesuffix(":.") for place in held), 20)
+        return f"There is no adapter in {where}, but there is in {listed}; name one."
     if "config.json" in files:
         return f"{where} is a whole model, not an adapter; give it as --base."
     return f"There is no adapter (no {CONFIG}) in {where}; check the reference."

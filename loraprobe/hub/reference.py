@@ -75,13 +75,6 @@ class Reference:
         if _exists(rest) == "file" and Path(rest).name == CONFIG:
             rest = str(Path(rest).parent)
         if _exists(rest) == "directory":
-            try:
-                f"{rest}{Path(rest).resolve().name}".encode()
-            except UnicodeEncodeError:
-                raise ReferenceError_(
-                    f"The path {rest!r} is not UTF-8, and safetensors opens no "
-                    "such path; rename the directory."
-                ) from None
             return cls(rest, name, path=Path(rest).expanduser())
         if _exists(rest):
             raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")

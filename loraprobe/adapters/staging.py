@@ -141,16 +141,26 @@ def check_folder(target: Path) -> None:
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Raises OutputError if the output equals, contains or lies inside one of the sources.
 
-    Links and relative paths are followed. A source that does not exist is ignored here.
+    Paths are compared by device and inode, so that links, bind mounts and relative paths do not
+    matter. A source that does not exist is ignored here.
     """
     own = Path(os.path.realpath(target))
-    for source in filter(os.path.lexists, sources):
+    for source in sources:
         its = Path(os.path.realpath(source))
-        if own.is_relative_to(its) or its.is_relative_to(own):
-            how = "is" if its == own else "lies inside" if its in own.parents else "contains"
+        inside = any(_same(place, its) for place in (own, *own.parents))
+        if inside or any(_same(place, own) for place in its.parents):
+            how = "is" if _same(own, its) else "lies inside" if inside else "contains"
             raise OutputError(
                 f"The output {target} {how} {source}, which is read; choose another place for it."
             )
+
+
+def _same(one: Path, other: Path) -> bool:
+    """Whether two paths are one file or directory; False where one does not exist."""
+    try:
+        return os.path.samefile(one, other)
+    except (OSError, ValueError):
+        return False
 
 
 @contextlib.contextmanager

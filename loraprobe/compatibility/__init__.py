@@ -66,7 +66,7 @@ def check_headers(
     UsageError for a code in `allow` that does not exist.
     """
     adapters, refused = align(adapters, base)
-    layout = [*layout_issues(adapters, merging=purpose == "merge"), *refused]
+    layout = [*layout_issues(adapters), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     every = with_below(adapters)
     issues = [issue for adapter in every for issue in adapter.issues]

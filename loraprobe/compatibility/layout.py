@@ -12,10 +12,9 @@ from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, places_of, shapes_of, two_names
 from loraprobe.errors import CompatibilityError
 from loraprobe.findings import CODES, finding
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count
 from loraprobe.records import Issue
 
-LARGE_RANK = 64  # vLLM loads rank 16 unless its max_lora_rank is raised, which costs memory
 # Cures of shapes that differ between two adapters, and between an adapter and the base.
 APART = {
     "vocabulary-mismatch": "Train both with one vocabulary, or leave embedding and head out of the "
@@ -24,7 +23,7 @@ APART = {
 OF_BASE = {"shapes-differ": CODES["module-not-in-base"].cure}
 
 
-def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]:
+def layout_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
     forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
@@ -76,20 +75,6 @@ def layout_issues(adapters: Sequence[Adapter], merging: bool) -> Iterator[Issue]
             tuple(ranges),
             f"Ranks differ ({listed}). Merges and routers here take mixed ranks; peft's "
             "combination_type linear and its Arrow do not.",
-        )
-    if rs := [a.name for a in adapters if a.config.get("use_rslora")]:
-        yield finding(
-            "rslora",
-            tuple(rs),
-            f"The scaling of {listing(rs)} is alpha/sqrt(r) (rsLoRA). That is kept here; peft's "
-            "add_weighted_adapter makes such adapters sqrt(r) too large.",
-        )
-    total = sum(a.rank_range[1] for a in adapters)
-    if merging and total > LARGE_RANK and len(adapters) > 1:
-        yield finding(
-            "rank-large",
-            tuple(a.name for a in adapters),
-            f"A merge that loses nothing may need rank {total}, more than many servers load.",
         )
 
 

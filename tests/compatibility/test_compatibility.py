@@ -88,7 +88,6 @@ SINGLE = another({f"{ATTENTION}.q_proj": (16, 16), **ELSEWHERE}, "a")
 FUSED = another({f"{ATTENTION}.qkv_proj": (48, 16), **ELSEWHERE})
 HALF = another(FIRST_LAYER, rank=2)
 PARTLY = {"targets-differ": "note", "ranks-differ": "note"}
-LARGE = [another({"m.0.x": (100, 100)}, n, rank=40, scaling=0.1, seed=ord(n)) for n in "ab"]
 SPOILED = rewritten(A, lambda p, u: LowRank(u.A, u.B / (p != PATH), u.scaling))
 IDLE = rewritten(B, emptied)
 HEADS = table("a", 40, "lm_head"), table("b", 41, "lm_head")
@@ -122,8 +121,7 @@ FIT = {
     "no layer that is fused": ((FUSED, another(ELSEWHERE, "c")), {"targets-differ": "note"}),
     "half of the layers": ((A, HALF), {**PARTLY, "depth-differs": "warning"}),
     "half of them, as stated": ((A, with_config(HALF, layers_to_transform=[0])), PARTLY),
-    "rsLoRA": ((with_config(A, use_rslora=True), B), {"rslora": "note"}),
-    "large ranks": (LARGE, {}),
+    "rsLoRA": ((with_config(A, use_rslora=True), B), {}),
     # what their factors hold
     "not finite": ((SPOILED, B), {"not-finite": "error"}),
     "no effect": ((A, IDLE), {"no-effect": "error"}),
@@ -149,9 +147,6 @@ OF_PURPOSES = {  # the severities for inspect, merge and route
     "another base of fewer layers": ((A, SHALLOW), "base-mismatch", "error error error"),
     "a quantised copy": ((A, QUANTISED), "base-mismatch", "warning error warning"),
     "a classifier": ((LABELS,), "task-type-unsupported", "- - error"),
-    "large ranks": (LARGE, "rank-large", "- note -"),
-    "a large rank alone": (LARGE[:1], "rank-large", "- - -"),
-    "small ranks": ((A, B), "rank-large", "- - -"),
     **{
         f"an extra: {kind}": ((with_extra(A, kind),), kind.replace("_", "-"), "warning error error")
         for kind in ("target_parameter", "unclear_tokens", "convolution", "unknown")

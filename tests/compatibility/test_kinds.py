@@ -103,7 +103,7 @@ MOE = {"target-parameter": "note"}
 DORA, LOST = {"dora-magnitude": "note"}, "would (lose|drop)"
 KINDS = {
     "linear": Kind(tiny_llama, targets("q_proj", "down_proj")),
-    "rslora": Kind(tiny_llama, targets("q_proj", use_rslora=True), {"rslora": "note"}),
+    "rslora": Kind(tiny_llama, targets("q_proj", use_rslora=True)),
     "bf16 factors": Kind(tiny_llama, targets("q_proj", "up_proj"), dtype=torch.bfloat16),
     "fp16 factors": Kind(tiny_llama, targets("q_proj", "up_proj"), dtype=torch.float16),
     "conv1d": Kind(tiny_gpt2, targets("c_attn", "c_fc")),
@@ -122,7 +122,7 @@ KINDS = {
     "experts, rslora, patterns": Kind(
         tiny_mixtral,
         targets(target_parameters=STACKS, use_rslora=True, rank_pattern={"gate_up_proj": 4}),
-        MOE | {"rslora": "note", "ranks-differ": "note"},
+        MOE | {"ranks-differ": "note"},
     ),
     "experts, bf16 factors": Kind(
         tiny_mixtral, targets(target_parameters=STACKS[1:]), MOE, dtype=torch.bfloat16
@@ -137,7 +137,7 @@ KINDS = {
     "dora": Kind(tiny_llama, targets("q_proj", "up_proj", use_dora=True), DORA),
     "dora, conv1d": Kind(tiny_gpt2, targets("c_attn", use_dora=True), DORA),
     "dora, rslora": Kind(
-        tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA | {"rslora": "note"}
+        tiny_llama, targets("v_proj", use_dora=True, use_rslora=True), DORA
     ),
     "dora, convolutions": Kind(
         Convolutions, targets("one", "two", "three", use_dora=True), DORA, composes="convolution"

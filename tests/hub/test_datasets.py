@@ -118,7 +118,7 @@ def test_only_the_files_of_the_split_are_downloaded(acme, tmp_path):
 @pytest.mark.parametrize(
     ("reference", "said"),
     [
-        ("acme/maths", "several configurations; name one of 'main' and 'hard'"),
+        ("acme/maths", "no configuration 'default'; name one of 'main' and 'hard'"),
         ("acme/maths:mein/test", "no configuration 'mein'"),
         ("acme/maths:main/tests", "did you mean 'test'?"),
         ("acme/absent", "no data set acme/absent"),

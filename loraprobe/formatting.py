@@ -110,14 +110,6 @@ def probability(value: float) -> str:
     return "below 0.01" if value < 0.005 else f"{value:.2f}"
 
 
-def interval(ci95: tuple[float, float] | None) -> str:
-    """A 95 % interval, short enough to stand in every cell of a table."""
-    if not ci95:
-        return ""
-    low, high = (number(round(bound, 2)) if abs(bound) < 100 else number(bound) for bound in ci95)
-    return f"({low}–{high})"
-
-
 def rounded(value: int | None) -> str:
     """12,345,678 as 12.3M, as parameter counts are spoken of."""
     if value is None:

@@ -78,28 +78,30 @@ def _results(
     base = audit.base.reference if audit.base else ""
     system = scores[0].system
     name = base if scores[0].kind == "base" else f"{base}+{system}"
-    document: dict[str, Any] = {
-        "results": {},
-        "group_subtasks": {},
-        "configs": {},
-        "versions": {},
-        "n-shot": {},
-        "higher_is_better": {},
-        "n-samples": {},
-        "task_hashes": {},
-    }
-    for score in scores:
-        task, source = task_name(score), sources[score.task]
-        document["results"][task] = _metrics(score)
-        document["group_subtasks"][task] = []
-        document["configs"][task] = {"task": task, "dataset_path": source.reference}
-        document["versions"][task] = (source.commit or source.sha256)[:12]
-        document["n-shot"][task] = 0
-        document["higher_is_better"][task] = {score.metric: not score.is_loss}
-        document["n-samples"][task] = {"original": source.items, "effective": score.n}
-        hashes = [row[f"{of}_hash"] for row in answers[task] for of in ("doc", "prompt", "target")]
-        document["task_hashes"][task] = _hash("".join(hashes))
-    return document | {
+    tasks = {task_name(score): (score, sources[score.task]) for score in scores}
+    parts = ("doc_hash", "prompt_hash", "target_hash")
+    return {
+        "results": {task: _metrics(score) for task, (score, _) in tasks.items()},
+        "group_subtasks": {task: [] for task in tasks},
+        "configs": {
+            task: {"task": task, "dataset_path": source.reference}
+            for task, (_, source) in tasks.items()
+        },
+        "versions": {
+            task: (source.commit or source.sha256)[:12] for task, (_, source) in tasks.items()
+        },
+        "n-shot": dict.fromkeys(tasks, 0),
+        "higher_is_better": {
+            task: {score.metric: not score.is_loss} for task, (score, _) in tasks.items()
+        },
+        "n-samples": {
+            task: {"original": source.items, "effective": score.n}
+            for task, (score, source) in tasks.items()
+        },
+        "task_hashes": {
+            task: _hash("".join(row[part] for row in answers[task] for part in parts))
+            for task in tasks
+        },
         "config": {
             "model": "loraprobe",
             "model_args": {"base": base, "system": system}

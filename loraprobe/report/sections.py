@@ -15,7 +15,6 @@ from loraprobe.formatting import (
     clean,
     count,
     first_names,
-    interval,
     listing,
     measured,
     number,
@@ -403,8 +402,8 @@ def _score(row: Score) -> str:
 
 
 def _score_with_interval(row: Score) -> str:
-    ci95 = interval(row.ci95) if row.part.hop is None else ""
-    return f"{number(row.value)} {ci95}".strip()
+    told = number(row.value)
+    return told if row.part.hop else f"{told} {bounds(row.ci95)}"
 
 
 def _in_order(rows: Sequence[Score]) -> list[str]:
@@ -718,7 +717,7 @@ def coverage(audit: Audit) -> list[Table]:
             (text("part"), lambda row: f"hop {row.hop}" if row.hop else "question"),
             (Column("value"), lambda row: number(row.value)),
             (Column("guess", drop=3), lambda row: number(row.baseline)),
-            (Column("95 %", drop=1), lambda row: interval(row.ci95) or "-"),
+            (Column("95 %", drop=1), lambda row: bounds(row.ci95)),
             (Column("items", drop=2), lambda row: str(row.n)),
         )
         for task in dict.fromkeys(row.task for row in audit.evaluation.coverage)

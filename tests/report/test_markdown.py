@@ -27,8 +27,8 @@ def test_verdict_scores_reasons_and_provenance():
     assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
     assert cells(text) == [
         ["system", "question", "keeps"],
-        ["base", "0.10 (0.00–0.20)", "-"],
-        ["uniform", "0.10 (0.00–0.20)", "0.50"],
+        ["base", "0.10 [0.00, 0.20]", "-"],
+        ["uniform", "0.10 [0.00, 0.20]", "0.50"],
     ]
     assert "- **watch** a is odd." in text.splitlines()
     inside = text[text.index("<details>") : text.index("</details>")]

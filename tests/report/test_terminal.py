@@ -172,7 +172,7 @@ def test_nothing_exceeds_the_width_but_a_word_of_a_command(width, explain, name)
 
 
 ALWAYS = ["Adapters", "Layers", "UNLIKELY", "a alone", "1.2 s"]
-EXPLAINED = ["subspace overlap (in)", "3.0× chance", "hop accuracy", "(0.20–0.80)", "A note on a."]
+EXPLAINED = ["subspace overlap (in)", "3.0× chance", "hop accuracy", "[0.20, 0.80]", "A note on a."]
 EXPLAINED += ["gain-below-margin", "Where the answers went", "interference"]
 EXPLAINED += ["t, item a, question: Who is a? (right: a or x)"]
 EXPLAINED += ["x-y"]  # the answer tells it

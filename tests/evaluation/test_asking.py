@@ -38,6 +38,8 @@ def test_every_system_is_scored_on_every_part():
     assert scorer.limits == {(32, True), (256, False)}
     assert scorer.entered[:4] == [None, "homes", "town", "both"], "one entry a system"
     assert {r.group for r in rows} == {"item:Ada", "item:Eve"}
+    errors = {row.system: row.compression_error for row in score(rows, SYSTEMS)}
+    assert errors["uniform"] == 0.25 and errors["town"] is None
 
 
 def _items():

@@ -14,21 +14,9 @@ from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
 
-# Merges two adapters of one layer, and prints which modules of the package that loaded.
+# Merges two adapters, and prints which modules of the package that loaded.
 MERGE = """
-import json, sys
-from pathlib import Path
-import numpy
-from safetensors.numpy import save_file
-for name in "ab":
-    Path(name).mkdir()
-    config = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["q_proj"],
-              "base_model_name_or_path": "owner/base", "task_type": "CAUSAL_LM"}
-    Path(name, "adapter_config.json").write_text(json.dumps(config))
-    path = "base_model.model.model.layers.0.self_attn.q_proj"
-    factors = numpy.random.default_rng(ord(name)).normal(size=(2, 2, 8)).astype("float32")
-    tensors = {f"{path}.lora_A.weight": factors[0], f"{path}.lora_B.weight": factors[1].T.copy()}
-    save_file(tensors, Path(name, "adapter_model.safetensors"))
+import sys
 sys.argv = ["loraprobe", "merge", "a", "b", "-o", "merged", "--quiet"]
 from loraprobe.cli import main
 try:
@@ -99,7 +87,10 @@ def options_of(command: str) -> list[str]:
 
 def loaded_by_merge() -> list[str]:
     """The modules of the package that `loraprobe merge` of two adapters imports."""
+    from making import saved_pair
+
     with TemporaryDirectory() as directory:
+        saved_pair(Path(directory))
         run = subprocess.run(
             [sys.executable, "-c", MERGE], cwd=directory, capture_output=True, text=True
         )

@@ -94,7 +94,6 @@ class WorldSpec:
     words: tuple[str, ...] = field(default=(), repr=False)
     corpus: Callable[[int], Callable[[], Example]] | None = field(default=None, repr=False)
     reserve: tuple[str, ...] = ()
-    base_dtype: str = "bfloat16"
     made_from: Mapping[str, Any] = field(default_factory=dict)
     recipe: Mapping[str, Any] = field(default_factory=dict)
     notes: Mapping[str, Any] = field(default_factory=dict)
@@ -198,7 +197,7 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
     if spec.base is None or spec.corpus is None:
         raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
-    makings = {"recipe": dataclasses.asdict(recipe), **spec.made_from, "dtype": spec.base_dtype}
+    makings = {"recipe": dataclasses.asdict(recipe), **spec.made_from, "dtype": "bfloat16"}
     made_by = json.dumps(makings, indent=2) + "\n"
     record = base / NOTES
     if record.is_file() and record.read_text(encoding="utf-8") == made_by:
@@ -208,7 +207,7 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
     tokenizer = build_tokenizer(spec.words)
     model = train_base(spec.corpus(recipe.seed), tokenizer, recipe, progress)
     with staged_directory(base) as part:
-        model.to(getattr(torch, spec.base_dtype)).save_pretrained(str(part))
+        model.to(torch.bfloat16).save_pretrained(str(part))
         tokenizer.save_pretrained(str(part))
         write_text(part / NOTES, made_by)
     return load_base(base)

@@ -18,8 +18,7 @@ from scipy import linalg
 from shipped_audits import SCENARIOS, SHORT, TOLERANCE, WORLD, audit, call, calm, differences
 
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.evaluation import System, compare, gains, statistics
-from loraprobe.records import ItemPart, ItemResult
+from loraprobe.evaluation import statistics
 
 
 def in_no_order(document: dict[str, Any]) -> dict[str, Any]:
@@ -170,32 +169,3 @@ def test_critical_values_do_not_jump_with_rounding():
         for values in (x, nudged)
     )
     assert first == pytest.approx(again, abs=1e-6)
-
-
-def test_intervals_do_not_depend_on_the_order_of_adapters():
-    rng = np.random.default_rng(5)
-    kinds = {
-        "base": "base",
-        "a": "adapter",
-        "b": "adapter",
-        "c": "adapter",
-        "uniform": "merge",
-        "arrow": "router",
-        "chain": "chain",
-        "shrunk:a": "control",
-    }
-    systems = [System(name, kind) for name, kind in kinds.items()]
-    results = [
-        ItemResult(
-            s.name, "t", ItemPart(part), str(i), "exact_match", float(right), "", str(i // 2)
-        )
-        for k, s in enumerate(systems)
-        for part in ("question", "steps")
-        for i, right in enumerate(rng.random(60) < 0.2 + 0.08 * k)
-    ]
-    turned = [systems[k] for k in (0, 3, 1, 2, 4, 5, 6, 7)]
-    assert gains(results, systems) == gains(results, turned)
-    first, again = compare(results, systems), compare(results, turned)
-    assert [row.against for row in first[:4]] == ["base", "a", "b", "c"]
-    assert [row.against for row in again[:4]] == ["base", "c", "a", "b"]
-    assert set(first) == set(again)

@@ -1,5 +1,6 @@
 """`loraprobe route`, and the composition that merge-and-eval recommends."""
 
+import itertools
 import json
 from dataclasses import replace
 
@@ -110,10 +111,6 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
             with composition.into(model):
                 found.append(making.hidden(model))
         assert composing.relative(*found) < 1e-6
-    for action in ("chain", "use-single:e0", "gather-evidence"):
-        verdict = Verdict("unlikely", "evaluation", system="arrow", action=action)
-        made, why = recommend(verdict, built, builder)
-        assert made is None and action in why
 
 
 def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
@@ -121,7 +118,8 @@ def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     experts = composing.experts(2)
     builder = SystemBuilder(experts, Transformed(experts), Options())
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
-    for action, system in (("route", "uniform"), ("step-by-step", "uniform"), ("route", "arrow")):
+    actions = ("route", "step-by-step", "chain", "use-single:e0", "gather-evidence")
+    for action, system in itertools.product(actions, ("uniform", "arrow")):
         verdict = Verdict("unlikely", "evaluation", system=system, action=action)
         made, why = recommend(verdict, built, builder)
         assert made is None and action in why

@@ -82,14 +82,10 @@ class System:
         return self.stored or self.name
 
 
-@dataclass(frozen=True)
-class AnswerEnd:
+@functools.cache  # questions with the same marks are asked together
+def has_answer(marks: tuple[str, ...]) -> Callable[[str], bool]:
     """Tells whether a worked text has given its answer in a form that the prompt asks for."""
-
-    marks: tuple[str, ...]
-
-    def __call__(self, text: str) -> bool:
-        return answer_end(text, self.marks) is not None
+    return lambda text: answer_end(text, marks) is not None
 
 
 @dataclass(frozen=True)
@@ -136,7 +132,7 @@ class Question:
         """
         if self.worked:
             marks = asked_marks(self.prompt)
-            return AnswerEnd(marks) if marks else None
+            return has_answer(marks) if marks else None
         return METRICS[self.metric].ended()
 
     def result(

@@ -4,16 +4,15 @@ One file per family of methods; a method is a pure function on stacked matrices.
 it runs (`loraprobe.lora.spaces`) and the rank to which its result is cut are separate choices. The
 other files, in the order in which to read them:
 
-    _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]
-    _arguments      adapters, method, weights, space, rank ... of one merge; what is refused, and
-                    what is reported instead of hidden
+    _method         the contract of a method: deltas [n, p, q], weights [n] -> [p, q]; the adapters,
+                    method, weights, space, rank ... of one merge
     _compress       cutting to a rank: from Gram matrices, by QR, or by a sketch
     _extras         linear merges of DoRA, whole modules, biases and token rows
-    _engine         `merge`: checks, then all modules one by one, then the merged adapter
+    _engine         `merge`: checks, then all modules one by one, then the merged adapter; what is
+                    refused, and what is reported instead of hidden
     _full_model     the merge added to the weights of its base
 """
 
-from loraprobe.merging._arguments import check_kept
-from loraprobe.merging._engine import Merged, merge
+from loraprobe.merging._engine import Merged, check_kept, merge
 from loraprobe.merging._full_model import check_transformers, notes_on_base
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod

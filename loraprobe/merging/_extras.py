@@ -39,8 +39,8 @@ from loraprobe.adapters.types import TokenRows
 from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging._arguments import BaseTensors, MergeArguments
 from loraprobe.merging._compress import MergedModule, compress_factors, rounding2
+from loraprobe.merging._method import BaseTensors, MergeArguments
 from loraprobe.records import Issue
 
 SMALL_SCALE = 1e-6  # least size of a row's scale c, by which its update is divided

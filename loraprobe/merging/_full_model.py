@@ -42,8 +42,8 @@ from loraprobe.base.model import FLOATS
 from loraprobe.base.naming import saved_pieces
 from loraprobe.checkpoint import open_weights
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
-from loraprobe.merging._arguments import MergeArguments
 from loraprobe.merging._engine import Merged, add_change
+from loraprobe.merging._method import MergeArguments
 from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, first_line
 

@@ -1,4 +1,4 @@
-"""The contract of a merge method: a pure function on stacked matrices.
+"""The contract of a merge method, a pure function on stacked matrices; the arguments of one merge.
 
 A method says what happens to the deltas of one module. The space in which they are stacked
 (`loraprobe.lora.spaces`) and the rank to which the result is cut (`_compress`) are separate
@@ -7,20 +7,27 @@ choices.
 
 from __future__ import annotations
 
+import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from loraprobe import memory
+from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.workers import workers
 from loraprobe.registry import Registry, check_choices
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
+# Matrices of a module's size in addition to the n deltas and the n selections of their entries: the
+# result, a scratch matrix, and the remainder of the sketch.
+MORE_MATRICES = 3
 
 Deltas = Float[Tensor, "n p q"]
 Weights = Float[Tensor, "n"]
@@ -197,3 +204,127 @@ METHODS: Registry[MergeMethod] = Registry(
     "merge method",
     ELSEWHERE,
 )
+
+
+# One merge.
+
+
+@runtime_checkable
+class BaseTensors(Protocol):
+    """The tensors of a base: W0 [out, in] of a module, and a parameter by its name, as stored."""
+
+    def weight(self, module_path: str) -> Tensor: ...
+
+    def parameter(self, name: str) -> Tensor: ...
+
+
+@dataclass(frozen=True, eq=False)
+class MergeArguments:
+    """One merge, in which nothing is left to a default.
+
+    rank: None for as many components as needed. dtype: of the written factors. allow: codes of
+    issues that are accepted.
+    """
+
+    adapters: Sequence[Adapter]
+    method: MergeMethod
+    weights: tuple[float, ...]
+    space: str
+    rank: int | None
+    seed: int
+    dtype: torch.dtype
+    base: BaseTensors | None = None
+    allow: Collection[str] = ()
+
+    @functools.cached_property
+    def layout(self) -> Mapping[str, ModuleInfo]:
+        """All modules that any adapter adapts, in the order in which the adapters list them."""
+        found: dict[str, ModuleInfo] = {}
+        for path, info in (item for a in self.adapters for item in a.layout.items()):
+            # conv1d and linear differ in a flag that peft sets by the layer
+            if path not in found or (found[path].kind, info.kind) == ("linear", "conv1d"):
+                found[path] = info
+        return found
+
+    @functools.cached_property
+    def order(self) -> list[int]:
+        """The indices of the adapters, ordered by their content.
+
+        In this order they are merged, so that the order in which they are given changes no bit of
+        the result, even where it depends on rounding: the sign of a sum that cancels, or the basis
+        of a space with equal singular values.
+        """
+        given = self.adapters
+        return sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
+
+    @functools.cached_property
+    def ordered(self) -> MergeArguments:
+        """The same merge with its adapters in `order`."""
+        return replace(
+            self,
+            adapters=[self.adapters[i] for i in self.order],
+            weights=tuple(self.weights[i] for i in self.order),
+        )
+
+    def updates(self, path: str) -> list[LowRank]:
+        """The updates of all adapters for a module, of rank 0 where one lacks it."""
+        info = self.layout[path]
+        absent = LowRank(torch.zeros(0, info.in_features), torch.zeros(info.out_features, 0))
+        return [adapter.modules.get(path, absent) for adapter in self.adapters]
+
+    @property
+    def carried(self) -> frozenset[str]:
+        """The kinds of extra that the merge keeps."""
+        return self.method.carried - ({"dora_magnitude"} if self.base is None else frozenset())
+
+    @property
+    def keeps_dora(self) -> bool:
+        """Whether the result is a DoRA adapter, which needs the base."""
+        return "dora_magnitude" in self.carried and any(a.magnitudes for a in self.adapters)
+
+    @property
+    def coefficients(self) -> tuple[float, ...]:
+        """The factor of each adapter under a linear method; () under another."""
+        if not isinstance(self.method, LinearMethod):
+            return ()
+        return self.method.coefficients(self.weights)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the method runs on deltas of full size [out, in].
+
+        Where nothing is lost in `core`, the full space has the same result without them.
+        """
+        return self.space == "full" and "core" not in self.method.lossless
+
+    @property
+    def in_threads(self) -> bool:
+        """Whether several modules are merged at once: not dense ones, nor those of DoRA."""
+        return not (self.dense or self.keeps_dora)
+
+    def require_memory(self) -> None:
+        """Raises OutOfMemory, naming the largest module and what would fit; no factor is read.
+
+        Counted are the result's factors of all modules, [rank, in] and [out, rank] in the written
+        dtype, and for each module that is merged at the same time all factors in float64, twice.
+        Where the method works on dense deltas, that is one module, and 2 n + 3 matrices [out, in]
+        in float32 (float64 where that is the written dtype) are added.
+        """
+        kept, needs, together = 0, dict[str, int](), workers() if self.in_threads else 1
+        for path, info in self.layout.items():
+            rank = sum(a.layout[path].rank for a in self.adapters if path in a.layout)
+            width = info.in_features + info.out_features
+            kept += (self.rank or rank) * width * self.dtype.itemsize
+            needs[path] = 16 * rank * width * together
+            if self.dense:
+                matrix = info.out_features * info.in_features * max(self.dtype.itemsize, 4)
+                needs[path] += (2 * len(self.adapters) + MORE_MATRICES) * matrix
+        largest = max(needs, key=lambda path: needs[path])
+        info = self.layout[largest]
+        memory.require(
+            kept + needs[largest],
+            f"The merge (largest module {largest}, [{info.out_features}, {info.in_features}])",
+            "take --space=core or knots, which stay small, or a method in factors such as uniform"
+            if self.dense
+            else "give a smaller --rank, or fewer adapters at a time",
+        )

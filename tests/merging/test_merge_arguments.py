@@ -43,7 +43,7 @@ PAIR = [one("a"), one("b", seed=1)]
         ({"method": "ties:densty=0.3"}, r"no option 'densty=0.3': did you mean 'density'"),
         ({"method": "ties:density=0"}, r"'ties:density=0': density.*above 0 and at most 1"),
         ({"method": "dare_ties:density=1.1"}, r"density.*not 1.1"),
-        ({"method": "ties:variant=mine"}, r"must be one of peft, mergekit, not 'mine'"),
+        ({"method": "ties:variant=mine"}, r"must be 'peft' or 'mergekit', not 'mine'"),
         ({"method": "factor_average", "space": "core"}, r"has no space to choose; leave it"),
         # Weights that leave nothing to write.
         *(({"method": name, "weights": [0, 0]},

@@ -29,7 +29,7 @@ def machine(monkeypatch):
 
 def test_a_dense_merge_beyond_memory_is_refused_and_a_small_space_fits(machine):
     machine(8 << 20)
-    with pytest.raises(OutOfMemory, match=r"up, \[900, 700\].*17 MiB.*8 MiB.*--space core"):
+    with pytest.raises(OutOfMemory, match=r"up, \[900, 700\].*17.1 MiB.*8.0 MiB.*--space core"):
         merge(pair(), "ties")
     assert merge(pair(), "ties", space="core").adapter.modules
     assert merge(pair(), "uniform").adapter.modules

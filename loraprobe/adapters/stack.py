@@ -92,7 +92,10 @@ def _check_pair(upper: Adapter, lower: Adapter) -> None:
             f"{names}: they are the same adapter; name what it was trained on, or REF,on=base."
         )
     ours, theirs = upper.base_model or "", lower.base_model or ""
-    known = ours and theirs and ours not in _names_of(lower)
+    # The config of an adapter may name the one below it as its base.
+    source = lower.source
+    names_lower = (source.reference, source.reference.partition("@")[0], str(source.path))
+    known = ours and theirs and ours not in names_lower
     if known and relation(ours, theirs) == "different" and unquantised(ours) != unquantised(theirs):
         raise CompatibilityError(
             f"{names}: {lower.name} was trained on {theirs} and {upper.name} on {ours}; name an "
@@ -115,9 +118,3 @@ def _check_pair(upper: Adapter, lower: Adapter) -> None:
                 f"too, and these do not add up; merge {lower.name} into the base with peft and "
                 "give that as --base, with REF,on=base."
             )
-
-
-def _names_of(adapter: Adapter) -> set[str]:
-    """The names by which the config of another adapter may mean this one."""
-    source = adapter.source
-    return {source.reference, source.reference.partition("@")[0], str(source.path)}

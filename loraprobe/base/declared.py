@@ -59,7 +59,7 @@ def check_types(config: Mapping[str, Any], reference: str) -> None:
         if depth > DEEPEST:
             problems.append(f"nests {key} in more than {DEEPEST} levels")
         if isinstance(value, int) and abs(value) >= LARGEST:
-            problems.append(f"sets {key} to {_short(value)}, which is no size that a model has")
+            problems.append(f"sets {key} to {value!r:.60}, which is no size that a model has")
     if problems:
         raise BaseError(f"config.json of {reference} {problems[0]}; download it again.")
 
@@ -96,21 +96,13 @@ def _wrong_sizes(config: Mapping[str, Any], tensors: Mapping[str, StoredTensor])
         allowed = most if counted else max(HARMLESS_SIZE, side)
         if _is_number(value) and value > allowed and (counted or SIZES.search(name)):
             yield (
-                f"sets {key} to {_short(value)}, and its weight files hold {len(tensors):,} "
+                f"sets {key} to {value!r:.60}, and its weight files hold {len(tensors):,} "
                 f"tensors of at most {side // PACKED:,} a side"
             )
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _short(value: Any) -> str:
-    """A value for a message; of a very long number only the count of its digits."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        digits = int(math.log10(abs(value) or 1)) + 1
-        return f"{value:,}" if digits < 30 else f"a number of {digits} digits"
-    return f"{value!r:.60}"
 
 
 class Token(BaseModel, strict=True):

@@ -247,13 +247,12 @@ def pick_device(text: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {text!r}.")
     device = torch.device(text)
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UsageError(f"--device={text}: torch sees no CUDA device here; use --device=cpu.")
-    if (device.index or 0) >= count:
-        raise UsageError(f"--device={text}: there are only {count} CUDA devices.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device=mps: torch sees no Metal device here; use --device=cpu.")
+    held = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
+    if (device.index or 0) >= held[device.type]:
+        raise UsageError(
+            f"--device={text}: torch sees {int(held[device.type])} {device.type} devices here; use "
+            "--device=cpu."
+        )
     return device
 
 

@@ -81,10 +81,13 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     """Loads one or several adapters in their order, with unique names, also of those below them.
 
     Adapter objects are accepted too. Names chosen by the user (NAME=REF) stay; others get -2,
-    -3 ... if they collide. Raises as `load`.
+    -3 ... if they collide. Raises as `load`; wrong references are told before anything is loaded.
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
+    for ref in refs:
+        if not isinstance(ref, Adapter):
+            Reference.parse(str(ref))
     adapters = []
     for _, _, found in load_each(refs):
         if isinstance(found, LoraprobeError):

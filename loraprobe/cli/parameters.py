@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from loraprobe import untrusted
 from loraprobe.cli.call import CALL
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
@@ -225,9 +224,11 @@ def _read(file: str) -> Mapping[Any, Any]:
     """The mapping in a YAML file."""
     import yaml  # which most commands do without
 
+    from loraprobe.untrusted import CONFIG
+
     try:
         size = Path(file).stat().st_size
-        if size > untrusted.CONFIG:
+        if size > CONFIG:
             raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as error:

@@ -166,22 +166,6 @@ def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):
     assert str(tmp_path / "out") in result.stdout and "rank 8" in result.stdout
 
 
-def test_merge_refuses_an_existing_output_and_leaves_it_alone(pair, tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "keep").write_text("mine")
-    assert "--overwrite" in one_sentence(call("merge", *pair, "-o", out))
-    assert "keep" in one_sentence(call("merge", *pair, "-o", out, "--overwrite"))
-    assert (out / "keep").read_text() == "mine"
-    (out / "keep").unlink()
-    assert call("merge", *pair, "-o", out, "--overwrite").exit_code == 0
-    before = (out / "adapter_model.safetensors").read_bytes()
-    assert "exists" in one_sentence(call("merge", *pair, "-o", out, "--method", "sum"))
-    assert (out / "adapter_model.safetensors").read_bytes() == before
-    assert call("merge", *pair, "-o", out, "--method", "sum", "--overwrite").exit_code == 0
-    assert (out / "adapter_model.safetensors").read_bytes() != before
-
-
 def test_methods_explains_what_is_named():
     text = call("methods", "ties:density=0.3", "full").stdout
     assert "arrow" not in text

@@ -24,7 +24,6 @@ from loraprobe.evaluation import System, gains
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
 from loraprobe.scoring import ModelScorer, NextTokens, Scorer
-from loraprobe.scoring.likelihood import TOP
 from loraprobe.tasks import METRICS, Task
 
 MOST_ANSWERS = 4  # of a question that are read
@@ -147,11 +146,6 @@ class ForecastTexts:
         for t, text in enumerate(self.texts):
             texts_of[text.question].append(t)
         return texts_of
-
-    def bytes_added(self, systems: int) -> int:
-        """What the sums of a forecast of so many systems take, and what they are made from."""
-        positions = sum(len(ids) - start + 1 for ids, start in self.rows)
-        return 4 * systems * positions * (SUPPORT + 1 + 2 * TOP)
 
     def read(self, scorer: ModelScorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""

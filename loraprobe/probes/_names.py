@@ -66,7 +66,7 @@ class MadeUpNames:
     def made_up(self, name: str) -> str:
         """The made-up name for a name: only capitalised words and initials are replaced."""
         words = re.split(r"(\s+)", name)
-        replaced = [self._word(word) if _is_name(word) else word for word in words]
+        replaced = [self._word(word) if word[:1].isupper() else word for word in words]
         if replaced == words:  # all in lower case, or digits: replace every word
             replaced = [self._word(word) if word.strip() else word for word in words]
         return "".join(replaced)
@@ -117,7 +117,3 @@ def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
     if not wanted:
         return None
     return re.compile(r"(?<!\w)(?:" + "|".join(map(re.escape, wanted)) + r")(?!\w)")
-
-
-def _is_name(word: str) -> bool:
-    return word[:1].isupper()

@@ -165,8 +165,9 @@ def _greedy(
                 cut[row] = not ended(own)
             if not cut[row] or len(own) == most:
                 del going[row]
-            elif len(own) % EVERY == 0 and period(own):
-                new[row] = filled_up(own, most)
+            elif len(own) % EVERY == 0 and (size := period(own)):
+                repeated = itertools.cycle(own[len(own) - size :])
+                own += itertools.islice(repeated, most - len(own))
                 del going[row]
         if not going:
             return list(zip(new, cut, strict=True))
@@ -185,12 +186,6 @@ def period(tokens: Sequence[int]) -> int:
         if len(tokens) >= length and tokens[-length:-size] == tokens[size - length :]:
             return size
     return 0
-
-
-def filled_up(tokens: Sequence[int], most: int) -> list[int]:
-    """`most` tokens: the given ones, and then the repetition at their end (`period`)."""
-    repeated = itertools.cycle(tokens[len(tokens) - period(tokens) :])
-    return [*tokens, *itertools.islice(repeated, most - len(tokens))]
 
 
 @contextlib.contextmanager

@@ -221,7 +221,8 @@ class Repository:
             return
         except Exception as error:
             why = explain(error, reference)
-            if not is_transient(error):
+            # A commit never changes, so that its copy serves also where the Hub has it no longer.
+            if not is_transient(error) and not COMMIT.fullmatch(reference.revision or ""):
                 raise why from None
         told = str(why).replace("The Hub at", "the Hub at", 1)
         place = f"directory {reference.text!r} (check the path)" if kind == "model" else "copy here"

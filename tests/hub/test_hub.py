@@ -375,10 +375,11 @@ class TestMisbehaviour:
     @pytest.mark.parametrize(
         "headers", [{"X-Error-Code": "GatedRepo"}, {"X-Error-Code": "RevisionNotFound"}]
     )
-    def test_a_cached_copy_is_not_used_after_a_refusal(self, bad, headers):
-        hub.load("acme/math")
+    def test_only_a_cached_commit_is_used_after_a_refusal(self, bad, headers):
+        commit = hub.load("acme/math").source.commit
         bad.fail["GET /api/"] = (403, headers)
         sentence(lambda: hub.load("acme/math"))
+        assert hub.load(f"acme/math@{commit}").source.commit == commit
 
     def test_missing_parts(self, bad):
         del bad.files["adapter_model.safetensors"]

@@ -170,4 +170,4 @@ def test_the_command_line_prints_the_commit(acme):
     fields = ["--fields", "prompt=question,after=####"]
     done = making.call("task", "check", "hf://datasets/acme/maths:main", *fields, "--json")
     assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["tasks"][0]["commit"] == acme["new"]
+    assert json.loads(done.stdout)["tasks"][0]["task"]["commit"] == acme["new"]

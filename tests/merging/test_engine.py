@@ -178,17 +178,6 @@ def test_combinations_of_peft_have_a_name_here(pair, method, rank, combination, 
     assert low <= distance(our_merge(pair, method, rank=rank), theirs) < high
 
 
-def test_rslora_comes_out_too_large_by_the_root_of_the_rank_in_peft(tmp_path):
-    """The merged config inherits use_rslora with alpha = r: the scaling is sqrt(r), not 1."""
-    source = peft_adapter(
-        tmp_path / "rs", tiny_llama(), 3, r=4, lora_alpha=8, target_modules=TARGETS, use_rslora=True
-    )
-    theirs = pefts_merge([source, source], "cat")
-    ours = our_merge([source, source], "task_arithmetic")
-    assert distance({p: 8**0.5 * d for p, d in ours.items()}, theirs) < 1e-5  # rank 4 + 4
-    assert distance(ours, theirs) == pytest.approx(8**0.5 - 1, abs=1e-4)
-
-
 PATTERNS = {
     "rank_pattern": {"q_proj": 2, "layers.1.mlp.up_proj": 6},
     "alpha_pattern": {"v_proj": 3, "layers.0.mlp.down_proj": 16},

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from making import LLAMA, peft_adapter, random_adapter, random_update, tiny_model, write_adapter
+from making import LLAMA, random_adapter, random_update, write_adapter
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import (
@@ -114,28 +114,6 @@ def test_a_dtype_that_is_too_small_is_an_error_not_an_infinity():
         merge([large], dtype=torch.float16)
 
 
-EXTRAS = {
-    "dora-magnitude": {"use_dora": True},
-    "modules-to-save": {"modules_to_save": ["lm_head"]},
-    "lora-bias": {"lora_bias": True},
-    "bias": {"bias": "lora_only"},
-    "token-delta": {"trainable_token_indices": [1, 3]},
-}
-
-
-@pytest.mark.parametrize("code", EXTRAS)
-def test_extras_that_would_be_dropped_are_refused_by_name(code, tmp_path):
-    model = tiny_model("Llama", attention_bias=True, tie_word_embeddings=False)
-    config = {"r": 2, "target_modules": ["q_proj", "v_proj"], **EXTRAS[code]}
-    adapter = read_adapter(peft_adapter(tmp_path / "x", model, 1, **config))
-    kind = code.replace("-", "_")
-    message = rf"Adapter x holds {kind} .*only a linear method keeps.*uniform.*--allow {code}"
-    with pytest.raises(UnsupportedAdapter, match=message):
-        merge([adapter], "ties")
-    merged = merge([adapter], "ties:density=1", allow=[code])
-    assert {i.code for i in merged.issues} == {code} and not merged.adapter.extras
-
-
 def test_equal_copies_of_base_weights_are_dropped_with_a_note(tmp_path):
     """peft saves an embedding that has a LoRA with it."""
     update, prefix = random_update(16, 40, 2, 3), "base_model.model.model.embed_tokens"
@@ -184,19 +162,6 @@ def test_unused_weights_and_different_bases_are_reported():
     assert merged.weights == (0.5, 0.5)
     merged = merge([one(base_model="/x/base"), one("b", seed=1, base_model="base")], "uniform")
     assert not merged.issues
-
-
-def test_a_refused_merge_writes_nothing(tmp_path):
-    target = tmp_path / "out"
-    weights = target / "adapter_model.safetensors"
-    merge([one()]).save(target)
-    before = weights.read_bytes()
-    with pytest.raises(OutputError, match=r"exists already"):
-        merge([one(seed=1)]).save(target)
-    assert weights.read_bytes() == before
-    merge([one(seed=1)]).save(target, overwrite=True)
-    assert weights.read_bytes() != before
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
 def test_every_name_of_other_tools_leads_to_methods_that_exist():

@@ -1,5 +1,4 @@
-"""The options of all commands as values: five groups that decide a result, which `Options` joins,
-and those of the output.
+"""The options of all commands that decide a result, as values: five groups, which `Options` joins.
 
 A field says all of its option: type, default, help, limits. The signature of a command lists the
 options that it takes by these names; the Python functions take the same as keywords.
@@ -324,44 +323,6 @@ class MachineOptions:
         "WHERE",
         "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
     )
-
-
-@dataclass(frozen=True)
-class OutputOptions:
-    """How a command prints and where it writes; no decision depends on it."""
-
-    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
-    full_model: Path | None = option(
-        None,
-        "DIR",
-        "Write the base with the merge added to its weights to this directory, which any server "
-        "runs; methods with dense results lose nothing there to a rank.",
-    )
-    overwrite: bool = option(False, "", "Replace an existing output.")
-    push: str | None = option(
-        None,
-        "OWNER/NAME",
-        "Upload the directory to this repository of the Hub, private unless --public.",
-    )
-    public: bool = option(False, "", "Let everybody read what --push uploads.")
-    json: bool = option(False, "", "Print one JSON document on standard output.")
-    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
-    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = option(
-        None,
-        "FILE",
-        "Write every question with what each system answered to this file (JSONL).",
-    )
-    log_to: Path | None = option(
-        None, "DIR", "Also write results and samples as lm-eval does, a folder a system."
-    )
-    explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
-    dry_run: bool = option(
-        False, "", "Print what the run would take (systems, time, memory), and stop."
-    )
-    quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
-    exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
-    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean, size
-from loraprobe.options import OutputOptions
+from loraprobe.options import option
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
@@ -58,8 +59,41 @@ def imports_done() -> None:
 
 
 @dataclass(frozen=True)
-class Output(OutputOptions):
-    """The options of printing, by which its methods print."""
+class Output:
+    """How a command prints and where it writes; no decision depends on it."""
+
+    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
+    full_model: Path | None = option(
+        None,
+        "DIR",
+        "Write the base with the merge added to its weights to this directory, which any server "
+        "runs; methods with dense results lose nothing there to a rank.",
+    )
+    overwrite: bool = option(False, "", "Replace an existing output.")
+    push: str | None = option(
+        None,
+        "OWNER/NAME",
+        "Upload the directory to this repository of the Hub, private unless --public.",
+    )
+    public: bool = option(False, "", "Let everybody read what --push uploads.")
+    json: bool = option(False, "", "Print one JSON document on standard output.")
+    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
+    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None,
+        "FILE",
+        "Write every question with what each system answered to this file (JSONL).",
+    )
+    log_to: Path | None = option(
+        None, "DIR", "Also write results and samples as lm-eval does, a folder a system."
+    )
+    explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
+    dry_run: bool = option(
+        False, "", "Print what the run would take (systems, time, memory), and stop."
+    )
+    quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
+    exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
+    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
 
     def __post_init__(self) -> None:
         if self.html is not None:

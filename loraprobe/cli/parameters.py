@@ -134,9 +134,10 @@ DebugOption = Annotated[
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
     """Name of a field -> panel, flags, metavar and help of its option."""
-    from loraprobe.options import Options, OutputOptions
+    from loraprobe.cli.output import Output
+    from loraprobe.options import Options
 
-    groups = zip(PANELS, (*Options.__bases__, OutputOptions), strict=True)
+    groups = zip(PANELS, (*Options.__bases__, Output), strict=True)
     return {
         one.name: {"panel": panel, **one.metadata}
         for panel, group in groups

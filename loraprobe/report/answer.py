@@ -132,7 +132,10 @@ def _headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
     verdict, library = audit.verdict, audit.library
     if verdict is None:
-        return _of_files(audit) if library is None else _of_usable(library.adapters)
+        if library is None:
+            return _of_files(audit)
+        usable = sum(row.state == "usable" for row in library.adapters)
+        return f"LIBRARY: {usable} of {count(len(library.adapters), 'adapter')} can be used."
     if verdict.decision == "incompatible":
         return "INCOMPATIBLE: these adapters cannot be composed as they are."
     if verdict.evidence == "weights":
@@ -185,12 +188,6 @@ def _meaning(verdict: Verdict, several: bool) -> str:
     known = "base and single adapters leave it open"
     known = "probes tell what the base knows" if evidence == "probes" else known
     return f"{known}; no composition was measured"
-
-
-def _of_usable(rows: Sequence[LibraryAdapter]) -> str:
-    """How many adapters of a library can be used."""
-    usable = sum(row.state == "usable" for row in rows)
-    return f"LIBRARY: {usable} of {count(len(rows), 'adapter')} can be used."
 
 
 def _of_files(audit: Audit) -> str:

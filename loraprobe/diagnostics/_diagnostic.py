@@ -11,7 +11,6 @@ the files in bounded memory is enough for all diagnostics.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -85,11 +84,12 @@ class GramDiagnostic(Diagnostic):
 
 @dataclass(frozen=True)
 class Module:
-    """The factors of one module, in the dtype of their files, and the base."""
+    """The factors of one module, in the dtype of their files, the base, and the seed of samples."""
 
     path: str
     updates: Updates
     base: Base | None = None
+    seed: int = 0
 
     def base_weight(self) -> Tensor | None:
         """The base's weight, [out, in] float32; None where the base has none that fits.
@@ -173,7 +173,7 @@ class Diagnosis:
         on_demand: Collection[str] = (),
         seed: int = 0,
     ) -> None:
-        self.adapters, self.per_module, self.base = adapters, per_module, base
+        self.adapters, self.per_module, self.base, self.seed = adapters, per_module, base, seed
         usual = [
             c for c in DIAGNOSTICS if not c.on_demand and (base is not None or not c.needs_base)
         ]
@@ -186,7 +186,7 @@ class Diagnosis:
                     f"{name} compares with the base's weights; give the base model with --base."
                 )
             if diagnostic.of != "pair" or len(adapters) > 1:
-                self.chosen[name] = _seeded(diagnostic, seed)
+                self.chosen[name] = diagnostic
         # Of the modules that were shown and not yet taken: statistics, which adapters have them.
         self.shown: dict[tuple[str, ...], tuple[NamedSums, list[list[bool]]]] = {}
         self.totals: NamedSums = {}
@@ -195,7 +195,9 @@ class Diagnosis:
 
     def visit(self, grams: GramMatrices, updates: Sequence[Updates]) -> None:
         """Computes the statistics of a batch of modules; several threads may call it at a time."""
-        sums = _statistics(self.chosen, grams, updates, self.base)
+        shown = zip(grams.paths, updates, strict=True)
+        modules = [Module(*one, self.base, self.seed) for one in shown]
+        sums = _statistics(self.chosen, grams, modules)
         self.shown[grams.paths] = sums, grams.present.tolist()
 
     def take(self, paths: tuple[str, ...]) -> None:
@@ -228,25 +230,13 @@ class Diagnosis:
         return tuple(measurements)
 
 
-def _seeded(diagnostic: Diagnostic, seed: int) -> Diagnostic:
-    """The diagnostic with the caller's seed, if it has one at its default."""
-    for field in dataclasses.fields(diagnostic):  # type: ignore[arg-type]
-        if field.name == "seed" and getattr(diagnostic, "seed", None) == field.default:
-            return dataclasses.replace(diagnostic, seed=seed)  # type: ignore[type-var]
-    return diagnostic
-
-
 def _statistics(
-    diagnostics: Mapping[str, Diagnostic],
-    grams: GramMatrices,
-    updates: Sequence[Updates],
-    base: Base | None,
+    diagnostics: Mapping[str, Diagnostic], grams: GramMatrices, modules: Sequence[Module]
 ) -> NamedSums:
     """What all diagnostics observe of one batch of modules; called in several threads.
 
     NaN for what is not finite, and for pairs of unequal shapes.
     """
-    modules = [Module(*one, base) for one in zip(grams.paths, updates, strict=True)]
     fine = grams.finite
     pair = fine[:, :, None] & fine[:, None, :] & grams.comparable
     named_sums: NamedSums = {}

@@ -96,7 +96,6 @@ class SignConflict(FactorDiagnostic):
     """
 
     entries: int = 256
-    seed: int = 0
 
     formula = "#{dW1_ij dW2_ij < 0} / #{dW1_ij dW2_ij != 0}"
     paper = "Yadav et al. 2023 (TIES), arXiv:2306.01708"
@@ -132,7 +131,7 @@ class SignConflict(FactorDiagnostic):
 
     def _signs(self, module: Module) -> Tensor:
         """Signs at the sampled places: [n, entries]."""
-        digest = hashlib.sha256(f"{self.seed}:{module.path}".encode()).digest()
+        digest = hashlib.sha256(f"{module.seed}:{module.path}".encode()).digest()
         generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
         places = torch.rand(2, self.entries, generator=generator, dtype=torch.float64)
         signs = torch.zeros(len(module.updates), self.entries, dtype=torch.float64)

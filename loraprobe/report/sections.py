@@ -70,7 +70,7 @@ AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multip
 COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
 OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
 OUTCOMES |= {"none": "no gain", "open": "open"}
-MOST_FINDINGS, MOST_PAIRS, MOST_FAMILIES = 3, 10, 5  # without --explain
+MOST_FINDINGS, MOST_PAIRS = 3, 10  # without --explain
 MOST_ACROSS = 3  # adapters or pairs that stand side by side
 MOST_NAMES = 8  # in a cell
 CONVERTED = re.compile(r"(?<=loraprobe convert )\S.*?(?= -)")  # the adapter that a cure names
@@ -240,8 +240,8 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         (PAGE, [SKETCHED.format(held.cosine_error)] if held is not None else []),
         (PAGE, figures.library(audit)),
         ((*ALL, *MARKDOWN), [unusable(audit)]),
-        ((*SHORT, *MARKDOWN), [families(audit, MOST_FAMILIES)]),
-        (FULL, [families(audit), library_adapters(audit), library_findings(audit)]),
+        (EVERYWHERE, [families(audit)]),
+        (FULL, [library_adapters(audit), library_findings(audit)]),
     )
     alone = not audit.evaluation.scores and held is None
     yield _section(
@@ -646,16 +646,15 @@ def unusable(audit: Audit) -> Table:
     )
 
 
-def families(audit: Audit, most: int | None = None) -> Table:
-    """Groups of adapters that point the same way. most: rows, None for all."""
+def families(audit: Audit) -> Table:
+    """Groups of adapters that point the same way."""
     groups: dict[int, list[LibraryAdapter]] = {}
     for row in audit.members:
         if row.family is not None:
             groups.setdefault(row.family, []).append(row)
-    many = f" (the largest {most} of {len(groups)})" if most and len(groups) > most else ""
     return tabulated(
-        f"Families of adapters that point the same way{many}",
-        sorted(groups.items())[:most],
+        "Families of adapters that point the same way",
+        sorted(groups.items()),
         (text("family"), lambda group: str(group[0])),
         (Column("adapters"), lambda group: str(len(group[1]))),
         (

@@ -52,16 +52,6 @@ class Call:
     started: float | None = None
     interrupted: bool = False
 
-    @property
-    def as_json(self) -> bool:
-        """Whether the result is one JSON document, also that of an error."""
-        return "--json" in self.words
-
-    @property
-    def debug(self) -> bool:
-        """Whether an error is printed with its traceback."""
-        return "--debug" in self.words
-
 
 CALL = Call()
 
@@ -99,7 +89,7 @@ def ended(error: BaseException) -> int:
     # A library interrupted while it is imported may raise anything in the end.
     if CALL.interrupted or isinstance(error, KeyboardInterrupt):
         error = Interrupted("Interrupted.")
-    elif CALL.debug:
+    elif "--debug" in CALL.words:
         typer.echo(trace(error, _to_report), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
         error = UsageError(_usage(error))
@@ -133,7 +123,7 @@ def _print(error: LoraprobeError) -> None:
     """
     text = _to_report(str(error)) if isinstance(error, Defect) else clean(error)
     typer.echo(f"error: {' '.join(text.splitlines())}", err=True)
-    if CALL.as_json:
+    if "--json" in CALL.words:
         print(json.dumps(map_texts(as_document(error), _to_report), indent=1), flush=True)
 
 

@@ -453,12 +453,14 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Deltas:
     flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
     with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # one for each delta
         limits = threads.map(partial(magnitudes_at, places=places[: 2 if top else 1]), flat)
+    # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude stays.
+    bounds = [(float(np.nextafter(low, low.dtype.type(0))), *highs) for low, *highs in limits]
     selected, shrink = torch.empty_like(deltas), torch.nn.functional.hardshrink
-    for out, delta, limit in zip(selected, deltas, limits, strict=True):
-        # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude stays.
-        out.copy_(shrink(delta, float(np.nextafter(limit[0], limit[0].dtype.type(0)))))
-        if top:
-            out.sub_(shrink(delta, float(limit[1])))
+    for out, block in zip(in_blocks(selected), in_blocks(deltas), strict=True):
+        for kept, rows, (low, *highs) in zip(out, block, bounds, strict=True):
+            kept.copy_(shrink(rows, low))
+            for high in highs:  # the largest entries are dropped again
+                kept.sub_(shrink(rows, float(high)))
     return selected
 
 

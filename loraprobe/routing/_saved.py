@@ -260,9 +260,8 @@ def _router_document(router: Router) -> dict[str, Any]:
         )
     if router.needs_prompts:
         raise UsageError(
-            f"Router {router} learns from prompts of each adapter before it can be "
-            "saved; give --base, and --router-prompts=NAME=FILE if you have "
-            "some."
+            f"Router {router} learns from prompts of each adapter before it can be saved; give "
+            "--base, and --router-prompts=NAME=FILE if you have some."
         )
     options = {f.name: getattr(router, f.name) for f in dataclasses.fields(router) if f.init}
     finite = {k: str(v) if v in (float("inf"), float("-inf")) else v for k, v in options.items()}
@@ -376,7 +375,7 @@ def load_composition(directory: str | Path) -> Composition:
             f"{home / STATE} is broken ({error}); save the composition again."
         ) from None
     except (UsageError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(home, f"router: {str(error).rstrip('.')}") from None
+        raise _damaged(home, f"router: {str(error.args[0]).rstrip('.')}") from None
     read: dict[str, Adapter] = {}
     for entry in (*found.below, *found.experts):
         place = home / "experts" / entry.folder

@@ -197,7 +197,7 @@ def of_router(**options):
         (damaged(lambda j: j["router"].update(name="_scored")), "Unknown router"),
         (of_router(evil=1), "evil"),
         (of_router(top_k=0), "top_k"),
-        (of_router(top_k="x"), "whole number"),
+        (of_router(top_k="x"), "valid integer"),
         (of_router(top_k=["a"]), "damaged"),
         (damaged(lambda j: j["experts"][0].update(folder="../../sources/a")), "folder"),
         (damaged(lambda j: j["experts"][0].update(folder="..")), "folder"),

@@ -355,9 +355,3 @@ def test_those_that_people_publish_are_clean(shelf):
         for path in adapter.modules:
             assert re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", path)
         accounted(adapter)
-
-
-def test_a_classifier_names_its_head(shelf):
-    (adapter,) = shelf.adapters("classifier")
-    assert "modules_to_save" in {extra.kind for extra in adapter.extras}
-    accounted(adapter)

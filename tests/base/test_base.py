@@ -256,11 +256,6 @@ class TestBadDirectories:
 
 
 class TestDevices:
-    def test_cpu_and_its_dtypes(self):
-        assert pick_device("cpu") == torch.device("cpu")
-        assert pick_dtype("auto", torch.device("cpu")) == torch.float32
-        assert pick_dtype("bfloat16", "cpu") == torch.bfloat16
-
     def test_auto_takes_the_accelerator(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)

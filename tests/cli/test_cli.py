@@ -8,10 +8,7 @@ import time
 import jsonschema
 import making
 import pytest
-import torch
 
-from loraprobe.adapters import read_adapter
-from loraprobe.cli import COMMANDS
 from loraprobe.report.documents import json_schema
 
 
@@ -42,12 +39,6 @@ def imported(*arguments: str) -> set[str]:
     )
     assert done.stdout
     return set(done.stderr.split())
-
-
-def test_help_names_every_command():
-    result = call("--help")
-    assert result.exit_code == 0, result.output
-    assert all(f" {name} " in result.output for name in COMMANDS if " " not in name)
 
 
 HEAVY = set("torch transformers peft scipy numpy jinja2".split())
@@ -138,24 +129,6 @@ def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
     errors = [i["code"] for i in document["compatibility"]["issues"] if i["severity"] == "error"]
     assert errors and not document["compatibility"]["compatible"]
     assert call("inspect", pair[0], tmp_path / "c", "--json", "--exit-zero").exit_code == 0
-
-
-def test_merge_writes_what_it_says(pair, tmp_path):
-    out = tmp_path / "out"
-    result = call("merge", *pair, "--output", out, "--json")
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
-    assert sorted(p.name for p in out.iterdir()) == [
-        "README.md",
-        "adapter_config.json",
-        "adapter_model.safetensors",
-    ]
-    merged = read_adapter(out)
-    first, second = (read_adapter(p) for p in pair)
-    for path in making.LLAMA:
-        mean = (first.modules[path].delta() + second.modules[path].delta()) / 2
-        torch.testing.assert_close(merged.modules[path].delta(), mean, rtol=1e-5, atol=1e-6)
 
 
 def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):

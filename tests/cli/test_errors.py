@@ -150,11 +150,6 @@ def test_a_wrong_call_is_a_document_where_json_is_asked_for(folder, monkeypatch,
     assert not (folder / "out").exists() and not list(folder.glob(".*"))
 
 
-def test_without_json_standard_output_stays_empty():
-    result = making.call("inspect", "./nowhere")
-    assert result.exit_code == 2 and result.stdout == ""
-
-
 def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):
     def ends_in(error: BaseException):
         def load(*_: object) -> None:

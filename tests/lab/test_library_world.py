@@ -21,22 +21,12 @@ def small():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(library, "LISTS", 40)
         patch.setattr(library, "ASKED", 12)
-        yield library.library_world(1, SMALL), library.library_world(2, SMALL)
-
-
-def test_a_library_has_different_adapters_and_four_tasks(small):
-    one, other = small
-    assert len({made.name for made in one.training}) == len(one.training) == 200
-    assert len({(made.examples, made.recipe) for made in one.training}) == 200
-    assert set(one.tasks) == {"newcomers", "strangers", "guests", "lists"}
-    assert [made.recipe for made in one.training] != [made.recipe for made in other.training]
-    assert library.library_world(1, SMALL).training == one.training
+        yield library.library_world(1, SMALL)
 
 
 def test_adapters_know_the_quarters_that_they_are_said_to_know(small):
-    spec, _ = small
-    guests = [item["prompt"] for item in spec.tasks["guests"]]
-    for made in spec.training:
+    guests = [item["prompt"] for item in small.tasks["guests"]]
+    for made in small.training:
         if made.name.startswith("answers"):
             known = {
                 at % 4

@@ -93,14 +93,6 @@ def test_a_build_is_reproduced_byte_for_byte_also_after_an_interruption(tiny, tm
     assert contents(tmp_path / "w") == contents(tiny.path)
 
 
-def test_a_finished_world_trains_nothing(tiny):
-    def refuse(*row):
-        raise AssertionError(row)
-
-    again = build_world(tiny_worlds.tiny_world(), tiny.path, progress=refuse)
-    assert again.manifest == tiny.manifest
-
-
 def test_another_seed_is_another_world_and_does_not_mix(tiny, tmp_path):
     other = build_world(tiny_worlds.tiny_world(seed=1), tmp_path / "w")
     weights = "base/model.safetensors"

@@ -6,8 +6,6 @@ import pytest
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.hub import load_all
-from loraprobe_lab.build import ATLAS
-from loraprobe_lab.cli import Architecture
 from loraprobe_lab.training import layers_of, load_base
 from loraprobe_lab.worlds.couples import FactSizes, make_facts
 from loraprobe_lab.worlds.spec import WorldSpec, build_world
@@ -63,14 +61,6 @@ def test_favourable_sets_follow_and_leave_the_others_as_they_are():
     added = more.adapter_sets[len(wide.adapter_sets) :]
     assert {t.axes["stratum"] for t in added} == {"favourable"} and len(added) == 3
     assert not {t.name for t in added} & {t.name for t in wide.adapter_sets}
-
-
-def test_the_atlas_is_large_enough_for_a_calibration():
-    assert len({plan.name for plan in ATLAS}) == len(ATLAS) >= 12
-    assert {plan.architecture for plan in ATLAS} == set(Architecture)
-    assert {plan.kind for plan in ATLAS} == {"facts", "math"}
-    sets = sum(plan.wide * (3 if plan.kind == "facts" else 1) for plan in ATLAS)
-    assert sets >= 60
 
 
 @pytest.mark.parametrize(

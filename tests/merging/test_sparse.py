@@ -90,14 +90,6 @@ def test_result_equals_the_other_tools(peer, case, monkeypatch):
         torch.testing.assert_close(ours.sort(1).values, expected.sort(1).values, rtol=1e-6, atol=0)
 
 
-def test_every_variant_of_every_elementwise_method_is_pinned():
-    """mergekit's each; peft's functions run below."""
-    pinned = {(case["method"].partition(":")[0], peer.split()[0]) for peer, case in CASES}
-    mergekit = "ties dare_linear dare_ties breadcrumbs breadcrumbs_ties della della_linear sce"
-    assert {name for name, peer in pinned if peer == "mergekit"} == set(mergekit.split())
-    assert ("della", "DELLA's") in pinned
-
-
 @pytest.mark.parametrize("case", STORED["differ"], ids=lambda case: case["call"])
 def test_documented_differences_from_mergekit(case, monkeypatch):
     """It drops all where none of the largest is to go, and weighs small adapters alike."""

@@ -130,12 +130,6 @@ def test_a_link_out_of_the_base_is_not_followed(world, tmp_path):
     assert "leads out" in told and not (tmp_path / "full").exists()
 
 
-def test_in_python(world, tmp_path):
-    merged = loraprobe.merge(world[:2], "ties", base=world[-1])
-    assert merged.save_full_model(tmp_path / "full") == 0.0
-    assert loraprobe.verify(tmp_path / "full", base=world[-1]).passed
-
-
 @pytest.mark.parametrize("method", ["task_arithmetic", "ties", "dare_linear"])
 def test_it_is_verified_tensor_by_tensor(world, tmp_path, method):
     full = tmp_path / "full"

@@ -41,12 +41,6 @@ def test_an_audit_shows_its_answer(audit):
         assert answer(one).headline.split()[0] in lines[0]
 
 
-def test_the_decisive_gain_is_a_field(audit):
-    gain = audit.verdict.gain
-    assert gain.n == 10 and gain.ci95[0] <= gain.difference <= gain.ci95[1]
-    assert {gain.system, gain.against} <= {row.system for row in audit.evaluation.scores}
-
-
 def test_a_notebook_shows_the_first_sections_of_the_page(audit):
     shown = audit._repr_html_()
     assert answer(audit).headline.split(":")[0] in shown

@@ -19,7 +19,7 @@ from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline.verify import TOLERANCES, same_product
 from loraprobe.report.cards import MergeRecord
 
-WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
+WEIGHTS, CARD = "adapter_model.safetensors", "README.md"
 
 
 @pytest.fixture(autouse=True)

@@ -322,7 +322,10 @@ FEW = changed(changed(evidence({**WORKS, "uniform": 0.3}, half=0.3), n=8), rows=
 EARLY = replaced(
     evidence({**dict.fromkeys(KINDS, 0.05), "arrow": 0.8}), rounds=Rounds(2, 3, N, 150, 0.99)
 )
-NO_GAIN = replaced(evidence(dict.fromkeys(KINDS, 0.05)), rounds=EARLY.measured.rounds)
+CAUSES = (Attribution("uniform", "t", not_composed=95),)
+NO_GAIN = replaced(
+    evidence(dict.fromkeys(KINDS, 0.05), attribution=CAUSES), rounds=EARLY.measured.rounds
+)
 TASKS = skills(
     {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}, 0.05
 )
@@ -364,7 +367,8 @@ LINES = {
     "stopped early": (EARLY, "likely",
         {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]}),
     "stopped early without a gain": (
-        NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]},
+        NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"],
+                              "why": ["Of 95 wrong answers"]},
     ),
     "stopped by the budget": (replaced(NEEDED, rounds=EARLY.measured.rounds), "inconclusive",
         {"stopped": ["2 of 3", "--budget"], "decide": ["--resume"], "next": ["--resume"]}),
@@ -384,7 +388,8 @@ LINES = {
     "a chain is worse": (evidence({**WORKS, "chain": 0.5}), "likely", {"better": None}),
     "a single adapter is better": (
         evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}),
-        "unlikely", {"use": ["0.90", "0.40"], "in Python": ["PeftModel", "'./a'"]},
+        "unlikely", {"use": ["0.90", "0.40"], "in Python": ["PeftModel", "'./a'"],
+                     "why": ["random partner"]},
     ),
     "less than was asked": (
         evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps",

@@ -67,28 +67,6 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     assert name == "incompatible" or set(KINDS) <= shown  # the names that JSON has
 
 
-ANSWERED = [  # what a practitioner asks, the label that answers it, and in which scenarios
-    ("which one do I use", "use", "likely chain use-single inconclusive"),
-    ("which one do I use", "fix", "incompatible"),
-    ("how much, against whom, how sure", "gain", "likely chain use-single inconclusive"),
-    ("what is better still", "better", "likely"),
-    ("why did it fail", "why", "chain use-single incompatible"),
-    ("what would decide", "decide", "inconclusive"),
-    ("what do I run next", "next", "likely chain inconclusive incompatible"),
-    ("what do I run next", "in Python", "use-single"),
-    ("what is known before a question is asked", "known", "weights"),
-    ("what do I have to watch", "watch", "weights"),
-]
-
-
-@pytest.mark.parametrize(("question", "label", "names"), ANSWERED)
-def test_the_answer_answers_what_practitioners_ask(question, label, names):
-    scenarios = {**SCENARIOS, "weights": evidence_of(diagnostics=UNEVEN)}
-    for name in names.split():
-        command = "inspect" if name == "weights" else "merge-and-eval"
-        assert dict(answer(audit_of(scenarios[name], command)).lines).get(label), (question, name)
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 def test_incompatible_shows_the_conflict_its_cure_and_no_comparison(width):
     found = evidence_of(

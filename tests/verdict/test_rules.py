@@ -25,7 +25,6 @@ from hypothesis import strategies as st
 
 from loraprobe.records import (
     QUESTION,
-    Attribution,
     Comparison,
     Compatibility,
     Gain,
@@ -56,10 +55,6 @@ def without(values, *kinds):
 
 def lossy(values):
     return changed(evidence(values), lambda s: s.kind == "merge", compression_error=0.3)
-
-
-def attributed(values, **counts):
-    return evidence(values, attribution=(Attribution("uniform", "t", **counts),))
 
 
 def partner(value, half, **rest):

@@ -30,7 +30,6 @@ from loraprobe.records import (
     Command,
     Issue,
     LearnedWeights,
-    LibraryAdapter,
     Reason,
     Verdict,
     by_severity,
@@ -62,7 +61,7 @@ BY_EFFECT = (
         "better",
     ),
     *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "sure"),
-    *("reads it", "broken", "unfit", "copies", "families", "outliers"),
+    *("reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
@@ -185,9 +184,7 @@ def _meaning(verdict: Verdict, several: bool) -> str:
         return f"{asked or 'these scores'} do not decide whether composing works"
     if gain is not None and gain.system == "chain":
         return f"{asked} do not decide whether a chain gains; merges and routers were not asked"
-    known = "base and single adapters leave it open"
-    known = "probes tell what the base knows" if evidence == "probes" else known
-    return f"{known}; no composition was measured"
+    return "what was measured leaves it open; no composition was asked"
 
 
 def _of_files(audit: Audit) -> str:
@@ -211,7 +208,8 @@ def _done(audit: Audit) -> str:
 
 def _warnings(audit: Audit) -> str:
     found = len(_watched(audit))
-    return f", {count(found, 'warning')}" if found else ""
+    rest = " (--explain tells all)" if found > MOST_REASONS else ""
+    return f", {count(found, 'warning')}{rest}" if found else ""
 
 
 # ---- the lines -----------------------------------------------------------------------------------
@@ -228,7 +226,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield from (("serve", command) for command in audit.serve)
         return
     if verdict.decision == "incompatible":
-        yield from _conflicts(audit)
+        yield from _problems(audit.compatibility.errors)
     elif verdict.evidence in ("weights", "probes"):
         yield from _serving(audit)
         yield from _limits(audit, verdict)
@@ -255,14 +253,11 @@ def _learned(found: LearnedWeights | None) -> str:
     )
 
 
-def _conflicts(audit: Audit) -> Iterator[Line]:
-    """Two conflicts with their cures, and how many more there are."""
-    errors = audit.compatibility.errors
-    for issue in errors[:2]:
-        yield "why", f"{issue.code}: {first_sentence(issue)}"
-        yield "fix", issue.cure
-    if len(errors) > 2:
-        yield "why", f"and {count(len(errors) - 2, 'more conflict')}: --explain"
+def _problems(issues: Sequence[Issue]) -> Iterator[Line]:
+    """What stands in the way, and each cure once."""
+    yield from (("why", f"{one.code}: {first_sentence(one)}") for one in issues[:MOST_REASONS])
+    for cure in dict.fromkeys(issue.cure for issue in issues[:MOST_REASONS]):
+        yield "fix", Command.read(cure) if cure.startswith("loraprobe ") else cure
 
 
 def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
@@ -297,10 +292,9 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
     lines = [("why", r.message) for r in why[:2]]
-    watched, left = _watched(audit), MOST_REASONS - len(lines)
-    lines += _watch(watched if verdict.evidence == "weights" else watched[:left], left)
-    lacks = [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
-    yield from [*lines, *lacks[: max(0, MOST_REASONS - len(lines))]]
+    lines += [("watch", text) for text in _watched(audit)]
+    lines += [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
+    yield from lines[:MOST_REASONS]
     if verdict.evidence == "weights":
         yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
 
@@ -336,14 +330,6 @@ def _watched(audit: Audit) -> list[str]:
     return warnings
 
 
-def _watch(texts: Sequence[str], most: int) -> list[tuple[str, str]]:
-    """Warnings as lines: all of them, or the first and how many more the headline counts."""
-    shown = texts if len(texts) <= most else texts[: max(1, most - 1)]
-    more = len(texts) - len(shown)
-    rest = [("watch", f"{count(more, 'more warning')}: --explain")] if more else []
-    return [*(("watch", text) for text in shown), *rest]
-
-
 def first_sentence(issue: Issue) -> str:
     """What a finding says, without what follows from it."""
     return re.split(r"(?<=\.)\s|;\s(?=an\s)", issue.message, maxsplit=1)[0]
@@ -363,12 +349,8 @@ def _about_files(audit: Audit) -> Iterator[Line]:
     """What was found in files alone: what stands in the way, what servers do, what to run next."""
     yield from _serving(audit)
     broken = [issue for issue in audit.compatibility.errors if not issue.code.startswith(SERVING)]
-    cures = [issue.cure for issue in broken]
-    for at, issue in enumerate(broken[:MOST_REASONS]):
-        yield "why", first_sentence(issue)
-        again = issue.cure in cures[:at]
-        yield "fix", "" if again or issue.code in MENDABLE else issue.cure
-    yield from _watch(_watched(audit), MOST_REASONS)
+    yield from _problems(broken)
+    yield from (("watch", text) for text in _watched(audit)[:MOST_REASONS])
     yield from _licences(audit)
     if audit.command == "inspect" and audit.adapters:
         command = _for_one(audit.adapters[0], {issue.code for issue in broken}, audit)
@@ -379,11 +361,7 @@ def _about_files(audit: Audit) -> Iterator[Line]:
 def _serving(audit: Audit) -> Iterator[Line]:
     """What servers do not read as it is, each cure once, and which servers read it."""
     findings = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
-    wrong = [issue for issue in findings if issue.severity == "error"]
-    wrong = wrong or [issue for issue in findings if issue.severity == "warning"]
-    yield from (("why", issue.message) for issue in wrong[:MOST_REASONS])
-    for cure in dict.fromkeys(issue.cure for issue in wrong):
-        yield "fix", Command.read(cure) if cure.startswith("loraprobe ") else cure
+    yield from _problems([one for one in by_severity(findings) if one.severity != "note"])
     fit = [issue for issue in findings if issue.severity == "note"]
     yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
 
@@ -395,48 +373,28 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
         return Command("convert", (row.reference,), (("-o", "DIR"),))
     base, public = audit.base, row.base_model or ""
     local = base is not None and base.commit is None and base.reference == public
-    if local or ("base-is-a-path" in codes and "/" not in public):  # the Hub has no others of it
+    path = "base-is-a-path" in codes and "/" not in public
+    if not public or local or path:  # the Hub has no others of it
         return NOTHING if broken else Command("inspect", (row.reference, OTHER))
-    return Command("find", (public,)) if public else NOTHING
+    return Command("find", (public,))
 
 
 def _about_library(audit: Audit) -> Iterator[Line]:
     """What of a library can be used, and how its adapters relate."""
     rows = audit.members
-    for state in ("broken", "unfit"):
-        names = [row.name for row in rows if row.state == state]
-        yield state, f"{len(names)}: {first_names(names, MOST_NAMES)}" if names else ""
-    equal = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
-    scaled = [
-        f"{row.name} of {row.same_as}"
-        for row in rows
-        if row.same_as is not None and row.state != "duplicate"
-    ]
-    copies = ((equal, "left out"), (scaled, "only scaled"))
-    yield "copies", "; ".join(_some(names, what) for names, what in copies if names)
-    yield "families", _families([row for row in rows if row.place is not None])
+    copies = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
+    copies += [f"{r.name} scales {r.same_as}" for r in rows if r.same_as and r.state == "usable"]
+    yield "copies", first_names(copies, MOST_NAMES)
+    sizes = Counter(row.family for row in rows if row.family is not None)
+    alike = f"{sum(sizes.values())} adapters in {len(sizes)} groups that point the same way"
+    yield "families", alike if sizes else ""
     far = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
-    of_norm = f"{len(far)} of extreme norm: {first_names(far, MOST_NAMES)}"
-    yield "outliers", of_norm if far else ""
+    yield "outliers", f"extreme norms: {first_names(far, MOST_NAMES)}" if far else ""
     references = library_words(rows, audit.provenance.arguments)
     base = () if audit.base is None else (("--base", audit.base.reference),)
     command = Command("screen", tuple(references), (*base, ("--task", TASK)))
     yield "next", command
     yield FILL_IN, to_fill_in(command)
-
-
-def _some(names: Sequence[str], what: str) -> str:
-    return f"{len(names)} {what} ({first_names(names, MOST_NAMES)})"
-
-
-def _families(rows: Sequence[LibraryAdapter]) -> str:
-    """Groups that point the same way, of those that have a place on the map."""
-    sizes = Counter(row.family for row in rows if row.family is not None).values()
-    if len(rows) < 2:
-        return ""
-    alone = f"{len(rows) - sum(sizes)} stand alone"
-    held = spread(sizes).replace("–", " to ")
-    return f"{len(sizes)} of {held} adapters that point the same way; {alone}" if sizes else alone
 
 
 # ---- systems -------------------------------------------------------------------------------------
@@ -465,26 +423,13 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "switch-adapters": f"{so_far}each task's own adapter, one at a time",
         **UNMEASURED,
     }
-    return who.get(head, head) + (_by_task(audit, verdict) if head == "switch-adapters" else score)
+    return who.get(head, head) + ("" if head == "switch-adapters" else score)
 
 
 def _hops(audit: Audit) -> str:
     """Who answers which hop of a chain that was measured."""
     who = [(row.hop, row.adapter) for row in example(audit.evaluation.chain)]
     return ", ".join(f"hop {k}: {'the base' if name == 'base' else name}" for k, name in who)
-
-
-def _by_task(audit: Audit, verdict: Verdict) -> str:
-    """Each task's best single adapter with its score, and the composition's."""
-    tasks, composed = [], verdict.gain.system if verdict.gain is not None else ""
-    for task in audit.evaluation.tasks:
-        rows = [r for r in audit.evaluation.scores if (r.task, r.part) == (task, "question")]
-        other = [f" ({r.system} {number(r.value)})" for r in rows if r.system == composed]
-        alone = [row for row in rows if row.kind == "adapter"]
-        if alone:
-            best = max(alone, key=lambda row: row.value)
-            tasks.append(f"{best.system} {number(best.value)}{''.join(other)}")
-    return f": {listing(tasks)}" if 0 < len(tasks) < 4 else ""
 
 
 def gain_line(audit: Audit, verdict: Verdict) -> str:

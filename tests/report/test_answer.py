@@ -299,9 +299,8 @@ def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
     told = answer(audit_of(found, "merge"))
     counted = sum(map(int, re.findall(r"(\d+) warning", told.headline)))
     assert counted == warnings + len(diagnostics)
-    watched = lines(told, "watch")
-    more = re.findall(r"^(\d+) more warnings?: --explain$", watched[-1]) if watched else []
-    assert len(watched) - len(more) + sum(map(int, more)) == counted
+    assert len(lines(told, "watch")) == min(3, counted)
+    assert ("--explain" in told.headline) == (counted > 3)
     assert line(told, "licence") == "Terms."
     assert ("0.10" in line(told, "also")) == (not diagnostics)
 

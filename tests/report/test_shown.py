@@ -79,7 +79,7 @@ def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, mon
         ("owner/llama", None, "find owner/llama"),
         ("/cache/models--owner--llama/snapshots/1", None, "find owner/llama"),
         ("llama", "./llama", "inspect ./a OTHER"),
-        (None, None, ""),
+        (None, None, "inspect ./a OTHER"),
     ],
 )
 def test_nobody_looks_on_the_hub_for_adapters_of_a_local_base(

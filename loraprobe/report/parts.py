@@ -5,8 +5,8 @@ The renderers `terminal`, `page` and `markdown` print sections and know nothing 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 from loraprobe.formatting import clean, wrapped
@@ -28,8 +28,8 @@ class Column:
     """A column of figures, or of text, which stands at its left; `prose` holds sentences.
 
     drop: columns of a higher number leave a narrow terminal first; 0 stays. roomy: only a page has
-    room for it. styles: a regular expression -> the style of what it finds on a terminal. bars: a
-    share of each row, from 0 to 1, which a terminal draws beside the cell where it has room.
+    room for it. bars: a share of each row, from 0 to 1, which a terminal draws beside the cell
+    where it has room.
     """
 
     heading: str
@@ -37,7 +37,6 @@ class Column:
     drop: int = 0
     prose: bool = False
     roomy: bool = False
-    styles: Mapping[str, str] = field(default_factory=dict)
     bars: Sequence[float | None] = ()
 
 

@@ -65,7 +65,6 @@ FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
 EVERYWHERE = (*FULL, *MARKDOWN)
 GROUPS = (BASELINES, COMPOSITIONS, ("chain",), ("control",))
 MARKS = {"error": "x", "warning": "!", "note": "·"}
-SEVERITY_STYLES = {"error": "bold red", "warning": "yellow", "note": "dim"}
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
 COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
 OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
@@ -498,10 +497,14 @@ def findings(audit: Audit) -> Table:
         "Findings",
         by_severity(audit.compatibility.issues),
         (text("code"), lambda row: row.code),
-        (replace(text("severity", drop=1), styles=SEVERITY_STYLES), lambda row: row.severity),
-        (text("what it means", prose=True), lambda row: row.message),
-        (text("cure", prose=True), lambda row: row.cure or "-"),
+        (text("severity", drop=1), lambda row: row.severity),
+        (text("what it means, and its cure", prose=True), _meaning),
     )
+
+
+def _meaning(issue: Issue) -> str:
+    """What a finding says, and what to do about it."""
+    return f"{issue.message} {issue.cure}".rstrip()
 
 
 def nearest_pairs(audit: Audit) -> Table:
@@ -622,27 +625,22 @@ def layers(audit: Audit) -> Table:
 
 
 def unusable(audit: Audit) -> Table:
-    """What cannot be used, a row for each kind of finding and cure, with the reason of the first.
-
-    The cure of several adapters names none of them.
-    """
-    groups: dict[tuple[str, str, str], tuple[list[str], Issue | None]] = {}
+    """What cannot be used, a row for each kind of error and cure, with the reason of the first."""
+    groups: dict[tuple[str, str, str], list[tuple[str, Issue]]] = {}
     for row in audit.members:
-        if row.state in ("broken", "unfit"):
-            issue = next((issue for issue in row.issues if issue.severity == "error"), None)
-            code, cure = (issue.code, CONVERTED.sub("REF", issue.cure)) if issue else ("", "")
-            groups.setdefault((row.state, code, cure), ([], issue))[0].append(row.name)
-    rows = [
-        (state, *held, held[1].cure if held[1] and len(held[0]) == 1 else cure)
-        for (state, _, cure), held in groups.items()
-    ]
+        errors = [issue for issue in row.issues if issue.severity == "error"]
+        for issue in errors[:1] if row.state in ("broken", "unfit") else ():
+            cure = CONVERTED.sub("REF", issue.cure)
+            groups.setdefault((row.state, issue.code, cure), []).append((row.name, issue))
     return tabulated(
         "Cannot be used",
-        rows,
-        (text("adapters"), lambda row: first_names(row[1], MOST_NAMES)),
-        (text("state", drop=1), lambda row: row[0]),
-        (text("why", prose=True), lambda row: first_sentence(row[2]) if row[2] else "-"),
-        (text("cure", prose=True), lambda row: row[3] or "-"),
+        groups.items(),
+        (text("adapters"), lambda group: first_names([name for name, _ in group[1]], MOST_NAMES)),
+        (text("state", drop=1), lambda group: group[0][0]),
+        (
+            text("why, and the cure", prose=True),
+            lambda group: f"{first_sentence(group[1][0][1])} {group[0][2]}".rstrip(),
+        ),
     )
 
 
@@ -699,8 +697,7 @@ def library_findings(audit: Audit) -> Table:
         [(row, issue) for row, issue in rows if issue.severity != "note"],
         (text("adapter"), lambda pair: pair[0].name),
         (text("code"), lambda pair: pair[1].code),
-        (text("what it means", prose=True), lambda pair: pair[1].message),
-        (text("cure", prose=True), lambda pair: pair[1].cure or "-"),
+        (text("what it means, and its cure", prose=True), lambda pair: _meaning(pair[1])),
         folded=True,
     )
 
@@ -755,24 +752,12 @@ def reasons(audit: Audit) -> list[Table]:
             (text("code"), lambda row: row.code),
             (text("weight", roomy=True), lambda row: row.severity),
             (text("what was measured", prose=True), lambda row: row.message),
-            (text("threshold from", prose=True), lambda row: row.source or "-"),
+            (text("threshold from", roomy=True), lambda row: row.source or "-"),
             (Column("value", roomy=True), lambda row: number(row.value)),
             (Column("threshold", roomy=True), lambda row: number(row.threshold)),
         )
         for title, group in (("Why", why), ("What was measured", rest), ("How sure", sure))
     ]
-
-
-def _origins(audit: Audit) -> Iterator[tuple[str, Any]]:
-    """The base, the tasks and the adapters, with their names."""
-    if audit.base is not None:
-        yield "base", audit.base
-    for task in audit.provenance.tasks:
-        yield f"task {task.name}", task
-    for guard in audit.provenance.guards:
-        yield f"guard {guard.name}", guard
-    for adapter in audit.adapters:
-        yield adapter.name, adapter
 
 
 def provenance(audit: Audit) -> Iterator[str]:
@@ -781,12 +766,15 @@ def provenance(audit: Audit) -> Iterator[str]:
     yield f"loraprobe {made.loraprobe}, torch {made.torch or '-'}, {footer(audit)}"
     if made.arguments:
         yield f"call: loraprobe {shlex.join(made.arguments)}"
-    rows = list(_origins(audit))
-    more = max(0, len(audit.adapters) - MOST_SOURCES)
-    for name, row in rows[: len(rows) - more]:
+    rows: list[tuple[str, Any]] = [("base", audit.base)] if audit.base is not None else []
+    rows += [(f"task {task.name}", task) for task in made.tasks]
+    rows += [(f"guard {guard.name}", guard) for guard in made.guards]
+    rows += [(adapter.name, adapter) for adapter in audit.adapters[:MOST_SOURCES]]
+    more = len(audit.adapters) - MOST_SOURCES
+    for name, row in rows:
         pinned = f"commit {row.commit}" if row.commit else f"sha256 {row.sha256}"
         yield f"{name}: {row.reference}{f' {pinned}' if row.commit or row.sha256 else ''}"
-    if more:
+    if more > 0:
         yield f"{count(more, 'more adapter')} in the JSON document"
 
 

@@ -5,9 +5,7 @@ Columns of a table leave before words wrap, and names break at their joints.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import rich.table
@@ -15,7 +13,8 @@ from rich.console import Console
 from rich.text import Text
 
 from loraprobe.formatting import clean, wrapped
-from loraprobe.report.parts import INDENT, LABEL, Answer, Column, Figure, Section, Table, View
+from loraprobe.report.parts import INDENT, LABEL, Answer, Figure, Section, Table, View
+from loraprobe.secrets import map_texts
 
 STYLES = {
     "likely": "bold green",
@@ -79,9 +78,10 @@ def print_table(console: Console, table: Table) -> None:
 
     Where it is too wide, columns leave in the order of `drop`; then names wrap.
     """
-    table = _for_terminals(table)
     if not table.rows:
         return
+    table = map_texts(table, lambda text: " ".join(clean(text).split()))
+    table = table.of(at for at, column in enumerate(table.columns) if not column.roomy)
     widths = _needs(table)
     while _total(widths) > console.width and any(column.drop for column in table.columns):
         least = max(range(len(widths)), key=lambda at: table.columns[at].drop)
@@ -92,27 +92,6 @@ def print_table(console: Console, table: Table) -> None:
     console.print()
     console.print(Text(table.caption, "bold"), no_wrap=True, overflow="ellipsis")
     console.print(_drawn(table, widths, console.width))
-
-
-def _for_terminals(table: Table) -> Table:
-    """The table without what only a page has room for; all sentences stand in one column."""
-    table = table.of(at for at, column in enumerate(table.columns) if not column.roomy)
-    prose = [at for at, column in enumerate(table.columns) if column.prose]
-    joined = [_joined(row, prose) for row in table.rows]
-    heading = ", ".join(table.columns[at].heading for at in prose)
-    columns = [
-        replace(column, heading=clean(heading if column.prose else column.heading))
-        for column in table.columns
-    ]
-    table = replace(table, caption=clean(table.caption), columns=columns, rows=joined)
-    return table.of(at for at in range(len(columns)) if at not in prose[1:])
-
-
-def _joined(row: Sequence[str], prose: Sequence[int]) -> list[str]:
-    cells = [" ".join(clean(cell).split()) for cell in row]
-    if prose:
-        cells[prose[0]] = "\n".join(cells[at] for at in prose if cells[at] != "-")
-    return cells
 
 
 def _needs(table: Table) -> list[int]:
@@ -150,17 +129,10 @@ def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:
         made.add_column(
             Text("\n".join(wrapped(column.heading, room))), justify=justify, overflow="fold"
         )
-        cells.append([_cell(column, row[at], room) for row in table.rows])
+        cells.append([Text("\n".join(wrapped(row[at], room))) for row in table.rows])
         for cell, share in zip(cells[-1], column.bars, strict=False):
             if share is not None:
                 cell.append(f" {BAR * round(min(1.0, max(0.0, share)) * longest)}", "cyan")
     for row in zip(*cells, strict=True):
         made.add_row(*row)
     return made
-
-
-def _cell(column: Column, cell: str, width: int) -> Text:
-    shown = Text("\n".join(line for part in cell.split("\n") for line in wrapped(part, width)))
-    for pattern, style in column.styles.items():
-        shown.highlight_regex(re.compile(pattern), style)
-    return shown

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from loraprobe.adapters import local_name
@@ -18,7 +17,7 @@ MISSING = {  # what was not found -> what has to be filled in
 }
 COLUMNS = (
     text("check"),
-    replace(text("result"), styles={"^ok$": "green", "^failed$": "bold red"}),
+    text("result"),
     text("what was seen", prose=True),
 )
 LOADED = {"composition.json": LOAD_COMPOSITION, "config.json": LOAD_MODEL}  # by a file

@@ -146,7 +146,7 @@ def test_figures_stand_in_the_tables(root):
     scores = table(root, "Evaluation: t (10 items, exact_match)")
     assert scores[0] == ["system", "question", "keeps"]
     assert scores[2] == ["uniform", "0.10 [0.00, 0.20]", "0.50"]
-    assert ["x-y", "warning", "a is odd.", "Fix."] in table(root, "Findings")
+    assert ["x-y", "warning", "a is odd. Fix."] in table(root, "Findings")
     norms = table(root, "Norm of the update of a by layer and module")
     assert norms[1:] == [["0", "1.250"], ["1", "0.250"]]
     rows = table(root, "Mean share of each adapter's gate on the prompts")

@@ -9,14 +9,15 @@
 | where the adapters differ most           |                   | `sce`              |
 
 peft and mergekit implement some of these methods differently; the option `variant` chooses between
-their definitions.
+their definitions. A selection gives the deltas in blocks of rows, so besides them and the result
+no matrix of full size is held.
 """
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,7 @@ from loraprobe.merging._method import Deltas, Generators, Matrix, MergeMethod, W
 
 Variant = Literal["peft", "mergekit"]
 Divisor = Literal["count", "weights", "none"]
+Block = Float[Tensor, "n _ q"]  # some rows of the deltas
 
 # Entries of all adapters in one block of rows, so that temporaries fit into the cache.
 BLOCK = 1 << 18
@@ -59,11 +61,12 @@ class _Sparse(MergeMethod):
             )
 
     @abstractmethod
-    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
-        """The deltas with zeros for the entries that are dropped."""
+    def select(self, deltas: Deltas, generators: Generators) -> Iterable[Block]:
+        """The deltas with zeros for the entries that are dropped, in blocks [n, rows, q]."""
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        return weighted_sum(self.select(deltas, generators), weights)
+        selected = self.select(deltas, generators)
+        return torch.cat([weighted_sum(block, weights) for block in selected])
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class MagnitudePrune(_Sparse):
     formula = "dW = sum_i w_i trim(dW_i)"
     paper = "Han et al. 2015, Learning weights and connections (arXiv 1506.02626)"
 
-    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+    def select(self, deltas: Deltas, generators: Generators) -> Iterable[Block]:
         return between(deltas, self.density)
 
 
@@ -184,7 +187,7 @@ class Breadcrumbs(_Sparse):
                 f"{self.gamma}."
             )
 
-    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+    def select(self, deltas: Deltas, generators: Generators) -> Iterable[Block]:
         return between(deltas, self.density, self.gamma)
 
 
@@ -231,7 +234,7 @@ class DareLinear(_Sparse):
     formula = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
     paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
-    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+    def select(self, deltas: Deltas, generators: Generators) -> Iterable[Block]:
         chances = partial(chances_of, density=self.density, epsilon=None)
         return at_random(deltas, chances, generators, self.variant == "mergekit")
 
@@ -280,9 +283,9 @@ class DellaLinear(_Sparse):
                 f"than density and 1 - density, so below {widest:g} here, not {self.epsilon}."
             )
 
-    def select(self, deltas: Deltas, generators: Generators) -> Deltas:
+    def select(self, deltas: Deltas, generators: Generators) -> Iterable[Block]:
         if self.density == 1:
-            return deltas
+            return in_blocks(deltas)
         chances = partial(chances_of, density=self.density, epsilon=self.epsilon)
         return at_random(deltas, chances, generators, self.variant == "mergekit")
 
@@ -360,7 +363,7 @@ class Sce(MergeMethod):
         selected = largest_variance(deltas, self.select_topk)
         energies = norms(selected, 2).square()
         shares = torch.nan_to_num(energies / energies.sum(), nan=1 / len(deltas))
-        return elect(selected, shares, torch.ones_like(shares), "weights")
+        return elect(in_blocks(selected), shares, torch.ones_like(shares), "weights")
 
 
 def largest_variance(deltas: Deltas, share: float) -> Deltas:
@@ -394,8 +397,10 @@ def norms(deltas: Deltas, order: float) -> Float64[Tensor, n]:
 # The election of a sign.
 
 
-def elect(deltas: Deltas, weights: Weights, votes: Weights, divisor: Divisor) -> Matrix:
-    """Elect a sign per entry and sum the entries with that sign: [n, p, q], [n], [n] -> [p, q].
+def elect(blocks: Iterable[Block], weights: Weights, votes: Weights, divisor: Divisor) -> Matrix:
+    """Elect a sign per entry and sum the entries with that sign.
+
+    blocks: of rows of the deltas, [n, rows, q]. Returns [p, q].
 
     The sign is that of the sum of the entries, each times its adapter's vote. A tie elects plus. An
     entry of zero never agrees.
@@ -405,8 +410,7 @@ def elect(deltas: Deltas, weights: Weights, votes: Weights, divisor: Divisor) ->
     """
     # What rounding leaves of weights that cancel counts as zero.
     least = 1e-6 * float(weights.abs().max()) if bool((weights < 0).any()) else 0.0
-    parts = [_elected(block, weights, votes, divisor, least) for block in in_blocks(deltas)]
-    return torch.cat(parts)
+    return torch.cat([_elected(block, weights, votes, divisor, least) for block in blocks])
 
 
 def _elected(
@@ -429,7 +433,7 @@ def _elected(
     return total.div_(torch.where(share.abs() <= least, 1.0, share))
 
 
-def in_blocks(deltas: Deltas) -> tuple[Float[Tensor, "n _ q"], ...]:
+def in_blocks(deltas: Deltas) -> tuple[Block, ...]:
     """Views [n, rows, q] that together are the deltas [n, p, q]."""
     return deltas.split(max(1, BLOCK // max(1, deltas[:, 0].numel())), dim=1)
 
@@ -437,7 +441,7 @@ def in_blocks(deltas: Deltas) -> tuple[Float[Tensor, "n _ q"], ...]:
 # Selections.
 
 
-def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Deltas:
+def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Iterator[Block]:
     """Keep int(density p q) entries of each delta by magnitude, at least one.
 
     The int(gamma p q) largest are dropped first, then the smallest; with gamma 0 the largest are
@@ -447,7 +451,8 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Deltas:
     entries = deltas[0].numel()
     kept = max(1, int(density * entries))
     if kept == entries:
-        return deltas
+        yield from in_blocks(deltas)
+        return
     top = min(int(gamma * entries), entries - kept)
     places = [entries - kept - top, entries - top - 1]
     flat = [delta.contiguous().view(-1).numpy() for delta in deltas]
@@ -455,32 +460,41 @@ def between(deltas: Deltas, density: float, gamma: float = 0.0) -> Deltas:
         limits = threads.map(partial(magnitudes_at, places=places[: 2 if top else 1]), flat)
     # hardshrink keeps what is strictly above its bound, and the smallest kept magnitude stays.
     bounds = [(float(np.nextafter(low, low.dtype.type(0))), *highs) for low, *highs in limits]
-    selected, shrink = torch.empty_like(deltas), torch.nn.functional.hardshrink
-    for out, block in zip(in_blocks(selected), in_blocks(deltas), strict=True):
-        for kept, rows, (low, *highs) in zip(out, block, bounds, strict=True):
-            kept.copy_(shrink(rows, low))
+    shrink = torch.nn.functional.hardshrink
+    for block in in_blocks(deltas):
+        selected = torch.empty_like(block)
+        for out, rows, (low, *highs) in zip(selected, block, bounds, strict=True):
+            out.copy_(shrink(rows, low))
             for high in highs:  # the largest entries are dropped again
-                kept.sub_(shrink(rows, float(high)))
-    return selected
+                out.sub_(shrink(rows, float(high)))
+        yield selected
 
 
 def at_random(
     deltas: Deltas, chances: Callable[[Matrix], Tensor], generators: Generators, keep_norm: bool
-) -> Deltas:
+) -> Iterable[Block]:
     """Keep each entry with the probability that `chances` gives it.
 
     Entries are divided by that probability or, with `keep_norm`, multiplied so that each delta
     keeps its l1 norm, as in mergekit.
     """
-    selected = torch.empty_like(deltas)
-    for out, delta, generator in zip(selected, deltas, generators, strict=True):
-        chance = chances(delta)
-        torch.mul(delta, uniform(delta.shape, generator) < chance, out=out)
-        if not keep_norm:
+    blocks = (_drawn(block, chances, generators, not keep_norm) for block in in_blocks(deltas))
+    if not keep_norm:
+        return blocks
+    selected = torch.cat([*blocks], dim=1)
+    ratios = torch.nan_to_num(norms(deltas, 1) / norms(selected, 1), nan=1.0, posinf=1.0)
+    return in_blocks(selected.mul_(ratios.to(deltas)[:, None, None]))
+
+
+def _drawn(
+    block: Block, chances: Callable[[Matrix], Tensor], generators: Generators, divide: bool
+) -> Block:
+    selected = torch.empty_like(block)
+    for out, rows, generator in zip(selected, block, generators, strict=True):
+        chance = chances(rows)
+        torch.mul(rows, uniform(rows.shape, generator) < chance, out=out)
+        if divide:
             out.div_(chance)
-    if keep_norm:
-        ratios = norms(deltas, 1) / norms(selected, 1)
-        selected.mul_(torch.nan_to_num(ratios, nan=1.0, posinf=1.0).to(deltas)[:, None, None])
     return selected
 
 

@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from loraprobe.defaults import MARGIN
 from loraprobe.errors import UsageError
-from loraprobe.formatting import bounds, clean, count, measured, number, signed
+from loraprobe.formatting import clean, count, gained, measured, number
 from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement
 from loraprobe.report.parts import (
     Column,
@@ -53,7 +54,7 @@ STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
 NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
 MOST_LINES = 24  # of a figure; its table has them all
-MOST_ROWS, MOST_COLUMNS, MOST_MAPS = 40, 12, 6
+MOST_COLUMNS, MOST_MAPS = 12, 6
 MOST_ADAPTERS = 20
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*">')
@@ -63,27 +64,20 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
     """Gains with their intervals against the margin. table: has all of them."""
     if not audit.evaluation.gains:
         return []
-    margin = audit.verdict.margin if audit.verdict is not None else None
-    rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)
+    margin = audit.verdict.margin if audit.verdict is not None else MARGIN
+    rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)[:MOST_LINES]
     several = len({gain.task for gain in rows}) > 1
     names = [
         f"{gain.system}, {gain.part.words}" + (f", {gain.task or 'all'}" if several else "")
-        for gain in rows[:MOST_LINES]
+        for gain in rows
     ]
-    best = rows[0]
-    asked = f"The margin is {margin:g}. " if margin is not None else ""
     description = (
-        f"A line for each of {len(names)} gains over the best of base and single adapters. {asked}"
-        f"The largest is that of {names[0]}: {signed(best.difference)} "
-        f"{bounds(best.adjusted_ci95)} against {best.against} on {best.n} items."
+        "A filled dot lies above the margin with its whole interval. The largest gain is that of "
+        f"{names[0]}: {gained(rows[0].difference, rows[0].adjusted_ci95)}."
     )
-    caption = (
-        "Gains over the best of base and single adapters; a filled dot lies above the margin with "
-        "its whole interval."
-    )
-    draw = partial(forest, gains=rows[:MOST_LINES], names=names, margin=margin)
-    title = "Gains with intervals against the margin"
-    return [Figure("gains-figure", title, description, caption, table, draw)]
+    draw = partial(forest, gains=rows, names=names, margin=margin)
+    title = "Gains over the best of base and single adapters, and the margin"
+    return [Figure("gains-figure", title, description, table, draw)]
 
 
 def causes(audit: Audit, table: Table) -> list[Figure]:
@@ -96,14 +90,9 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
         )
         for row in audit.evaluation.attribution[:MOST_LINES]
     ]
-    sentences = []
-    for name, counts in bars:
-        parts = zip(counts, CAUSES.values(), strict=True)
-        sentences.append(f"{name}: " + ", ".join(f"{n} {cause}" for n, (cause, _) in parts if n))
-    title, description = "Where the answers of each composition went", f"{'. '.join(sentences)}."
-    caption = "Items of each composition by the first cause that fits."
-    draw = partial(stacked, rows=bars)
-    return [Figure("causes-figure", title, description, caption, table, draw)] if bars else []
+    description = "A bar for each composition; each item counts for the first cause that fits."
+    title, draw = "Where the answers of each composition went", partial(stacked, rows=bars)
+    return [Figure("causes-figure", title, description, table, draw)] if bars else []
 
 
 def cosines(audit: Audit) -> list[Figure]:
@@ -169,8 +158,7 @@ def _heat(
     table = Table(title, [text(corner), *figures(*columns)], lines)
     shares = [[math.nan if v is None else abs(v) / most for v in line] for line in values]
     draw = partial(heat, shares=shares, rows=rows, columns=columns)
-    caption = f"{title}; darker is larger in size. --json holds every module."
-    return Figure(name, title, description, caption, table, draw)
+    return Figure(name, title, f"Darker is larger in size. {description}", table, draw)
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:
@@ -199,30 +187,22 @@ def library(audit: Audit) -> Iterator[Figure]:
     placed = [row for row in audit.members if row.place is not None]
     if len(placed) < 3 or audit.library is None:
         return
-    families = {row.family for row in audit.members if row.family is not None}
-    alone = sum(row.family is None for row in placed)
     share = audit.library.map_share
     shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
     description = (
         f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
-        f"point the same way. {count(len(families), 'group')} of at least two; {alone} stand alone."
-        f"{shown}"
-    )
-    title = "The map of the library"
-    caption = (
-        "A dot for each adapter; filled dots belong to a family, the largest are numbered. Only "
-        "distances mean something."
+        "point the same way. Filled dots belong to a family; the largest are numbered. Only "
+        f"distances mean something.{shown}"
     )
     table = tabulated(
-        title,
+        "The map of the library",
         placed,
         (text("adapter"), lambda row: row.name),
         (Column("family"), lambda row: str(row.family or "-")),
         (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
         (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
     )
-    draw = partial(scatter, adapters=placed)
-    yield Figure("library-map", title, description, caption, table, draw)
+    yield Figure("library-map", table.caption, description, table, partial(scatter, placed=placed))
 
 
 @contextmanager
@@ -276,21 +256,19 @@ def _panel(sheet: Any, height: float) -> Any:
     return sheet.subplots()
 
 
-def forest(sheet: Any, gains: Sequence[Gain], names: Sequence[str], margin: float | None) -> None:
+def forest(sheet: Any, gains: Sequence[Gain], names: Sequence[str], margin: float) -> None:
     """Gains with their intervals, a line each, against zero and the margin.
 
     A dot is filled where the whole interval lies above the margin.
     """
     panel = _panel(sheet, 0.3 * len(gains) + 0.9)
     panel.axvline(0, color=LINE, linewidth=1)
-    if margin is not None:
-        panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
-        panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
+    panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
+    panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
     for y, gain in enumerate(gains):
         panel.plot(gain.adjusted_ci95, [y, y], color=ACCENT, linewidth=1.2)
         panel.plot(gain.ci95, [y, y], color=ACCENT, linewidth=3.2, solid_capstyle="butt")
-        above = margin is not None and gain.adjusted_ci95[0] > margin
-        face = ACCENT if above else "none"
+        face = ACCENT if gain.adjusted_ci95[0] > margin else "none"
         panel.plot(gain.difference, y, "o", color=ACCENT, markerfacecolor=face, markersize=6)
     _name_rows(panel, names, -0.7)
     panel.set_xlabel("gain")
@@ -331,33 +309,29 @@ def heat(
     columns: Sequence[str],
 ) -> None:
     """Cells from light (0) to dark (1); an empty cell (NaN) was not measured."""
-    height, apart = min(len(rows), MOST_ROWS), -(-len(rows) // MOST_ROWS)
-    panel = _panel(sheet, 0.27 * height + 0.35 + 0.075 * max(map(len, columns)))
+    panel = _panel(sheet, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns)))
     panel.pcolormesh(shares, cmap="Blues", vmin=-0.2, vmax=1)  # the smallest is no white
     panel.invert_yaxis()
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(_short, columns)), **slant)
-    named = range(0, len(rows), apart)
-    panel.set_yticks([y + 0.5 for y in named], [_short(rows[y]) for y in named])
+    panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
 
 
-def scatter(sheet: Any, adapters: Sequence[LibraryAdapter]) -> None:
+def scatter(sheet: Any, placed: Sequence[LibraryAdapter]) -> None:
     """A map of adapters; families are filled, and the largest of them numbered at their middle."""
     panel = _panel(sheet, WIDTH)
     small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
-    panel.scatter(*_places(a for a in adapters if a.family is None), facecolors="none", **small)
-    panel.scatter(*_places(a for a in adapters if a.family), facecolors=ACCENT, **small)
+    panel.scatter(*_places(a for a in placed if a.family is None), facecolors="none", **small)
+    panel.scatter(*_places(a for a in placed if a.family), facecolors=ACCENT, **small)
     for family in range(1, NUMBERED + 1):
-        held = _places(a for a in adapters if a.family == family)
+        held = _places(a for a in placed if a.family == family)
         if held[0]:
             middle = (mean(held[0]), mean(held[1]))
             panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
     panel.set_aspect("equal", "datalim")
-    panel.spines[:].set_visible(False)
-    panel.set_xticks([])
-    panel.set_yticks([])
+    panel.set_axis_off()
 
 
 def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:

@@ -96,14 +96,13 @@ def figures(*headings: str) -> list[Column]:
 class Figure:
     """A drawing that a page has drawn, and the table of what it shows, which a terminal prints.
 
-    `name` is an id. `title` and `description` tell its content to a reader who cannot see it.
-    `draw` draws on the figure of matplotlib that it is given.
+    `name` is an id. `title` and `description` stand above it, and tell its content to a reader who
+    cannot see it. `draw` draws on the figure of matplotlib that it is given.
     """
 
     name: str
     title: str
     description: str
-    caption: str
     table: Table
     draw: Callable[..., None]
 

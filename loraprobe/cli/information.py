@@ -20,7 +20,6 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from loraprobe._version import __version__
@@ -211,18 +210,21 @@ def cache(
 
 
 def _show_cache(runs: list[KeptRun], now: float) -> None:
-    table = Table("adapters", "tasks", "size", "last used", box=None)
-    for run in runs:
-        unread = ("(of another version)",)  # its adapters and tasks are not known
-        names = (", ".join(map(clean, held)) for held in (run.adapters or unread, run.tasks))
-        days = int((now - run.used) / DAY)
-        when = "today" if days == 0 else f"{days} days ago"
-        table.add_row(*map(escape, names), size(run.size), when)
-    console = Console(highlight=False)
-    if runs:
-        console.print(table)
+    from loraprobe.report.parts import Column, tabulated, text
+    from loraprobe.report.terminal import print_table
+
+    table = tabulated(
+        "Runs that are kept",
+        runs,
+        # Those of a run of another version are not known.
+        (text("adapters"), lambda run: ", ".join(run.adapters) or "(of another version)"),
+        (text("tasks"), lambda run: ", ".join(run.tasks)),
+        (Column("size"), lambda run: size(run.size)),
+        (Column("days unused"), lambda run: str(int((now - run.used) / DAY))),
+    )
+    print_table(Console(highlight=False), table)
     total = size(sum(run.size for run in runs))
-    console.print(f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them.")
+    print(f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them.")
 
 
 def env(

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,7 +126,8 @@ class Output:
         if self.quiet:
             yield None
             return
-        with shown() as line:
+        line = ProgressLine()
+        with _live(line) if sys.stderr.isatty() else _spoken_now_and_then(line):
             yield line
 
     def document(self, command: str, fields: Mapping[str, Any]) -> bool:
@@ -292,30 +293,23 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
-@contextmanager
-def shown() -> Iterator[ProgressLine]:
-    """A line of progress on standard error while the context lasts."""
-    line = ProgressLine()
-    with _live(line) if sys.stderr.isatty() else _spoken_now_and_then(line):
-        yield line
-
-
-@contextmanager
-def _live(line: ProgressLine) -> Iterator[None]:
+def _live(line: ProgressLine) -> AbstractContextManager[Any]:
+    """Shows the line of progress on a terminal while the context lasts."""
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    def drawn() -> Text:
-        return Text(line.text(), no_wrap=True, overflow="ellipsis")
-
-    console = Console(stderr=True)
-    with Live(get_renderable=drawn, console=console, transient=True, refresh_per_second=4):
-        yield
+    return Live(
+        get_renderable=lambda: Text(line.text(), no_wrap=True, overflow="ellipsis"),
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+    )
 
 
 @contextmanager
 def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
+    """Prints the line of progress every half minute while the context lasts."""
     stop = threading.Event()
 
     def speak() -> None:

@@ -10,7 +10,7 @@ import making
 import pytest
 
 from loraprobe.cli import output as module
-from loraprobe.cli.output import Output, ProgressLine, shown, spoken
+from loraprobe.cli.output import Output, ProgressLine, spoken
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import cost_of
 from loraprobe.session import Session
@@ -65,7 +65,7 @@ def test_a_terminal_shows_names_as_they_stand_and_one_line(monkeypatch):
 def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys):
     monkeypatch.setattr(module, "INTERVAL", 0.05)
     said, end = "", time.monotonic() + 60
-    with shown() as line:
+    with Output().progress() as line:
         for _ in range(1000):
             line("load", 0, 0)
         while not said and time.monotonic() < end:  # a busy machine prints late

@@ -59,7 +59,7 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
         "loraprobe verify merged",
         "loraprobe verify merged --served http://localhost:8000 --model legal",
     ),
-    "methods": ("information.methods", "loraprobe methods", "loraprobe methods ties arrow"),
+    "methods": ("methods.methods", "loraprobe methods", "loraprobe methods ties arrow"),
     "cache": ("information.cache", "loraprobe cache", "loraprobe cache --clear --older 30"),
     "env": ("information.env", "loraprobe env"),
     "lab": ("information.lab", "loraprobe lab --help"),

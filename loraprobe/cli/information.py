@@ -1,33 +1,27 @@
-"""The commands that tell what is known: find, methods, cache (which can delete it), env; and
-`lab`, which is handed over."""
+"""The commands about what surrounds the runs: find (the Hub), cache (what they keep), env (the
+machine); and `lab`, which is handed over."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.resources
-import json as json_
 import os
 import platform
 import shutil
 import subprocess
 import sys
-import textwrap
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.padding import Padding
-from rich.text import Text
 
 from loraprobe._version import __version__
 from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import argument, setting
 from loraprobe.cli.running import options_from
 from loraprobe.errors import UsageError
-from loraprobe.formatting import clean, count, nearest, rounded, size
+from loraprobe.formatting import clean, count, rounded, size
 
 if TYPE_CHECKING:
     from loraprobe.cache import KeptRun
@@ -42,8 +36,6 @@ VARIABLES = (
     "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
 ).split()
 DAY = 86_400.0
-NAME_WIDTH = 22  # of a member of a registry
-LISTS = "laws", "lossless in"  # what a member has several of
 
 
 def find(
@@ -95,82 +87,6 @@ def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
         *([(text("base", drop=5), lambda one: one.base)] if copies else []),
     )
     print_table(console, table)
-
-
-def _known(incomplete: str) -> list[str]:
-    return [row["name"] for row in described() if row["name"].startswith(incomplete)]
-
-
-NamesArgument = Annotated[
-    list[str] | None,
-    argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
-]
-
-
-def described() -> list[dict[str, Any]]:
-    """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
-    themselves need torch, whose import takes longer than all of this command."""
-    text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
-    rows: list[dict[str, Any]] = json_.loads(text)
-    return rows
-
-
-def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows of these names. Raises UsageError for others, with what the name means elsewhere or
-    the nearest one."""
-    known = {row["name"] for row in rows}
-    wanted = [name.partition(":")[0].strip().replace("-", "_").lower() for name in names]
-    for given, name in zip(names, wanted, strict=True):
-        if name not in known:
-            from loraprobe.merging import METHODS
-
-            if name in METHODS.elsewhere:
-                METHODS.make(name)  # raises
-            hint = nearest(name, known, "see loraprobe methods, which lists all.")
-            raise UsageError(f"Nothing is called {given!r}: {hint}")
-    return [row for row in rows if row["name"] in wanted]
-
-
-def methods(
-    names: NamesArgument = None,
-    *,
-    json: bool = False,
-) -> None:
-    """List every diagnostic, coverage probe, merge method, space, router and known way of training,
-    one a line, or explain those that are named."""
-    _, output = options_from(locals())
-    rows = _named(described(), names) if names else described()
-    if output.document("methods", {"methods": rows}):
-        return
-    console = Console(highlight=False)
-    for kind in dict.fromkeys(row["kind"] for row in rows):
-        console.print(f"[bold]{kind}s[/]")
-        for row in (r for r in rows if r["kind"] == kind):
-            if names:
-                _print_all(console, row)
-            else:
-                line = Text.assemble(" ", (row["name"].ljust(NAME_WIDTH), "cyan"), row["summary"])
-                console.print(line, no_wrap=True, overflow="ellipsis")
-    if not names:
-        console.print("loraprobe methods NAME tells options, formula, paper and laws.")
-    sys.stdout.flush()
-
-
-def _print_all(console: Any, row: dict[str, Any]) -> None:
-    options = [f"{k}={v}" for k, v in row.get("options", {}).items()]
-    # Broken at spaces, which stand behind commas here and nowhere else.
-    spec = f"{row['name']}:{', '.join(options)}" if options else row["name"]
-    lines = textwrap.wrap(spec, console.width - 2, subsequent_indent=" " * 6)
-    first, *more = (line.replace(", ", ",") for line in lines)
-    name = len(row["name"])
-    head = "\n".join([f"[cyan]{row['name']}[/]{escape(first[name:])}", *map(escape, more)])
-    lines = [escape(row["description"])]
-    lines += [escape(row[key]) for key in ("formula", "paper") if row.get(key) not in (None, "-")]
-    labelled = {name: " or ".join(words) for name, words in row.get("choices", {}).items()}
-    labelled |= {name: ", ".join(row.get(name.replace(" ", "_")) or ()) for name in LISTS}
-    lines += [f"{label}: {escape(text)}" for label, text in labelled.items() if text]
-    console.print(Padding(head, (0, 0, 0, 1)))
-    console.print(Padding("\n".join(lines), (0, 0, 0, 4)))
 
 
 def cache(

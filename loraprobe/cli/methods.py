@@ -1,0 +1,91 @@
+"""`loraprobe methods`: what every registry holds, as a list or in full."""
+
+from __future__ import annotations
+
+import importlib.resources
+import json as json_
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from rich.console import Console
+from rich.text import Text
+
+from loraprobe.cli.parameters import argument
+from loraprobe.cli.running import options_from
+from loraprobe.errors import UsageError
+from loraprobe.formatting import nearest, wrapped
+
+NAME_WIDTH = 22  # of a member of a registry
+LISTS = "laws", "lossless in"  # what a member has several of
+
+
+def _known(incomplete: str) -> list[str]:
+    return [row["name"] for row in described() if row["name"].startswith(incomplete)]
+
+
+NamesArgument = Annotated[
+    list[str] | None,
+    argument("NAME", "Tell all about these; without names a list.", autocompletion=_known),
+]
+
+
+def described() -> list[dict[str, Any]]:
+    """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
+    themselves need torch, whose import takes longer than all of this command."""
+    text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
+    rows: list[dict[str, Any]] = json_.loads(text)
+    return rows
+
+
+def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The rows of these names. Raises UsageError for others, with what the name means elsewhere or
+    the nearest one."""
+    known = {row["name"] for row in rows}
+    wanted = [name.partition(":")[0].strip().replace("-", "_").lower() for name in names]
+    for given, name in zip(names, wanted, strict=True):
+        if name not in known:
+            from loraprobe.merging import METHODS
+
+            if name in METHODS.elsewhere:
+                METHODS.make(name)  # raises
+            hint = nearest(name, known, "see loraprobe methods, which lists all.")
+            raise UsageError(f"Nothing is called {given!r}: {hint}")
+    return [row for row in rows if row["name"] in wanted]
+
+
+def methods(
+    names: NamesArgument = None,
+    *,
+    json: bool = False,
+) -> None:
+    """List every diagnostic, coverage probe, merge method, space, router and known way of training,
+    one a line, or explain those that are named."""
+    _, output = options_from(locals())
+    rows = _named(described(), names) if names else described()
+    if output.document("methods", {"methods": rows}):
+        return
+    console = Console(highlight=False)
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        console.print(Text(f"{kind}s", "bold"))
+        for row in (one for one in rows if one["kind"] == kind):
+            short = [f" {row['name']:{NAME_WIDTH}}{row['summary']}"]
+            for line in _explained(row, console.width) if names else short:
+                console.print(Text(line), no_wrap=True, overflow="ellipsis")
+    if not names:
+        console.print("loraprobe methods NAME tells options, formula, paper and laws.")
+    sys.stdout.flush()
+
+
+def _explained(row: Mapping[str, Any], width: int) -> Iterator[str]:
+    """Everything about a member, in lines."""
+    options = ",".join(f"{name}={value}" for name, value in row.get("options", {}).items())
+    told = [row["description"], row.get("formula"), row.get("paper")]
+    told += [f"{name}: {' or '.join(words)}" for name, words in row.get("choices", {}).items()]
+    lists = {name: row.get(name.replace(" ", "_")) for name in LISTS}
+    told += [f"{name}: {', '.join(words)}" for name, words in lists.items() if words]
+    spec = f"{row['name']}:{options}" if options else row["name"]
+    yield from (f" {line}" for line in wrapped(spec, width - 1))
+    for text in told:
+        if text not in (None, "-"):
+            yield from (f"    {line}" for line in wrapped(text, width - 4))

@@ -7,29 +7,40 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-# What a message says to do follows one of these; an option is joined to its value by "=".
-_CLAUSE, _OPTION = re.compile("[;:] "), re.compile("(--[a-z-]+)=")
+# What a message says to do follows one of these.
+_CLAUSE = re.compile(
+    "; |: (?=add|check|choose|did you mean|download|free|give|install|name|pip|say|see|set|take|"
+    r"there are|try|use|wait|write|its options are)|\. (?=This is a defect)"
+)
+_OPTION = re.compile("(--[a-z-]+)=")  # an option is joined to its value by "="
 
 
 class LoraprobeError(Exception):
     """The base of all errors that loraprobe reports to its user.
 
     `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
-    a message that says nothing of a cure. Options are named as on a command line.
+    a message that says nothing of a cure. cure: what to do, where the message has it elsewhere than
+    at its end. Options are named as on a command line.
     """
 
     exit_code = 2
     code = "error"
     remedy = "see loraprobe --help, or help(loraprobe) in Python."
 
+    def __init__(self, message: str = "", cure: str = "") -> None:
+        super().__init__(message)
+        self.given_cure = cure
+
     def __str__(self) -> str:
         message = _OPTION.sub(r"\1 ", super().__str__())
-        return message if _CLAUSE.search(message) else f"{message.removesuffix('.')}; {self.remedy}"
+        if self.given_cure or _CLAUSE.search(message):
+            return message
+        return f"{message.removesuffix('.')}; {self.remedy}"
 
     @property
     def cure(self) -> str:
-        """What to do: the message's last clause."""
-        return _CLAUSE.split(str(self))[-1]
+        """What to do: the one that was given, or the message's last clause."""
+        return _OPTION.sub(r"\1 ", self.given_cure) or _CLAUSE.split(str(self))[-1]
 
 
 class UsageError(LoraprobeError):

@@ -275,7 +275,9 @@ class EvaluationOptions:
         "--diagnostic",
     )
     per_module: bool = option(False, "", "Also give a row for every module.")
-    seed: int = option(0, "N", "Seed of everything that is drawn.", least=0, decides="answers")
+    seed: int = option(
+        0, "N", "Seed of everything that is drawn.", least=0, most=2**32 - 1, decides="answers"
+    )
 
 
 @dataclass(frozen=True)
@@ -503,7 +505,7 @@ def _check(name: str, value: Any) -> None:
     least, most = (_FIELDS[name].metadata[limit] for limit in ("least", "most"))
     if is_number and not least <= value <= most:
         if most < math.inf:
-            raise UsageError(f"{flag} must lie between {least:g} and {most:g}, not {value}.")
+            raise UsageError(f"{flag} must lie between {least} and {most}, not {value}.")
         raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
 
 

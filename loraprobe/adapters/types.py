@@ -312,7 +312,7 @@ class Adapter:
         return "rslora" if self.config.get("use_rslora") else "lora"
 
     def renamed(self, name: str) -> Adapter:
-        """The same adapter under another name, which its issues also use."""
+        """The same adapter under another name, which its issues have, not their messages."""
         if name == self.name:
             return self
         issues = tuple(replace(issue, adapters=(name,)) for issue in self.issues)

@@ -112,7 +112,7 @@ class World:
         """The scenario of that name. Raises WorldError with the known names."""
         if name not in self.scenarios:
             raise WorldError(
-                f"This world has no scenario {name!r}; it has {', '.join(self.scenarios)}."
+                f"This world has no scenario {name!r}; choose one of {', '.join(self.scenarios)}."
             )
         return self.scenarios[name]
 

@@ -112,11 +112,14 @@ def load_each(
     names = unique_names([(name, is_chosen) for name, is_chosen, _ in told])
     for ref, name, (_, _, public) in zip(refs, names, told, strict=True):
         try:
-            adapter = ref if isinstance(ref, Adapter) else load(ref)
+            if isinstance(ref, Adapter):
+                adapter = ref.renamed(name)
+            else:  # what is found in it is told by the name that it has here
+                adapter = _load(replace(Reference.parse(str(ref)), name=name))
         except LoraprobeError as error:
             yield name, public, error
         else:
-            yield name, adapter.source.public, adapter.renamed(name)
+            yield name, adapter.source.public, adapter
 
 
 def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:

@@ -290,8 +290,9 @@ class Ranking:
         results = [one.parts[QUESTION if one.form is None else STEPS] for one in self.alone]
         means = np.mean([np.nanmean(values, 1) for values in results], 0)
         best = int(means[1:].argmax())
-        spread = [np.nanvar(values[1 + best]) / values.shape[1] for values in results]
-        error = np.sqrt(np.sum(spread)) / len(results)
+        # Items without worked steps are NaN there.
+        asked = [values[1 + best][~np.isnan(values[1 + best])] for values in results]
+        error = np.sqrt(sum(answers.var() / len(answers) for answers in asked)) / len(results)
         return best if means[1 + best] - means[0] > SURELY_DIFFERENT * error else None
 
     @property

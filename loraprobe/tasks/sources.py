@@ -124,12 +124,14 @@ def _loaded(path: Path, text: str, line: int | None = None) -> Any:
 def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
     """Rows of a table with a header; a header with more ; than , is split at these."""
     text = _text(path, data)
-    header = text.partition("\n")[0]
+    header = text.lstrip().partition("\n")[0]
     if delimiter == "," and header.count(";") > header.count(","):
         delimiter = ";"
     csv.field_size_limit(untrusted.LINE)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     try:
+        while reader.fieldnames == []:  # a blank line before the header
+            reader.fieldnames = None
         names = [name.strip() for name in reader.fieldnames or ()]
         if len(set(names)) < len(names):
             raise TaskError(f"{path}, line 1: two columns have one name; rename one.")

@@ -43,6 +43,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspekt x", "usage", "inspekt", "did you mean 'inspect'?"),
     ("inspect", "usage", "", "see loraprobe inspect --help."),
     ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0"),
+    ("inspect a b --seed 99999999999999999999", "usage", "--seed must lie"),
     ("inspect a --metric x", "usage", "'x'", "exact_match"),
     ("inspect a --metric answer_loss", "usage", "--margin"),
     ("inspect a b --task x.jsonl", "usage", "--base"),
@@ -175,6 +176,10 @@ def test_every_error_says_what_to_do():
         assert str(kind("It is odd; mend it.")) == "It is odd; mend it."
         again = pickle.loads(pickle.dumps(kind("Add --base=DIR; mend it.")))
         assert again.cure == "mend it." and str(again) == "Add --base DIR; mend it."
+        placed = kind("t.jsonl, line 3: it is odd.")  # a place is no cure
+        assert placed.cure and placed.cure in str(placed) and "odd" not in placed.cure
+        told = kind("Mend --base=DIR, and it goes. [odd]", "Mend --base=DIR.")
+        assert (str(told), told.cure) == ("Mend --base DIR, and it goes. [odd]", "Mend --base DIR.")
 
 
 def test_every_kind_of_error_has_its_own_code():

@@ -161,6 +161,17 @@ def test_worked_answers_are_forecast_halfway_between_added_and_known_hops(added,
     assert sets.answers(np.array([(0, 1)]))["steps"][0].tolist() == [[wanted]]
 
 
+@pytest.mark.parametrize(("steps", "leader"), [("0011", None), ("01111111", 0)])
+def test_a_leader_of_worked_steps_is_judged_by_the_items_that_have_them(steps, leader):
+    """Further items have no worked steps: they make no lead more certain."""
+    task = Task("t", tuple(Item(str(k), "p", ("x",), cot_prompt="p") for k in range(40)))
+    rows = [result(name, "question", str(k), 0) for name in ("base", "a") for k in range(40)]
+    for k, value in enumerate(steps):
+        rows += [result("base", "steps", str(k), k == 1), result("a", "steps", str(k), value)]
+    known = BaselineScores.of(task, ["base", "a"], rows)
+    assert Ranking([], [known], None).leader == leader
+
+
 def test_members_that_answer_different_items_know_more_together():
     task = Task("t", tuple(Item(str(k), "p", ("x",)) for k in range(4)))
     right = {"base": "0000", "a": "1100", "b": "0011", "c": "1000"}

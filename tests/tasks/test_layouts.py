@@ -71,6 +71,7 @@ def test_one_table_in_every_form_gives_the_same_items(tmp_path):
         write(tmp_path, *rows, name="l.json"),
         write(tmp_path, "\ufeffq,a,topic\r\n" + cells.format(","), name="t.csv"),
         write(tmp_path, "q;a;topic\r\n" + cells.format(";"), name="s.csv"),
+        write(tmp_path, "\r\n\r\nq;a;topic\r\n" + cells.format(";"), name="blank.csv"),
         write(tmp_path, "q\ta\ttopic\r\n" + cells.format("\t"), name="t.tsv"),
         tmp_path / "t.parquet",
     ]

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 
-import making
 import pytest
 from hubs import commit, olah, use
 
@@ -164,10 +163,3 @@ def test_without_the_extra_the_command_to_install_it_is_named(acme, monkeypatch)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(HubError, match=r"pip install 'loraprobe\[datasets\]'"):
         answers("acme/maths:main/test")
-
-
-def test_the_command_line_prints_the_commit(acme):
-    fields = ["--fields", "prompt=question,after=####"]
-    done = making.call("task", "check", "hf://datasets/acme/maths:main", *fields, "--json")
-    assert done.exit_code == 0, done.stderr
-    assert json.loads(done.stdout)["tasks"][0]["task"]["commit"] == acme["new"]

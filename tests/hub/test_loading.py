@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from loraprobe import hub
 from loraprobe.adapters import adapter_of
-from loraprobe.errors import AdapterError, LoraprobeError, ReferenceError_
+from loraprobe.errors import AdapterError, ReferenceError_
 from loraprobe.hub.reference import Reference
 from loraprobe.lora.lowrank import LowRank
 
@@ -202,8 +202,3 @@ def test_one_that_is_below_others_has_one_name(three, given):
     assert {low.name for one in found for low in one.below} == {"A"}
     with_names_taken = hub.load_all(["a=./c", "./b,on=./a"])[1]
     assert [one.name for one in with_names_taken.below] == ["a-2"]
-
-
-def test_errors_are_those_of_loraprobe(three):
-    with pytest.raises(LoraprobeError):
-        hub.load("./b", on="./none")

@@ -172,6 +172,11 @@ QUOTED = [  # a code of the verdict and what its reason has
     (two_tasks(0.6), "retention-lost", {"threshold": 0.8, "value": pytest.approx(0.65)}),
     (on_t2(two_tasks(0.95), **UNDEFINED), "retention-undefined", {"severity": "decisive"}),
     (changed(two_tasks(0.95), rows="gains", task="t1"), "no-comparison", {}),
+    (
+        changed(evidence(GAIN), rows="gains", n=8),
+        "few-items",
+        {"value": 8.0, "severity": "decisive"},
+    ),
 ]
 
 

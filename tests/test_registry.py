@@ -100,6 +100,7 @@ def test_every_member_is_built_from_its_name_and_from_its_spec(registry: Registr
     assert registry.names()
     for name in registry.names():
         made = registry.make(name)
-        assert name_of(made) == name
+        assert name_of(made) == name and made.formula and made.paper
+        assert made.__doc__.splitlines()[0].endswith(".")  # what listings show
         if name != "constant":  # its weights are given by --weights
             assert registry.make(spec_of(made)) == made

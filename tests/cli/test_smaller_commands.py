@@ -162,19 +162,6 @@ def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeyp
     assert "owner/base" in result.stderr and "--base DIR" in result.stderr
 
 
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        (("--method", "uniform", "--weights", "0.7,0.3"), True),
-        (("--method", "task_arithmetic", "--weights", "0.7,0.3"), False),
-        ((), False),
-    ],
-)
-def test_a_merge_says_that_its_method_ignores_the_weights(pair, tmp_path, options, told):
-    made = call("merge", *pair, "-o", tmp_path / "out", *options)
-    assert made.exit_code == 0 and ("--weights" in made.stdout) is told
-
-
 def test_hf_runs_the_command_as_its_extension(tmp_path, monkeypatch):
     """By huggingface_hub's own loader, from the entry point that pyproject.toml declares."""
     extensions = pytest.importorskip("huggingface_hub.cli.extensions")

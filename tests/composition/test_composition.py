@@ -106,22 +106,6 @@ def with_weights(model: nn.Module, changes: dict[str, torch.Tensor]) -> torch.Te
     return logits
 
 
-@pytest.mark.parametrize("weights", [None, (1.0, 1.0, 1.0), (0.7, -0.2, 0.0)])
-def test_constant_gates_are_the_dense_combination(weights):
-    model, three = making.tiny_llama().double(), experts(3)
-    composition = Composition("c", three, ConstantGates(weights))
-    with composed(model, composition):
-        found = hidden(model)
-    gates = weights or (1 / 3,) * 3
-    changes = {
-        path: sum(
-            g * e.modules[path].to(torch.float64).delta() for g, e in zip(gates, three, strict=True)
-        )
-        for path in three[0].modules
-    }
-    assert relative(found, with_weights(model, changes)) < 1e-12
-
-
 @pytest.mark.parametrize("router", ["constant", "arrow"])
 def test_nothing_stays_behind(router):
     model = making.tiny_llama()

@@ -61,7 +61,8 @@ def published(monkeypatch, place: Path, *call: str) -> str:
 
 def leaks(place: Path, stdout: str) -> list[str]:
     """The user's secrets that occur in published files."""
-    written = [*place.glob("page.html"), *(place / "out").rglob("*")]
+    written = [place / "page.html", *(place / "out").rglob("*")]
+    assert written[0].is_file()
     files = {str(file.relative_to(place)): file for file in written if file.is_file()}
     texts = {"standard output": stdout.encode()}
     texts |= {name: file.read_bytes() for name, file in files.items()}

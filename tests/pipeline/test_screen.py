@@ -268,23 +268,6 @@ def test_a_chain_of_the_best_knowers_of_the_hops_is_named_and_can_be_run(tmp_pat
     assert "model.load_adapter('whose', adapter_name='whose')" in verdict["next"]
 
 
-def retold(library, file, word, answer):
-    """The task of the library with another last word and answer of each prompt."""
-    rows = [json.loads(line) for line in (library[1] / "task.jsonl").read_text().splitlines()]
-    for row in rows:
-        row["prompt"], row["answer"] = f"{row['prompt'].rpartition(' ')[0]} {word}", answer
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
-
-
-def test_two_tasks_are_screened_for_one_model_with_both_skills(library, tmp_path):
-    other = retold(library, tmp_path / "other.jsonl", "ada", "lives")
-    found = screened([*library[0], "--task", other])
-    assert {row["task"] for row in found["evaluation"]} == {"task", "other"}
-    assert found["shortlist"][0]["adapters"] == ["firsts", "seconds"]
-    assert found["shortlist"][0]["gain"]["task"] is None
-
-
 @pytest.mark.parametrize("apart", [True, False], ids=["two tasks", "half of one task"])
 def test_items_without_worked_steps_stand_beside_items_with_them(library, tmp_path, apart):
     words, place = library
@@ -299,6 +282,7 @@ def test_items_without_worked_steps_stand_beside_items_with_them(library, tmp_pa
     best = found["shortlist"][0]
     assert best["adapters"] == ["firsts", "seconds"] and best["outcome"] == "compose"
     assert best["forecast"]["part"] == best["gain"]["part"]
+    assert (best["gain"]["task"] is None) is apart
     items = {(row["task"], row["part"]): row["n"] for row in found["evaluation"]}
     assert (0 < items["worked", "steps"] < items["worked", "question"]) is not apart
 

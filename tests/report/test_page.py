@@ -10,7 +10,6 @@ from xml.etree import ElementTree
 import pytest
 from audits import HOSTILE, NOTHING, a_library, an_audit, page
 from evidences import replaced
-from making import saved_pair
 from planting import MARKUP, planted
 from typer.testing import CliRunner
 
@@ -18,7 +17,7 @@ from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Measurement, Reason
 from loraprobe.report.figures import CAUSES
-from loraprobe.report.page import LARGEST, MARK, write_page
+from loraprobe.report.page import LARGEST, write_page
 from loraprobe.report.sections import heading, sections
 
 VOID = {"meta", "wbr"}
@@ -231,25 +230,6 @@ def test_an_inspected_adapter_has_a_page_too():
     alone = replaced(one, **given, **NOTHING)
     names = [heading.attrib["id"] for heading in all_of(parsed(page(alone)), "h2")]
     assert "gains" not in names and names[:2] == ["verdict", "findings"]
-
-
-def test_the_commands_write_it(tmp_path):
-    saved_pair(tmp_path)
-    file = tmp_path / "deep" / "report.html"
-    refs = [str(tmp_path / "a"), str(tmp_path / "b")]
-    out = ["-o", str(tmp_path / "out")]
-    for command in (
-        ["inspect", *refs],
-        ["merge", *refs, *out],
-        ["route", *refs, "-o", f"{out[1]}2"],
-    ):
-        result = CliRunner().invoke(app, [*command, "--html", str(file), "--json"])
-        assert result.exit_code in (0, 3), result.output
-        assert "report.html" in result.stderr and result.stdout.startswith("{")
-        text = file.read_text(encoding="utf-8")
-        assert MARK in text and f"loraprobe {command[0]}" in text_of(all_of(parsed(text), "h1")[0])
-        assert str(tmp_path) not in text
-    assert [p.name for p in file.parent.iterdir()] == ["report.html"]
 
 
 def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_path):

@@ -14,7 +14,6 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.cli.output import exit_code
-from loraprobe.demo import shipped_world
 from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
 from loraprobe.records import (
     QUESTION,
@@ -107,17 +106,6 @@ def test_inspect_of_two_is_at_most_30_lines_and_ends_with_commands_that_run(
     end = " ".join(line.strip().removesuffix("\\").strip() for line in lines[-12:])
     assert f"loraprobe inspect {' '.join(given)} --base auto --probe auto" in end
     assert any("q_proj" in line for line in lines)  # what they target
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_inspect_of_two_with_a_base_and_findings_is_at_most_30_lines(width, monkeypatch):
-    scenario = shipped_world().scenario("skill-and-facts")
-    monkeypatch.chdir(shipped_world().path)
-    lines = called(
-        "inspect", *map("adapters/{}".format, scenario.adapters), "--base", "base", width=width
-    )
-    assert len(lines) <= 31 or width < 80
-    assert max(map(len, lines)) <= width and any("targets-differ" in line for line in lines)
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -95,14 +95,6 @@ def test_declared_router_laws_hold_and_undeclared_ones_fail(name, law):
         assert error >= 1e-3
 
 
-@pytest.mark.parametrize("name", ROUTERS.names())
-def test_every_router_has_a_formula_and_a_paper(name):
-    router = ROUTERS.get(name)
-    assert router.laws <= set(LAWS)
-    assert router.formula and router.paper and router.__doc__
-    assert isinstance(router.constant, bool)
-
-
 @pytest.mark.parametrize("name", [n for n in ROUTERS.names() if n != "constant"])
 def test_a_stored_state_is_restored_unchanged(name):
     router = fitted(ROUTERS.make(name), EXPERTS)

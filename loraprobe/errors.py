@@ -1,4 +1,4 @@
-"""The errors. Every message is one sentence that names the thing and the cure."""
+"""The errors. A message is a sentence that names the thing and the cure; a defect takes two."""
 
 from __future__ import annotations
 

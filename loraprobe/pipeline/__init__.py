@@ -13,6 +13,7 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     evaluate        answers on the base model, round by round; for `inspect` a first round
     screen          chooses sets of a library by `ranking` and evaluates them
     converting      one adapter written again, one of another PEFT type as a LoRA
+    published       what may be said of sources in what is written for others
     conclusion      the verdict, what it recommends, the audit, and the end of a command
 
 `estimate` tells what an evaluation will take. `on_ray` has the tasks that ask the base on a Ray

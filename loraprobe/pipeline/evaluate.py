@@ -342,8 +342,8 @@ class Asked:
 
         These are shown to fail in every form of the question, or, for one task, to be worse than
         the best composition. For several tasks the best mean may lose a skill that another one
-        keeps. The best composition always goes on, because the decision is about it, and with
-        --serve the best merge, because that may be advised.
+        keeps. One composition always goes on, the best, because the decision is about it, and with
+        --serve the best merge that may gain, because that may be advised.
         """
         composed = [system.name for system in self.systems if system.kind in COMPOSITIONS]
         hopeful = {one.system for one in self.candidates if one.outcome != "unlikely"}

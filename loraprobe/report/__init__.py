@@ -1,1 +1,7 @@
-"""One Audit -> JSON, terminal, model card. A report is a pure function of the audit."""
+"""Reports: what an audit says as sections, and what prints them.
+
+`sections` lists the sections of an audit; the first is the `answer`, and `parts` says of what they
+consist, `figures` of the drawn ones. `terminal`, `page` (HTML) and `markdown` print sections and
+know nothing of audits. `documents` reads and writes the JSON and the answers of --save-samples,
+`logs` the files of lm-eval; `cards` writes the model cards of what was made.
+"""

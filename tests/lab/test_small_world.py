@@ -1,4 +1,4 @@
-"""The lab: its facts, its training loop, and the builds of the small world."""
+"""The lab: its facts, and the builds of the small world."""
 
 import re
 import shutil

@@ -13,6 +13,7 @@ from loraprobe.cli.running import options_from
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS
+from loraprobe.report.parts import Answer, Line
 
 if TYPE_CHECKING:
     from loraprobe.options import Options
@@ -91,44 +92,34 @@ def check(
     if output.document("task check", {"margin": margin, "tasks": checks}):
         return
     for one in checks:
-        print("\n".join(_described(one, margin)), end="\n\n")
+        print(_described(one, margin), end="\n\n")
     about = SEVERAL_TASKS if len(checks) > 1 else ONE_TASK
     print("\n".join(wrapped(about, WIDTH)))
 
 
-def _described(task: TaskCheck, margin: float) -> Iterator[str]:
-    """What one task holds, line by line."""
+def _described(task: TaskCheck, margin: float) -> Answer:
+    """What one task holds, and what it allows to tell."""
     about = task.task
     grouped = f" in {count(task.clusters, 'group')}" if task.clusters < about.items else ""
-    questions = "question" if about.items == 1 else "questions"
-    yield clean(f"{about.name}: {about.items:,} {questions}{grouped}")
-    if about.commit:
-        yield clean(f"  {about.reference}")
     judged = listing(f"{name} ({n:,})" for name, n in task.metrics.items())
-    hops = [f"{n:,}" for part, n in task.parts.items() if part.hop]
     since = f", since {about.metric_why}" if about.metric_why else ""
-    yield from _row("asked", "plainly", f"{about.items:,}, judged by {judged}{since}")
-    yield from _row("", "step by step", f"{task.parts.get(STEPS, 0):,}")
-    yield from _row("", "hop by hop", f"{' and '.join(hops) or 0}")
+    hops = " and ".join(f"{n:,}" for part, n in task.parts.items() if part.hop)
+    lines: list[Line] = [("from", about.reference)] if about.commit else []
+    lines.append(("asked", f"plainly {about.items:,}, judged by {judged}{since}"))
+    lines.append(("asked", f"step by step {task.parts.get(STEPS, 0):,}; hop by hop {hops or 0}"))
     if task.needed:
         told = "questions that decide a gain over the best alone, in four cases of five:"
-        yield from _row("needs", "", told)
+        lines.append(("needs", told))
     for row in task.needed:
         few, many = (f"{n:,}" if n else "over 5,000" for n in (row.none_lost, row.some_lost))
         lost = f"; {many} if a tenth of all answers turns wrong" if many != few else ""
-        yield from _row("", f"gain {row.gain:.2f}", f"{few}{lost}")
+        lines.append(("needs", f"gain {row.gain:.2f}: {few}{lost}"))
     if task.smallest_gain is not None:
         told = f"these {task.clusters:,} decide gains from about {task.smallest_gain:.2f}"
-        yield from _row("", "", f"{told} (margin {margin:g})")
-    for finding in task.findings.values():
-        for k, line in enumerate(wrapped(clean(finding), WIDTH - 4)):
-            yield f"  {'!' if k == 0 else ' '} {line}"
-
-
-def _row(head: str, name: str, value: str) -> Iterator[str]:
-    label = f"  {head:<9}{name:<14}" if name else f"  {head:<9}"
-    for k, line in enumerate(wrapped(value, WIDTH - len(label))):
-        yield (label if k == 0 else " " * len(label)) + line
+        lines.append(("decides", f"{told} (margin {margin:g})"))
+    lines += [("watch", finding) for finding in task.findings.values()]
+    questions = "question" if about.items == 1 else "questions"
+    return Answer("", f"{about.name}: {about.items:,} {questions}{grouped}", tuple(lines))
 
 
 def sample(

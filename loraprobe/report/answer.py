@@ -265,7 +265,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     measured = basis(verdict, audit.evaluation)
     yield "use", _use(audit, verdict, measured)
     yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
-    yield "gain", gain_line(audit, verdict)
+    yield "gain", _gain(audit, verdict)
     yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds
     if rounds is not None and rounds.early and audit.command != "inspect":
@@ -432,7 +432,7 @@ def _hops(audit: Audit) -> str:
     return ", ".join(f"hop {k}: {'the base' if name == 'base' else name}" for k, name in who)
 
 
-def gain_line(audit: Audit, verdict: Verdict) -> str:
+def _gain(audit: Audit, verdict: Verdict) -> str:
     """The decisive gain with its interval, against whom, and on how many questions."""
     best, rounds = verdict.gain, audit.evaluation.rounds
     if best is None:

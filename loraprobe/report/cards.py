@@ -27,9 +27,9 @@ from loraprobe.front_matter import declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, Verdict, plain
+from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
-from loraprobe.report.answer import MOST_REASONS, answer, gain_line
+from loraprobe.report.answer import answer
 from loraprobe.report.markdown import LONGEST, Verbatim, filled
 from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
@@ -123,7 +123,6 @@ def card_text(
     import yaml
 
     base = front_matter.get("base_model")
-    verdict = audit.verdict if audit.evaluation.scores else None
     text = filled(
         template,
         version=__version__,
@@ -135,19 +134,10 @@ def card_text(
         transformations=audit.transformations,
         search=audit.search,
         scores=evaluations(audit),
-        headline=answer(audit).headline,
-        decided=_decided(verdict, audit) if verdict else "",
-        reasons=[r.message for r in verdict.reasons[:MOST_REASONS]] if verdict else [],
+        told=answer(audit),
         **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
-
-
-def _decided(verdict: Verdict, audit: Audit) -> str:
-    """The decision, the evidence for it and the gain, in one line."""
-    gain = gain_line(audit, verdict)
-    told = f"The decision is {verdict.decision}, on the evidence of the {verdict.evidence}"
-    return f"{told}; gain: {gain}." if gain else f"{told}."
 
 
 def converted_card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:

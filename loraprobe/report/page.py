@@ -5,7 +5,6 @@ Every text is escaped and its control characters are replaced; the page's policy
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,8 +17,6 @@ from loraprobe.report.markdown import templates
 from loraprobe.report.parts import Answer, Section, viewed
 
 MARK = "<!-- written by loraprobe -->"
-# An option, together with its value where that is short: it stays in one line.
-OPTION = re.compile(r"(?<!\S)--[a-z][a-z-]*(?: (?!-)\S{1,16}(?!\S))?")
 FIRST = 3  # sections that a notebook shows, the answer among them
 LARGEST = 1_000_000  # bytes of a page
 # Rows of a table and characters of a text, from what is usual to what hostile input needs.
@@ -48,25 +45,17 @@ def fragment(title: str, sections: Sequence[Section]) -> str:
 def _rendered(title: str, shown: Sequence[Section], rows: int) -> str:
     """Sections, the answer first, with `rows` rows of each table."""
     environment = templates(autoescape=True)
-    environment.filters.update(joints=_joints, unbroken=_unbroken, drawn=drawn)
+    environment.filters.update(joints=_joints, clean=clean, drawn=drawn)
     decisions = [part.decision for part in shown[0].shown("page") if isinstance(part, Answer)]
     return environment.get_template("page.html.jinja").render(
         mark=Markup(MARK), title=clean(title), decision=decisions[0], sections=shown, most=rows
     )
 
 
-def _unbroken(text: object) -> Markup:
-    """A sentence in which no option is broken."""
-    marked = OPTION.sub("\0\\g<0>\1", clean(text))  # which has no control characters of its own
-    opened = str(escape(marked)).replace("\0", '<span class="option">')
-    return Markup(opened.replace("\1", "</span>"))
-
-
 def _joints(text: str) -> Markup:
     """A name that may break at its joints; a sentence as it is, where 0.5 stays in one piece."""
-    if " " in text:
-        return _unbroken(text)
-    return Markup(str(escape(JOINTS.sub("\0", text))).replace("\0", "<wbr>"))
+    broken = text if " " in text else JOINTS.sub("\0", text)
+    return Markup(str(escape(broken)).replace("\0", "<wbr>"))
 
 
 def check_page(file: Path) -> None:

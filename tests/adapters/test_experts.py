@@ -39,21 +39,11 @@ def same(found: dict, wanted: dict) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_deltas_are_those_of_peft(tmp_path, case, transposed):
-    model = wrapped(CASES[case], transposed)
-    adapter = saved(tmp_path, model)
-    same(deltas(adapter), deltas_of_peft(model))
-    assert not adapter.issues and not adapter.extras
-    stacked = [path for path, info in adapter.layout.items() if info.kind == "expert"]
-    assert all("[" in path for path in stacked) and len(stacked) % 2 == (case == "one layer")
-
-
-@pytest.mark.parametrize("transposed", [False, True])
-@pytest.mark.parametrize("case", CASES)
 def test_what_peft_loads_of_a_merge_is_the_weighted_sum(tmp_path, case, transposed):
     """Of adapters of unequal ranks and scalings, from the saved file."""
     models = [wrapped(CASES[case], transposed), wrapped(CASES[case], transposed, 2, r=3)]
     adapters = [saved(tmp_path / name, m) for name, m in zip("ab", models, strict=True)]
+    assert not any(adapter.issues or adapter.extras for adapter in adapters)
     merged = merge(adapters, "task_arithmetic", weights=(0.7, -0.4))
     merged.save(tmp_path / "out")
     one, other = map(deltas_of_peft, models)

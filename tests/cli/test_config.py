@@ -73,12 +73,6 @@ def test_no_file_lets_code_run_or_publishes(place, command, words, options):
         assert "command line" in one_sentence(shown) and shown.exit_code == 2
 
 
-def test_no_report_is_a_config(place):
-    first = making.call("merge", "one", "two", "--weights", "2,1", "-o", "out", "--json")
-    (place / "report.json").write_text(first.stdout, encoding="utf-8")
-    assert "report.json" in one_sentence(making.call("merge", "--config", "report.json"))
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -47,18 +47,6 @@ def test_the_widest_dtype_is_written_and_its_rounding_measured():
         assert written.rounding_error == pytest.approx((gap / size) ** 0.5, rel=1e-3), dtype
 
 
-def test_kinds_base_and_names_travel():
-    kinds = dict.fromkeys(LLAMA, "conv1d")
-    a, b = (random_adapter(n, rank=2, seed=i, kinds=kinds) for i, n in enumerate("ab"))
-    merged = merge([a, b], name="both")
-    assert merged.adapter.name == "both" and merged.adapter.base_model == "owner/base"
-    assert {i.kind for i in merged.adapter.layout.values()} == {"conv1d"}
-    assert [s.name for s in merged.sources] == ["a", "b"]
-    norm = sum(float(delta(a, p).square().sum()) for p in LLAMA) ** 0.5
-    assert merged.sources[0].norm == pytest.approx(norm, rel=1e-6)
-    assert merged.method == "Uniform()" and merged.weights == (0.5, 0.5)
-
-
 def test_one_conv1d_among_linear_sources_is_conv1d_in_either_order():
     path = next(iter(LLAMA))
     plain = random_adapter("a", seed=1)

@@ -5,7 +5,6 @@ Every kind of adapter and layer is in tests/compatibility/test_kinds.py.
 
 import json
 import shutil
-import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,17 +12,13 @@ import making
 import pytest
 import torch
 from merges import ties_dense, trimmed
-from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from loraprobe.adapters import adapter_of, stacked
 from loraprobe.base import open_base
-from loraprobe.base.loading import load_model
-from loraprobe.composition import Composition, composed
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging import merge
-from loraprobe.routing.constant import ConstantGates
 
 pytest.importorskip("transformers", minversion="5.24", reason="full models are refused below")
 
@@ -158,25 +153,6 @@ def test_what_is_below_an_adapter_is_added_whole(tmp_path, scaled):
             wanted += made - W0
         found = open_base(tmp_path / "full").weight(path)
         torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
-
-
-def test_it_computes_what_the_composition_and_what_peft_compute(tmp_path):
-    base, adapters, weights = base_at(tmp_path / "base"), pair(scaling=0.05), (0.7, 0.4)
-    for adapter in adapters:
-        adapter.save(tmp_path / adapter.name)
-    merged = merge(adapters, "task_arithmetic", weights=weights, base=base)
-    merged.save_full_model(tmp_path / "full")
-    found = making.hidden(loaded(tmp_path / "full"))
-    model = load_model(base)
-    with composed(model, Composition("c", tuple(adapters), ConstantGates(weights))):
-        torch.testing.assert_close(found, making.hidden(model), rtol=1e-5, atol=1e-5)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        peer = PeftModel.from_pretrained(load_model(base), tmp_path / "a", adapter_name="a")
-        peer.load_adapter(tmp_path / "b", adapter_name="b")
-        peer.add_weighted_adapter(["a", "b"], list(weights), "both", combination_type="cat")
-        unloaded = peer.merge_and_unload(adapter_names=["both"])
-    torch.testing.assert_close(found, making.hidden(unloaded), rtol=1e-5, atol=1e-5)
 
 
 def test_names_that_change_while_loading(tmp_path):

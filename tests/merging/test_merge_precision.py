@@ -10,7 +10,7 @@ Bounds are relative Frobenius errors over a module. Before anything is rounded o
 Writing adds the rounding of two factors, u each, with u = 2^-8 in bfloat16 and 2^-11 in float16:
 at most 2u + u^2, and 0.6 u where roundings are independent.
 
-    python tests/merging/test_merge_precision.py      writes docs/precision.md anew
+    python tests/merging/test_merge_precision.py      writes the figures of docs/precision.md anew
 """
 
 from pathlib import Path
@@ -30,47 +30,6 @@ UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}
 WEIGHTS = [0.8, 0.5]
 PATH = "layers.0.up"
 PAGE = Path(__file__).parents[2] / "docs" / "precision.md"
-INTRO = """# Numerical error of every merge method
-
-Relative Frobenius error on 16-bit factors against dense float64 algebra on the same values (two
-adapters of rank 6 on a module of 120 x 90). *Merged* is the result before it is rounded to the
-sources' dtype, *written* after it; every merge reports that rounding (`rounding_error`). The tests
-require: merged at most 1e-13 for methods on factors or in `core`, at most 1e-5 for elementwise
-methods in `full`; written between 0.2 u and u, u = 2^-8 in bfloat16 and 2^-11 in float16. The
-figures are those of one machine; `python tests/merging/test_merge_precision.py` writes this page.
-
-| method | bfloat16: merged | written | float16: merged | written |
-| --- | --- | --- | --- | --- |
-"""
-DIAGNOSTICS = """
-# Numerical error of the diagnostics
-
-Norms, singular values and ranks come from Gram matrices in float64. So do all figures of factors
-that are stored in float64, of up to 32 adapters that are stored in float32, and of up to 4 that are
-stored in bfloat16 or float16, and those that a merge tells. Of more adapters, the products of two
-adapters are taken in float32 (sums of at most 4,096 products; longer ones in float64); products of
-two 16-bit numbers are exact in float32. An angle between two spaces multiplies the rounding by the
-conditions of both factors, whose rows are scaled to length one. So all products of an adapter are
-computed in float64 in each module where a singular vector of its update is a sum of rows with
-coefficients of a norm above 64, where a principal angle with another adapter has a cosine above
-0.99, so that sums may cancel (duplicates and opposed updates are found as among few), and where
-float32 cannot hold the products.
-Pairs of adapters then have at most this error (tests require it over planted cases):
-
-| figure | stated | measured |
-| --- | --- | --- |
-| cosine of two updates | 5e-7 | 3e-9 |
-| cosine of a principal angle | 1e-4 | 1e-5 |
-| squared singular value of a sum, relative | 1e-3 | 8e-6 |
-| truncation error of a pair, relative | 1e-4 | 2e-7 |
-| subspace overlap, relative | 1e-4 | 5e-6 |
-
-Measured on 12 adapters of rank 16 against float64, modules of 768 x 768 to 28672 x 8192: random
-factors, B of condition 50 and 1e3 in bfloat16 and float16 and 1e4 in float32, A from one seed
-(cosine 0.95), one A. On trained adapters (six of gpt2, ten of SmolLM2), cast to bfloat16 and to
-float16, no figure of a whole adapter or pair differs in three digits, no figure of a module by
-more than 2e-5 of its value (a cosine of rows by 3e-8), and no finding and no rank differs.
-"""
 
 
 def pair(dtype: torch.dtype, held: torch.dtype) -> list[Adapter]:
@@ -139,8 +98,11 @@ def test_the_page_names_every_method_with_its_family():
 
 
 def main() -> None:
-    """Writes the page."""
-    lines = []
+    """Writes the figures of every method into the page, whose text stays."""
+    text = PAGE.read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if not line.startswith("| `")]
+    place = lines.index("| --- | --- | --- | --- | --- |") + 1
+    rows = []
     for name in METHODS.names():
         method, found = METHODS.make(name), []
         for dtype in UNITS:
@@ -149,8 +111,9 @@ def main() -> None:
             found.append(error(dense(made.adapter.modules[PATH]), wanted))
             written = merge(pair(dtype, dtype), method, weights=WEIGHTS, seed=3)
             found.append(error(dense(written.adapter.modules[PATH]), wanted))
-        lines.append(f"| `{name}` | " + " | ".join(f"{value:.1e}" for value in found) + " |")
-    PAGE.write_text(INTRO + "\n".join(lines) + "\n" + DIAGNOSTICS, encoding="utf-8")
+        rows.append(f"| `{name}` | " + " | ".join(f"{value:.1e}" for value in found) + " |")
+    lines[place:place] = rows
+    PAGE.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

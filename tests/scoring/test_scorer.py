@@ -1,7 +1,5 @@
 """The scorer: the same answer for every batch size, and the answer of the model itself."""
 
-import contextlib
-
 import making
 import pytest
 import torch
@@ -195,21 +193,6 @@ def test_the_model_is_left_as_it_was(tiny):
         assert all(p.requires_grad for p in model.parameters())
     finally:
         model.eval()
-
-
-def test_with_composition_changes_the_answers_and_gives_the_base_back(words):
-    scorer = ModelScorer(making.tiny_llama(), words)
-    adapter = making.random_adapter("a", seed=1, scaling=3.0)
-    composition = Composition("a", (adapter,), ConstantGates())
-    before = scorer.loglikelihood(PAIRS)
-    with scorer.with_composition(composition) as inside:
-        assert inside is scorer
-        assert scorer.loglikelihood(PAIRS) != before
-    with scorer.with_composition(None):
-        assert scorer.loglikelihood(PAIRS) == before
-    with contextlib.suppress(ZeroDivisionError), scorer.with_composition(composition):
-        raise ZeroDivisionError
-    assert scorer.loglikelihood(PAIRS) == before
 
 
 def test_sampling_is_seeded_and_leaves_the_generator_alone(tiny):

@@ -28,7 +28,7 @@ import loraprobe
 from loraprobe import evaluation, library
 from loraprobe.base.quiet import quiet
 from loraprobe.pipeline import screen
-from loraprobe.pipeline.ranking import BaselineScores
+from loraprobe.pipeline.ranking import TaskScores
 from loraprobe.pipeline.screen import Screen
 from loraprobe_lab.world import World
 
@@ -44,7 +44,7 @@ class Seen:
     of the items, [adapters, forms, items] (`retrieval.py`).
     """
 
-    known: BaselineScores
+    known: TaskScores
     forecast: np.ndarray
     hops: np.ndarray | None
     cosines: np.ndarray
@@ -167,12 +167,12 @@ def screened(
             raise Ranked
         return kept["chosen"]
 
-    arrange, ranking, halves = library.arranged, Screen.ranking, screen.halves
+    arrange, ranking, halves = library.compare_members, Screen.ranking, screen.halves
     all_alone = lambda tasks, options: (tuple(tasks), ())  # noqa: E731
     ceiling = (lambda *_: None) if everybody else evaluation.near_ceiling
     start = time.perf_counter()
     with (
-        patch.object(library, "arranged", compared),
+        patch.object(library, "compare_members", compared),
         patch.object(Screen, "ranking", said),
         patch.object(evaluation, "near_ceiling", ceiling),
         patch.object(screen, "halves", all_alone if everybody else halves),

@@ -48,7 +48,7 @@ from rankings import (
 
 from loraprobe.defaults import KEEP, TRIED
 from loraprobe.evaluation.plan import BASE
-from loraprobe.pipeline.ranking import BaselineScores, FormRanking, choose
+from loraprobe.pipeline.ranking import FormRanking, TaskScores, choose
 from loraprobe.records import ItemResult
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item
@@ -409,7 +409,7 @@ def choices(
     def see(some: np.ndarray) -> Seen:
         """What is known after some items, of which the form of worked answers is seen too."""
         found = seen.on(some)
-        known = BaselineScores.of(found.known.task, [BASE, *names], results, seen.known.task)
+        known = TaskScores.of(found.known.task, [BASE, *names], results, seen.known.task)
         return dataclasses.replace(found, known=known)
 
     def noisy(values: np.ndarray) -> np.ndarray:

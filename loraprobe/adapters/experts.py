@@ -55,7 +55,7 @@ def factors_of_expert(A: Tensor, B: Tensor, number: int, rank: int) -> tuple[Ten
     return A[number * rank : (number + 1) * rank], B[:, number::experts].contiguous()
 
 
-def stacked(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
+def stacked_factors(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     """A [E * r, in] and B [out, r * E] as peft stores them, of experts of one rank."""
     A = torch.cat([update.A for update in updates])
     return A, torch.stack([update.B for update in updates], dim=2).flatten(1)

@@ -504,7 +504,7 @@ class KeySorting:
         file, pairs = self.file, self.pairs
         last: dict[str, tuple[Tensor, Tensor]] = {}  # unlike a cache, it can be sent to a cluster
 
-        def stacked(stack: str) -> tuple[Tensor, Tensor]:
+        def factors_of_stack(stack: str) -> tuple[Tensor, Tensor]:
             if stack not in last:  # modules are read in order, so a stack is read once
                 last.clear()
                 a, b = pairs[stack]
@@ -515,7 +515,7 @@ class KeySorting:
             info = infos[path]
             if info.kind == "expert":
                 stack, _, number = path.rstrip("]").rpartition("[")
-                A, B = factors_of_expert(*stacked(stack), int(number), info.rank)
+                A, B = factors_of_expert(*factors_of_stack(stack), int(number), info.rank)
             else:
                 A, B = (file.read(key).flatten(1) for key in pairs[path])
             return LowRank(A.to(info.dtype), B.to(info.dtype), info.scaling)

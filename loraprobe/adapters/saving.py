@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG, untargeted
-from loraprobe.adapters.experts import owner_of, parameter_names, stacked
+from loraprobe.adapters.experts import owner_of, parameter_names, stacked_factors
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.names import public_name, public_value
 from loraprobe.adapters.reading import (
@@ -116,7 +116,7 @@ def _check_savable(adapter: Adapter) -> None:
 def _tensors_of(adapter: Adapter) -> Iterator[tuple[str, Tensor]]:
     """(key without prefix, tensor in the shape that peft stores) of all tensors."""
     for stack, paths in adapter.stacks.items():
-        A, B = stacked([adapter.modules[path] for path in paths])
+        A, B = stacked_factors([adapter.modules[path] for path in paths])
         yield f"{stack}.{LINEAR_NAMES[0]}", A
         yield f"{stack}.{LINEAR_NAMES[1]}", B
     for path in adapter.unstacked:

@@ -65,7 +65,7 @@ def changed_together(
     ]
 
 
-def stacked(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
+def stacked_on(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
     """An adapter that was trained on the base with others in it. lower: these, the lowest first.
 
     Raises CompatibilityError for adapters of different bases and for one that stands on itself,

@@ -21,7 +21,7 @@ from loraprobe.defaults import EXTREME_NORM
 from loraprobe.findings import finding
 from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.lora.workers import in_order
+from loraprobe.lora.threads import in_order
 from loraprobe.records import AdapterSummary, Issue
 
 Value = TypeVar("Value")

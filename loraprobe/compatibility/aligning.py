@@ -58,7 +58,7 @@ def one_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
     translated adapter gets a note `modules-renamed`. Adapters whose names already agree are
     returned as they are, and so are those whose names are not known.
     """
-    pairs = combinations([places_of(shapes_of(adapter)) for adapter in adapters], 2)
+    pairs = combinations([layer_shapes(shapes_of(adapter)) for adapter in adapters], 2)
     if not any(two_names(one, other) for one, other in pairs):
         return list(adapters)
     for adapter in adapters:
@@ -101,7 +101,7 @@ def shapes_of(adapter: Adapter) -> dict[str, Shape]:
     return {path: info.shape for path, info in adapter.layout.items()}
 
 
-def places_of(shapes: Mapping[str, Shape]) -> LayerShapes:
+def layer_shapes(shapes: Mapping[str, Shape]) -> LayerShapes:
     """Place of layers -> path inside of it -> shape; modules outside of layers are left out."""
     by_start: dict[str, dict[str, Shape]] = {}
     for path, shape in shapes.items():

@@ -9,7 +9,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import conflict
 from loraprobe.adapters.names import VOCABULARY, number
 from loraprobe.base import Base
-from loraprobe.compatibility.aligning import Shape, places_of, shapes_of, two_names
+from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
 from loraprobe.errors import CompatibilityError
 from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count
@@ -27,7 +27,7 @@ def layout_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
     """Issues about the modules of each pair of adapters, and of all together."""
     forms = [{path: (info.shape, info.kind) for path, info in a.layout.items()} for a in adapters]
     depths = [_depth(a) for a in adapters]
-    layers = [places_of(shapes_of(a)) for a in adapters]
+    layers = [layer_shapes(shapes_of(a)) for a in adapters]
     each = zip(adapters, forms, depths, layers, strict=True)
     for (a, form, depth, ours), (b, other, deep, theirs) in combinations(each, 2):
         if names := two_names(ours, theirs):
@@ -205,7 +205,7 @@ def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:
     if not lost or base.quantization:  # packed weights have other names
         return
     if names := two_names(
-        places_of({p: adapter.layout[p].shape for p in lost}), places_of(base.shapes)
+        layer_shapes({p: adapter.layout[p].shape for p in lost}), layer_shapes(base.shapes)
     ):
         yield finding(
             "prefix-mismatch",

@@ -13,7 +13,7 @@ beforehand.
 
 There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
 bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
-*parameter* experts (stacked parameters of MoE layers) have the files `scaled` and `parameters`;
+*parameter* experts (stacked parameters of MoE layers) have the files `dora` and `parameters`;
 token routers refuse the last two. Token routers use the stored s B A of a scaled expert without its
 scale, so that they route in the same way on every base.
 
@@ -28,5 +28,5 @@ changes both).
 """
 
 from loraprobe.composition.composition import aligned_to, composed, prepared, watched
+from loraprobe.composition.dora import change_norm
 from loraprobe.composition.router import Composition, LearnableGates, Router, TokenGates
-from loraprobe.composition.scaled import change_norm

@@ -23,6 +23,7 @@ from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
+from loraprobe.composition.dora import device_of, fingerprint
 from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import (
     ComposedLayer,
@@ -33,7 +34,6 @@ from loraprobe.composition.layers import (
 )
 from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
 from loraprobe.composition.router import Composition
-from loraprobe.composition.scaled import device_of, fingerprint
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
+from loraprobe.composition.dora import bias_of, dora_update
 from loraprobe.composition.router import Composition, TokenGates
-from loraprobe.composition.scaled import bias_of, scaled
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 
@@ -166,7 +166,7 @@ def _term(
     if path in expert.magnitudes:
         if model is None:
             raise UsageError(f"{expert.name} is a DoRA adapter, whose layers need a model.")
-        update, ratio = scaled(update, expert, path, model)
+        update, ratio = dora_update(update, expert, path, model)
         ratio = ratio * gate
     return update.scaled(gate).folded(), offset, ratio
 

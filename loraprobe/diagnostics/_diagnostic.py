@@ -41,7 +41,7 @@ class FigureKey(NamedTuple):
 Statistics = Mapping[FigureKey, Sums]
 
 
-def single(**sums: Tensor) -> Statistics:
+def one_figure(**sums: Tensor) -> Statistics:
     """The statistics of a diagnostic that has one figure."""
     return {FigureKey(): sums}
 

@@ -14,7 +14,7 @@ from loraprobe.diagnostics._diagnostic import (
     Module,
     Statistics,
     Sums,
-    single,
+    one_figure,
 )
 
 
@@ -36,7 +36,7 @@ class RelativeNorm(FactorDiagnostic):
         exact = [None if u is None else u.to(torch.float64) for u in module.updates]
         square = [0.0 if u is None else float(u.inner(u)) for u in exact]
         touched = [0.0 if u is None else size for u in module.updates]
-        return single(
+        return one_figure(
             square=torch.tensor(square, dtype=torch.float64).clamp_min(0),
             weight=torch.tensor(touched, dtype=torch.float64),
         )
@@ -80,7 +80,7 @@ class IntruderDimensions(FactorDiagnostic):
             elif torch.isfinite(delta).all():
                 top = torch.linalg.svd(weight + delta, full_matrices=False).U[:, : self.k]
                 counts[i] = ((directions.mT @ top).abs().amax(0) < self.threshold).sum()
-        return single(intruders=counts)
+        return one_figure(intruders=counts)
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["intruders"])
@@ -114,7 +114,7 @@ class SignConflict(FactorDiagnostic):
         size = float(out * in_)
         c, z = (both - products) / 2 / self.entries, both / self.entries
         sampled = size**2 / self.entries
-        return single(
+        return one_figure(
             conflict=size * c,
             active=size * z,
             # Variances and covariance of the two sampled counts, for the ratio's error.

@@ -14,8 +14,8 @@ from loraprobe.diagnostics._diagnostic import (
     GramDiagnostic,
     Statistics,
     Sums,
+    one_figure,
     per_pair,
-    single,
 )
 from loraprobe.lora.grams import GramMatrices, own_blocks
 
@@ -29,7 +29,7 @@ class Norm(GramDiagnostic):
     of = "each"
 
     def observe(self, grams: GramMatrices) -> Statistics:
-        return single(square=grams.square)
+        return one_figure(square=grams.square)
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["square"].sqrt())
@@ -49,7 +49,7 @@ class NormRatio(GramDiagnostic):
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        return single(first=first, second=second)
+        return one_figure(first=first, second=second)
 
     def figure(self, sums: Sums) -> FigureValue:
         larger = torch.maximum(sums["first"], sums["second"])
@@ -73,7 +73,7 @@ class Cosine(GramDiagnostic):
         first, second = per_pair(grams.square)
         sizes, other = per_pair(grams.shape.prod(-1).to(first))
         entries = (sizes * other).sqrt().clamp_min(1)
-        return single(
+        return one_figure(
             inner=grams.inner,
             first=first,
             second=second,
@@ -98,7 +98,7 @@ class EnergyRatio(GramDiagnostic):
 
     def observe(self, grams: GramMatrices) -> Statistics:
         first, second = per_pair(grams.square)
-        return single(inner=grams.inner, apart=first + second)
+        return one_figure(inner=grams.inner, apart=first + second)
 
     def figure(self, sums: Sums) -> FigureValue:
         value = 1 + 2 * sums["inner"] / sums["apart"]
@@ -128,7 +128,7 @@ class SharedInitialisation(GramDiagnostic):
         cosines = (rows / norms).where(norms > 0, torch.zeros_like(rows))
         count = torch.minimum(grams.rank[:, :, None], grams.rank[:, None, :]).to(cosines)
         width = grams.shape[:, :, None, 1].to(cosines).clamp_min(1)
-        return single(
+        return one_figure(
             cosines=cosines.sum(-1),
             components=count,
             variance=count / width,
@@ -163,7 +163,7 @@ class CrossTerms(GramDiagnostic):
         excess = product.abs() * (straight + straight.mT) + 2 * product * mixed
         ranks_differ = grams.both & (grams.rank[:, :, None] != grams.rank[:, None, :])
         first, second = per_pair(grams.square)
-        return single(
+        return one_figure(
             excess=excess.masked_fill(ranks_differ, torch.nan),
             exact=first + second + 2 * grams.inner,
         )

@@ -13,8 +13,8 @@ from loraprobe.diagnostics._diagnostic import (
     GramDiagnostic,
     Statistics,
     Sums,
+    one_figure,
     per_pair,
-    single,
 )
 from loraprobe.lora.grams import GramMatrices, Side
 
@@ -33,7 +33,7 @@ class StableRank(GramDiagnostic):
     def observe(self, grams: GramMatrices) -> Statistics:
         largest = grams.spectrum.S[..., 0].square()
         weighted = (grams.square.square() / largest).where(largest > 0, largest)
-        return single(weighted=weighted, square=grams.square)
+        return one_figure(weighted=weighted, square=grams.square)
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["weighted"] / sums["square"])
@@ -53,7 +53,7 @@ class DeadRank(GramDiagnostic):
     of = "each"
 
     def observe(self, grams: GramMatrices) -> Statistics:
-        return single(dead=(grams.rank - grams.spectrum.rank).to(torch.float64))
+        return one_figure(dead=(grams.rank - grams.spectrum.rank).to(torch.float64))
 
     def figure(self, sums: Sums) -> FigureValue:
         return FigureValue(sums["dead"])

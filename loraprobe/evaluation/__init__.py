@@ -1,7 +1,7 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
 `plan` says what is asked and in which rounds, `asking` asks the model tasks' questions.
-`score`, `compare`, `gains` and `attribute` evaluate the results; in this room only
+`score`, `compare`, `measure_gains` and `attribute` evaluate the results; in this room only
 `statistics` has formulas of intervals.
 """
 
@@ -11,8 +11,8 @@ from loraprobe.evaluation.gains import (
     beaten,
     best_system,
     compare,
-    gains,
     guard_scores,
+    measure_gains,
     near_ceiling,
     retention,
     score,

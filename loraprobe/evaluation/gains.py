@@ -355,7 +355,7 @@ def _with_best(
 # ---- gains ---------------------------------------------------------------------------------------
 
 
-def gains(
+def measure_gains(
     results: Sequence[ItemResult],
     systems: Sequence[System],
     *,
@@ -377,7 +377,7 @@ def gains(
     """
     if again := _judged_as_needed(results, tasks):
         own, others = (
-            gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
+            measure_gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
             for judged in (results, again)
         )
         by = {(row.system, row.part): row for row in others}

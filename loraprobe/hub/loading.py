@@ -25,7 +25,7 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter, stacked
+from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter, stacked_on
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
 from loraprobe.adapters.stack import changed_together, same
@@ -71,7 +71,7 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """
     reference = Reference.parse(str(ref))
     if isinstance(on, Adapter):
-        return stacked(_read(replace(reference, on=None)), [on])
+        return stacked_on(_read(replace(reference, on=None)), [on])
     if on is not None:
         reference = replace(reference, on=PLAIN if on == PLAIN else Reference.parse(str(on)))
     return _load(reference)
@@ -207,7 +207,7 @@ def _load(reference: Reference, above: tuple[Adapter, ...] = (), guessed: bool =
             "trained on, or write REF,on=base."
         )
     if isinstance(reference.on, Reference):
-        return stacked(adapter, [_load(reference.on, above)])
+        return stacked_on(adapter, [_load(reference.on, above)])
     if reference.on == PLAIN:
         return adapter
     if names := _merged_before(_text(adapter, TRAINING)):
@@ -231,7 +231,7 @@ def _on_named(
                 raise
             message = f"was trained on {name}, which is not found, as {file} says."
             return _noted(adapter, finding(MISSING, (adapter.name,), f"{adapter.name} {message}"))
-    return stacked(adapter, lower)
+    return stacked_on(adapter, lower)
 
 
 def _on_guessed(name: str, above: tuple[Adapter, ...], guessed: bool) -> Adapter:
@@ -251,7 +251,7 @@ def _on_guessed(name: str, above: tuple[Adapter, ...], guessed: bool) -> Adapter
             return _noted(adapter, finding("continued-adapter", names, message))
         if any(issue.severity == "error" for issue in one.issues):
             raise AdapterError(f"{one.name} has errors.")
-        return stacked(adapter, [one])
+        return stacked_on(adapter, [one])
     except LoraprobeError:
         if guessed:
             raise

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank
-from loraprobe.lora.workers import Memory, in_order
+from loraprobe.lora.threads import Buffers, in_order
 
 Side = Literal["in", "out"]
 Updates = Sequence[LowRank | None]
@@ -288,11 +288,11 @@ def gram_matrices(
     if paths is None:
         paths = list(dict.fromkeys(path for a in adapters for path in a))
     batches = _batches([getattr(a, "infos", a) for a in adapters], paths, rank)
-    memory = Memory()
+    buffers = Buffers()
 
     def batch(part: tuple[Sequence[str], Sequence[Updates]]) -> GramMatrices:
         names, updates = part
-        grams = _batch(tuple(names), updates, rank, memory)
+        grams = _batch(tuple(names), updates, rank, buffers)
         if visitor is not None:
             visitor(grams, updates)
         return grams
@@ -324,7 +324,7 @@ def of_products(
 
 
 def _batch(
-    paths: tuple[str, ...], modules: Sequence[Updates], rank: int, memory: Memory
+    paths: tuple[str, ...], modules: Sequence[Updates], rank: int, buffers: Buffers
 ) -> GramMatrices:
     """The Gram matrices of some modules. modules: the updates of all adapters for each."""
     A = [[None if u is None else u.A.detach() for u in updates] for updates in modules]
@@ -334,7 +334,7 @@ def _batch(
     grams_in, grams_out = torch.zeros(2, len(paths), n, r, n, r, dtype=torch.float64)
     for grams, side in ((grams_in, A), (grams_out, B)):
         for gram, held, in_float64 in zip(grams, side, exact, strict=True):
-            _fill(gram, held, in_float64, memory)
+            _fill(gram, held, in_float64, buffers)
     statistics = _of_modules(paths, modules, grams_in, grams_out)
     if all(exact):
         return statistics
@@ -393,7 +393,9 @@ def _in_float64(updates: Updates) -> bool:
 # Inner products of the rows of many factors.
 
 
-def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memory: Memory) -> None:
+def _fill(
+    gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, buffers: Buffers
+) -> None:
     """Writes the inner products of the rows of all factors; rows beyond a factor's stay zero.
 
     exact: whether all products are computed in float64, else those of two factors in float32.
@@ -403,14 +405,14 @@ def _fill(gram: Float64[Tensor, "n r n r"], factors: Factors, exact: bool, memor
     for held in _by_length(factors):
         starts = [0, *itertools.accumulate(len(factor) for factor in held.values())]
         length = next(iter(held.values())).shape[1]
-        rows = memory.empty("rows", starts[-1], length, torch.float64 if exact else torch.float32)
+        rows = buffers.empty("rows", starts[-1], length, torch.float64 if exact else torch.float32)
         for start, factor in zip(starts, held.values(), strict=False):
             rows[start : start + len(factor)].copy_(factor)
         if len(rows) == n * r:
-            _multiply(gram.view(n * r, n * r), rows, starts, memory)
+            _multiply(gram.view(n * r, n * r), rows, starts, buffers)
         else:
             products = torch.empty(len(rows), len(rows), dtype=torch.float64)
-            _multiply(products, rows, starts, memory)
+            _multiply(products, rows, starts, buffers)
             _place(gram, products, {i: len(factor) for i, factor in held.items()})
 
 
@@ -427,7 +429,7 @@ def _multiply(
     gram: Float64[Tensor, "k k"],
     rows: Float[Tensor, "k length"],
     starts: Sequence[int],
-    memory: Memory,
+    buffers: Buffers,
 ) -> None:
     """Writes rows @ rows^T: one half times the other half, and so on within each half.
 
@@ -438,7 +440,7 @@ def _multiply(
     own = rows[first:end]
     if len(starts) == 2 or (rows.dtype == torch.float64 and len(own) <= GRAM_ROWS):
         if rows.dtype != torch.float64:
-            own = memory.empty("own", len(own), own.shape[1], torch.float64).copy_(own)
+            own = buffers.empty("own", len(own), own.shape[1], torch.float64).copy_(own)
         torch.mm(own, own.mT, out=gram[first:end, first:end])
         return
     half = len(starts) // 2
@@ -449,8 +451,8 @@ def _multiply(
         products = part[first:middle] @ part[middle:end].mT
         above.add_(products) if at else above.copy_(products)
     gram[middle:end, first:middle] = above.mT
-    _multiply(gram, rows, starts[: half + 1], memory)
-    _multiply(gram, rows, starts[half:], memory)
+    _multiply(gram, rows, starts[: half + 1], buffers)
+    _multiply(gram, rows, starts[half:], buffers)
 
 
 def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
-from loraprobe.lora.workers import Memory
+from loraprobe.lora.threads import Buffers
 
 # A dense module whose smaller side exceeds this is sketched: an exact SVD costs the cube of it.
 EXACT_SIDE = 512
@@ -102,14 +102,14 @@ class SideBySide:
     double: bool = False
 
     @classmethod
-    def of(cls, updates: Sequence[LowRank], memory: Memory | None = None) -> SideBySide:
+    def of(cls, updates: Sequence[LowRank], buffers: Buffers | None = None) -> SideBySide:
         """Concatenate the updates in the order given; the scalings are kept separately.
 
-        memory: for A and B, which are then valid until the thread's next call.
+        buffers: for A and B, which are then valid until the thread's next call.
         """
-        ranks, memory = [u.rank for u in updates], memory or Memory()
-        A = memory.empty("A", sum(ranks), updates[0].in_features, torch.float64)
-        B = memory.empty("B", updates[0].out_features, sum(ranks), torch.float64)
+        ranks, buffers = [u.rank for u in updates], buffers or Buffers()
+        A = buffers.empty("A", sum(ranks), updates[0].in_features, torch.float64)
+        B = buffers.empty("B", updates[0].out_features, sum(ranks), torch.float64)
         places = zip(A.split(ranks), B.split(ranks, 1), updates, strict=True)
         for rows, columns, update in places:  # converted and put side by side in one pass
             rows.copy_(update.A)

@@ -43,7 +43,7 @@ from loraprobe.formatting import listing, shortly
 from loraprobe.lora.grams import Visitor, of_products
 from loraprobe.lora.lowrank import LowRank, same_update
 from loraprobe.lora.spaces import space_named
-from loraprobe.lora.workers import Memory, in_order
+from loraprobe.lora.threads import Buffers, in_order
 from loraprobe.merging._compress import (
     Compressed,
     MergedModule,
@@ -290,13 +290,13 @@ def _merge_modules(
     """
     ordered, layout = arguments.ordered, arguments.layout
     place = torch.tensor(arguments.order).argsort().tolist()
-    names, memory = [adapter.name for adapter in ordered.adapters], Memory()
+    names, buffers = [adapter.name for adapter in ordered.adapters], Buffers()
     largest = max(adapter.rank_range[1] for adapter in ordered.adapters)
 
     @torch.no_grad()
     def merged(module: tuple[str, Sequence[LowRank]]) -> MergedModule:
         path, updates = module
-        factors = SideBySide.of(updates, memory)
+        factors = SideBySide.of(updates, buffers)
         check_finite(factors, names, path)
         if visitor is not None:
             shown = [updates[i] if updates[i].rank else None for i in place]

@@ -69,7 +69,7 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
     updates: those of the adapters, of rank 0 where one lacks the module. Raises CompatibilityError
     for a base of another shape.
     """
-    from loraprobe.composition.scaled import (  # a merge of LoRAs needs neither
+    from loraprobe.composition.dora import (  # a merge of LoRAs needs neither
         change_products,
         ratio,
     )
@@ -121,7 +121,7 @@ def _scaled(
     arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
 ) -> tuple[list[LowRank], Tensor]:
     """The updates of one module in float64 at scaling 1, and their c_i, [n, out]."""
-    from loraprobe.composition.scaled import ratio
+    from loraprobe.composition.dora import ratio
 
     held = [adapter.magnitudes.get(path) for adapter in arguments.adapters]
     wide = [update.to(torch.float64).folded() for update in updates]

@@ -21,7 +21,7 @@ from torch import Tensor
 from loraprobe import memory
 from loraprobe.adapters import Adapter, ModuleInfo
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.lora.workers import workers
+from loraprobe.lora.threads import threads_at_once
 from loraprobe.registry import Registry, check_choices
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
@@ -310,7 +310,7 @@ class MergeArguments:
         Where the method works on dense deltas, that is one module, and 2 n + 3 matrices [out, in]
         in float32 (float64 where that is the written dtype) are added.
         """
-        kept, needs, together = 0, dict[str, int](), workers() if self.in_threads else 1
+        kept, needs, together = 0, dict[str, int](), threads_at_once() if self.in_threads else 1
         for path, info in self.layout.items():
             rank = sum(a.layout[path].rank for a in self.adapters if path in a.layout)
             width = info.in_features + info.out_features

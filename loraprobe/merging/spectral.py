@@ -55,7 +55,7 @@ class Tsv(_Spectral):
     paper = "Gargiulo et al. 2024, Task singular vectors (arXiv 2412.00081)"
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        parts = [components(delta) for delta in scaled(deltas, weights)]
+        parts = [components(delta) for delta in weighted_deltas(deltas, weights)]
         return assembled(parts, torch.cat([part.S for part in parts]))
 
 
@@ -75,7 +75,7 @@ class IsoC(_Spectral):
     paper = "Marczak et al. 2025, Isotropic model merging (arXiv 2502.04959)"
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        weighted = scaled(deltas, weights)
+        weighted = weighted_deltas(deltas, weights)
         found = components(weighted.sum(0), float(weighted.norm()))
         return (found.U * found.S.sum() / max(1, len(found.S))) @ found.Vh
 
@@ -109,7 +109,7 @@ class IsoCts(_Spectral):
             )
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
-        weighted = scaled(deltas, weights)
+        weighted = weighted_deltas(deltas, weights)
         total = components(weighted.sum(0), float(weighted.norm()))
         rank, n = len(total.S), len(deltas)
         each = min(round((rank - int(rank * self.common)) / n), rank // n)
@@ -136,7 +136,7 @@ class Components(NamedTuple):
         return Components(self.U[:, :k], self.S[:k], self.Vh[:k])
 
 
-def scaled(deltas: Deltas, weights: Weights) -> Deltas:
+def weighted_deltas(deltas: Deltas, weights: Weights) -> Deltas:
     """w_i dW_i: [n, p, q]."""
     return deltas * weights.to(deltas)[:, None, None]
 

@@ -34,10 +34,10 @@ from loraprobe.pipeline.examination import (
     Examination,
     check,
     examine,
-    licensed,
     merge_figures,
     warning_figures,
     with_issues,
+    with_licences,
     with_servers,
 )
 from loraprobe.pipeline.inputs import (
@@ -58,7 +58,7 @@ from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
-    from loraprobe.library import Arranged
+    from loraprobe.library import ComparedLibrary
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.systems import Plan
     from loraprobe.tasks import ProbePrompts, Task
@@ -91,7 +91,7 @@ def inspect(
         opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
-    examined, _ = licensed(examined, inputs)
+    examined, _ = with_licences(examined, inputs)
     serve = tuple[Command, ...]()
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
@@ -454,7 +454,7 @@ def estimate_screen(
 
 def _opened_library(
     adapters: Adapters, session: Session, base: Base | Ref | None, given: Tasks
-) -> tuple[Arranged, Base | None, Sequence[Task], Sequence[Task]]:
+) -> tuple[ComparedLibrary, Base | None, Sequence[Task], Sequence[Task]]:
     """The library, read, checked and compared, its base, its tasks and its guards.
 
     The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
@@ -488,15 +488,15 @@ def _opened_library(
                 "No adapter says which base model it was trained on; name it with --base."
             )
         found_base = base_apart([] if named is None else [named.open()], session, wanted)
-        members = library.fitted(members, found_base, options.allow)
+        members = library.mark_unfit(members, found_base, options.allow)
     with session.stage("compare"):
-        found = library.arranged(members)
+        found = library.compare_members(members)
     if tasks:
         _require_composable(found, options)
     return found, found_base, tasks, guards
 
 
-def _require_composable(found: Arranged, options: Options) -> None:
+def _require_composable(found: ComparedLibrary, options: Options) -> None:
     """Raises UsageError for a router that learns, and where nothing can be composed."""
     from loraprobe.pipeline.systems import plan_of
     from loraprobe.routing import ROUTERS

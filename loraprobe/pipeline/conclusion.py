@@ -20,15 +20,15 @@ from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
-from loraprobe.lora.workers import in_order
+from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Decides, Options, deciding, flag_of, repeats
-from loraprobe.pipeline.examination import Examination, licensed, with_issues
+from loraprobe.pipeline.examination import Examination, with_issues, with_licences
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.pipeline.published import (
-    places_of,
     private_texts,
     public_arguments,
+    typed_references,
 )
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
@@ -296,7 +296,7 @@ def finish(
     """
     if verdict is None and len(inputs.adapters) > 1:
         verdict = verdict_with_next(session.options, inputs, examined, "weights")
-    examined, licences = licensed(examined, inputs)
+    examined, licences = with_licences(examined, inputs)
     serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
     measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()
     evaluated = verdict is not None and verdict.composes
@@ -359,7 +359,7 @@ def audit_of(
     names = private_texts(inputs.adapters, inputs.base, session)
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
-    typed = dict(places_of(inputs, session.options))
+    typed = dict(typed_references(inputs, session.options))
     for place in filter(None, (session.target, session.full_model)):
         typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
@@ -374,7 +374,7 @@ def audit_of(
             guards=tuple(guard.summary() for guard in inputs.guards),
         ),
         adapters=tuple(
-            _licensed(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
+            _with_licences(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,
         compatibility=map_texts(examined.compatibility, public),
@@ -385,7 +385,7 @@ def audit_of(
     )
 
 
-def _licensed(row: AdapterSummary, licences: Mapping[str, str | None]) -> AdapterSummary:
+def _with_licences(row: AdapterSummary, licences: Mapping[str, str | None]) -> AdapterSummary:
     """The row of an adapter with the licences of it and of those below it."""
     lower = tuple(replace(one, license=licences.get(one.name)) for one in row.below)
     return replace(row, license=licences.get(row.name), below=lower)

@@ -4,8 +4,8 @@ first round.
 One run, step by step: `evaluate` opens the base and builds the systems of the plan.
 `EvaluationRun.ask` asks them, round after round. After a round `Asked` holds the answers, what they
 measure (`measured`) and the verdict by the intervals of this round (`evaluation.plan`). The run
-ends where the action is as certain as the decision (`settled`); else the systems that can no longer
-win are dropped (`losers`), and the others are asked the next round.
+ends where the action is as certain as the decision (`Asked.settled`); else the systems that can no
+longer win are dropped (`losers`), and the others are asked the next round.
 
 A composition that gains has to beat the controls too, so these are asked the same items before the
 run stops. The base and the single adapters always answer all items of a round, since they are what
@@ -55,10 +55,10 @@ from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
-from loraprobe.verdict.advice import settled
+from loraprobe.verdict.advice import action_is_certain
 from loraprobe.verdict.evidence import Candidate
 
-Controls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
+MakeControls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[[Sequence[ItemResult], int], bool]
 DECIDED = ("likely", "unlikely")
 
@@ -157,23 +157,23 @@ def controls_of_best(
 class EvaluationRun:
     """One run: asks systems round by round until the decision holds or the schedule ends.
 
-    systems: all but the controls. controls: a function from results and systems to the controls of
-    the best of them. goes_on: whether a round after the first may be asked, from the results and
-    how many items all systems together would answer.
+    systems: all but the controls. make_controls: a function from results and systems to the
+    controls of the best of them. goes_on: whether a round after the first may be asked, from the
+    results and how many items all systems together would answer.
 
     competing: the systems that can still win. dropped: the others, each with its last round.
-    checks: the controls that were chosen last. results: the newest answers of each system. guarded:
+    controls: those that were made last. results: the newest answers of each system. guarded:
     likewise, to the guards.
     """
 
     evaluator: Evaluator
     systems: Sequence[System]
     schedule: Sequence[Round]
-    controls: Controls
+    make_controls: MakeControls
     goes_on: GoesOn = lambda results, more: True
     competing: list[System] = field(init=False)
     dropped: dict[str, Round] = field(default_factory=dict, init=False)
-    checks: list[System] = field(default_factory=list, init=False)
+    controls: list[System] = field(default_factory=list, init=False)
     results: list[ItemResult] = field(default_factory=list, init=False)
     guarded: list[ItemResult] = field(default_factory=list, init=False)
 
@@ -188,7 +188,7 @@ class EvaluationRun:
                 break
             self.dropped |= dict.fromkeys(asked.losers(), asked.round)
             self.competing = [one for one in self.competing if one.name not in self.dropped]
-            more = (this.items - asked.round.items) * (len(self.competing) + len(self.checks))
+            more = (this.items - asked.round.items) * (len(self.competing) + len(self.controls))
             if not self.goes_on(self.results, more):
                 break
             asked = self._ask_round(this)
@@ -197,13 +197,13 @@ class EvaluationRun:
     def _ask_round(self, this: Round) -> Asked:
         """Asks whoever competes; and the controls and guards where the decision hangs on them."""
         final = this is self.schedule[-1]
-        self._ask([*self.competing, *self.checks], this)
-        asked = self._asked(this, [*self.competing, *self.checks])
-        if asked.gains and not final:
-            self.checks = self.controls(self.results, self.competing)
-            self._ask(self.checks, this)
-            asked = self._asked(this, [*self.competing, *self.checks])
-        if final or asked.gains or asked.verdict.decision in DECIDED:
+        self._ask([*self.competing, *self.controls], this)
+        asked = self._asked(this, [*self.competing, *self.controls])
+        if asked.has_gain and not final:
+            self.controls = self.make_controls(self.results, self.competing)
+            self._ask(self.controls, this)
+            asked = self._asked(this, [*self.competing, *self.controls])
+        if final or asked.has_gain or asked.verdict.decision in DECIDED:
             asked = self._ask_guards(asked)
         return asked
 
@@ -213,13 +213,13 @@ class EvaluationRun:
         They do not count for a composition that does not gain: a first round of them is enough.
         """
         safe = [one for one in self.competing if one.name not in asked.measured.unsafe]
-        self.checks = self.controls(self.results, safe) or self.controls(
+        self.controls = self.make_controls(self.results, safe) or self.make_controls(
             self.results, self.competing
         )
-        known = {row.system for row in self.results} & {one.name for one in self.checks}
+        known = {row.system for row in self.results} & {one.name for one in self.controls}
         few = asked.verdict.decision == "unlikely" and not asked.round.last and not known
-        self._ask(self.checks, self.schedule[0] if few else asked.round)
-        return self._ask_guards(self._asked(asked.round, [*self.systems, *self.checks]))
+        self._ask(self.controls, self.schedule[0] if few else asked.round)
+        return self._ask_guards(self._asked(asked.round, [*self.systems, *self.controls]))
 
     def _ask_guards(self, asked: Asked) -> Asked:
         """Asks the guards of what the verdict rests on, until that has answered them."""
@@ -279,7 +279,7 @@ class Asked:
             coverage=evaluation.guessing(here.tasks),
             scores=evaluation.score(results, systems, level=level),
             comparisons=evaluation.compare(results, systems, seed=options.seed, level=level),
-            gains=evaluation.gains(
+            gains=evaluation.measure_gains(
                 results,
                 # An adapter that loses a guard is no alternative.
                 [one for one in self.stayed if one.kind != "adapter" or one.name not in unsafe],
@@ -303,7 +303,7 @@ class Asked:
         return [one for part in FORMS for one in candidates(self.evidence, part)]
 
     @property
-    def gains(self) -> bool:
+    def has_gain(self) -> bool:
         """Whether a composition gains and keeps each skill, so that the controls decide."""
         return any(one.gain.outcome == one.retains == "likely" for one in self.candidates)
 
@@ -315,7 +315,7 @@ class Asked:
     @property
     def settled(self) -> bool:
         """Whether there is a decision, and the action is as certain."""
-        return self.verdict.decision in DECIDED and settled(self.evidence, self.verdict)
+        return self.verdict.decision in DECIDED and action_is_certain(self.evidence, self.verdict)
 
     @property
     def unguarded(self) -> set[str]:
@@ -457,7 +457,7 @@ def _compositions(
     results, checks = [*alone, *here.run(composed, FORMS)], list[System]()
     merged = [system for system in systems if system.kind != "chain"]
     seed, margin = session.options.seed, session.options.needed_gain
-    gains = evaluation.gains(results, merged, margin=margin, seed=seed, alpha=first.alpha)
+    gains = evaluation.measure_gains(results, merged, margin=margin, seed=seed, alpha=first.alpha)
     if any(gain.adjusted_ci95[0] > margin for gain in gains):
         checks = controls_of_best(builder, composed, results, systems, session)
         results += here.run(checks, FORMS)

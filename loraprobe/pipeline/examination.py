@@ -124,7 +124,7 @@ def with_servers(
     return replace(examined, compatibility=with_issues(examined.compatibility, issues))
 
 
-def licensed(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[Issue, ...]]:
+def with_licences(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[Issue, ...]]:
     """The examination with the licences that the adapters' cards declare, and the findings for
     somebody who publishes what is made of the adapters and the base.
 

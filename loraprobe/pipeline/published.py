@@ -29,7 +29,7 @@ from loraprobe.records import ON
 from loraprobe.session import Session
 
 
-def places_of(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
+def typed_references(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
     """A name in a command -> the references of the user that have it."""
     places = collections.defaultdict[str, list[str]](list)
     for adapter in inputs.given:

@@ -2,7 +2,8 @@
 
 It takes three steps, each a class or a function of this file:
 
-1. `BaselineScores`: what the base and the adapters answered alone, as tables [systems, items].
+1. `TaskScores`: what systems answered, the base and the adapters alone above all, as tables
+   [systems, items].
 2. `Ranking`: what a set is expected to answer. It is forecast where effects can be added; else it
    follows from what the members answer alone. `rank` orders the sets by that for each form of the
    question.
@@ -44,16 +45,17 @@ SetScores = Callable[[np.ndarray], Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
-class BaselineScores:
-    """Results of the base and n adapters alone on the items of one task, by part: [1 + n, items].
+class TaskScores:
+    """Results of systems on the items of one task, by part: [systems, items].
 
-    They tell what sets would answer if each question went to the member that answers it. This ranks
-    sets where no text can be read to add effects: an upper bound that compositions seldom reach,
-    which names the sets that have something to gain. For worked answers a set needs adapters that
-    know each hop, and one that writes answers of the asked kind.
+    Those of the base and n adapters alone, [1 + n, items], tell what sets would answer if each
+    question went to the member that answers it. This ranks sets where no text can be read to add
+    effects: an upper bound that compositions seldom reach, which names the sets that have something
+    to gain. For worked answers a set needs adapters that know each hop, and one that writes answers
+    of the asked kind.
 
-    More is better; NaN where an item lacks the part. `form` [1 + n] says of each how often its
-    worked answers are of the asked kind; None for a task without worked answers.
+    More is better; NaN where an item lacks the part. `form` [systems] says of each how often
+    its worked answers are of the asked kind; None for a task without worked answers.
     """
 
     task: Task
@@ -67,7 +69,7 @@ class BaselineScores:
         systems: Sequence[str],
         results: Sequence[ItemResult],
         alike: Task | None = None,
-    ) -> BaselineScores:
+    ) -> TaskScores:
         """From the results of the systems, the base first; those on other items are left out.
 
         alike: the task with more items, whose right answers show what worked answers should name.
@@ -130,7 +132,7 @@ class BaselineScores:
         return covered
 
 
-def best_alone(alone: Sequence[BaselineScores]) -> float:
+def best_alone(alone: Sequence[TaskScores]) -> float:
     """The best mean score over the tasks of the base and the single adapters."""
     return float(np.mean([scores.alone() for scores in alone], 0).max())
 
@@ -185,7 +187,7 @@ class Ranking:
     """
 
     names: Sequence[str]
-    alone: Sequence[BaselineScores]
+    alone: Sequence[TaskScores]
     forecast: AdditiveForecast | None
     forms: Sequence[FormRanking] = ()
 
@@ -193,7 +195,7 @@ class Ranking:
     def of(
         cls,
         names: Sequence[str],
-        alone: Sequence[BaselineScores],
+        alone: Sequence[TaskScores],
         forecast: AdditiveForecast | None,
     ) -> Ranking:
         """Ranks the sets in each form of the question by their mean score over the tasks."""

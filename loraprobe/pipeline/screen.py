@@ -41,11 +41,11 @@ from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.ranking import (
     LARGEST,
-    BaselineScores,
     FormRanking,
     Placed,
     Ranking,
     Subset,
+    TaskScores,
     choose,
 )
 from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
@@ -209,7 +209,7 @@ class Screen:
             if self.reading is not None:
                 forecast = AdditiveForecast.of(scorer, self.reading, len(names), load)
             alone = [
-                BaselineScores.of(task, names, self.results, whole)
+                TaskScores.of(task, names, self.results, whole)
                 for task, whole in zip(self.asked, self.evaluator.tasks, strict=True)
             ]
             ranking = Ranking.of(names[1:], alone, forecast)
@@ -458,7 +458,7 @@ def _tried(screen: Screen, ranking: Ranking, keep: int, later: int) -> list[Plac
         return screen.finalists(ranking, ranking.forms, keep, ranking.leader)
     results = replace(screen.evaluator, tasks=tasks).run(systems, FORMS)
     screen.tried = len(systems)
-    scores = [BaselineScores.of(task, [s.name for s in systems], results) for task in tasks]
+    scores = [TaskScores.of(task, [s.name for s in systems], results) for task in tasks]
     place_of = {one.subset: one.place for one in built if one.systems}
     values = [
         np.mean([np.nanmean(one.parts.get(form, one.parts[QUESTION]), 1) for one in scores], 0)

@@ -207,7 +207,9 @@ def _gains(proved: Proved, measured: EvaluationRecords) -> dict[str, Gain]:
     baselines = [system for system in asked.systems if system.kind in BASELINES]
     for finalist in proved.finalists:
         if not {row.system for row in rows} & finalist.systems.keys():
-            rows += evaluation.gains(asked.results, [*baselines, *finalist.systems.values()])
+            rows += evaluation.measure_gains(
+                asked.results, [*baselines, *finalist.systems.values()]
+            )
     best: dict[str, Gain] = {}
     for row in sorted(rows, key=lambda row: row.difference):
         best[row.system] = row

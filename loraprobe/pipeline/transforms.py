@@ -128,7 +128,9 @@ def transform(
     factors = [1.0] * len(made)
     if options.balance == "norm":
         factors = [sum(norms) / len(norms) / norm for norm in norms]
-        made = [scaled(adapter, factor) for adapter, factor in zip(made, factors, strict=True)]
+        made = [
+            scaled_adapter(adapter, factor) for adapter, factor in zip(made, factors, strict=True)
+        ]
     steps = tuple(
         Transformation(
             adapter=after.name,
@@ -147,7 +149,9 @@ def transform(
     return Transformed(tuple(made), tuple(general), steps, _notes(steps, options), widest)
 
 
-def scaled(adapter: Adapter, factor: float, layers: Mapping[str, float] | None = None) -> Adapter:
+def scaled_adapter(
+    adapter: Adapter, factor: float, layers: Mapping[str, float] | None = None
+) -> Adapter:
     """An adapter's change times a factor. Its files, name and extras are kept.
 
     layers: factors of single layers, which are multiplied into it. Raises what `check_scalable`
@@ -185,7 +189,7 @@ def scaled_by_layer(
         {layer: weights[i] for layer, weights in layers.items()} for i in range(len(adapters))
     )
     return tuple(
-        scaled(adapter, 1.0, weight_of)
+        scaled_adapter(adapter, 1.0, weight_of)
         for adapter, weight_of in zip(adapters, weights_of, strict=True)
     )
 

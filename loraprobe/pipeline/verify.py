@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, Source, read_adapter, stacked, with_below
+from loraprobe.adapters import Adapter, Source, read_adapter, stacked_on, with_below
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
@@ -156,7 +156,7 @@ def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
     """The adapter on others, the lowest first, or on the base alone, whatever its files say."""
     alone, *under = (replace(one, below=()) for one in (adapter, *lower))
     alone = replace(alone, source=replace(alone.source, plain=not lower))
-    return stacked(alone, under)
+    return stacked_on(alone, under)
 
 
 def _make_again(

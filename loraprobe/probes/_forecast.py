@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.defaults import LOSS
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.plan import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
 from loraprobe.scoring import ModelScorer, NextTokens, Scorer
@@ -54,7 +54,7 @@ def forecast_gains(
     alone = [row for row in results if (row.task, row.part, row.item) in items]
     systems = [System("base", "base"), *(System(name, "adapter") for name in adapters)]
     systems += [System(name, "merge") for name in compositions]
-    rows = gains([*alone, *answers], systems, seed=seed)
+    rows = measure_gains([*alone, *answers], systems, seed=seed)
     best: dict[str, Gain] = {}
     for row in rows:
         if row.system not in best or row.difference > best[row.system].difference:

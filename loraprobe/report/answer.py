@@ -36,7 +36,7 @@ from loraprobe.records import (
     example,
 )
 from loraprobe.report.parts import Answer, Line
-from loraprobe.verdict.advice import Basis, basis
+from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
 from loraprobe.verdict.reasons import CODES, effect, on_guard
@@ -156,7 +156,7 @@ def _cost(audit: Audit, verdict: Verdict) -> str:
     deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
     if verdict.gain is None or not deciding or not deciding <= {"guard-lost", "guard-open"}:
         return ""
-    lost, measured = "guard-lost" in deciding, basis(verdict, audit.evaluation).gain
+    lost, measured = "guard-lost" in deciding, basis_of(verdict, audit.evaluation).gain
     wanted = verdict.gain.system, "unlikely" if lost else "inconclusive"
     rows = [one for one in audit.evaluation.guards if (one.system, one.outcome) == wanted]
     names = listing(row.task for row in rows)
@@ -262,7 +262,7 @@ def _problems(issues: Sequence[Issue]) -> Iterator[Line]:
 
 def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """What was measured of systems: what to use, what it gains, and how sure that is."""
-    measured = basis(verdict, audit.evaluation)
+    measured = basis_of(verdict, audit.evaluation)
     yield "use", _use(audit, verdict, measured)
     yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
     yield "gain", _gain(audit, verdict)
@@ -437,7 +437,7 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     best, rounds = verdict.gain, audit.evaluation.rounds
     if best is None:
         return ""
-    measured, asked = basis(verdict, audit.evaluation), f"you asked for {verdict.margin:.2f}"
+    measured, asked = basis_of(verdict, audit.evaluation), f"you asked for {verdict.margin:.2f}"
     composed, baseline = measured.composed, measured.baseline
     of_all = count(best.n, "question")
     if composed is None or baseline is None or verdict.evidence == "pilot":

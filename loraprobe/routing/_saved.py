@@ -50,7 +50,7 @@ from loraprobe.adapters import (
     public_name,
     public_value,
     read_adapter,
-    stacked,
+    stacked_on,
     staged_directory,
     with_below,
 )
@@ -387,7 +387,7 @@ def load_composition(directory: str | Path) -> Composition:
         if lost := [folder for folder in entry.below if folder not in read]:
             raise _damaged(home, f"no adapter {lost[0]} below {entry.name}")
         under = [read[folder] for folder in entry.below]
-        read[entry.folder] = stacked(read_adapter(place, entry.name, source), under)
+        read[entry.folder] = stacked_on(read_adapter(place, entry.name, source), under)
     experts = tuple(read[entry.folder] for entry in found.experts)
     return Composition(found.name, experts, router)
 

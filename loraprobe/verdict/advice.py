@@ -109,10 +109,10 @@ def answers(evidence: Evidence, system: ScoredSystem) -> bool:
     return evidence.losses or system.score.low > evidence.guessing + evidence.tie
 
 
-def settled(evidence: Evidence, verdict: Verdict) -> bool:
+def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
     """Whether more items would hardly show that something answers after all.
 
-    An action that uses what was measured is settled with its decision. For another one, no system
+    An action that uses what was measured is as certain as its decision. For another one, no system
     may score much more than guessing does.
     """
     if verdict.composes or verdict.action.startswith(("use-", "chain", SWITCH)):
@@ -252,7 +252,7 @@ class Basis:
     baseline: ScoredSystem | None = None
 
 
-def basis(verdict: Verdict, records: EvaluationRecords) -> Basis:
+def basis_of(verdict: Verdict, records: EvaluationRecords) -> Basis:
     """The systems of a verdict with their scores."""
     evidence, best = Evidence(records, margin=verdict.margin), verdict.gain
     head, _, single = verdict.action.partition(":")

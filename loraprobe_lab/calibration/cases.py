@@ -24,7 +24,7 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter
 
 from loraprobe.errors import LoraprobeError
-from loraprobe.evaluation import System, gains, score
+from loraprobe.evaluation import System, measure_gains, score
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemPart, ItemResult
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict import candidates, decide_compositions
@@ -265,7 +265,7 @@ class AnsweredSet(Trained):
     def evidence(self, results: Sequence[ItemResult]) -> Evidence:
         """What a verdict reads of some of the results."""
         measured = EvaluationRecords(
-            scores=score(results, self.systems), gains=gains(results, self.systems)
+            scores=score(results, self.systems), gains=measure_gains(results, self.systems)
         )
         return Evidence(measured, tasks=self.tasks, level="evaluation")
 
@@ -310,7 +310,7 @@ def measured_gain(
     names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
     own = [row for row in results if row.system in names]
     systems = [System(name, kinds[name]) for name in sorted(names)]  # type: ignore[arg-type]
-    rows = [gain for gain in gains(own, systems) if gain.system == composition]
+    rows = [gain for gain in measure_gains(own, systems) if gain.system == composition]
     if not rows:
         raise CaseError(f"{composition} shares no items with base and single adapters.")
     best = max(rows, key=lambda gain: gain.difference)

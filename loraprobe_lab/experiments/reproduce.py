@@ -20,7 +20,7 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
@@ -254,7 +254,7 @@ def best_gain(
     rows = [row for row in results if row.system not in compositions or row.part == form]
     systems = [System(name, "merge") for name in compositions]
     systems += [System(name, "adapter") for name in baselines]
-    found = gains(rows, systems, margin=margin, alpha=alpha)
+    found = measure_gains(rows, systems, margin=margin, alpha=alpha)
     if not found:
         return None
     top = max(row.adjusted_ci95[1] for row in found)

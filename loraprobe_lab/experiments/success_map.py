@@ -13,7 +13,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.defaults import MARGIN
 from loraprobe.evaluation import System
-from loraprobe.pipeline.transforms import scaled
+from loraprobe.pipeline.transforms import scaled_adapter
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe_lab.experiments.pages import (
@@ -167,7 +167,7 @@ def _system(
     name: str, adapters: Mapping[str, Adapter], parts: Sequence[Part], arrow: bool
 ) -> System:
     experts = tuple(
-        replace(scaled(adapters[adapter], scale), name=scaled_name(adapter, scale))
+        replace(scaled_adapter(adapters[adapter], scale), name=scaled_name(adapter, scale))
         for adapter, scale, _ in parts
     )
     router: Any = ROUTERS.make("arrow") if arrow else ConstantGates(tuple(g for *_, g in parts))

@@ -13,7 +13,7 @@ import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.base import load_base, loading, open_base
 from loraprobe.composition import composed
-from loraprobe.composition.scaled import dense_weight
+from loraprobe.composition.dora import dense_weight
 from loraprobe.errors import BaseError, UsageError
 from loraprobe.merging import merge
 from loraprobe.options import Options

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
-from loraprobe.compatibility.aligning import places_of, two_names
+from loraprobe.compatibility.aligning import layer_shapes, two_names
 from loraprobe.servers.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -176,10 +176,10 @@ def test_names_that_nothing_explains_are_refused_unless_allowed(tmp_path):
     ],
 )
 def test_what_may_be_two_names(ours, theirs, alike):
-    one, other = (places_of({f"{place}.0.q_proj": (4, 4)}) for place in (ours, theirs))
+    one, other = (layer_shapes({f"{place}.0.q_proj": (4, 4)}) for place in (ours, theirs))
     assert two_names(one, other) == ((ours, theirs) if alike else None)
     assert (two_names(other, one) is not None) == alike
-    assert two_names(one, places_of({f"{theirs}.0.q_proj": (4, 5)})) is None  # other shapes
+    assert two_names(one, layer_shapes({f"{theirs}.0.q_proj": (4, 5)})) is None  # other shapes
     assert two_names({**one, **other}, other) is None  # one class has both
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.scaled import dense_weight
+from loraprobe.composition.dora import dense_weight
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.routing.constant import ConstantGates
 

@@ -10,7 +10,7 @@ from composing import learnable, logits, relative
 from merges import F64, planted
 from peft import PeftModel
 
-from loraprobe.adapters import adapter_of, below, read_adapter, stacked
+from loraprobe.adapters import adapter_of, below, read_adapter, stacked_on
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
@@ -54,7 +54,7 @@ def stack(request, tmp_path):
 def test_peft_computes_the_same_on_the_base_with_a_merged(stack, tmp_path):
     a, b, one_file = stack
     expected = making.hidden(PeftModel.from_pretrained(merged_base(a), str(b)).eval())
-    adapter = stacked(read_adapter(b), [read_adapter(a)])
+    adapter = stacked_on(read_adapter(b), [read_adapter(a)])
     model = making.tiny_llama(tied=False)
     assert relative(logits(model, single(adapter)), expected) < 1e-5
     alone = logits(model, single(read_adapter(b)))
@@ -73,11 +73,11 @@ def test_a_stack_of_three_and_two_on_one_hold_each_adapter_once(tmp_path):
         places.append(making.peft_adapter(tmp_path / name, model, seed=seed, **options))
     expected = making.hidden(PeftModel.from_pretrained(merged_base(*places[:2]), str(places[2])))
     a, b, c = map(read_adapter, places)
-    on_b = stacked(c, [stacked(b, [a])])
+    on_b = stacked_on(c, [stacked_on(b, [a])])
     assert [one.name for one in on_b.below] == ["a", "b"]
     model = making.tiny_llama(tied=False)
     assert relative(logits(model, single(on_b)), expected) < 1e-5
-    both = (stacked(b, [a]), stacked(c, [read_adapter(places[0])]))
+    both = (stacked_on(b, [a]), stacked_on(c, [read_adapter(places[0])]))
     assert len(below(both)) == 1
     summed = merge([a, b, c], "sum").adapter
     expected = logits(model, single(summed))
@@ -100,7 +100,7 @@ def test_gates_see_the_base_with_a_merged_and_never_weigh_a(tmp_path, spec):
     experts = (read_adapter(b), read_adapter(c))
     router = learnable(0.3, -0.7) if spec == "learnable" else ROUTERS.make(spec)
     expected = logits(merged_base(a), Composition(spec, experts, router))
-    on_a = (stacked(experts[0], [read_adapter(a)]), experts[1])
+    on_a = (stacked_on(experts[0], [read_adapter(a)]), experts[1])
     composition, seen = Composition(spec, on_a, router), []
     with composed(
         making.tiny_llama(tied=False),
@@ -120,7 +120,7 @@ def test_every_method_merges_what_stands_on_a_and_adds_a_at_weight_1(name):
     paths = {path: info.shape for one in alone for path, info in one.layout.items()}
     a = making.random_adapter("under", paths, rank=2, seed=50, dtype=F64, base_model=None)
     weights = tuple(0.5 + i / 4 for i in range(len(alone))) if method.takes_weights else None
-    found = merge([stacked(alone[0], [a]), *alone[1:]], method, weights=weights)
+    found = merge([stacked_on(alone[0], [a]), *alone[1:]], method, weights=weights)
     expected = merge(alone, method, weights=weights)
     assert found.weights == expected.weights
     for path in paths:
@@ -133,7 +133,7 @@ def test_a_rank_cuts_the_merge_and_not_what_is_below():
     alone = planted(METHODS.make("uniform"))
     paths = {path: info.shape for one in alone for path, info in one.layout.items()}
     a = making.random_adapter("under", paths, rank=4, seed=50, dtype=F64, base_model=None)
-    found = merge([stacked(one, [a]) for one in alone], "uniform", rank=1)
+    found = merge([stacked_on(one, [a]) for one in alone], "uniform", rank=1)
     cut = merge(alone, "uniform", rank=1)
     assert (found.rank, cut.rank) == (5, 1)
     assert found.compression_error == cut.compression_error > 0
@@ -176,13 +176,13 @@ REFUSED = {
 def test_only_changes_that_add_up_on_one_base_stand_on_each_other(case):
     upper, lower, error = REFUSED[case]
     if error is None:
-        assert stacked(upper, [lower]).base_model == "owner/base"
+        assert stacked_on(upper, [lower]).base_model == "owner/base"
         return
     with pytest.raises(error, match=r"^b cannot stand on a: "):
-        stacked(upper, [lower])
+        stacked_on(upper, [lower])
 
 
 def test_nothing_stands_on_itself():
     one = adapter("x")
     with pytest.raises(CompatibilityError, match="the same adapter"):
-        stacked(one, [one])
+        stacked_on(one, [one])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_statistics import ALONE, pairs, single_interval
 
-from loraprobe.evaluation import System, compare, gains, guard_scores, retention, score
+from loraprobe.evaluation import System, compare, guard_scores, measure_gains, retention, score
 from loraprobe.evaluation.statistics import estimate
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.records.measurements import items_needed
@@ -43,7 +43,7 @@ def gain(rows, compositions, baselines, part="question", **options):
     """The largest gain of these compositions in one form, which is the only one they are asked."""
     asked = [row for row in rows if row.system not in compositions or row.part == part]
     kinds = [(n, "merge") for n in compositions] + [(n, "adapter") for n in baselines]
-    return next(iter(gains(asked, [System(*one) for one in kinds], **options)), None)
+    return next(iter(measure_gains(asked, [System(*one) for one in kinds], **options)), None)
 
 
 def test_the_best_gains_over_the_best():
@@ -61,7 +61,7 @@ def test_the_best_gains_over_the_best():
 
 
 def test_families_have_rows_of_their_own():
-    found = gains(results(TARGETS), SYSTEMS)
+    found = measure_gains(results(TARGETS), SYSTEMS)
     assert [(g.system, g.against) for g in found] == [
         (n, "a") for n in ("uniform", "arrow", "chain")
     ]
@@ -81,12 +81,12 @@ def test_an_answer_at_once_counts_against_worked_steps():
 
 def test_worked_steps_count_against_an_answer_at_once_and_against_a_chain():
     columns = TARGETS | asked("steps", a=90)
-    rows = {row.system: row for row in gains(results(columns), SYSTEMS)}
+    rows = {row.system: row for row in measure_gains(results(columns), SYSTEMS)}
     for name in ("uniform", "chain"):
         assert (rows[name].against, rows[name].against_part) == ("a", "steps")
     # a task without worked steps leaves the plain answers as the only ones to compare
     second = {key: values for key, values in columns.items() if key[1] == "question"}
-    rows = gains([*results(columns, "t"), *results(second, "u")], SYSTEMS)
+    rows = measure_gains([*results(columns, "t"), *results(second, "u")], SYSTEMS)
     assert {(row.system, row.against_part) for row in rows} == {
         (name, "question") for name in ("uniform", "arrow", "chain")
     }
@@ -96,8 +96,8 @@ def test_two_forms_of_the_question_share_the_chance_of_a_false_gain():
     """A gain in either form is a success, so each form's lower end spends half of alpha."""
     columns = {key: values for key, values in TARGETS.items() if key[0] in ("a", "uniform")}
     both = columns | asked("steps", a=30, uniform=60)
-    (alone,) = gains(results(columns), SYSTEMS)
-    plain = next(row for row in gains(results(both), SYSTEMS) if row.part == "question")
+    (alone,) = measure_gains(results(columns), SYSTEMS)
+    plain = next(row for row in measure_gains(results(both), SYSTEMS) if row.part == "question")
     half = gain(results(both), ["uniform"], ["a"], alpha=0.025)
     whole = gain(results(both), ["uniform"], ["a"])
     assert plain.adjusted_ci95 == (half.adjusted_ci95[0], whole.adjusted_ci95[1])
@@ -149,7 +149,7 @@ def test_only_a_success_pays_for_the_choice_among_compositions():
     below[:10], below[-11:] = 0, 1  # +0.01
     columns = {("a", "question"): start, ("m", "question"): above, ("n", "question"): below}
     systems = [System("a", "adapter"), System("m", "merge"), System("n", "merge")]
-    for row, values in zip(gains(results(columns), systems), (above, below), strict=True):
+    for row, values in zip(measure_gains(results(columns), systems), (above, below), strict=True):
         se = float(estimate((values - start)[:, None], ALONE[:100]).se[0])
         single = items_needed(100, row.difference - 0.05, se)
         assert row.adjusted_ci95[0] < 0.05 < row.adjusted_ci95[1]

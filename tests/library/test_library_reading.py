@@ -13,7 +13,7 @@ from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.cache import cache_directory
-from loraprobe.library import arranged, fitted, read_library, reading
+from loraprobe.library import compare_members, mark_unfit, read_library, reading
 
 WEIGHTS = "adapter_model.safetensors"
 SHAPES = {f"model.layers.{i}.self_attn.q_proj": (16, 16) for i in range(2)}
@@ -66,7 +66,7 @@ STATES |= {"scaled": ("usable", "scaled-copy")}
 
 def read(home: Path, *more: str | Adapter, **options):
     references = [str(home / name) for name in STATES]
-    return arranged(fitted(read_library([*references, *more], **options)))
+    return compare_members(mark_unfit(read_library([*references, *more], **options)))
 
 
 def test_every_adapter_is_named_with_its_state_and_its_cure(library):
@@ -93,7 +93,7 @@ def test_every_adapter_is_named_with_its_state_and_its_cure(library):
 
 def test_nothing_private_is_told(library):
     names = [*map(str, library.iterdir()), f"lost={library / 'none'}"]
-    text = str([member.record for member in fitted(read_library(names))])
+    text = str([member.record for member in mark_unfit(read_library(names))])
     assert "adapters/" not in text and str(library.parent) not in text and "adapter_model" in text
 
 
@@ -151,12 +151,12 @@ def test_an_issue_may_be_accepted_by_name(library):
     member = read_library([str(library / "nan")], allow=["not-finite"])[0]
     assert member.record.state == "usable" and member.record.norm is None
     both = [str(library / "good-0"), str(library / "good-1"), str(library / "other")]
-    made = fitted(read_library(both), allow=["base-mismatch"])
+    made = mark_unfit(read_library(both), allow=["base-mismatch"])
     assert [member.record.state for member in made] == ["usable"] * 3
 
 
 def test_adapters_in_memory_are_members_too():
-    found = arranged(read_library([small("a", 1), small("b", 2), small("a", 1)]))
+    found = compare_members(read_library([small("a", 1), small("b", 2), small("a", 1)]))
     assert [row.name for row in found.library.adapters] == ["a", "b", "a-2"]
     assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]
     assert found.usable[0].open().modules.keys() == SHAPES.keys()
@@ -169,14 +169,14 @@ def test_adapters_with_more_than_deltas_are_copies_only_as_files(library, tmp_pa
         sizes = {path: torch.full((16,), float(size)) for path in SHAPES}
         adapter_of("a", dict(adapter.modules), magnitudes=sizes).save(Path(place))
     shutil.copytree(paths[0], tmp_path / "again")
-    found = arranged(fitted(read_library([*paths, str(tmp_path / "again")])))
+    found = compare_members(mark_unfit(read_library([*paths, str(tmp_path / "again")])))
     assert [row.state for row in found.library.adapters] == ["usable", "usable", "duplicate"]
     assert found.library.adapters[1].same_as is None
 
 
 def test_a_library_is_compared_as_by_its_deltas(shelf):
     names = [str(shelf.paths[name]) for name in (*DOMAINS, "godspeed", "distil")]
-    found = arranged(fitted(read_library(names)))
+    found = compare_members(mark_unfit(read_library(names)))
     rows = found.library.adapters
     assert rows[4].state == "unfit"
     near = 3 * found.library.cosine_error + shelf.near

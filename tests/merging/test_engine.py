@@ -15,7 +15,7 @@ from peft import PeftModel
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.checkpoint import SafetensorsFile
-from loraprobe.lora.workers import workers
+from loraprobe.lora.threads import threads_at_once
 from loraprobe.merging import merge
 
 # What is written.
@@ -97,7 +97,7 @@ def test_each_module_is_read_once_and_forgotten(tmp_path, monkeypatch):
         merge(adapters, method, rank=2, progress=lambda *step, seen=seen: seen.append(step))
         assert len(reads) == 2 * 2 * len(LLAMA)
         # A and B of two adapters, of the module before, of those in work and of the next one.
-        assert most <= 2 * 2 * (2 + workers())
+        assert most <= 2 * 2 * (2 + threads_at_once())
         assert seen == [("merge", i + 1, len(LLAMA)) for i in range(len(LLAMA))]
 
 

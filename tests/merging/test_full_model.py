@@ -15,7 +15,7 @@ from merges import ties_dense, trimmed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loraprobe.adapters import adapter_of, stacked
+from loraprobe.adapters import adapter_of, stacked_on
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging import merge
@@ -140,7 +140,7 @@ def test_what_is_below_an_adapter_is_added_whole(tmp_path, scaled):
         magnitudes = {path: torch.rand(out) for path, (out, _) in UPS.items()}
         b = adapter_of("b", dict(b.modules), magnitudes=magnitudes)
     lower = making.random_adapter("lower", {**UPS, "lm_head": (40, 16)}, seed=9)
-    merged = merge([stacked(a, [lower]), b], rank=2, base=base)
+    merged = merge([stacked_on(a, [lower]), b], rank=2, base=base)
     merged.save_full_model(tmp_path / "full")
     own = merge([a, b], rank=2, base=base).adapter
     for path in (*UPS, "lm_head"):

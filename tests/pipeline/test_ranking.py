@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loraprobe.pipeline.ranking import BaselineScores, Ranking, choose, rank
+from loraprobe.pipeline.ranking import Ranking, TaskScores, choose, rank
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.tasks import Hop, Item, Task
 
@@ -133,13 +133,13 @@ def test_worked_answers_need_every_hop_and_one_who_writes_answers_of_the_asked_k
             rows.append(result(name, "question", str(k), 0))
             said = f"she lives in city{(k + 1) % 3}" if name == "form" else "she is married"
             rows.append(result(name, "steps", str(k), 0, said))
-    known = BaselineScores.of(task, list(knows), rows)
+    known = TaskScores.of(task, list(knows), rows)
     sets = np.array([(0, 1), (0, 2), (1, 2)])
     assert known.steps(sets, known.covered(sets)).mean(1).tolist() == [1.0, 0.0, 0.0]
     assert known.form.tolist() == [0.0, 0.0, 1.0, 0.0]
     two = replace(task, items=task.items[:2])  # their answers do not repeat, those of all items do
-    assert BaselineScores.of(two, list(knows), rows).form.tolist() == [1 / 2, 1 / 2, 1.0, 1 / 2]
-    assert BaselineScores.of(two, list(knows), rows, task).form.tolist() == [0.0, 0.0, 2 / 3, 0.0]
+    assert TaskScores.of(two, list(knows), rows).form.tolist() == [1 / 2, 1 / 2, 1.0, 1 / 2]
+    assert TaskScores.of(two, list(knows), rows, task).form.tolist() == [0.0, 0.0, 2 / 3, 0.0]
 
 
 @pytest.mark.parametrize(("added", "wanted"), [(0.0, 0.5), (1.0, 1.0), (None, 1.0)])
@@ -156,7 +156,7 @@ def test_worked_answers_are_forecast_halfway_between_added_and_known_hops(added,
     forecast = SimpleNamespace(
         values=lambda _: (values, values), reading=SimpleNamespace(questions=[hop])
     )
-    known = BaselineScores.of(task, ["base", "facts", "form"], rows)
+    known = TaskScores.of(task, ["base", "facts", "form"], rows)
     sets = Ranking([], [known], None if added is None else forecast)  # type: ignore[arg-type]
     assert sets.answers(np.array([(0, 1)]))["steps"][0].tolist() == [[wanted]]
 
@@ -178,6 +178,6 @@ def test_members_that_answer_different_items_know_more_together():
     rows = [
         result(n, "question", str(k), v) for n, bits in right.items() for k, v in enumerate(bits)
     ]
-    known = BaselineScores.of(task, list(right), rows)
+    known = TaskScores.of(task, list(right), rows)
     assert known.question(np.array([(0, 1), (0, 2), (1, 2)])).mean(1).tolist() == [0.75, 0.5, 0.625]
     assert known.alone().tolist() == [0.0, 0.5, 0.5, 0.25]

@@ -11,7 +11,7 @@ from making import call, random_adapter
 from peft import PeftModel
 
 import loraprobe
-from loraprobe.adapters import below, read_adapter, stacked
+from loraprobe.adapters import below, read_adapter, stacked_on
 from loraprobe.base import open_base
 from loraprobe.composition import Composition
 from loraprobe.demo import shipped_world
@@ -61,7 +61,7 @@ def test_a_merge_is_one_file_that_verify_repeats(three):
     model = making.tiny_llama()
     call("merge", "b=./b,on=./a", "./c", "--method", "ties", "-o", "out")
     own = loraprobe.merge(["./b", "./c"], method="ties").adapter
-    expected = logits(model, single(stacked(own, [read_adapter("a")])))
+    expected = logits(model, single(stacked_on(own, [read_adapter("a")])))
     loaded = PeftModel.from_pretrained(making.tiny_llama(), "out").eval()
     assert relative(making.hidden(loaded), expected) < 1e-5
     card = (three / "out" / "README.md").read_text()
@@ -92,7 +92,7 @@ def test_a_saved_composition_holds_what_is_below_its_experts(three, router):
     done = call("route", "b=./b,on=./a", "./c", "--router", router, "-o", "out")
     assert done.exit_code == 0, done.output
     restored = loraprobe.load_composition("out")
-    experts = (stacked(read_adapter("b"), [read_adapter("a")]), read_adapter("c"))
+    experts = (stacked_on(read_adapter("b"), [read_adapter("a")]), read_adapter("c"))
     expected = logits(making.tiny_llama(), Composition(router, experts, ROUTERS.make(router)))
     assert torch.equal(logits(making.tiny_llama(), restored), expected)
     with loraprobe.route(making.tiny_llama(), ["./b,on=./a", "./c"], router=router) as model:
@@ -158,7 +158,7 @@ def test_kept_answers_are_those_of_the_same_stack():
     a, b = (read_adapter(path) for path in list(world.scenario("disjoint").adapters.values())[:2])
     kept = [
         identity(adapters, base, (), Options())
-        for adapters in ([a, b], [a, stacked(b, [a])], [a, stacked(b, [a])])
+        for adapters in ([a, b], [a, stacked_on(b, [a])], [a, stacked_on(b, [a])])
     ]
     assert kept[0] != kept[1] == kept[2]
 

@@ -15,7 +15,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition
 from loraprobe.errors import AdapterError, OutputError, UsageError
-from loraprobe.pipeline.transforms import scaled, subtracted
+from loraprobe.pipeline.transforms import scaled_adapter, subtracted
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, Routed, load_composition
 from loraprobe.routing.constant import ConstantGates, single
@@ -98,7 +98,7 @@ def test_what_was_done_to_an_expert_is_what_peft_loads(tmp_path):
     from peft import PeftModel
 
     a, b, g = from_disk(tmp_path, "a", "b", "g")
-    experts = (scaled(a, 2.5), scaled(subtracted(b, [g]), 0.5))
+    experts = (scaled_adapter(a, 2.5), scaled_adapter(subtracted(b, [g]), 0.5))
     Routed(Composition("arrow", experts, ROUTERS.make("arrow"))).save(tmp_path / "out")
     restored = load_composition(tmp_path / "out")
     for expert, own in zip(experts, restored.experts, strict=True):

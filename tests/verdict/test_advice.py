@@ -18,7 +18,7 @@ from hypothesis import given, settings
 
 from loraprobe.records import Attribution, Comparison, Coverage, Verdict
 from loraprobe.verdict import Request, decide, next_command
-from loraprobe.verdict.advice import basis, settled
+from loraprobe.verdict.advice import action_is_certain, basis_of
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.rules import candidates
 
@@ -288,9 +288,9 @@ def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
 @pytest.mark.parametrize(("high", "sure"), [(0.12, False), (0.09, True)])
 def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure):
     found = changed(evidence(FAIL), ci95=(0.0, high))
-    assert settled(found, check(found, "train-target-adapter", "unlikely")) == sure
+    assert action_is_certain(found, check(found, "train-target-adapter", "unlikely")) == sure
     used = evidence({**FAIL, "b": 0.9})
-    assert settled(used, decide(used))
+    assert action_is_certain(used, decide(used))
 
 
 # ---- the causes of failure -----------------------------------------------------------------------
@@ -344,7 +344,7 @@ def test_closer_norms_are_advised_unless_they_were_made_equal():
 @given(any_evidence())
 def test_no_action_is_worse_than_a_measured_system_beyond_what_intervals_allow(found):
     verdict = decide(found)
-    chosen = basis(verdict, found.measured).used
+    chosen = basis_of(verdict, found.measured).used
     if chosen is None or chosen.kind == "chain":
         return
     kinds = ("base", "adapter", "merge", "router")

@@ -632,7 +632,7 @@ def simulated(n, **systems):
     """
     import numpy as np
 
-    from loraprobe.evaluation import System, attribute, compare, gains, score
+    from loraprobe.evaluation import System, attribute, compare, measure_gains, score
     from loraprobe.records import ItemResult
     from loraprobe.tasks import Hop, Item, Task
 
@@ -651,7 +651,7 @@ def simulated(n, **systems):
     return evidence_of(
         scores=score(results, asked),
         comparisons=compare(results, asked),
-        gains=gains(results, asked),
+        gains=measure_gains(results, asked),
         attribution=attribute(results, asked, [task]),
         tasks=1,
         level="evaluation",

@@ -30,7 +30,7 @@ from loraprobe.records import Issue, Library, LibraryAdapter
 from loraprobe.secrets import map_texts, public_text
 
 
-def fitted(
+def mark_unfit(
     members: Sequence[Member], base: Base | None = None, allow: Collection[str] = ()
 ) -> list[Member]:
     """The members, those that do not fit as `unfit` with the reasons; only headers are read.
@@ -89,7 +89,7 @@ def _checked(
 
 
 @dataclass(frozen=True, eq=False)
-class Arranged:
+class ComparedLibrary:
     """A library whose adapters were read and compared.
 
     `members` are all adapters as given. `cosines` [n, n] are the estimated ones of the n adapters
@@ -107,28 +107,26 @@ class Arranged:
         return [member for member in self.members if member.usable]
 
 
-def arranged(members: Sequence[Member]) -> Arranged:
+def compare_members(members: Sequence[Member]) -> ComparedLibrary:
     """Compares the members by their sketches."""
-    arranged_members = list(members)
-    sketched = {
-        i: m.reading for i, m in enumerate(arranged_members) if m.usable and m.reading is not None
-    }
+    every = list(members)
+    sketched = {i: m.reading for i, m in enumerate(every) if m.usable and m.reading is not None}
     held = {i: reading.numbers for i, reading in sketched.items() if reading.numbers is not None}
     at, near = list(held), cosines(list(held.values()))
-    for i, named in zip(at, name_copies([arranged_members[i] for i in at], near), strict=True):
-        arranged_members[i] = named
-    kept = [place for place, i in enumerate(at) if arranged_members[i].usable]
+    for i, named in zip(at, name_copies([every[i] for i in at], near), strict=True):
+        every[i] = named
+    kept = [place for place, i in enumerate(at) if every[i].usable]
     near, at = near[np.ix_(kept, kept)], [at[place] for place in kept]
-    extreme = outliers([arranged_members[i].record.norm or 0.0 for i in at])
-    positions, share = places(near)
+    extreme = outliers([every[i].record.norm or 0.0 for i in at])
+    positions, share = map_positions(near)
     for i, family, times, place in zip(at, families(near), extreme, positions, strict=True):
-        issues = [] if times is None else [_extreme(arranged_members[i].record, times)]
-        arranged_members[i] = arranged_members[i].changed(
+        issues = [] if times is None else [_extreme(every[i].record, times)]
+        every[i] = every[i].changed(
             *issues, family=family, outlier=times is not None, place=place
         )
     error = max((sketched[i].error for i in at), default=0.0)
-    library = Library(tuple(member.record for member in arranged_members), error, share)
-    return Arranged(arranged_members, library, [arranged_members[i].record.name for i in at], near)
+    library = Library(tuple(member.record for member in every), error, share)
+    return ComparedLibrary(every, library, [every[i].record.name for i in at], near)
 
 
 def _extreme(record: LibraryAdapter, times: float) -> Issue:
@@ -181,7 +179,7 @@ def outliers(norms: Sequence[float]) -> list[float | None]:
     return times
 
 
-def places(cosines: Cosines) -> tuple[list[tuple[float, float]], float | None]:
+def map_positions(cosines: Cosines) -> tuple[list[tuple[float, float]], float | None]:
     """Positions on a map of two dimensions, and the share of the squared distances that it shows.
 
     Classical scaling (Torgerson 1952) of the distances sqrt(2 - 2 cosine), which are those of

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from loraprobe.lora.workers import in_order
+from loraprobe.lora.threads import in_order
 
 
 @pytest.fixture(autouse=True)

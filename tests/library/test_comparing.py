@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraprobe.library.arranging import families, outliers, places
+from loraprobe.library.comparing import families, map_positions, outliers
 
 
 def unit_rows(*rows) -> np.ndarray:
@@ -50,7 +50,7 @@ def test_families_have_half_in_common_the_largest_first(cosines, found):
 def test_few_adapters_have_no_family_and_lie_in_the_middle(n):
     near = np.ones((n, n), dtype=np.float32)
     assert families(near) == [None] * n
-    assert places(near) == ([(0.0, 0.0)] * n, None)
+    assert map_positions(near) == ([(0.0, 0.0)] * n, None)
 
 
 def test_an_extreme_norm_is_far_from_the_others_and_by_a_factor():
@@ -67,7 +67,7 @@ def test_an_extreme_norm_is_far_from_the_others_and_by_a_factor():
 def test_the_map_is_the_principal_plane_of_the_vectors():
     draw = np.random.default_rng(2)
     held = unit_rows(*draw.standard_normal((12, 7)))
-    found, share = places((held @ held.T).astype(np.float32))
+    found, share = map_positions((held @ held.T).astype(np.float32))
     centred = held - held.mean(0)
     U, S, _ = np.linalg.svd(centred, full_matrices=False)
     for axis in range(2):
@@ -78,5 +78,5 @@ def test_the_map_is_the_principal_plane_of_the_vectors():
 
 
 def test_equal_adapters_share_a_place():
-    found, share = places(np.ones((3, 3), dtype=np.float32))
+    found, share = map_positions(np.ones((3, 3), dtype=np.float32))
     assert np.allclose(found, 0) and share is None

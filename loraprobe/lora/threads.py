@@ -1,4 +1,4 @@
-"""Independent pieces of work on all cores, each on one of them, and the memory that each has."""
+"""Independent pieces of work on threads of their own, and the buffers that each thread has."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ Work = TypeVar("Work")
 Result = TypeVar("Result")
 
 # Pieces that are in memory together; a machine with more cores gives each piece several.
-MOST_WORKERS = 8
+MOST_THREADS = 8
 
 
-class Memory(threading.local):
+class Buffers(threading.local):
     """Memory of one thread for a module's factors, which it uses again for the next module.
 
     Fresh memory costs a tenth of the time of the products in it.
@@ -38,9 +38,9 @@ class Memory(threading.local):
         return self.held[key][:size].view(rows, columns)
 
 
-def workers() -> int:
+def threads_at_once() -> int:
     """How many pieces are worked on at a time."""
-    return min(torch.get_num_threads(), MOST_WORKERS)
+    return min(torch.get_num_threads(), MOST_THREADS)
 
 
 def in_order(work: Callable[[Work], Result], items: Iterable[Work]) -> Iterator[Result]:
@@ -50,7 +50,7 @@ def in_order(work: Callable[[Work], Result], items: Iterable[Work]) -> Iterator[
     other, above all where other programs use the cores too, since threads that share a small
     product wait for each other.
     """
-    threads, together = torch.get_num_threads(), workers()
+    threads, together = torch.get_num_threads(), threads_at_once()
     if together == 1:
         yield from map(work, items)
         return
@@ -67,4 +67,4 @@ def in_order(work: Callable[[Work], Result], items: Iterable[Work]) -> Iterator[
             while running:
                 yield running.popleft().result()
     finally:
-        torch.set_num_threads(threads)  # what a worker sets is the default of later threads
+        torch.set_num_threads(threads)  # those of the pool set the default of later ones

@@ -38,7 +38,7 @@ Fingerprint = tuple[int, int, int]  # identity, address and version of the store
 _RATIOS: Any = weakref.WeakKeyDictionary()  # model -> adapter -> path -> (fingerprint, c)
 
 
-def scaled(
+def dora_update(
     update: LowRank, adapter: Adapter, path: str, model: nn.Module
 ) -> tuple[LowRank, Float[Tensor, out]]:
     """c * s B A, and the factor c - 1 of W0 x, by the adapter's magnitudes for this module.

@@ -145,6 +145,8 @@ def route(
 ) -> AbstractContextManager[Any]:
     """Puts a routed composition into a loaded transformers model while the context lasts.
 
+    What the command `route` writes is made by `compose`.
+
     prompts: adapter's name -> a few unlabelled prompts, for a router that is fitted to them
     (centroid). The model reads them with `tokenizer`.
     balance, subtract: transformations of the adapters, as on the command line.

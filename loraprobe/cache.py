@@ -1,4 +1,4 @@
-"""What is kept for later runs in a directory: hashes of files, and the results of runs."""
+"""The directory for data of later runs, and the hashes of files that are kept in it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,8 @@ import contextlib
 import hashlib
 import os
 import re
-import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-from loraprobe.errors import LoraprobeError
-from loraprobe.results import NAME, locked, names_in, read_fingerprint
 
 READINGS = "library"  # the folder of what was read of adapters
 FROM_FILES = ("hashes", READINGS)  # folders of what is computed again where it lacks
@@ -72,51 +66,3 @@ def _state(file: Path) -> str:
     status = file.stat()
     times = f"{status.st_mtime_ns} {status.st_ctime_ns}"
     return f"{file.resolve()} {status.st_size} {times} {status.st_ino}"
-
-
-@dataclass(frozen=True)
-class KeptRun:
-    """The results of one run, which the same call with --resume uses.
-
-    `used` is the time of the last result in seconds since 1970.
-    """
-
-    place: Path
-    adapters: tuple[str, ...]
-    tasks: tuple[str, ...]
-    size: int
-    used: float
-
-
-def kept_runs() -> list[KeptRun]:
-    """All runs whose results are kept, the latest first."""
-    runs = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
-    return sorted(runs, key=lambda run: -run.used)
-
-
-def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
-    """Deletes runs; returns those that are in use, which stay.
-
-    readings: also the hashes and readings of files.
-    """
-    left = []
-    for run in runs:
-        try:
-            locked(run.place / NAME).release()
-        except LoraprobeError:
-            left.append(run)
-            continue
-        shutil.rmtree(run.place, ignore_errors=True)
-    for name in FROM_FILES if readings else ():
-        shutil.rmtree(cache_directory() / name, ignore_errors=True)
-    return left
-
-
-def _run(file: Path) -> KeptRun:
-    fingerprint = read_fingerprint(file) or {}
-    adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
-    return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 # What a message says to do follows one of these.
@@ -143,6 +144,14 @@ class Interrupted(LoraprobeError):
     exit_code = 130
     code = "interrupted"
     remedy = "the same call starts again, or goes on with --resume where it has that option."
+
+
+def unwritable(path: Path, error: Exception, cure: str = "choose another place") -> OutputError:
+    """The error of a file or directory that the system does not write."""
+    why = getattr(error, "strerror", None) or str(error) or "no reason was given"
+    # safetensors says "Error while serializing: I/O error: No space left (os error 28)"
+    why = re.sub(r"^.*I/O error: |\s*\(os error \d+\)", "", why)
+    return OutputError(f"{path} cannot be written: {why}; {cure}.")
 
 
 def reported(error: BaseException) -> LoraprobeError:

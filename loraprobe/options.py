@@ -478,7 +478,7 @@ def _read(name: str, value: Any) -> Any:
     """The value of an option as its field holds it; a single value of a repeatable one is one."""
     if name not in hints():
         return value
-    if isinstance(value, Mapping) and name != "layers":
+    if isinstance(value, Mapping):
         return tuple(value.items())
     one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
     held = (value,) if one else tuple(value)

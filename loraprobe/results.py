@@ -1,4 +1,4 @@
-"""Files of results with one line for each, which a later run goes on from.
+"""Files of results with one line for each, which a later run goes on from, and all that are kept.
 
 The first line holds a fingerprint of everything on which the results depend. Every further line is
 one row as JSON. Each batch is written and synchronised, so an interruption loses at most one. An
@@ -11,15 +11,19 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from loraprobe.errors import OutputError, UsageError
+from loraprobe.cache import FROM_FILES, cache_directory
+from loraprobe.errors import LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.records import plain
 
 FORMAT = "loraprobe-results-2"
 NAME = "results.jsonl"
+FREE_CACHE = "free space there, or set LORAPROBE_CACHE to a directory of yours"
 CURE = "remove the file, or start again without --resume."
 
 Kept = TypeVar("Kept")
@@ -101,7 +105,7 @@ def _write(path: Path, rows: Iterable[Any], mode: str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError, NameError):  # remove rows that were partly written
             os.truncate(path, start)
-        raise unwritable(path, error) from None
+        raise unwritable(path, error, FREE_CACHE) from None
 
 
 def read_fingerprint(path: Path) -> dict[str, Any] | None:
@@ -168,7 +172,7 @@ def locked(path: Path) -> Any:
     except NotImplementedError:  # this file system has none
         pass
     except OSError as error:
-        raise unwritable(path, error) from None
+        raise unwritable(path, error, FREE_CACHE) from None
     return lock
 
 
@@ -177,16 +181,55 @@ def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
-def unwritable(path: Path, error: Exception) -> OutputError:
-    """The error of a file in the cache that cannot be written."""
-    reason = getattr(error, "strerror", None) or error
-    return OutputError(
-        f"{path} cannot be written ({reason}): free space there, or set "
-        "LORAPROBE_CACHE to a directory of yours."
-    )
-
-
 def names_in(fingerprint: Mapping[str, Any], key: str) -> list[str]:
     """The names of the adapters or the tasks of a fingerprint."""
     held = fingerprint.get(key)
     return sorted(held) if isinstance(held, dict) else []
+
+
+@dataclass(frozen=True)
+class KeptRun:
+    """The results of one run, which the same call with --resume uses.
+
+    `used` is the time of the last result in seconds since 1970.
+    """
+
+    place: Path
+    adapters: tuple[str, ...]
+    tasks: tuple[str, ...]
+    size: int
+    used: float
+
+
+def kept_runs() -> list[KeptRun]:
+    """All runs whose results are kept, the latest first."""
+    runs = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
+    return sorted(runs, key=lambda run: -run.used)
+
+
+def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
+    """Deletes runs; returns those that are in use, which stay.
+
+    readings: also the hashes and readings of files.
+    """
+    left = []
+    for run in runs:
+        try:
+            locked(run.place / NAME).release()
+        except LoraprobeError:
+            left.append(run)
+            continue
+        shutil.rmtree(run.place, ignore_errors=True)
+    for name in FROM_FILES if readings else ():
+        shutil.rmtree(cache_directory() / name, ignore_errors=True)
+    return left
+
+
+def _run(file: Path) -> KeptRun:
+    fingerprint = read_fingerprint(file) or {}
+    adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
+    return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from loraprobe.checkpoint import BESIDE_WEIGHTS
-from loraprobe.errors import OutputError
+from loraprobe.errors import OutputError, unwritable
 from loraprobe.formatting import size
 from loraprobe.front_matter import read_front_matter
 
@@ -93,7 +92,7 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             real.lstat()  # raises an OSError that says what is wrong with the name
     except (OSError, ValueError) as error:
-        raise _unwritable(target, error) from None
+        raise unwritable(target, error) from None
     above = next((place for place in real.parents if os.path.lexists(place)), real)
     if not above.is_dir():
         raise OutputError(f"{target} cannot be written, since {above} is no directory; {cure}.")
@@ -220,20 +219,13 @@ def _staged(target: Path) -> Iterator[tuple[Path, Path]]:
     except Exception as error:
         # safetensors raises its own error for a full disk.
         if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise _unwritable(target, error) from None
+            raise unwritable(target, error) from None
         raise
     finally:
         shutil.rmtree(staging, ignore_errors=True)
         with contextlib.suppress(OSError):
             for place in missing:
                 place.rmdir()
-
-
-def _unwritable(target: Path, error: BaseException | None) -> OutputError:
-    why = error.strerror if isinstance(error, OSError) else str(error)
-    # safetensors says "Error while serializing: I/O error: No space left (os error 28)"
-    why = re.sub(r"^.*I/O error: |\s*\(os error \d+\)", "", why or "no reason was given")
-    return OutputError(f"{target} cannot be written: {why}; choose another place.")
 
 
 def _publish(file: Path, staging: Path) -> None:

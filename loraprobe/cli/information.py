@@ -24,8 +24,8 @@ from loraprobe.errors import UsageError
 from loraprobe.formatting import clean, count, rounded, size
 
 if TYPE_CHECKING:
-    from loraprobe.cache import KeptRun
     from loraprobe.hub.search import FoundAdapter
+    from loraprobe.results import KeptRun
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
@@ -101,7 +101,7 @@ def cache(
     downloads is its own: hf cache.
     """
     _, output = options_from(locals())
-    from loraprobe.cache import clear_kept, kept_runs
+    from loraprobe.results import clear_kept, kept_runs
 
     now = time.time()
     runs = [run for run in kept_runs() if now - run.used >= older * DAY]

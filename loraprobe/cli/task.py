@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
 from loraprobe.cli.running import options_from
-from loraprobe.errors import OutputError, UsageError
+from loraprobe.errors import OutputError, UsageError, unwritable
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS
 from loraprobe.report.parts import Answer, Line
@@ -63,8 +63,7 @@ def new(
     except FileExistsError:
         raise OutputError(f"{file} exists; choose another name.") from None
     except OSError as error:
-        why = error.strerror or error
-        raise OutputError(f"{file} cannot be written ({why}); choose another place.") from None
+        raise unwritable(file, error) from None
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 

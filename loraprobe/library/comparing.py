@@ -121,9 +121,7 @@ def compare_members(members: Sequence[Member]) -> ComparedLibrary:
     positions, share = map_positions(near)
     for i, family, times, place in zip(at, families(near), extreme, positions, strict=True):
         issues = [] if times is None else [_extreme(every[i].record, times)]
-        every[i] = every[i].changed(
-            *issues, family=family, outlier=times is not None, place=place
-        )
+        every[i] = every[i].changed(*issues, family=family, outlier=times is not None, place=place)
     error = max((sketched[i].error for i in at), default=0.0)
     library = Library(tuple(member.record for member in every), error, share)
     return ComparedLibrary(every, library, [every[i].record.name for i in at], near)

@@ -170,7 +170,9 @@ def compose(
     base: Base | Ref | None = None,
     tasks: Tasks = (),
 ) -> Outcome:
-    """Combines adapters with the first of options.routers; nothing is evaluated.
+    """The command `route`, in Python `compose`: combines adapters by the first of options.routers.
+
+    Nothing is evaluated.
 
     base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
     it the adapters are checked against it, and whether peft's Arrow can express the composition.

@@ -148,8 +148,6 @@ def with_next(
         unlike=any(issue.code in UNLIKE for issue in errors),
     )
     if kind == "merge" and verdict.composes and options.weights is not None:
-        from loraprobe.merging import METHODS
-
         request = replace(request, weighted=METHODS.make(spec or "").takes_weights)
     if kind == "router":
         from loraprobe.routing import ROUTERS  # a merge needs none of them

@@ -402,7 +402,7 @@ def _descend(
         uniform=tried[0][0],
         evaluations=LEARNING_STEPS,
         items=parts.items[0],
-        clusters=parts.clusters,
+        clusters=parts.groups,
         left=parts.items[1],
         layers=rounded if options.learns_layers else {},
     )

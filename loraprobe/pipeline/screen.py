@@ -28,7 +28,7 @@ from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, TRIED
-from loraprobe.errors import LoraprobeError, OutputError, ServerError, UsageError
+from loraprobe.errors import LoraprobeError, OutputError, ServerError, UsageError, unwritable
 from loraprobe.evaluation import System
 from loraprobe.evaluation.plan import BASE, questions
 from loraprobe.formatting import count
@@ -58,7 +58,7 @@ from loraprobe.records import (
     EvaluationRecords,
     ItemResult,
 )
-from loraprobe.results import unwritable
+from loraprobe.results import FREE_CACHE
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.session import Here, Session
@@ -183,7 +183,7 @@ class Screen:
             try:
                 next_tokens.save(path, self.reading.mark)
             except OSError as error:
-                raise unwritable(path, error) from None
+                raise unwritable(path, error, FREE_CACHE) from None
 
     def _place(self, name: str) -> Path:
         """Where the next tokens of a system are kept."""

@@ -1,6 +1,8 @@
 """Sets items of the tasks apart, from which weights, routers and the choice of a screen are made.
 
-They serve nothing else: the parts share no cluster and no prompt.
+They serve nothing else: the parts share no `group` of items and no prompt. Without
+a group, items with the same prompt count as one. In statistics each of them is a cluster of its own
+(`Item.cluster`).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ from loraprobe.tasks import Item, Task
 
 @dataclass(frozen=True)
 class TaskSplit:
-    """Tasks in two parts that share no cluster and no prompt."""
+    """Tasks in two parts that share no group and no prompt."""
 
     apart: tuple[Task, ...]
     left: tuple[Task, ...]
@@ -39,13 +41,13 @@ class TaskSplit:
         return apart, left
 
     @property
-    def clusters(self) -> int:
-        """Clusters of the part that was set apart."""
-        return len({_key(item) for task in self.apart for item in task.items})
+    def groups(self) -> int:
+        """Groups of the part that was set apart."""
+        return len({_group_of(item) for task in self.apart for item in task.items})
 
 
 def split_for_weights(tasks: Sequence[Task], options: Options) -> TaskSplit:
-    """Sets items apart on which weights are learned: whole clusters, drawn by the seed.
+    """Sets items apart on which weights are learned: whole groups, drawn by the seed.
 
     Raises TaskError where a task is too small to be split.
     """
@@ -58,9 +60,9 @@ def split_for_weights(tasks: Sequence[Task], options: Options) -> TaskSplit:
             )
     parts = _drawn(tasks, wanted, options.seed)
     for task, number, left in zip(tasks, wanted, parts.left, strict=True):
-        if _clusters(left) < 2:
+        if _groups(left) < 2:
             raise TaskError(
-                f"Task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, so "
+                f"Task {task.name} has {len(task.items)} items in {_groups(task)} groups, so "
                 f"nothing is left to judge by once {number} are set apart for --weights=learn; "
                 "give more items."
             )
@@ -87,7 +89,7 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
     for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
         if len(apart.items) < ROUTER_LEAST or len(left.items) < FEWEST_ITEMS:
             return (
-                f"task {task.name} has {len(task.items)} items in {_clusters(task)} clusters, and "
+                f"task {task.name} has {len(task.items)} items in {_groups(task)} groups, and "
                 f"it takes {FEWEST_ITEMS + ROUTER_LEAST}"
             )
     return parts
@@ -96,12 +98,12 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
 def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
     """Sets `--items` items of each task apart to choose by; the others prove the choice.
 
-    Raises TaskError where fewer than FEWEST_ITEMS clusters are left to prove it.
+    Raises TaskError where fewer than FEWEST_ITEMS groups are left to prove it.
     """
     parts = _drawn(tasks, [options.items] * len(tasks), options.seed)
     for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
-        if _clusters(left) < FEWEST_ITEMS:
-            grouped = "" if _clusters(task) == len(task.items) else f" in {_clusters(task)} groups"
+        if _groups(left) < FEWEST_ITEMS:
+            grouped = "" if _groups(task) == len(task.items) else f" in {_groups(task)} groups"
             raise TaskError(
                 f"Task {task.name} has {len(task.items)} items{grouped}: {len(apart.items)} are "
                 f"needed to choose by, and {FEWEST_ITEMS} others to prove the choice. Give at "
@@ -113,7 +115,7 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
 def halves(tasks: Sequence[Task], options: Options) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
     """The items that choose: those that base and adapters answer alone, and those of sums of sets.
 
-    The parts share no cluster. The first has half of `--items`, and at least ALONE_LEAST. There is
+    The parts share no group. The first has half of `--items`, and at least ALONE_LEAST. There is
     no second part where a task has no items left for it.
     """
     parts = _drawn(tasks, [max(ALONE_LEAST, options.items // 2)] * len(tasks), options.seed)
@@ -121,29 +123,29 @@ def halves(tasks: Sequence[Task], options: Options) -> tuple[tuple[Task, ...], t
 
 
 def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
-    """Sets at least the wanted number of items of each task apart, in whole clusters."""
-    keys = sorted({_key(item) for task in tasks for item in task.items})
-    random.Random(f"search:{seed}").shuffle(keys)
+    """Sets at least the wanted number of items of each task apart, in whole groups."""
+    groups = sorted({_group_of(item) for task in tasks for item in task.items})
+    random.Random(f"search:{seed}").shuffle(groups)
     apart: set[str] = set()
     for task, number in zip(tasks, wanted, strict=True):
-        item_keys = [_key(item) for item in task.items]
-        held = set(item_keys)
-        for key in keys:
-            if sum(k in apart for k in item_keys) >= number:
+        own = [_group_of(item) for item in task.items]
+        for group in groups:
+            if sum(one in apart for one in own) >= number:
                 break
-            if key in held:
-                apart.add(key)
+            if group in own:
+                apart.add(group)
 
     def part(task: Task, inside: bool) -> Task:
-        return replace(task, items=tuple(i for i in task.items if (_key(i) in apart) == inside))
+        items = (item for item in task.items if (_group_of(item) in apart) == inside)
+        return replace(task, items=tuple(items))
 
     return TaskSplit(*(tuple(part(task, inside) for task in tasks) for inside in (True, False)))
 
 
-def _clusters(task: Task) -> int:
-    return len({_key(item) for item in task.items})
+def _groups(task: Task) -> int:
+    return len({_group_of(item) for item in task.items})
 
 
-def _key(item: Item) -> str:
-    """Items of one key stay together: the key is the group, or else the prompt, in any task."""
+def _group_of(item: Item) -> str:
+    """What an item stays together with: its group, or else its prompt, in any task."""
     return f"group:{item.group}" if item.group is not None else f"prompt:{item.prompt}"

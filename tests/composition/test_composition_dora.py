@@ -24,7 +24,7 @@ from torch import nn
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared
 from loraprobe.composition import composition as module
-from loraprobe.composition import scaled as scaling
+from loraprobe.composition.dora import CANCELS, ratio
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates
@@ -94,7 +94,7 @@ def test_rows_without_a_direction_and_magnitudes_of_zero():
     weight[1], B[1] = 0, 0  # a pruned row, for which peft's own magnitude is 0: 0 / 0
     weight[2] = -(B[2] @ A) * (1 + 2**-52)  # a row that the update cancels up to rounding
     magnitude = torch.tensor([0.0, 0.0, 2.0, -1.0, 3.0, 1.0])
-    c = scaling.ratio(LowRank(A, B), magnitude, weight)
+    c = ratio(LowRank(A, B), magnitude, weight)
     assert c[0] == 0 and c[1] == 1 and c[2] == 1
     norm = (weight + B @ A).norm(dim=1)
     assert torch.allclose(c[3:], magnitude[3:].double() / norm[3:], rtol=1e-12, atol=0)
@@ -136,10 +136,10 @@ def test_row_norms_keep_their_accuracy_where_the_update_nearly_cancels_the_weigh
     condition = (weight.norm(dim=1) + (B.abs() @ A.abs()).norm(dim=1)) / norms
     unit = (40 + 3) * torch.finfo(torch.float64).eps
     size = weight.square().sum(1) + (B @ A).square().sum(1)
-    cancels = norms.square() < scaling.CANCELS * size
+    cancels = norms.square() < CANCELS * size
     allowed = unit * torch.where(cancels, condition, condition.square())
-    monkeypatch.setattr(scaling, "AT_ONCE", 7 * 40)  # and block by block
-    found = scaling.ratio(LowRank(A, B), magnitude, weight)
+    monkeypatch.setattr("loraprobe.composition.dora.AT_ONCE", 7 * 40)  # and block by block
+    found = ratio(LowRank(A, B), magnitude, weight)
     assert ((found * norms - 1).abs() <= allowed).all()
     assert 5 < cancels.sum() < 25 and allowed.max() < 0.1
     inner = weight.square().sum(1) + 2 * (weight @ A.mT * B).sum(1) + (B @ A).square().sum(1)

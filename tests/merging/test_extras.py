@@ -514,7 +514,7 @@ def test_one_hot_gates_and_learnable_gates_are_the_adapter_as_peft_runs_it(case,
 
 def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
     from loraprobe.compatibility import check
-    from loraprobe.pipeline.transforms import scaled as scaled_by
+    from loraprobe.pipeline.transforms import scaled_adapter
 
     tiny_llama(vocab=40).save_pretrained(tmp_path / "base")
     opened = open_base(tmp_path / "base")
@@ -526,7 +526,7 @@ def test_tokens_that_the_base_does_not_have_and_scaling_are_refused(tmp_path):
     composition = Composition("c", (alone,), ConstantGates((1.0,)))
     refused(CompatibilityError, r"tokens up to 40 .*\[40, 16\]", tiny_llama(vocab=40), composition)
     with pytest.raises(UnsupportedAdapter, match="token rows"):
-        scaled_by(beyond, 0.5)
+        scaled_adapter(beyond, 0.5)
     with pytest.raises(UnsupportedAdapter, match=r"replaces rows of model\.embed_tokens"):
         commands.compose([trained("a", 1, [1]), trained("b", 2, [2])], Session())
 

@@ -93,7 +93,7 @@ def test_the_parts_share_no_cluster_and_no_prompt():
     "items, said",
     [
         ([(f"q{i}", None) for i in range(12)], "too few to learn"),
-        ([(f"q{i}", "one") for i in range(40)], "40 items in 1 clusters"),
+        ([(f"q{i}", "one") for i in range(40)], "40 items in 1 groups"),
     ],
 )
 def test_a_task_too_small_to_split_is_an_error(items, said):

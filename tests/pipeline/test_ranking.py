@@ -168,7 +168,7 @@ def test_a_leader_of_worked_steps_is_judged_by_the_items_that_have_them(steps, l
     rows = [result(name, "question", str(k), 0) for name in ("base", "a") for k in range(40)]
     for k, value in enumerate(steps):
         rows += [result("base", "steps", str(k), k == 1), result("a", "steps", str(k), value)]
-    known = BaselineScores.of(task, ["base", "a"], rows)
+    known = TaskScores.of(task, ["base", "a"], rows)
     assert Ranking([], [known], None).leader == leader
 
 

@@ -92,7 +92,7 @@ def test_a_learning_router_is_left_out_where_items_are_too_few(pair):
     assert "2 tasks for 3 adapters" in note
     groups = Task("u", tuple(Item(str(i), f"{i}", ("x",), group=str(i % 2)) for i in range(50)))
     (note,) = plan_of(Options(), pair, [enough, groups]).left_out
-    assert "task u has 50 items in 2 clusters" in note
+    assert "task u has 50 items in 2 groups" in note
 
 
 def test_given_prompts_spare_the_items(pair, tmp_path):

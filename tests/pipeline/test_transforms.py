@@ -17,7 +17,7 @@ from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
-from loraprobe.pipeline.transforms import scaled, subtracted, transform
+from loraprobe.pipeline.transforms import scaled_adapter, subtracted, transform
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
@@ -104,7 +104,7 @@ def test_nothing_is_read_before_it_is_asked_for():
 
     task, other = some("a", 1), some("g", 2)
     object.__setattr__(task.modules, "_read", refuse)
-    assert len(scaled(task, 2.0).modules) == 14 == len(subtracted(task, [other]).modules)
+    assert len(scaled_adapter(task, 2.0).modules) == 14 == len(subtracted(task, [other]).modules)
 
 
 def test_route_takes_the_same_options():
@@ -135,7 +135,7 @@ def test_what_is_not_linear_in_factors_is_refused_by_name():
     assert torch.equal(
         subtracted(whole, [some("g", 1)]).whole["lm_head.weight"], whole.whole["lm_head.weight"]
     )
-    tripled = scaled(lora_bias, 3.0)
+    tripled = scaled_adapter(lora_bias, 3.0)
     kept = tripled.offsets[path] * tripled.layout[path].scaling
     assert torch.equal(kept, torch.full((16,), 1.5))
     kept = subtracted(lora_bias, [some("g", 1)])

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from loraprobe.cli.output import Output
+from loraprobe.cli.running import Output
 from loraprobe.records import Progress
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typing import Any
 
 from loraprobe.adapters.reading import trainings
 from loraprobe.cli import COMMANDS, command_of
-from loraprobe.cli.output import Output
 from loraprobe.cli.parameters import PANELS
+from loraprobe.cli.running import Output
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing

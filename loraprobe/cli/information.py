@@ -17,9 +17,8 @@ import typer
 from rich.console import Console
 
 from loraprobe._version import __version__
-from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import argument, setting
-from loraprobe.cli.running import options_from
+from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean, count, rounded, size
 

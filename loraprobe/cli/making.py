@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from loraprobe.cli.output import Output, imports_done
 from loraprobe.cli.parameters import (
     ADAPTERS,
     COMPOSITION,
@@ -25,7 +24,7 @@ from loraprobe.cli.parameters import (
     complete_routers,
     setting,
 )
-from loraprobe.cli.running import options_from, run, write
+from loraprobe.cli.running import Output, imports_done, options_from, run, write
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import UsageError
 

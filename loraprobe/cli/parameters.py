@@ -134,7 +134,7 @@ DebugOption = Annotated[
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
     """Name of a field -> panel, flags, metavar and help of its option."""
-    from loraprobe.cli.output import Output
+    from loraprobe.cli.running import Output
     from loraprobe.options import Options
 
     groups = zip(PANELS, (*Options.__bases__, Output), strict=True)

@@ -1,23 +1,332 @@
-"""Runs a command of the pipeline. Outputs are checked before anything is read."""
+"""Runs a command from its options to its exit code.
+
+Outputs are checked before anything is read. What a command returns is printed on standard output,
+everything else on standard error. The line of progress says which step of a run is done, how much
+of it, and the time left. On a terminal it stands below everything else and is gone at the end.
+Elsewhere it is printed every half minute.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import gc
+import sys
+import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from loraprobe.cli.call import CALL
-from loraprobe.cli.output import Output
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.options import Options, hints
+from loraprobe.formatting import clean, size
+from loraprobe.options import Options, hints, option
+from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.conclusion import Outcome
+    from loraprobe.pipeline.estimate import CostEstimate
+    from loraprobe.records import Audit, Progress, Sample
+    from loraprobe.report.parts import View
+
+INTERVAL = 30.0  # seconds between two lines without a terminal
+WORDS = {
+    "read": "read the adapters",
+    "compare": "compare the adapters",
+    "check": "check the adapters",
+    "diagnose": "compare the adapters",
+    "load": "load the base",
+    "screen": "ask the adapters alone",
+    "forecast": "forecast every set",
+    "estimate": "estimate the time",
+    "template": "ask with and without the chat template",
+    "cover": "measure what the base knows",
+    "hash": "hash the base",
+    "write": "write the model",
+    "learn": "learn weights",
+    "learn weights": "learn weights",
+}
+
+
+def imports_done() -> None:
+    """Turns on the garbage collection that `loraprobe.__main__` turned off until work begins.
+
+    What was imported stays until the end, so it is left out of all collections.
+    """
+    if not gc.isenabled():
+        gc.freeze()
+        gc.enable()
+
+
+@dataclass
+class ProgressLine:
+    """What is known of the progress of a run.
+
+    It is called with (stage, done, total). `total` 0 is the start of a stage of unknown length. The
+    time left follows from the time that was taken since nothing of the stage was done.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    stage: str = "read the adapters"
+    done: int = 0
+    total: int = 0
+    begun: dict[str, float] = field(default_factory=dict)  # first word of a stage -> when it began
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        verb = stage.partition(" ")[0]  # one for all systems that are asked
+        if done == 0 or verb not in self.begun:
+            self.begun[verb] = self.clock()
+        self.stage, self.done, self.total = stage, done, total
+
+    def text(self) -> str:
+        """The line, such as "evaluate sum, system 5 of 9, 48 of 90, about 20 s left"."""
+        passed = self.clock() - self.begun.get(self.stage.partition(" ")[0], self.clock())
+        told = [clean(WORDS.get(self.stage, self.stage))]
+        if self.total > 1:
+            told.append(f"{self.done} of {self.total}")
+        if 0 < self.done < self.total:
+            told.append(f"about {spoken(passed / self.done * (self.total - self.done))} left")
+        return ", ".join(told)
+
+
+def spoken(seconds: float) -> str:
+    """A duration in the unit that suits it."""
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
+
+
+def _live(line: ProgressLine) -> AbstractContextManager[Any]:
+    """Shows the line of progress on a terminal while the context lasts."""
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    return Live(
+        get_renderable=lambda: Text(line.text(), no_wrap=True, overflow="ellipsis"),
+        console=Console(stderr=True),
+        transient=True,
+        refresh_per_second=4,
+    )
+
+
+@contextmanager
+def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
+    """Prints the line of progress every half minute while the context lasts."""
+    stop = threading.Event()
+
+    def speak() -> None:
+        while not stop.wait(INTERVAL):
+            print(line.text(), file=sys.stderr, flush=True)
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        speaker.join()
+
+
+@dataclass(frozen=True)
+class Output:
+    """How a command prints and where it writes; no decision depends on it."""
+
+    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
+    full_model: Path | None = option(
+        None,
+        "DIR",
+        "Write the base with the merge added to its weights to this directory, which any server "
+        "runs; methods with dense results lose nothing there to a rank.",
+    )
+    overwrite: bool = option(False, "", "Replace an existing output.")
+    push: str | None = option(
+        None,
+        "OWNER/NAME",
+        "Upload the directory to this repository of the Hub, private unless --public.",
+    )
+    public: bool = option(False, "", "Let everybody read what --push uploads.")
+    json: bool = option(False, "", "Print one JSON document on standard output.")
+    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
+    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
+    save_samples: Path | None = option(
+        None,
+        "FILE",
+        "Write every question with what each system answered to this file (JSONL).",
+    )
+    log_to: Path | None = option(
+        None, "DIR", "Also write results and samples as lm-eval does, a folder a system."
+    )
+    explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
+    dry_run: bool = option(
+        False, "", "Print what the run would take (systems, time, memory), and stop."
+    )
+    quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
+    exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
+    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
+
+    def __post_init__(self) -> None:
+        if self.html is not None:
+            from loraprobe.report.page import check_page
+
+            check_page(self.html)
+        if self.save_samples is not None:
+            from loraprobe.report.documents import check_samples
+
+            check_samples(self.save_samples)
+        if self.log_to is not None:
+            from loraprobe.adapters import check_folder
+
+            check_folder(self.log_to)
+        if self.json and self.markdown:
+            raise UsageError("--json and --markdown both print the result; give one of them.")
+
+    def say(self, message: str, style: str = "") -> None:
+        """A remark on standard error."""
+        if not self.quiet:
+            from rich.console import Console
+
+            console = Console(stderr=True, highlight=False)
+            console.print(clean(message), style=style, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def progress(self) -> Iterator[Progress | None]:
+        """Yields what the pipeline tells its progress to; None with --quiet."""
+        imports_done()
+        if self.quiet:
+            yield None
+            return
+        line = ProgressLine()
+        with _live(line) if sys.stderr.isatty() else _spoken_now_and_then(line):
+            yield line
+
+    def document(self, command: str, fields: Mapping[str, Any]) -> bool:
+        """Prints a result that is no audit as JSON, if that was asked for, and tells whether."""
+        if self.json:
+            from loraprobe.records import document
+
+            print(document(command, fields), flush=True)
+        return self.json
+
+    def tell(
+        self, command: str, fields: Mapping[str, Any], short: str, show: Callable[[], None]
+    ) -> None:
+        """A result that is no audit: as a document, in one line, or as `show` prints it."""
+        if self.document(command, fields):
+            return
+        if self.quiet:
+            print(short, flush=True)
+        else:
+            show()
+
+    def estimate(self, command: str, cost: CostEstimate) -> None:
+        """What a run would take. command: as it is typed."""
+        if self.json:
+            from loraprobe.records import SCHEMA_VERSION, document
+
+            told = {"estimate": cost}
+            print(document(command, told, SCHEMA_VERSION), flush=True)
+        else:
+            print("\n".join(_estimate_lines(cost, self.quiet)), flush=True)
+
+    def result(
+        self,
+        audit: Audit,
+        after: str = "",
+        line: str = "",
+        samples: Iterable[Sample] = (),
+    ) -> None:
+        """The audit, then the exit that its verdict asks for.
+
+        `after` stands between the tables and the answer; `line` is what --quiet says if not the
+        verdict; `samples` are the answers for --save-samples.
+        """
+        from loraprobe.report.sections import heading, sections
+
+        if self.json:  # the table of findings is not seen then
+            for issue in audit.compatibility.issues:
+                if issue.severity != "note":
+                    self.say(f"warning: {issue.code}: {issue.message}", style="yellow")
+        if self.html is not None:
+            from loraprobe.report.page import write_page
+
+            write_page(self.html, heading(audit), sections(audit))
+            self.say(f"Wrote {self.html}.")
+        if self.save_samples is not None:
+            from loraprobe.report.documents import write_samples
+
+            write_samples(samples, self.save_samples)
+            self.say(f"Wrote {self.save_samples}.")
+        if self.log_to is not None:
+            from loraprobe.report.logs import write_logs
+
+            write_logs(audit, samples, self.log_to)
+            self.say(f"Wrote {self.log_to}.")
+        self._print(audit, after, line)
+        sys.stdout.flush()
+        raise typer.Exit(0 if self.exit_zero else exit_code(audit))
+
+    def _print(self, audit: Audit, after: str, line: str) -> None:
+        """The result on standard output, in the form that was asked for."""
+        from loraprobe.report.sections import footer, heading, one_line, sections
+
+        if self.json:
+            print(scrub(audit.to_json()))
+        elif self.markdown:
+            from loraprobe.report.markdown import markdown
+
+            print(markdown(heading(audit), sections(audit)))
+        elif self.quiet:
+            print(clean(line) or one_line(audit))
+        else:
+            from rich.console import Console
+
+            from loraprobe.report.terminal import render
+
+            shown = sections(audit, getattr(audit, "places", {}))  # which a saved one lacks
+            told = footer(audit) if self.explain else f"{footer(audit)}; all: --explain"
+            view: View = "explained" if self.explain else "short"
+            render(Console(highlight=False), heading(audit), shown, view, [after, told])
+
+
+def exit_code(audit: Audit) -> int:
+    """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
+
+    Where only weights were asked, nothing could be decided, and compatible adapters are 0; so is a
+    library of which something can be used. Where no merge and no router was asked, what was asked
+    is decided unless it takes more evidence.
+    """
+    if audit.verdict is not None and audit.verdict.answers_without_composing:
+        return 0
+    if audit.verdict is not None and audit.verdict.evidence != "weights":
+        return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
+            audit.verdict.decision
+        ]
+    usable = any(row.state == "usable" for row in audit.members)
+    nothing = audit.library is not None and not usable
+    return 0 if audit.compatibility.compatible and not nothing else 1
+
+
+def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
+    """Systems x items, time and memory, at most 60 columns wide; quiet: in one line."""
+    memory = size(cost.memory_bytes)
+    if quiet:
+        return [f"{spoken(cost.seconds)}, {memory}"]
+    return [
+        f"{len(cost.systems)} systems x {cost.items} items",
+        "",
+        f"about {spoken(cost.seconds)}, and {memory} of memory",
+        "Timed on a few of your questions on this machine. It takes",
+        "less where the decision holds before all items are asked",
+        "(without --all-items). Merges that need new weights, and",
+        "the statistics, come on top.",
+        *(["vLLM is installed: --engine vllm may take less."] if cost.vllm else []),
+    ]
 
 
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:

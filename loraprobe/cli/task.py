@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from loraprobe.cli.output import imports_done
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
-from loraprobe.cli.running import options_from
+from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import OutputError, UsageError, unwritable
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS

@@ -10,7 +10,7 @@ import pytest
 
 from loraprobe import cli as commands
 from loraprobe.cli import NAMES, command_of, function_of
-from loraprobe.cli.output import Output
+from loraprobe.cli.running import Output
 from loraprobe.options import hints
 
 EXAMPLES = {name: calls for name, (_, *calls) in commands.COMMANDS.items()}

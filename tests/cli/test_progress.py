@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import making
 import pytest
 
-from loraprobe.cli import output as module
-from loraprobe.cli.output import Output, ProgressLine, spoken
+from loraprobe.cli import running as module
+from loraprobe.cli.running import Output, ProgressLine, spoken
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import cost_of
 from loraprobe.session import Session

@@ -10,7 +10,7 @@ import pytest
 
 import loraprobe
 from loraprobe.cli import COMMANDS, function_of
-from loraprobe.cli.output import Output
+from loraprobe.cli.running import Output
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.options import Options, hints

@@ -13,7 +13,7 @@ from test_answer import audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.cli.output import exit_code
+from loraprobe.cli.running import exit_code
 from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
 from loraprobe.records import (
     QUESTION,

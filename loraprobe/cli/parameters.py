@@ -14,13 +14,13 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.call import CALL
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 
@@ -32,6 +32,22 @@ ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 Texts = list[str] | None  # the values of an option that may be repeated
+
+
+@dataclass
+class Call:
+    """What is known of a call of the command line.
+
+    `words` are those that were typed, with those of --config; `started` is when it began, by
+    time.perf_counter, None if only a command of it is run.
+    """
+
+    words: list[str] = field(default_factory=list)
+    started: float | None = None
+    interrupted: bool = False
+
+
+CALL = Call()
 
 
 def argument(metavar: str, help: str, **more: Any) -> Any:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loraprobe.cli.call import CALL
+from loraprobe.cli.parameters import CALL
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option

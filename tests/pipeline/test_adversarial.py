@@ -3,7 +3,7 @@
 import pytest
 from adversarial import SLOW, load_cases, required
 
-from loraprobe.cli import call
+import loraprobe.cli
 from loraprobe.errors import as_document
 
 CASES, REQUIRED = load_cases(), required()
@@ -20,7 +20,9 @@ def test_every_case_gives_the_required_outcome(tmp_path, name, monkeypatch):
     for limit in ("patterns.SECONDS", "tasks.metrics.PATTERN_SECONDS"):
         monkeypatch.setattr(f"loraprobe.{limit}", 0.2)
     errors = []
-    told = call.reported
-    monkeypatch.setattr(call, "reported", lambda one: errors.append(told(one)) or errors[-1])
+    told = loraprobe.cli.reported
+    monkeypatch.setattr(
+        loraprobe.cli, "reported", lambda one: errors.append(told(one)) or errors[-1]
+    )
     assert CASES[name](tmp_path) == REQUIRED[name]
     assert all(as_document(error)["error"]["cure"] for error in errors)  # what --json prints

@@ -23,7 +23,8 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.parameters import CALL, Configured, DebugOption, setting
+from loraprobe.cli.parameters import Configured, DebugOption, setting
+from loraprobe.cli.running import CALL
 from loraprobe.errors import (
     Defect,
     Interrupted,

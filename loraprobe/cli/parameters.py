@@ -14,15 +14,16 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
+from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
+from loraprobe.options import Options, as_fields
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -32,22 +33,6 @@ ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
 Texts = list[str] | None  # the values of an option that may be repeated
-
-
-@dataclass
-class Call:
-    """What is known of a call of the command line.
-
-    `words` are those that were typed, with those of --config; `started` is when it began, by
-    time.perf_counter, None if only a command of it is run.
-    """
-
-    words: list[str] = field(default_factory=list)
-    started: float | None = None
-    interrupted: bool = False
-
-
-CALL = Call()
 
 
 def argument(metavar: str, help: str, **more: Any) -> Any:
@@ -150,9 +135,6 @@ DebugOption = Annotated[
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
     """Name of a field -> panel, flags, metavar and help of its option."""
-    from loraprobe.cli.running import Output
-    from loraprobe.options import Options
-
     groups = zip(PANELS, (*Options.__bases__, Output), strict=True)
     return {
         one.name: {"panel": panel, **one.metadata}
@@ -265,8 +247,6 @@ def _words(parameter: Any, value: Any) -> list[str]:
     if value is None or isinstance(value, bool):
         return option if value else []
     if isinstance(value, Mapping):
-        from loraprobe.options import as_fields
-
         value = as_fields(value)
     texts = list(map(str, value)) if isinstance(value, list) else [str(value)]
     if parameter.nargs != -1 and not getattr(parameter, "multiple", False):

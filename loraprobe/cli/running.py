@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from loraprobe.cli.parameters import CALL
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
@@ -50,6 +49,22 @@ WORDS = {
     "learn": "learn weights",
     "learn weights": "learn weights",
 }
+
+
+@dataclass
+class Call:
+    """What is known of a call of the command line.
+
+    `words` are those that were typed, with those of --config; `started` is when it began, by
+    time.perf_counter, None if only a command of it is run.
+    """
+
+    words: list[str] = field(default_factory=list)
+    started: float | None = None
+    interrupted: bool = False
+
+
+CALL = Call()
 
 
 def imports_done() -> None:

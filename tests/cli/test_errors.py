@@ -216,10 +216,3 @@ def test_python_keywords_are_refused_in_words_of_python(keywords, said):
     pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
     with pytest.raises(UsageError, match=said):
         loraprobe.inspect(pair, **keywords)
-
-
-def test_python_takes_the_texts_of_the_command_line():
-    pair = [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
-    one = loraprobe.merge(pair, "task_arithmetic", weights="0.7,0.3", rank="2")
-    other = loraprobe.merge(pair, "task_arithmetic", weights=[0.7, 0.3], rank=2)
-    assert one.weights == other.weights and one.adapter.rank_range == (2, 2)

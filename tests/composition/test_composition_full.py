@@ -3,14 +3,13 @@
 import making
 import pytest
 import torch
-from composing import dora, learnable, mixed_kinds, refused, relative, state_of, with_changes
+from composing import dora, learnable, mixed_kinds, relative, state_of, with_changes
 from making import hidden, random_adapter
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed
-from loraprobe.errors import CompatibilityError, UnsupportedAdapter
+from loraprobe.errors import CompatibilityError
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.routing.scored import Arrow
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -127,13 +126,3 @@ def test_whole_modules_that_do_not_fit_are_named(case):
     assert state_of(model) == before
     with composed(model, Composition("c", (random_adapter(),), ConstantGates())):
         pass  # the refusal left the model free
-
-
-def test_token_routers_refuse_whole_modules_by_name():
-    model, three = making.tiny_llama(tied=False), mixed_kinds()
-    refused(
-        UnsupportedAdapter,
-        r"headed .*lm_head\.weight whole.*constant",
-        model,
-        Composition("arrow", three, Arrow()),
-    )

@@ -99,11 +99,12 @@ def test_a_command_has_the_defaults_of_its_options(command):
             assert one.default == defaults[name] or name in others[command], name
 
 
-def test_weights_may_be_any_sequence():
+def test_weights_may_be_any_sequence_or_the_text_of_the_command_line():
     import numpy
 
-    for weights in ([0.7, 0.3], (0.7, 0.3), numpy.array([0.7, 0.3])):
-        assert loraprobe.merge(pair(), "task_arithmetic", weights=weights).weights == (0.7, 0.3)
+    for weights in ([0.7, 0.3], (0.7, 0.3), numpy.array([0.7, 0.3]), "0.7,0.3"):
+        found = loraprobe.merge(pair(), "task_arithmetic", weights=weights, rank="2")
+        assert found.weights == (0.7, 0.3) and found.adapter.rank_range == (2, 2)
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def write_tasks(items: list[dict], scratch: str) -> Path:
 def against_own(base: str, adapters: list[str], items: list[dict], scratch: str, runs: int) -> None:
     """The same tokens asked through the harness's tasks, and as items of our own."""
     from loraprobe.evaluation.asking import ask as ask_questions
-    from loraprobe.evaluation.plan import questions
+    from loraprobe.evaluation.questions import questions
     from loraprobe.tasks import Item, Task
     from loraprobe.tasks.harness import load_harness
 

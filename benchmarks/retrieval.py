@@ -47,7 +47,7 @@ from rankings import (
 )
 
 from loraprobe.defaults import KEEP, TRIED
-from loraprobe.evaluation.plan import BASE
+from loraprobe.evaluation.questions import BASE
 from loraprobe.pipeline.ranking import FormRanking, TaskScores, choose
 from loraprobe.records import ItemResult
 from loraprobe.scoring import ModelScorer

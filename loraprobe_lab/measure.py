@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import Question, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.records import Progress
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import load_task

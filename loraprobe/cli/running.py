@@ -27,8 +27,8 @@ from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
 
 if TYPE_CHECKING:
-    from loraprobe.pipeline.conclusion import Outcome
     from loraprobe.pipeline.estimate import CostEstimate
+    from loraprobe.pipeline.outcome import Outcome
     from loraprobe.records import Audit, Progress, Sample
     from loraprobe.report.parts import View
 

@@ -142,7 +142,7 @@ def sample(
     numbers of tokens; only its tokenizer is loaded.
     """
     options, output = options_from(locals())
-    from loraprobe.evaluation.plan import questions
+    from loraprobe.evaluation.questions import questions
     from loraprobe.pipeline.task_files import open_tasks
 
     imports_done()

@@ -1,6 +1,6 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
-`plan` says what is asked and in which rounds, `asking` asks the model tasks' questions.
+`questions` says what is asked and in which rounds; `asking` asks the model.
 `score`, `compare`, `measure_gains` and `attribute` evaluate the results; in this room only
 `statistics` has formulas of intervals.
 """
@@ -18,5 +18,5 @@ from loraprobe.evaluation.gains import (
     score,
     shares_right,
 )
-from loraprobe.evaluation.plan import Round, System, guessing, rounds
+from loraprobe.evaluation.questions import Round, System, guessing, rounds
 from loraprobe.evaluation.template import choose_template, stored_as

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraprobe.defaults import HARNESS, LOSS
 from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.plan import BASE, Question, System, questions
+from loraprobe.evaluation.questions import BASE, Question, System, questions
 from loraprobe.records import (
     QUESTION,
     STEPS,

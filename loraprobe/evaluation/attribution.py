@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from loraprobe.defaults import LOSS
-from loraprobe.evaluation.plan import System, questions
+from loraprobe.evaluation.questions import System, questions
 from loraprobe.records import (
     BASELINES,
     FORMS,

@@ -11,7 +11,7 @@ import numpy as np
 
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.plan import BASE, System
+from loraprobe.evaluation.questions import BASE, System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
 from loraprobe.records import (
     BASELINES,

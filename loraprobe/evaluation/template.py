@@ -17,7 +17,7 @@ from loraprobe.defaults import (
 )
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.asking import Asker, Ledger
-from loraprobe.evaluation.plan import Question, System, questions, spread_sample
+from loraprobe.evaluation.questions import Question, System, questions, spread_sample
 from loraprobe.formatting import listing
 from loraprobe.records import STEPS, Coverage, Progress
 from loraprobe.tasks import Task

@@ -7,14 +7,14 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     examination     compatibility and diagnostics, licences, servers
     transforms      `--subtract` and `--balance`
-    systems         plans what is evaluated, and builds the compositions
+    plan            plans what is evaluated, and builds the compositions
     evaluator       opens the base, the form of prompts and kept results, and asks
     learning        weights and routers that are learned before systems are asked
     evaluate        answers on the base model, round by round; for `inspect` a first round
     screen          chooses sets of a library by `ranking` and evaluates them
     converting      one adapter written again, one of another PEFT type as a LoRA
-    published       what may be said of sources in what is written for others
-    conclusion      the verdict, what it recommends, the audit, and the end of a command
+    conclusion      the evidence of all stages, the verdict on it, and the next command
+    outcome         the end of a command: what it made, and its audit as it may be published
 
 `estimate` tells what an evaluation will take. `on_ray` has the tasks that ask the base on a Ray
 cluster; `loraprobe.servers` has a server answer.

@@ -21,14 +21,7 @@ from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import (
-    Outcome,
-    audit_of,
-    finish,
-    recommend,
-    serving_of,
-    verdict_with_next,
-)
+from loraprobe.pipeline.conclusion import verdict_with_next
 from loraprobe.pipeline.examination import (
     WARNED,
     Examination,
@@ -50,6 +43,7 @@ from loraprobe.pipeline.inputs import (
     check_task_use,
     open_inputs,
 )
+from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, serving_of
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel
 from loraprobe.report.cards import made_text
@@ -60,7 +54,7 @@ from loraprobe.verdict.reasons import reason_of
 if TYPE_CHECKING:
     from loraprobe.library import ComparedLibrary
     from loraprobe.pipeline.estimate import CostEstimate
-    from loraprobe.pipeline.systems import Plan
+    from loraprobe.pipeline.plan import Plan
     from loraprobe.tasks import ProbePrompts, Task
 
 
@@ -100,7 +94,7 @@ def inspect(
     found = "weights", EvaluationRecords(), []
     if asks_base and examined.compatibility.compatible:
         from loraprobe.pipeline.evaluate import run_pilot
-        from loraprobe.pipeline.systems import plan_of
+        from loraprobe.pipeline.plan import plan_of
 
         plan = plan_of(options, inputs.adapters, inputs.tasks)
         with _workers_of(session):
@@ -294,7 +288,7 @@ def _planned(
     Raises LoraprobeError.
     """
     from loraprobe.pipeline.learning import check_learnable
-    from loraprobe.pipeline.systems import check_systems, plan_of
+    from loraprobe.pipeline.plan import check_systems, plan_of
 
     session.command, options = "merge-and-eval", session.options
     if not tasks:
@@ -500,7 +494,7 @@ def _opened_library(
 
 def _require_composable(found: ComparedLibrary, options: Options) -> None:
     """Raises UsageError for a router that learns, and where nothing can be composed."""
-    from loraprobe.pipeline.systems import plan_of
+    from loraprobe.pipeline.plan import plan_of
     from loraprobe.routing import ROUTERS
 
     for spec in options.routers:

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import Question, questions, spread_sample
+from loraprobe.evaluation.questions import Question, questions, spread_sample
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.systems import baseline_systems
+from loraprobe.pipeline.plan import baseline_systems
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.servers.engine import installed_vllm
 from loraprobe.tasks import Task

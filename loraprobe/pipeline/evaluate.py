@@ -3,9 +3,9 @@ first round.
 
 One run, step by step: `evaluate` opens the base and builds the systems of the plan.
 `EvaluationRun.ask` asks them, round after round. After a round `Asked` holds the answers, what they
-measure (`measured`) and the verdict by the intervals of this round (`evaluation.plan`). The run
-ends where the action is as certain as the decision (`Asked.settled`); else the systems that can no
-longer win are dropped (`losers`), and the others are asked the next round.
+measure (`measured`) and the verdict by the intervals of this round (`evaluation.questions`). The
+run ends where the action is as certain as the decision (`Asked.settled`); else the systems that can
+no longer win are dropped (`losers`), and the others are asked the next round.
 
 A composition that gains has to beat the controls too, so these are asked the same items before the
 run stops. The base and the single adapters always answer all items of a round, since they are what
@@ -26,14 +26,14 @@ from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.gate_statistics import gate_statistics
-from loraprobe.evaluation.plan import BASE, pilot_round, spread_sample
+from loraprobe.evaluation.questions import BASE, pilot_round, spread_sample
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learning import fit_routers, learn, learned_note
-from loraprobe.pipeline.systems import Plan, SystemBuilder, baseline_systems
+from loraprobe.pipeline.plan import Plan, SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     BASELINES,

@@ -24,12 +24,12 @@ from loraprobe.defaults import LOSS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, Round, System, choose_template, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
-from loraprobe.evaluation.plan import Question
+from loraprobe.evaluation.questions import Question
 from loraprobe.front_matter import prompt_form
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.systems import Plan
+from loraprobe.pipeline.plan import Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint

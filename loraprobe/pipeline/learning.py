@@ -41,12 +41,12 @@ from loraprobe.defaults import (
     PROMPTS_WRITTEN,
 )
 from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
-from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.systems import WHY_PER_PROMPT, Plan
+from loraprobe.pipeline.plan import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.probes import generated_prompts

@@ -28,7 +28,7 @@ from loraprobe.defaults import (
     MARGIN,
     SURELY_DIFFERENT,
 )
-from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.probes import AdditiveForecast
 from loraprobe.records import FORMS, QUESTION, STEPS, ItemResult
 from loraprobe.tasks import Task, normalize_answer

@@ -30,7 +30,7 @@ from loraprobe.base import Base
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, TRIED
 from loraprobe.errors import LoraprobeError, OutputError, ServerError, UsageError, unwritable
 from loraprobe.evaluation import System
-from loraprobe.evaluation.plan import BASE, questions
+from loraprobe.evaluation.questions import BASE, questions
 from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.library.effects import by_effect
@@ -39,6 +39,7 @@ from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, timed, unit
 from loraprobe.pipeline.evaluate import Asked, EvaluationRun
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.ranking import (
     LARGEST,
     FormRanking,
@@ -48,7 +49,6 @@ from loraprobe.pipeline.ranking import (
     TaskScores,
     choose,
 )
-from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import transform
 from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import (

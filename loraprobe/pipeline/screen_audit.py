@@ -7,12 +7,12 @@ from dataclasses import replace
 
 from loraprobe import evaluation
 from loraprobe.evaluation import System
-from loraprobe.evaluation.plan import BASE
+from loraprobe.evaluation.questions import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import NOT_EXAMINED, audit_of, evidence_of, with_next
+from loraprobe.pipeline.conclusion import NOT_EXAMINED, evidence_of, with_next
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs, given_calibration
-from loraprobe.pipeline.published import argument_without_folders
+from loraprobe.pipeline.outcome import argument_without_folders, audit_of
 from loraprobe.pipeline.screen import Finalist, Proved
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from loraprobe.defaults import LOSS
 from loraprobe.evaluation import System, measure_gains
-from loraprobe.evaluation.plan import Question, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
 from loraprobe.scoring import ModelScorer, NextTokens, Scorer
 from loraprobe.tasks import METRICS, Task

@@ -19,7 +19,7 @@ import numpy as np
 
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.plan import Question, questions
+from loraprobe.evaluation.questions import Question, questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import STEPS, Coverage, Interval, ItemPart, ItemResult, Progress
 from loraprobe.registry import name_of

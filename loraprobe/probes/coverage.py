@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.evaluation.plan import BASE, Question
+from loraprobe.evaluation.questions import BASE, Question
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext, ScoreRequest, mean
 from loraprobe.records import Coverage

@@ -16,7 +16,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER, SERVED_TELLS
 from loraprobe.errors import ServerError
-from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.records import Served
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer

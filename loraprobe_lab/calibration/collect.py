@@ -28,7 +28,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.learning import fit_routers
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
+from loraprobe.pipeline.plan import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import ItemResult, Progress
 from loraprobe.session import Session

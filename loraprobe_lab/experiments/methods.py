@@ -32,7 +32,7 @@ from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
 from loraprobe.pipeline.learning import fitted_to, learn
-from loraprobe.pipeline.systems import (
+from loraprobe.pipeline.plan import (
     SystemBuilder,
     TaskSplit,
     baseline_systems,

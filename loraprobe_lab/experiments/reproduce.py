@@ -23,7 +23,7 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+from loraprobe.pipeline.plan import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Estimate, Gain, Interval, ItemPart, ItemResult
 from loraprobe.records.measurements import Z95, items_needed

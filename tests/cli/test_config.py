@@ -6,7 +6,7 @@ import making
 import pytest
 from test_cli import one_sentence
 
-from loraprobe.pipeline.published import public_arguments
+from loraprobe.pipeline.outcome import public_arguments
 from loraprobe.secrets import public_text
 
 

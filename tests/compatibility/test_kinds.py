@@ -269,7 +269,7 @@ def test_composition_does(name, written):
 
 def test_an_audit_refuses_what_a_method_would_drop_before_it_loads_anything(written):
     """With --base at hand too; linear methods and routers are not concerned."""
-    from loraprobe.pipeline.systems import check_systems
+    from loraprobe.pipeline.plan import check_systems
 
     adapter = written("dora").adapter
     pair = [adapter, adapter.renamed("twin")]

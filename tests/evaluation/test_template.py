@@ -4,7 +4,7 @@ import pytest
 from fake_scorer import HOMES, FakeScorer, mayors, single
 
 from loraprobe.evaluation import Ledger, choose_template, stored_as
-from loraprobe.evaluation.plan import rounds, spread_sample
+from loraprobe.evaluation.questions import rounds, spread_sample
 from loraprobe.tasks import Hop, Item, Task
 
 TURNS = {(*key, "chat"): text for key, text in HOMES.items()}

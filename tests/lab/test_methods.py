@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
-from loraprobe.pipeline.systems import PER_PROMPT, WHY_PER_PROMPT
+from loraprobe.pipeline.plan import PER_PROMPT, WHY_PER_PROMPT
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import load_task

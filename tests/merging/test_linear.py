@@ -172,7 +172,7 @@ def test_model_stock_keeps_nothing_of_opposed_deltas_and_all_of_a_lone_one():
 
 def test_an_audit_refuses_before_it_loads_anything():
     from loraprobe.options import Options
-    from loraprobe.pipeline.systems import check_systems
+    from loraprobe.pipeline.plan import check_systems
 
     three = sources()
     check_systems(three[:2], Options(methods=("slerp",)))

@@ -19,11 +19,11 @@ from loraprobe.base import open_base
 from loraprobe.cache import cached_hash, file_hash
 from loraprobe.errors import OutputError
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_ledger
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.systems import baseline_systems, plan_of
+from loraprobe.pipeline.plan import baseline_systems, plan_of
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world

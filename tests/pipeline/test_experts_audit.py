@@ -11,7 +11,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.base import open_base
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.pipeline.systems import random_partner
+from loraprobe.pipeline.plan import random_partner
 
 VOCABULARY = 40
 KINDS = {

@@ -20,7 +20,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.gate_statistics import GateTally, gate_statistics
 from loraprobe.options import Options
 from loraprobe.pipeline.learning import fit_routers, fitted_in, fitted_to, gather_prompts
-from loraprobe.pipeline.systems import Plan, SystemBuilder, plan_of
+from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS

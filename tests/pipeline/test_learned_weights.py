@@ -21,7 +21,7 @@ from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import learning
 from loraprobe.pipeline.learning import check_learnable, learn
-from loraprobe.pipeline.systems import SystemBuilder, plan_of
+from loraprobe.pipeline.plan import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed, layer_of, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema

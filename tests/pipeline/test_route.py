@@ -11,8 +11,8 @@ import torch
 
 import loraprobe
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import recommend
-from loraprobe.pipeline.systems import SystemBuilder
+from loraprobe.pipeline.outcome import recommend
+from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import Transformed, transform
 from loraprobe.records import Verdict
 from loraprobe.report.documents import json_schema

@@ -17,7 +17,7 @@ from loraprobe.composition import Composition
 from loraprobe.demo import shipped_world
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import identity
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems
+from loraprobe.pipeline.plan import SystemBuilder, baseline_systems
 from loraprobe.pipeline.transforms import Transformed, transform
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single

@@ -16,7 +16,7 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.composition import Composition
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.systems import SystemBuilder, baseline_systems, plan_of
+from loraprobe.pipeline.plan import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import scaled_adapter, subtracted, transform
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS

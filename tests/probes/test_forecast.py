@@ -10,7 +10,7 @@ import torch
 import words
 
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.plan import questions
+from loraprobe.evaluation.questions import questions
 from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens, model_scorer

@@ -13,7 +13,7 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import learning
 from loraprobe.pipeline.learning import fit_routers
-from loraprobe.pipeline.systems import PER_PROMPT, SystemBuilder, plan_of
+from loraprobe.pipeline.plan import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task

@@ -12,7 +12,7 @@ from test_gains import results
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, guessing, rounds
-from loraprobe.evaluation.plan import boundaries, questions, round_alphas, spread_sample
+from loraprobe.evaluation.questions import boundaries, questions, round_alphas, spread_sample
 from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 HOP = "exact_match"

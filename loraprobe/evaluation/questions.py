@@ -1,4 +1,4 @@
-"""What is asked of whom and when: systems, the questions of tasks, and rounds of them.
+"""What is asked of whom and when: systems, the questions of tasks, and the rounds of these.
 
 A round adds whole clusters in a seeded order, so that its items are a random sample. After each
 round the decision may be made. The chance of a wrong one is spent over these rounds: by the round

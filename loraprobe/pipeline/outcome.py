@@ -1,0 +1,282 @@
+"""The end of a command: what it made, and its audit as it may be published.
+
+Reports, pages and cards are made from the audit. What they show holds no private paths and no
+tokens: references are public names already (`Source.public`, `public_name`), and `audit_of`
+replaces paths in sentences and in the arguments of the call.
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.adapters import (
+    Adapter,
+    agreed_base,
+    hub_id,
+    is_path,
+    local_name,
+    public_name,
+    with_below,
+)
+from loraprobe.base import Base
+from loraprobe.hub import reference_of
+from loraprobe.lora.threads import in_order
+from loraprobe.merging import METHODS, Merged
+from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import NOTHING_MEASURED, verdict_with_next
+from loraprobe.pipeline.examination import Examination, with_issues, with_licences
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.transforms import Transformed
+from loraprobe.records import ON, AdapterSummary, Audit, Command, Sample, Verdict
+from loraprobe.report.cards import with_card
+from loraprobe.report.sections import ShownAudit
+from loraprobe.secrets import map_texts, public_text
+from loraprobe.servers.serving import Serving
+from loraprobe.session import Session
+from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION, LOAD_MODEL
+
+if TYPE_CHECKING:
+    from loraprobe.evaluation import System
+    from loraprobe.pipeline.converting import Converted
+    from loraprobe.pipeline.plan import SystemBuilder
+    from loraprobe.routing._saved import Routed
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command ends with: its audit, and the adapter or composition with its card, if any.
+
+    `why_nothing` says why merge-and-eval recommends nothing that can be saved, or no full model;
+    `samples` are the answers of all evaluated systems.
+    """
+
+    audit: Audit
+    made: Merged | Routed | Converted | None = None
+    why_nothing: str = ""
+    samples: Sequence[Sample] = ()
+
+
+def serving_of(session: Session, inputs: Inputs) -> Serving:
+    """The servers of a run."""
+    places = session.target, session.only_full
+    return Serving(session.options.serve, inputs.given, inputs.base, *places)
+
+
+def finish(
+    session: Session,
+    inputs: Inputs,
+    examined: Examination,
+    notes: Iterable[str],
+    made: Merged | Routed | None,
+    transformed: Transformed,
+    verdict: Verdict | None = None,
+    **fields: Any,
+) -> Outcome:
+    """The outcome of a command that composes: what licences ask of somebody who publishes what it
+    made, what servers do not read in that, the commands that serve it or what is advised, the
+    audit, and the card.
+
+    made: what is saved if a directory was given, None if there is nothing. verdict: on what was
+    asked; None where nothing was. fields: of the audit.
+    """
+    if verdict is None and len(inputs.adapters) > 1:
+        verdict = verdict_with_next(session.options, inputs, examined, "weights")
+    examined, licences = with_licences(examined, inputs)
+    serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
+    measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()
+    evaluated = verdict is not None and verdict.composes
+    if merged is not None and not evaluated:
+        serve = serving.of_merge(merged)[1]
+    elif verdict is not None:
+        verdict, serve = serving.advised(verdict, measured.chain, merged)
+    if merged is not None:  # it is made where a server cannot read it: that is no failure here
+        unread = with_issues(examined.compatibility, serving.warnings(merged))
+        examined = replace(examined, compatibility=unread)
+    steps = transformed.steps
+    audit = audit_of(
+        session,
+        inputs,
+        examined,
+        notes,
+        **{"transformations": steps, "verdict": verdict, "serve": serve, **fields},
+    )
+    if made is None:
+        return Outcome(audit)
+    told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
+    if merged is not None and verdict is not None and evaluated:
+        from loraprobe.report.logs import benchmark_results
+
+        results = benchmark_results(audit, inputs.tasks, verdict.system or merged.name)
+        made = replace(merged, results=results)
+    made = with_card(made, told, session.options, transformed.general)
+    place = session.target or (session.full_model if merged is not None else None)
+    if place is None:
+        return Outcome(audit, made)
+    if verdict is not None and evaluated:  # whose own step would write it a second time
+        loading = LOAD_ADAPTER if session.target else LOAD_MODEL
+        loading = LOAD_COMPOSITION if merged is None else loading
+        step = Command("python", (local_name(str(place)),), text=loading)
+        told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
+    return Outcome(told, made)
+
+
+def recommend(
+    verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
+) -> tuple[Merged | Routed | None, str]:
+    """The merge or composition that the verdict advises, or None, and why there is none, or no
+    full model of it."""
+    name = verdict.system
+    if not verdict.composes or name is None:
+        return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
+    built = next((system for system in compositions if system.name == name), None)
+    if built is not None and built.merged is not None:
+        return built.merged, ""
+    if name in METHODS:
+        return builder.merge(name), ""
+    if built is None or built.composition is None:
+        return None, f"{name} is neither a merge nor a router."
+    from loraprobe.routing._saved import Routed
+
+    routed = Routed(built.composition, builder.base, builder.transformed.steps)
+    return routed, f"{name} weighs the adapters by the text, which no weights do."
+
+
+# ---- the audit -----------------------------------------------------------------------------------
+
+
+def audit_of(
+    session: Session,
+    inputs: Inputs,
+    examined: Examination,
+    notes: Iterable[str] = (),
+    **fields: Any,
+) -> Audit:
+    """The audit of a run, as it may be published.
+
+    `fields` are those of Audit; empty notes are left out.
+    """
+    norms = {
+        row.adapters[0]: row.value
+        for row in examined.diagnostics
+        if row.name == "norm" and row.module is None
+    }
+    hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
+    collections.deque(hashes, maxlen=0)
+    names = private_texts(inputs.adapters, inputs.base, session)
+    public, run = partial(public_text, names=names), session.provenance()
+    arguments = public_arguments(run.arguments, public)
+    typed = dict(typed_references(inputs, session.options))
+    for place in filter(None, (session.target, session.full_model)):
+        typed[local_name(str(place))] = [str(place)]
+    for name, argument in zip(arguments, run.arguments, strict=True):
+        if name != argument:
+            typed.setdefault(name, [argument])
+    return ShownAudit(
+        command=session.command,
+        provenance=replace(
+            run,
+            arguments=arguments,
+            tasks=tuple(task.summary() for task in inputs.tasks),
+            guards=tuple(guard.summary() for guard in inputs.guards),
+        ),
+        adapters=tuple(
+            _with_licences(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
+        ),
+        base=inputs.base.summary() if inputs.base is not None else None,
+        compatibility=map_texts(examined.compatibility, public),
+        diagnostics=examined.diagnostics,
+        layers=examined.layers,
+        notes=map_texts(tuple(filter(None, notes)), public),
+        **{"places": typed, **fields, "verdict": map_texts(fields.get("verdict"), public)},
+    )
+
+
+def _with_licences(row: AdapterSummary, licences: Mapping[str, str | None]) -> AdapterSummary:
+    """The row of an adapter with the licences of it and of those below it."""
+    lower = tuple(replace(one, license=licences.get(one.name)) for one in row.below)
+    return replace(row, license=licences.get(row.name), below=lower)
+
+
+# ---- what may be published -----------------------------------------------------------------------
+
+
+def typed_references(inputs: Inputs, options: Options) -> Mapping[str, list[str]]:
+    """A name in a command -> the references of the user that have it."""
+    places = collections.defaultdict[str, list[str]](list)
+    for adapter in inputs.given:
+        typed = reference_of(adapter, lambda source: source.reference)
+        places[reference_of(adapter)].append(typed)
+    for task in (*inputs.tasks, *inputs.guards):
+        places[task.reference].append(task.path or task.name)
+    bases = [adapter.base_model or "" for adapter in inputs.given]
+    declared = agreed_base(bases) or next(iter(bases), "")
+    if inputs.base is not None:
+        places[inputs.base.summary().reference].append(inputs.base.reference)
+    elif hub_id(declared) is None and (public := public_name(declared)):
+        places[public].append(declared)
+    for name, file in options.router_prompts:
+        places[f"{name}={Path(file).name}"].append(f"{name}={file}")
+    return places
+
+
+def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
+    """The words of a command line as they may be published. public: makes a text public."""
+    return tuple(
+        public(
+            text  # no path: a data set of the Hub, or a text behind its option
+            if before == "--fields" or text.startswith("hf://")
+            else argument_without_folders(text)
+        )
+        for before, text in zip(("", *typed), typed, strict=False)
+    )
+
+
+def private_texts(
+    adapters: Sequence[Adapter], base: Base | None, session: Session
+) -> dict[str, str]:
+    """Private paths of the run, each with the public text that replaces it."""
+    texts = dict(_private(adapters, base, session))
+    return {path: name for path, name in texts.items() if len(path) > 2 and _has_folder(path)}
+
+
+def _private(
+    adapters: Sequence[Adapter], base: Base | None, session: Session
+) -> Iterator[tuple[str, str]]:
+    options = session.options
+    for adapter in with_below(adapters):
+        source = adapter.source
+        yield source.reference, source.public
+        if source.path is not None:
+            yield str(source.path), local_name(str(source.path))
+        if adapter.base_model:
+            yield adapter.base_model, public_name(adapter.base_model) or "a path"
+    if base is not None:
+        yield base.reference, base.reference if base.commit else local_name(base.reference)
+        yield str(base.path), local_name(str(base.path))
+    for file in (session.state, *(file for _, file in options.router_prompts)):
+        if file is not None:
+            yield str(file), Path(file).name
+
+
+def argument_without_folders(text: str) -> str:
+    """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
+    if text.startswith("@"):  # a file of references
+        return "@" + argument_without_folders(text[1:])
+    if ON in text and not text.startswith("-"):
+        return ON.join(map(argument_without_folders, text.split(ON)))
+    head, equals, value = text.rpartition("=")
+    if not _has_folder(value):
+        return text
+    # A relative path of two parts looks like an id of the Hub; the folder tells.
+    here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
+    return head + equals + (local_name(value) if here or is_path(value) else value)
+
+
+def _has_folder(path: str) -> bool:
+    return "/" in path or "\\" in path

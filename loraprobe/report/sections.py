@@ -169,9 +169,9 @@ def footer(audit: Audit) -> str:
     return f"{sum(p.seconds.values()):.1f} s, {p.device}, {p.dtype}{memory}, seed {p.seed}"
 
 
-def screened(audit: Audit) -> bool:
-    """Whether a library was screened for a task."""
-    return audit.command == "screen" and bool(audit.shortlist)
+def _brief(audit: Audit) -> Sequence[View]:
+    """A terminal without --explain, unless it shows the short list of a library instead."""
+    return () if audit.shortlist else SHORT
 
 
 def _of_scores(audit: Audit) -> Iterator[Section]:
@@ -184,16 +184,16 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
     )
     rounds, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
     early = EVERY_ROUND.format(**vars(rounds)) if rounds is not None and rounds.early else ""
+    brief = _brief(audit)
     yield _section(
         "gains",
         "Gains and scores",
         (PAGE, [f"{INTERVALS}{early}."] if asked else []),
         (FULL, figures.gains(audit, gains(audit))),
         (EVERYWHERE, evaluations(audit)),
-        (EXPLAINED if screened(audit) else TERMINAL, [scores(audit)]),
-        (FULL if screened(audit) else ALL, [controls(audit)]),
+        (brief, [scores(audit)]),
+        ((*FULL, *brief), [controls(audit)]),
         (EVERYWHERE, [guards(audit)]),
-        (PAGE, [comparisons(audit)]),
     )
     drawn = figures.causes(audit, causes(audit))
     yield _section(
@@ -242,14 +242,13 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         (EVERYWHERE, [families(audit)]),
         (FULL, [library_adapters(audit), library_findings(audit)]),
     )
-    alone = not audit.evaluation.scores and held is None
+    alone, brief = not audit.evaluation.scores and held is None, _brief(audit)
     yield _section(
         "adapters",
         "Adapters",
-        (FULL if screened(audit) else ALL, [adapters(audit)]),
-        (MARKDOWN if alone else (), [adapters(audit)]),
-        (EXPLAINED if screened(audit) else TERMINAL, targets(audit)),
-        (FULL if screened(audit) else ALL, [layers(audit)]),
+        ((*FULL, *brief, *(MARKDOWN if alone else ())), [adapters(audit)]),
+        ((*EXPLAINED, *brief), targets(audit)),
+        ((*FULL, *brief), [layers(audit)]),
         (FULL, [singles(audit)]),
     )
 
@@ -311,24 +310,6 @@ def gains(audit: Audit) -> Table:
         (text("task"), lambda gain: gain.task or "all tasks"),
         (Column("items", drop=3), lambda gain: str(gain.n)),
         (Column("items to decide", drop=4), lambda gain: str(gain.n_needed or "-")),
-    ).without("task")
-
-
-def comparisons(audit: Audit) -> Table:
-    """Paired differences: of compositions to base, singles and controls, and of the best to all."""
-    return tabulated(
-        "Paired differences between systems",
-        audit.evaluation.comparisons,
-        (text("system"), lambda row: row.system),
-        (text("against"), lambda row: row.against),
-        (text("asked as"), lambda row: row.part.words),
-        (text("against asked as"), lambda row: (row.against_part or row.part).words),
-        (text("task"), lambda row: row.task),
-        (Column("difference"), lambda row: signed(row.difference)),
-        (Column("95 %"), lambda row: bounds(row.ci95)),
-        (Column("95 % for the choice"), lambda row: bounds(row.adjusted_ci95)),
-        (Column("items"), lambda row: str(row.n)),
-        folded=True,
     ).without("task")
 
 
@@ -477,14 +458,13 @@ def first_findings(audit: Audit, told: Answer) -> Iterator[str]:
     Of one code there is one.
     """
     found = {issue.code: issue for issue in reversed(by_severity(audit.compatibility.issues))}
-    skipped = ["error"] if told.decision == "incompatible" else []  # the answer says them
+    said = "\n".join(str(line) for _, line in told.lines)
     left = [
         f"{MARKS[issue.severity]} {issue.code}: {first_sentence(issue)}"
         for issue in reversed(found.values())
-        if issue.severity not in skipped
-        and issue.code != "serve-ok"
+        if issue.code != "serve-ok"
         and not issue.code.startswith(LICENCE)
-        and not any(str(line).startswith(first_sentence(issue)) for _, line in told.lines)
+        and first_sentence(issue) not in said
     ]
     yield from left[:MOST_FINDINGS]
     if len(left) > MOST_FINDINGS:

@@ -6,9 +6,9 @@ from typing import Any
 
 from loraprobe.adapters import local_name
 from loraprobe.formatting import clean, count
-from loraprobe.records import Check, Command, Served, Verification
+from loraprobe.records import Command, Served, Verification
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
-from loraprobe.secrets import public_text
+from loraprobe.secrets import map_texts, public_text
 from loraprobe.verdict.next_command import LOAD_COMPOSITION, LOAD_MODEL
 
 MISSING = {  # what was not found -> what has to be filled in
@@ -26,11 +26,8 @@ RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 def as_plain(verification: Verification) -> dict[str, Any]:
     """The fields of the document: each check with whether it passed and what was seen."""
-    checks = [
-        Check(clean(check.name), check.passed, clean(public_text(check.message)))
-        for check in verification.checks
-    ]
     place = clean(local_name(verification.directory))
+    checks = map_texts(verification.checks, lambda text: clean(public_text(text)))
     return {"directory": place, "verified": verification.passed, "checks": checks}
 
 

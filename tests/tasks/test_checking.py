@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loraprobe.defaults import FEWEST_ITEMS
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, measure_gains
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Hop, Item, Task, check_task, with_metrics
 from loraprobe.tasks.checking import questions
@@ -95,7 +95,7 @@ def decided(n: int, true: float, lost: float, runs: int = 60) -> float:
             for system, right in answers.items()
             for k in range(n)
         ]
-        (gain,) = gains(rows, [System("sum", "merge"), System("base", "base")], margin=0.05)
+        (gain,) = measure_gains(rows, [System("sum", "merge"), System("base", "base")], margin=0.05)
         found += gain.adjusted_ci95[0] > 0.05
     return found / runs
 

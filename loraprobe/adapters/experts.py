@@ -17,13 +17,15 @@ module once for each parameter in the order of registration, so the last one is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from loraprobe.adapters.types import Adapter
-from loraprobe.findings import finding
+from loraprobe.errors import CompatibilityError
+from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count, listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
@@ -79,3 +81,58 @@ def conflict(a: Adapter, b: Adapter) -> Issue | None:
             )
             return finding("parameters-differ", (a.name, b.name), message, stack)
     return None
+
+
+@dataclass(frozen=True)
+class TargetParameter:
+    """The parameter of a model that a stack of experts changes."""
+
+    stack: str
+    module: nn.Module
+    attribute: str
+
+    @property
+    def name(self) -> str:
+        """The parameter's name in the model."""
+        return f"{owner_of(self.stack)[0]}.{self.attribute}"
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        return self.module.get_parameter(self.attribute)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the matrices of an expert are stored as [in, out]."""
+        return bool(getattr(self.module, "is_transposed", False)) and self.parameter.dim() == 3
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(E, out, in); a parameter of two dimensions counts as one expert."""
+        *experts, one, other = self.parameter.shape
+        return (*(experts or [1]), *((other, one) if self.transposed else (one, other)))
+
+
+def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParameter]:
+    """The parameter of each stack of an adapter in a model, which may be on the meta device.
+
+    Raises CompatibilityError for a parameter that the model lacks or has in another shape.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = []
+    for stack, paths in adapter.stacks.items():
+        owner, depth = owner_of(stack)
+        names = parameter_names(adapter.config, owner)
+        module = modules.get(owner, nn.Module())
+        held = [n for n, _ in module.named_parameters(recurse=False) if n in names][::-1]
+        target = TargetParameter(stack, module, held[depth]) if depth < len(held) else None
+        own = (len(paths), *adapter.layout[paths[0]].shape)
+        if target is None or target.shape != own:
+            lacks = "does not have" if target is None else f"has as {list(target.shape)}"
+            cure = CODES["module-not-in-base"].cure
+            raise CompatibilityError(
+                f"Adapter {adapter.name} changes {listing(names)} of {owner} as {list(own)} "
+                f"(experts, outputs, inputs), which the model {lacks}. {cure}",
+                cure,
+            )
+        found.append(target)
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import conflict
+from loraprobe.adapters.experts import conflict, target_parameters
 from loraprobe.adapters.names import VOCABULARY, number
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
@@ -232,10 +232,8 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     """
     if not adapter.stacks or base.skeleton is None:
         return
-    from loraprobe.composition.parameters import places  # few adapters have such parameters
-
     try:
-        places(base.skeleton, adapter)
+        target_parameters(base.skeleton, adapter)
     except CompatibilityError as error:
         stack = next(iter(adapter.stacks))
         message = str(error).removesuffix(error.cure).rstrip()

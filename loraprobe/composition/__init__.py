@@ -12,10 +12,11 @@ space, so no tensor of shape (tokens, experts, out) is formed. Constant gates ar
 beforehand.
 
 There are four kinds of expert, and one adapter may mix them. *Low-rank* experts are as above; the
-bias b of lora_B adds g * s * b. *Scaled* experts (DoRA), *full* experts (whole parameters) and
-*parameter* experts (stacked parameters of MoE layers) have the files `dora` and `parameters`;
-token routers refuse the last two. Token routers use the stored s B A of a scaled expert without its
-scale, so that they route in the same way on every base.
+bias b of lora_B adds g * s * b. *Scaled* experts (DoRA, file `dora`) scale the layer's own output
+too. *Full* experts replace whole parameters (file `whole_parameters`), *parameter* experts change
+stacked parameters of MoE layers (file `layers`); token routers refuse these two. Token routers use
+the stored s B A of a scaled expert without its scale, so that they route in the same way on every
+base.
 
 The arithmetic is peft's: 16-bit factors are converted to float32, x is cast to the factors' dtype,
 and the result is cast to the dtype of the layer's output. A float64 model uses float64.

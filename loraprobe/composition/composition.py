@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
+from loraprobe.adapters.experts import TargetParameter, target_parameters
 from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
@@ -28,13 +29,15 @@ from loraprobe.composition.forward_pass import following_passes
 from loraprobe.composition.layers import (
     ComposedLayer,
     GateObserver,
+    added_to_parameters,
     composed_layer,
     input_of,
     layer_hook,
 )
-from loraprobe.composition.parameters import added_to_parameters, checked_places, replaced
 from loraprobe.composition.router import Composition
+from loraprobe.composition.whole_parameters import replaced
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
+from loraprobe.findings import CODES
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 
@@ -76,8 +79,8 @@ def composed(
     check_model(model)
     composition = on_layout_of(model, composition.flat)
     targets = checked_targets(model, composition.experts)
-    parameters = checked_places(model, composition)
-    changed = [*targets.values(), *(place.module for place in parameters.values())]
+    parameters = checked_parameters(model, composition)
+    changed = [*targets.values(), *(target.module for target in parameters.values())]
     weights = [weight for module in changed for weight in module.parameters(recurse=False)]
     # peft, too, converts 16-bit factors to float32.
     double = any(weight.dtype is torch.float64 for weight in weights)
@@ -219,7 +222,7 @@ def check_model(model: nn.Module) -> None:
 def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, nn.Module]:
     """The layers that the experts adapt, by path, after all checks of experts and modules.
 
-    Parameters are left out (`checked_places`).
+    Parameters are left out (`checked_parameters`).
     """
     for expert in experts:
         if not expert.modules and not expert.has_more_than_factors:
@@ -236,6 +239,34 @@ def checked_targets(model: nn.Module, experts: Sequence[Adapter]) -> dict[str, n
             )
     layers = dict.fromkeys(path for expert in experts for path in expert.unstacked)
     return {path: _target(model, experts, path) for path in layers}
+
+
+def checked_parameters(model: nn.Module, composition: Composition) -> dict[str, TargetParameter]:
+    """Stack -> the parameter of the model that the adapters change.
+
+    Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
+    or offloaded, CompatibilityError if an adapter does not fit the model or another adapter.
+    """
+    found: dict[str, TargetParameter] = {}
+    for adapter in composition.experts:
+        for target in target_parameters(model, adapter):
+            if not composition.router.constant:
+                raise UnsupportedAdapter(
+                    f"Adapter {adapter.name} changes {target.name} itself, which gates that look "
+                    "at the token cannot weigh; use constant gates (uniform, sum, --weights)."
+                )
+            parameter = target.parameter
+            if parameter.device.type == "meta" or parameter.element_size() < 2:
+                raise UnsupportedAdapter(
+                    f"Adapter {adapter.name} changes {target.name} itself, which the model holds "
+                    "quantised or out of memory; load the base unquantised and in memory."
+                )
+            if found.setdefault(target.stack, target).name != target.name:
+                raise CompatibilityError(
+                    f"Adapter {adapter.name} targets {target.name} where another adapter targets "
+                    f"{found[target.stack].name}. {CODES['parameters-differ'].cure}"
+                )
+    return found
 
 
 def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:

@@ -1,8 +1,17 @@
-"""The layers that a composition adds to a model: the experts of one module, concatenated."""
+"""What a composition adds to a model: the experts of one module, concatenated.
+
+Mostly it is added to the module's output (`layer_hook`). *Parameter* experts (peft's
+`target_parameters`) add sum_i g_i dW_i to one stacked parameter of a module that mixes tokens
+itself, so that no hook on its output can add an adapter's part (`added_to_parameters`). As in peft,
+the parameter is replaced before the module's forward and restored after it; only the module that
+runs holds a second copy. A stacked parameter belongs to all tokens, so that gates which depend on
+the token are refused.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
+from loraprobe.adapters.experts import TargetParameter
 from loraprobe.composition.dora import bias_of, dora_update
 from loraprobe.composition.router import Composition, TokenGates
 from loraprobe.errors import UsageError
@@ -204,3 +214,52 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
 def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
     """The input of a layer from the arguments of its call."""
     return args[0] if args else next(iter(kwargs.values()))
+
+
+@contextlib.contextmanager
+def added_to_parameters(
+    found: Mapping[str, TargetParameter], updates: Mapping[str, LowRank]
+) -> Iterator[None]:
+    """Adds updates to the parameters in every forward while the context lasts.
+
+    updates: path of an expert -> B A of all adapters, with scalings and gates multiplied into B.
+    """
+    held: dict[str, list[LowRank]] = {}
+    for path, update in updates.items():
+        held.setdefault(path.rpartition("[")[0], []).append(update)
+    with contextlib.ExitStack() as undo:
+        for stack, experts in held.items():
+            add, restore = _parameter_hooks(found[stack], experts)
+            module = found[stack].module
+            undo.callback(module.register_forward_pre_hook(add).remove)
+            undo.callback(module.register_forward_hook(restore, always_call=True).remove)
+        yield
+
+
+def _parameter_hooks(
+    target: TargetParameter, updates: Sequence[LowRank]
+) -> tuple[Callable[..., None], Callable[..., None]]:
+    """The hooks that replace one parameter by W + B A, and restore it."""
+    rank, pad = max(update.rank for update in updates), F.pad
+    A = torch.stack([pad(update.A, (0, 0, 0, rank - update.rank)) for update in updates])
+    B = torch.stack([pad(update.B, (0, rank - update.rank)) for update in updates])
+    A, B = A.to(target.parameter), B.to(target.parameter)  # [E, R, in], [E, out, R]
+    base: list[nn.Parameter] = []
+
+    def add(module: nn.Module, _: Any) -> None:
+        base[:] = [target.parameter]
+        with torch.autocast(A.device.type, enabled=False):
+            weight = base[0].detach()
+            if weight.dim() == 2:
+                made = torch.addmm(weight, B[0], A[0])
+            elif target.transposed:
+                made = torch.baddbmm(weight, A.mT, B.mT)
+            else:
+                made = torch.baddbmm(weight, B, A)
+        module._parameters[target.attribute] = nn.Parameter(made, requires_grad=False)
+
+    def restore(module: nn.Module, *_: Any) -> None:
+        if base:
+            module._parameters[target.attribute] = base.pop()
+
+    return add, restore

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, check_apart, check_output, public_value, staged_directory
+from loraprobe.adapters.experts import target_parameters
 from loraprobe.adapters.saving import owned
 from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
@@ -234,12 +235,10 @@ class _Layout:
                 )
             self.changes[f"{path}.weight"].append(partial(_with_delta, arguments, path, turned))
         if adapter.stacks:
-            from loraprobe.composition.parameters import places  # few adapters have them
-
-            for place in places(self.base.skeleton, adapter):
-                paths = adapter.stacks[place.stack]
-                change = partial(_with_experts, arguments, paths, place.transposed)
-                self.changes[place.name].append(change)
+            for target in target_parameters(self.base.skeleton, adapter):
+                paths = adapter.stacks[target.stack]
+                change = partial(_with_experts, arguments, paths, target.transposed)
+                self.changes[target.name].append(change)
         for path, offset in adapter.offsets.items():
             self.changes[f"{path}.bias"].append(partial(torch.add, other=offset))
         for name in adapter.whole:

@@ -1,4 +1,4 @@
-"""Adapters of stacked parameters in a model: as peft runs them, and what is refused."""
+"""Stacked parameters (target_parameters) in a model: as peft runs them, and what is refused."""
 
 import re
 

@@ -386,8 +386,8 @@ def _about_library(audit: Audit) -> Iterator[Line]:
     copies += [f"{r.name} scales {r.same_as}" for r in rows if r.same_as and r.state == "usable"]
     yield "copies", first_names(copies, MOST_NAMES)
     sizes = Counter(row.family for row in rows if row.family is not None)
-    alike = f"{sum(sizes.values())} adapters in {len(sizes)} groups that point the same way"
-    yield "families", alike if sizes else ""
+    groups = f"{count(len(sizes), 'group')} of adapters that point the same way"
+    yield "families", f"{groups}, {sum(sizes.values())} in all" if sizes else ""
     far = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
     yield "outliers", f"extreme norms: {first_names(far, MOST_NAMES)}" if far else ""
     references = library_words(rows, audit.provenance.arguments)

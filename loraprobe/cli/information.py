@@ -74,7 +74,6 @@ def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
         nothing = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
         console.print(nothing, markup=False)
         return
-    copies = {one.base for one in adapters} != {base}
     table = tabulated(
         f"Adapters of {base}",
         adapters,
@@ -83,7 +82,7 @@ def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
         (Column("likes", drop=2), lambda one: rounded(one.likes)),
         (text("updated", drop=4), lambda one: one.updated or "-"),
         (text("licence", drop=3), lambda one: one.license or "-"),
-        *([(text("base", drop=5), lambda one: one.base)] if copies else []),
+        (text("base", drop=5), lambda one: one.base),
     )
     print_table(console, table)
 

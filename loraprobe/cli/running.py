@@ -244,8 +244,7 @@ class Output:
         if self.json:
             from loraprobe.records import SCHEMA_VERSION, document
 
-            told = {"estimate": cost}
-            print(document(command, told, SCHEMA_VERSION), flush=True)
+            print(document(command, {"estimate": cost}, SCHEMA_VERSION), flush=True)
         else:
             print("\n".join(_estimate_lines(cost, self.quiet)), flush=True)
 

@@ -69,12 +69,6 @@ MOST_REASONS = 3
 MOST_NAMES = 3
 SERVING, LICENCE = "serve-", "licence-"  # how codes of findings begin
 DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
-# What to use by actions that use nothing that was measured.
-UNMEASURED = {
-    "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
-    "train-target-adapter": "none of these: train one adapter on what you ask",
-    "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
-}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 SKILLS = "one model that keeps all skills"
@@ -421,7 +415,9 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "use-single": f"{so_far}{single} alone{form}",
         "use-base": f"{so_far}the base alone",
         "switch-adapters": f"{so_far}each task's own adapter, one at a time",
-        **UNMEASURED,
+        "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
+        "train-target-adapter": "none of these: train one adapter on what you ask",
+        "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
     }
     return who.get(head, head) + ("" if head == "switch-adapters" else score)
 

@@ -56,9 +56,9 @@ def child(reference: str, told: str) -> None:
 
     The peak that a parent reads holds what the parent had when it started the child.
     """
-    from loraprobe.library import compare_members, listed, mark_unfit, read_library
+    from loraprobe.library import compare_members, expand_references, mark_unfit, read_library
 
-    compare_members(mark_unfit(read_library(listed([reference]))))
+    compare_members(mark_unfit(read_library(expand_references([reference]))))
     lines = Path("/proc/self/status").read_text().splitlines()
     Path(told).write_text(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 

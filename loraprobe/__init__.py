@@ -285,9 +285,9 @@ def screen(
     `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
     adapter can be read.
     """
-    from loraprobe.library import listed
+    from loraprobe.library import expand_references
 
-    given = listed([adapters] if isinstance(adapters, str) else adapters)
+    given = expand_references([adapters] if isinstance(adapters, str) else adapters)
     return _run("screen", given, options, base=base, tasks=tasks).audit
 
 

@@ -22,7 +22,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from loraprobe.adapters.names import VOCABULARY, number
+from loraprobe.adapters.names import VOCABULARY, number_in
 from loraprobe.adapters.types import Adapter
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.findings import finding
@@ -407,5 +407,5 @@ def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
     patterns = config.get("layers_pattern") or []
     patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
     found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
-    numbers = [None if match is None else number(match[1] or "") for match in found]
+    numbers = [None if match is None else number_in(match[1] or "") for match in found]
     return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}

@@ -20,7 +20,7 @@ VOCABULARY = frozenset(
 LONGEST_NUMBER = 18  # digits; a longer number does not belong to a layer
 
 
-def number(part: str) -> int | None:
+def number_in(part: str) -> int | None:
     """The number in a part of a path, such as that of a layer; None if the part is no number.
 
     Digits of other scripts count; superscripts and very long numbers do not.
@@ -32,14 +32,14 @@ def number(part: str) -> int | None:
 def natural(path: str) -> tuple[tuple[int, int | str], ...]:
     """A sort key in which layer 2 comes before layer 10."""
     parts = path.replace("[", ".").replace("]", "").split(".")  # that of an expert ends in [3]
-    return tuple((1, p) if (n := number(p)) is None else (0, n) for p in parts)
+    return tuple((1, p) if (n := number_in(p)) is None else (0, n) for p in parts)
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def layer_pattern(path: str) -> str:
     """The path with `*` for its numbers: `model.layers.*.mlp.up_proj`, `mlp.experts[*]`."""
     path = re.sub(r"\[\d+\]$", "[*]", path)
-    return ".".join(part if number(part) is None else "*" for part in path.split("."))
+    return ".".join(part if number_in(part) is None else "*" for part in path.split("."))
 
 
 @functools.lru_cache(maxsize=1 << 16)

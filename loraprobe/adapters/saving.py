@@ -66,7 +66,8 @@ def save_adapter(
     dtype = dtype or adapter.dtype
     seen: set[int] = set()
     tensors = {
-        PREFIX + key: owned(tensor.detach().to(dtype), seen) for key, tensor in _tensors_of(adapter)
+        PREFIX + key: unshared_tensor(tensor.detach().to(dtype), seen)
+        for key, tensor in _tensors_of(adapter)
     }
     with staged_directory(target, overwrite) as staging:
         save_file(tensors, str(staging / SAFETENSORS), metadata={"format": "pt"})
@@ -205,7 +206,7 @@ def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:
     return infos
 
 
-def owned(factor: Tensor, seen: set[int]) -> Tensor:
+def unshared_tensor(factor: Tensor, seen: set[int]) -> Tensor:
     """A contiguous factor that shares no memory, as safetensors requires; copied where needed."""
     factor = factor.contiguous()
     whole = factor.untyped_storage().nbytes() == factor.numel() * factor.element_size()

@@ -75,7 +75,7 @@ class Weight:
         return self.dtype == torch.uint8 or (self.dtype not in FLOATS and min(self.shape) == 1)
 
 
-def kind_of(config: Mapping[str, Any], path: str) -> WeightKind:
+def weight_kind(config: Mapping[str, Any], path: str) -> WeightKind:
     """The kind of layer of a module, by its name and the model's type."""
     name = path.rpartition(".")[2]
     if config.get("model_type") in CONV1D_MODELS and name in CONV1D_NAMES:
@@ -168,7 +168,7 @@ class Base:
         for file in self.weight_files:
             opened = open_weights(file, self.reference)
             for key, shape in opened.shapes.items():
-                kind = kind_of(self.config, key.rpartition(".")[0])
+                kind = weight_kind(self.config, key.rpartition(".")[0])
                 found[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
         check_sizes(self.config, found, self.reference)
         return found

@@ -50,14 +50,14 @@ def names_in_memory(paths: list[str], directory: Path, config: Mapping[str, Any]
         return {path: f"{body}.{path}" for path in paths if not path.startswith(HEADS)}
     try:
         model = model_without_weights(directory)
-        name_of, state = renaming(model), model.state_dict()
+        name_of, state = renamer_of(model), model.state_dict()
         renamed = {path: name_of(path) for path in paths}
     except Exception:  # an architecture or a version of transformers that is unknown here
         return {}
     return {path: name for path, name in renamed.items() if f"{name}.weight" in state}
 
 
-def renaming(model: Any) -> Callable[[str], str]:
+def renamer_of(model: Any) -> Callable[[str], str]:
     """A function from the path of a module to its path in a model, by transformers' own tables.
 
     The tables translate the names of checkpoints, which are also those of older versions. peft's
@@ -91,7 +91,7 @@ class ClassNames:
     """The names of the modules of one class of a base."""
 
     def __init__(self, model: Any) -> None:
-        self.name, self.renamed = type(model).__name__, renaming(model)
+        self.name, self.renamed = type(model).__name__, renamer_of(model)
         paths = {module: path for path, module in model.named_modules()}
         self.roots = {root(path) for path in paths.values()}
         decoder, head = model.get_decoder(), model.get_output_embeddings()
@@ -227,12 +227,12 @@ def named_like(
         return list(adapters)
     text = names.is_text(paths)
     return [
-        named(adapter, names, text) or adapter if adapter in strange else adapter
+        with_base_names(adapter, names, text) or adapter if adapter in strange else adapter
         for adapter in adapters
     ]
 
 
-def named(
+def with_base_names(
     adapter: Adapter, names: ModuleNames, text: bool, *, whole: bool = False
 ) -> Adapter | None:
     """The adapter with the names of a base's text-only class or of its class with vision.

@@ -205,9 +205,9 @@ def screen(
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
     options, output = options_from(locals())
-    from loraprobe.library import listed
+    from loraprobe.library import expand_references
 
-    given = (str(one) for ref in refs for one in listed([ref], sys.stdin))
+    given = (str(one) for ref in refs for one in expand_references([ref], sys.stdin))
     output.result(run(output, options, "screen", given, base, task or []).audit)
 
 

@@ -17,7 +17,7 @@ from loraprobe.adapters.fused import one_layout
 from loraprobe.adapters.names import root
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, ModuleNames, module_names
-from loraprobe.base.naming import named, named_like
+from loraprobe.base.naming import named_like, with_base_names
 from loraprobe.records import Issue
 
 Shape = tuple[int, int]
@@ -67,7 +67,7 @@ def one_naming(adapters: Sequence[Adapter]) -> list[Adapter]:
             continue
         first = names.is_text(adapters[0].touched)
         for text in dict.fromkeys((first, False)):
-            made = [named(adapter, names, text, whole=True) for adapter in adapters]
+            made = [with_base_names(adapter, names, text, whole=True) for adapter in adapters]
             if all(one is not None for one in made):
                 return [one for one in made if one is not None]
     return list(adapters)

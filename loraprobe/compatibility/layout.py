@@ -7,7 +7,7 @@ from itertools import combinations
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import conflict, target_parameters
-from loraprobe.adapters.names import VOCABULARY, number
+from loraprobe.adapters.names import VOCABULARY, number_in
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
 from loraprobe.errors import CompatibilityError
@@ -167,7 +167,7 @@ def _depth(adapter: Adapter) -> int | None:
     """
     if adapter.config.get("layers_to_transform"):
         return None
-    numbers = [[number(part) for part in path.split(".")[1:]] for path in adapter.layout]
+    numbers = [[number_in(part) for part in path.split(".")[1:]] for path in adapter.layout]
     firsts = [next((n for n in depths if n is not None), None) for depths in numbers]
     return max((n for n in firsts if n is not None), default=None)
 

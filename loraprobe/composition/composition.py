@@ -84,7 +84,7 @@ def composed(
     weights = [weight for module in changed for weight in module.parameters(recurse=False)]
     # peft, too, converts 16-bit factors to float32.
     double = any(weight.dtype is torch.float64 for weight in weights)
-    layers = prepared(composition, torch.float64 if double else torch.float32, model)
+    layers = prepared_layers(composition, torch.float64 if double else torch.float32, model)
     with contextlib.ExitStack() as undo:
         _ACTIVE.add(model)
         undo.callback(_ACTIVE.discard, model)
@@ -140,7 +140,7 @@ def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     return aligned
 
 
-def prepared(
+def prepared_layers(
     composition: Composition, dtype: torch.dtype, model: nn.Module | None = None
 ) -> tuple[ComposedLayer, ...]:
     """The layers of a composition. They are cached, at most PREPARED_BYTES for all compositions.

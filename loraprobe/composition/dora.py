@@ -51,13 +51,16 @@ def dora_update(
     mark = fingerprint(module)
     if path not in known or known[path][0] != mark:
         weight = dense_weight(module, path, f"The DoRA adapter {adapter.name}")
-        known[path] = mark, ratio(adapter.modules[path], adapter.magnitudes[path], weight).cpu()
+        known[path] = (
+            mark,
+            magnitude_ratio(adapter.modules[path], adapter.magnitudes[path], weight).cpu(),
+        )
     c, update = known[path][1], update.folded()
     B = c[:, None].to(update.B) * update.B
     return LowRank(update.A, B, 1.0), (c - 1).to(B)
 
 
-def ratio(
+def magnitude_ratio(
     update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
 ) -> Float[Tensor, out]:
     """c = m / rownorm(W0 + dW): [out], float64 (float32 on Metal), 1 where that norm is 0.
@@ -80,7 +83,7 @@ def change_norm(
     update: LowRank, magnitude: Float[Tensor, out], weight: Float[Tensor, "out in"]
 ) -> float:
     """||(c - 1) W0 + c dW||_F, the change of a module's weight [out, in] by a scaled expert."""
-    c = ratio(update, magnitude, weight)
+    c = magnitude_ratio(update, magnitude, weight)
     return float(change_products([update], c[None], weight)) ** 0.5
 
 

@@ -212,7 +212,7 @@ def retention(
     if specialist == name:
         return None
     kept, learned = of[name] - of[base[0]], of[specialist] - of[base[0]]
-    return statistics.ratio(kept, learned, table.clusters[complete], level)
+    return statistics.fieller(kept, learned, table.clusters[complete], level)
 
 
 def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:

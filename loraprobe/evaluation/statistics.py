@@ -211,7 +211,7 @@ def signed_root(gained: Array, lost: Array, n: Array, difference: Array) -> Arra
     return np.asarray(sign * np.sqrt(np.maximum(2 * ratio, 0.0)))
 
 
-def ratio(
+def fieller(
     u: Array, w: Array, clusters: Labels, level: float = LEVEL
 ) -> tuple[float, tuple[float, float]] | None:
     """Retention r = mean(u) / mean(w) over items, with Fieller's interval.

@@ -246,7 +246,7 @@ def _on_guessed(name: str, above: tuple[Adapter, ...], guessed: bool) -> Adapter
         one = _load(Reference.parse(name), above, guessed=True)
         if same(adapter, one):
             return adapter
-        if continues(adapter, one):
+        if looks_continued(adapter, one):
             message = f"{adapter.name} continues the training of {one.name}, as its card says."
             return _noted(adapter, finding("continued-adapter", names, message))
         if any(issue.severity == "error" for issue in one.issues):
@@ -314,7 +314,7 @@ def _listed_as_adapter(reference: Reference, hub: str) -> bool:
     return reference.inside(CONFIG) in files and reference.inside("config.json") not in files
 
 
-def continues(adapter: Adapter, other: Adapter) -> bool:
+def looks_continued(adapter: Adapter, other: Adapter) -> bool:
     """Whether an adapter looks like another one that was trained further, by their cosine."""
     paths = [path for path in adapter.layout if path in other.layout]
     shapes = ((adapter.layout[path].shape, other.layout[path].shape) for path in paths)

@@ -42,7 +42,7 @@ def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapt
         return list(adapters)
     proofs: dict[str, str] = {}  # name -> why it is the same base, where it is
     try:
-        common = base or origin(names[0])[0]
+        common = base or original_of(names[0])[0]
         for name in names:
             if name != common and (proof := same_base(name, common)):
                 proofs[name] = proof
@@ -63,7 +63,7 @@ def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapt
     return made
 
 
-def origin(name: str) -> tuple[str, list[str]]:
+def original_of(name: str) -> tuple[str, list[str]]:
     """The original of a base by redirects and by the cards of quantised copies, and the proofs.
 
     Raises what the Hub's client raises.
@@ -84,7 +84,7 @@ def origin(name: str) -> tuple[str, list[str]]:
 
 def same_base(one: str, other: str) -> str | None:
     """The proofs that two names lead to one base, in sentences; None without a proof."""
-    (ours, steps), (theirs, more) = origin(one), origin(other)
+    (ours, steps), (theirs, more) = original_of(one), original_of(other)
     if ours != theirs:
         sums = _weights(ours, endpoint())
         if not sums or sums != _weights(theirs, endpoint()):
@@ -93,13 +93,13 @@ def same_base(one: str, other: str) -> str | None:
     return " ".join(dict.fromkeys([*steps, *more]))
 
 
-def copies(base: str) -> list[str]:
+def copies_of(base: str) -> list[str]:
     """Names of proven copies of a base, its original first: at most MOST_COPIES.
 
     Candidates are the quantised copies that the Hub lists, and repositories of the same name up to
     owner and quantisation. Raises what the Hub's client raises.
     """
-    root, _ = origin(base)
+    root, _ = original_of(base)
     found = dict.fromkeys(name for name in (root,) if name != base)
     for wanted in ({"filter": f"base_model:quantized:{root}"}, {"search": unquantised(root)}):
         for info in list_models({**wanted, "sort": "downloads", "limit": 4 * MOST_COPIES}):
@@ -188,7 +188,7 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
         raise HubError("find asks the Hub, and HF_HUB_OFFLINE is set; unset it once to search.")
     found = _of_base(reference, limit)
     with contextlib.suppress(Exception):  # the base itself was answered
-        for name in copies(reference.repo):
+        for name in copies_of(reference.repo):
             found += _of_base(replace(reference, repo=name), limit)
             found.sort(key=lambda one: -(one.downloads or 0))
     return list({one.reference: one for one in found}.values())[:limit]

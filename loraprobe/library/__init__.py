@@ -10,4 +10,4 @@ effects      which adapters add most to what the base makes of prompts
 """
 
 from loraprobe.library.comparing import ComparedLibrary, commonest_base, compare_members, mark_unfit
-from loraprobe.library.reading import Member, listed, read_library
+from loraprobe.library.reading import Member, expand_references, read_library

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.names import number
+from loraprobe.adapters.names import number_in
 from loraprobe.composition.layers import input_of
 from loraprobe.scoring import ModelScorer, read_texts
 
@@ -49,7 +49,7 @@ def _last_modules(adapter: Adapter) -> list[str]:
 
 def _layer(path: str) -> int:
     """The number of the layer of a module; -1 for one outside of the layers."""
-    return next((at for part in path.split(".") if (at := number(part)) is not None), -1)
+    return next((at for part in path.split(".") if (at := number_in(part)) is not None), -1)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class Member:
 ONE_A_LINE = "write one reference a line"
 
 
-def listed(
+def expand_references(
     references: Sequence[Adapter | str | Path], stdin: TextIO | None = None
 ) -> list[Adapter | str | Path]:
     """The references with those of every `@FILE`, and of `-` (standard input), in their place.

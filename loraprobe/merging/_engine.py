@@ -363,7 +363,7 @@ def _uncut(arguments: MergeArguments, path: str, factors: SideBySide) -> LowRank
     work = torch.float32 if arguments.dense and not factors.double else torch.float64
     space = "core" if arguments.space == "full" and not arguments.dense else arguments.space
     stacked = space_named(space).stacked(factors.updates(work))
-    masks = generators(factors.updates(torch.float64), path, arguments.seed)
+    masks = seeded_generators(factors.updates(torch.float64), path, arguments.seed)
     return stacked.back(method(stacked.matrices, weights.to(work), masks))
 
 
@@ -388,7 +388,7 @@ def add_change(arguments: MergeArguments, path: str, weight: Tensor) -> Tensor:
     return weight.add_(made)
 
 
-def generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:
+def seeded_generators(updates: Sequence[LowRank], module: str, seed: int) -> list[torch.Generator]:
     """One generator per delta of a module, seeded by seed, module and the direction of the delta.
 
     So random masks depend on the content of an adapter and not on its place in the list. The

@@ -71,7 +71,7 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
     """
     from loraprobe.composition.dora import (  # a merge of LoRAs needs neither
         change_products,
-        ratio,
+        magnitude_ratio,
     )
 
     assert arguments.base is not None
@@ -91,7 +91,7 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
         )
     kept = compress_factors(change, arguments.rank)
     direction = LowRank(kept.update.A, kept.update.B / c[:, None]).to(arguments.dtype)
-    magnitudes = c * (1 / ratio(direction, torch.ones(len(weight)), weight))
+    magnitudes = c * (1 / magnitude_ratio(direction, torch.ones(len(weight)), weight))
     read = direction.to(torch.float64)
     inner = change_products(wide, ratios, weight)
     return MergedModule(
@@ -121,13 +121,15 @@ def _scaled(
     arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
 ) -> tuple[list[LowRank], Tensor]:
     """The updates of one module in float64 at scaling 1, and their c_i, [n, out]."""
-    from loraprobe.composition.dora import ratio
+    from loraprobe.composition.dora import magnitude_ratio
 
     held = [adapter.magnitudes.get(path) for adapter in arguments.adapters]
     wide = [update.to(torch.float64).folded() for update in updates]
     ones = torch.ones(len(weight), dtype=torch.float64)
     pairs = zip(wide, held, strict=True)
-    return wide, torch.stack([ones if m is None else ratio(u, m, weight) for u, m in pairs])
+    return wide, torch.stack(
+        [ones if m is None else magnitude_ratio(u, m, weight) for u, m in pairs]
+    )
 
 
 def _sum_of_scaled(w: Tensor, wide: Sequence[LowRank], ratios: Tensor) -> tuple[Tensor, LowRank]:

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from loraprobe.adapters import Adapter, check_apart, check_output, public_value, staged_directory
 from loraprobe.adapters.experts import target_parameters
-from loraprobe.adapters.saving import owned
+from loraprobe.adapters.saving import unshared_tensor
 from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
 from loraprobe.base import Base
@@ -111,7 +111,7 @@ def _write(merged: Merged, given: Base, place: Path, progress: Progress | None) 
                     if changes:
                         made, change, lost = _rounded(stored, changes, name)
                         change2, lost2 = change2 + change**2, lost2 + lost**2
-                    tensors[name] = owned(made, seen)
+                    tensors[name] = unshared_tensor(made, seen)
                 if progress:
                     progress("write", done, len(base.stored))
             name = file.name

@@ -339,7 +339,7 @@ def convert(
     for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
     base. like: a base or an adapter whose names of modules are written.
     """
-    from loraprobe.pipeline.converting import converted, lora_of, require_certain
+    from loraprobe.pipeline.converting import convert_adapter, lora_of, require_certain
 
     if not 0 < keep_energy <= 1:
         raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")
@@ -359,7 +359,7 @@ def convert(
     found = compatibility.require(examined.compatibility)
     place = session.target or Path("OUT")
     before = "" if made_lora is None else made_lora[1]
-    made, changes = converted(original, place, like, portable, before)
+    made, changes = convert_adapter(original, place, like, portable, before)
     require_certain(found, original, made, inputs.base, session.options)
     # The work is done where a server cannot read a kind of adapter: that is no failure here.
     told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)

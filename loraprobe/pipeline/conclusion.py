@@ -102,7 +102,7 @@ def with_next(
     spec = spec or verdict.system
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
     request = replace(
-        requested(options, inputs, kind),
+        request_of(options, inputs, kind),
         library=tuple(library),
         chain=measured.chain,
         fitting=_fitting(inputs.given, compatibility),
@@ -121,7 +121,7 @@ def with_next(
     return replace(verdict, next=command)
 
 
-def requested(options: Options, inputs: Inputs, kind: str) -> Request:
+def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
     enough = (options.limit or 0) >= FEWEST_ITEMS  # fewer decide nothing
     limit = [("--limit", str(options.limit))] if enough else []

@@ -34,7 +34,7 @@ from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
-from loraprobe.base.naming import named as renamed
+from loraprobe.base.naming import with_base_names
 from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import (
     AdapterError,
@@ -78,7 +78,7 @@ class Converted:
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
-def converted(
+def convert_adapter(
     given: Adapter,
     place: Path,
     like: str | Path | None = None,
@@ -122,7 +122,7 @@ def _named_like(adapter: Adapter, reference: str) -> Adapter:
         )
     text = names.text is not None and Base(reference, place).architecture == names.text.name
     text = text if other is None else names.is_text(other.touched)
-    made = renamed(adapter, names, text, whole=True)
+    made = with_base_names(adapter, names, text, whole=True)
     if made is None:
         raise CompatibilityError(
             f"--like={reference}: its class has no modules for all that {adapter.name} changes; "

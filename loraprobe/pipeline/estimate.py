@@ -55,7 +55,7 @@ def units_of(tasks: Sequence[Task], options: Options) -> float:
     return units
 
 
-def timed(evaluator: Evaluator, composition: Composition) -> Pace:
+def measure_pace(evaluator: Evaluator, composition: Composition) -> Pace:
     """The pace of this machine, from a few items of the tasks: of the base, and of adapters."""
     options = evaluator.session.options
     few = [
@@ -96,7 +96,7 @@ def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
     """The estimate of merge-and-eval; nothing is evaluated but a few items, which are timed."""
     inputs, plan, options = evaluator.inputs, evaluator.plan, evaluator.session.options
     adapters = tuple(inputs.adapters)
-    pace = timed(evaluator, Composition("all", adapters, ConstantGates.ones(len(adapters))))
+    pace = measure_pace(evaluator, Composition("all", adapters, ConstantGates.ones(len(adapters))))
     # How many adapters each system puts into the base; a chain puts one at a time.
     sizes = {one.name: int(one.kind == "adapter") for one in baseline_systems(adapters)}
     sizes |= {spec: 1 if spec == "chain" else len(adapters) for spec in plan.specs}

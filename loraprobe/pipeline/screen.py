@@ -35,7 +35,7 @@ from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.library.effects import by_effect
 from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, timed, units_of
+from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
 from loraprobe.pipeline.evaluate import Asked, EvaluationRun
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
@@ -493,7 +493,7 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     options, parts = evaluator.session.options, evaluator.plan.parts
     alone = screen.system(next(iter(screen.members))).composition
     assert parts is not None and alone is not None
-    pace, pairs = timed(evaluator, alone), n * (n - 1) // 2
+    pace, pairs = measure_pace(evaluator, alone), n * (n - 1) // 2
     sets = min(options.keep, pairs)
     specs = plan_of(options, [next(iter(evaluator.inputs.adapters))] * 2).specs
     texts = 0 if screen.reading is None else len(screen.reading.rows)

@@ -149,7 +149,7 @@ def ask_server(
     prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else acceptance.PLAIN
     name, session = model or server.only_model(), Session(options, progress)
     scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
-    return acceptance.compared(server, name, given, scorer, prompts)
+    return acceptance.compare_served(server, name, given, scorer, prompts)
 
 
 def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:

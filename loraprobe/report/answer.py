@@ -39,7 +39,7 @@ from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
-from loraprobe.verdict.reasons import CODES, effect, on_guard
+from loraprobe.verdict.reasons import CODES, effect_rank, on_guard
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 # Labels, those first that change most what a person does. A second line of one label counts as much
@@ -296,7 +296,7 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
 def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:
     """The reasons that this line of the answer tells, those of the largest effect first."""
     found = [r for r in reasons if r.code in CODES and CODES[r.code].line == line]
-    return sorted(found, key=lambda reason: effect(reason.code))
+    return sorted(found, key=lambda reason: effect_rank(reason.code))
 
 
 def _explains(reason: Reason, verdict: Verdict) -> bool:

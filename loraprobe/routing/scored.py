@@ -126,7 +126,7 @@ class _ScoredRouter(Router):
         return equal / equal.sum(-1, keepdim=True)
 
 
-def changed(router: R, **options: object) -> R:
+def with_options(router: R, **options: object) -> R:
     """The same router with other options; it keeps what it has learned."""
     other = copy.copy(router)
     for name, value in options.items():
@@ -454,7 +454,7 @@ class Centroid(_ScoredRouter):
             for path, rows in sums_of.items():
                 rows.append(sums.of(path, expert.name))
         means = {path: mean_inputs(torch.stack(rows)) for path, rows in sums_of.items()}
-        return changed(self, learned=Centroids(means))
+        return with_options(self, learned=Centroids(means))
 
     def state(self) -> dict[str, Tensor]:
         """centroid.PATH -> [n, in], in the experts' order; {} before it is fitted."""
@@ -473,7 +473,7 @@ class Centroid(_ScoredRouter):
         if wrong or len(counts) != 1:
             raise UsageError(f"The stored state is none of centroids ({wrong or 'empty'}).")
         means = {key.removeprefix(PREFIX): m.detach().float() for key, m in state.items()}
-        return changed(self, learned=Centroids(means))
+        return with_options(self, learned=Centroids(means))
 
     def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         if self.learned is None:
@@ -609,13 +609,13 @@ class Hard(Router):
         self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Hard:
         """The same router with a fitted router for its scores."""
-        return changed(self, scored=self.scored.fitted(model, read, experts, prompts))
+        return with_options(self, scored=self.scored.fitted(model, read, experts, prompts))
 
     def state(self) -> dict[str, Tensor]:
         return self.scored.state()
 
     def with_state(self, state: Mapping[str, Tensor]) -> Hard:
-        return changed(self, scored=self.scored.with_state(state))
+        return with_options(self, scored=self.scored.with_state(state))
 
     def gates(
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int

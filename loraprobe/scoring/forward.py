@@ -150,7 +150,7 @@ def tail_logits(
     """
     ids, mask = padded(rows, pad, "right", model.device)
     first, options = 0, {}
-    if "logits_to_keep" in arguments(model):
+    if "logits_to_keep" in forward_arguments(model):
         first = min(starts)
         # A number: the device of a tensor would have to be that of the last layer.
         options = {"logits_to_keep": ids.shape[1] - first}
@@ -162,7 +162,7 @@ def tail_logits(
     ]
 
 
-def arguments(model: Any) -> frozenset[str]:
+def forward_arguments(model: Any) -> frozenset[str]:
     """The names of the arguments of a model's forward()."""
     return frozenset(inspect.signature(model.forward).parameters)
 
@@ -178,7 +178,9 @@ def can_share(model: Any) -> bool:
 
 def cache_kinds(model: Any) -> set[str]:
     """The classes of the layers of a model's cache; none where forward() takes no such cache."""
-    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= arguments(model):
+    if not _cache_argument(model) or not {"position_ids", "attention_mask"} <= forward_arguments(
+        model
+    ):
         return set()
     if getattr(model, "_is_stateful", False):
         return set()
@@ -224,7 +226,11 @@ class Prefix:
         of the last tokens only. mask: [c, n], 0 for padding."""
         own = torch.ones_like(ids) if mask is None else mask
         self.mask = torch.cat([self.mask, own], dim=1)
-        keep = {"logits_to_keep": 1} if last and "logits_to_keep" in arguments(self.model) else {}
+        keep = (
+            {"logits_to_keep": 1}
+            if last and "logits_to_keep" in forward_arguments(self.model)
+            else {}
+        )
         with rows_of_batch(follows=self.rows):
             logits: Tensor = self.model(
                 input_ids=ids,
@@ -283,12 +289,12 @@ def _empty_cache(model: Any) -> Any:
 
 def _cache_argument(model: Any) -> str:
     """The cache argument of forward(): `cache` in newer transformers, `past_key_values`, or ""."""
-    known = arguments(model)
+    known = forward_arguments(model)
     return next((name for name in ("cache", "past_key_values") if name in known), "")
 
 
 @contextlib.contextmanager
-def answering(model: Any) -> Iterator[None]:
+def inference_mode(model: Any) -> Iterator[None]:
     """Inference mode without dropout; afterwards modules return to their training mode."""
     with _evaluating(model), torch.inference_mode():
         yield

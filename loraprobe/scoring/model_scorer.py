@@ -17,10 +17,10 @@ from loraprobe.records import Progress
 from loraprobe.scoring.encoding import Encoder, tokens_left
 from loraprobe.scoring.forward import (
     Batcher,
-    answering,
-    arguments,
     cache_bytes,
     differentiable,
+    forward_arguments,
+    inference_mode,
     padded,
     seeded,
     tail_logits,
@@ -259,7 +259,7 @@ class ModelScorer(Scorer):
         work: Callable[[Sequence[int]], None],
     ) -> None:
         """Runs work on every batch."""
-        with answering(self.model):
+        with inference_mode(self.model):
             for batch in batches:
                 self.batcher.run(batch, work)
 
@@ -280,7 +280,9 @@ def read_texts(
     """
     rows = scorer.encoded_prompts(list(dict.fromkeys(texts)))
     model = scorer.model
-    options = {} if whole or "logits_to_keep" not in arguments(model) else {"logits_to_keep": 1}
+    options = (
+        {} if whole or "logits_to_keep" not in forward_arguments(model) else {"logits_to_keep": 1}
+    )
 
     done = 0
 

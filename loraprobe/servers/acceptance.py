@@ -1,7 +1,7 @@
 """Whether a server computes what transformers compute here.
 
 Both give log-probabilities of a few prompts. `Acceptance` ends a run whose server runs another base
-or misreads an adapter; `compared` tells `verify --served` what a server serves.
+or misreads an adapter; `compare_served` tells `verify --served` what a server serves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from loraprobe.evaluation.questions import questions
 from loraprobe.records import Served
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
-from loraprobe.scoring.forward import answering
+from loraprobe.scoring.forward import inference_mode
 from loraprobe.servers.client import Server
 from loraprobe.servers.scorer import ServedScorer
 from loraprobe.tasks import Task
@@ -117,7 +117,7 @@ def _few(every: Sequence[Any]) -> list[Any]:
 def first_tokens(scorer: ModelScorer, rows: Sequence[Sequence[int]]) -> list[float]:
     """The largest log-probability of a next token after each row of token ids."""
     found = []
-    with answering(scorer.model), torch.no_grad():
+    with inference_mode(scorer.model), torch.no_grad():
         for ids in rows:
             logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device)).logits
             found.append(float(logits[0, -1].double().log_softmax(-1).max()))
@@ -129,7 +129,7 @@ def apart_by(one: Sequence[float], other: Sequence[float]) -> float:
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
 
 
-def compared(
+def compare_served(
     server: Server,
     model: str,
     adapter: Adapter,

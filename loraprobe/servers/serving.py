@@ -130,7 +130,7 @@ def serving_issues(
         )
         for (feature, effect, severity, before), servers in groups.items()
     ]
-    bad = refusing(adapter, wanted, base)
+    bad = servers_refusing(adapter, wanted, base)
     for name in named_servers:
         if name not in bad:
             places, rank = {adapter.name: adapter.source.public}, adapter.rank_range[1]
@@ -140,7 +140,9 @@ def serving_issues(
     return issues
 
 
-def refusing(adapter: Adapter, wanted: Sequence[str], base: Path | None = None) -> list[str]:
+def servers_refusing(
+    adapter: Adapter, wanted: Sequence[str], base: Path | None = None
+) -> list[str]:
     """The servers that would refuse a file or read it as another function, as `serving_issues`."""
     servers = servers_named(wanted)
     bad = {name for name, unread in _unread(adapter, servers, base) if unread[2] == "error"}
@@ -381,7 +383,7 @@ class Serving:
             for part in with_below([adapter]):
                 lasting = [i for i in self.errors(part) if not i.cure.startswith(CONVERT)]
                 if lasting:
-                    servers = tuple(refusing(part, self.wanted, self.config))
+                    servers = tuple(servers_refusing(part, self.wanted, self.config))
                     unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
         return unserved
 
@@ -452,7 +454,7 @@ class Serving:
     def readers(self, files: Mapping[str, Adapter]) -> list[str]:
         """The servers that read all of these files as they are."""
         parts = with_below([*files.values()])
-        bad = {one for adapter in parts for one in refusing(adapter, RUNNING, self.config)}
+        bad = {one for adapter in parts for one in servers_refusing(adapter, RUNNING, self.config)}
         return [server for server in RUNNING if server not in bad]
 
     def commands(self, servers: Sequence[str], files: Mapping[str, Adapter]) -> tuple[Command, ...]:

@@ -65,21 +65,22 @@ def check_task(task: Task, margin: float) -> TaskCheck:
     binary = LOSS not in metrics
     gains = [gain for gain in GAINS if gain > margin] if binary else []
     steps = (k / 100 for k in range(math.floor(margin * 100) + 1, 100)) if binary else iter(())
-    enough = (g for g in steps if 0 < (questions(g, margin) or 0) <= clusters)
+    enough = (g for g in steps if 0 < (questions_needed(g, margin) or 0) <= clusters)
     return TaskCheck(
         task.summary(),
         clusters=clusters,
         parts=parts,
         metrics=metrics,
         needed=tuple(
-            Needed(gain, questions(gain, margin), questions(gain, margin, LOST)) for gain in gains
+            Needed(gain, questions_needed(gain, margin), questions_needed(gain, margin, LOST))
+            for gain in gains
         ),
         smallest_gain=next(enough, None),
         findings=_findings(task, clusters),
     )
 
 
-def questions(gain: float, margin: float, lost: float = 0.0) -> int | None:
+def questions_needed(gain: float, margin: float, lost: float = 0.0) -> int | None:
     """How many questions show a true gain above the margin, at least FEWEST_ITEMS.
 
     The composition wins gain + lost of all questions from the best single adapter and loses `lost`,

@@ -153,7 +153,10 @@ class HarnessTask:
         by_doc: dict[int, list[Any]] = {}
         for request in answered:
             by_doc.setdefault(request.doc_id, []).append(request)
-        with quiet(), explained(self.name, "cannot be judged", "check its YAML and its filters"):
+        with (
+            quiet(),
+            as_task_error(self.name, "cannot be judged", "check its YAML and its filters"),
+        ):
             self.task._instances = list(answered)
             self.task.apply_filters()
             return [
@@ -176,7 +179,10 @@ class HarnessTask:
             template = {"apply_chat_template": True, "fewshot_as_multiturn": True}
             template |= {"chat_template": lm.apply_chat_template} if chat else {}
             template |= {"tokenizer_name": lm.tokenizer_name} if chat else {}
-            with quiet(), explained(self.name, "cannot be asked", "check its YAML and its data"):
+            with (
+                quiet(),
+                as_task_error(self.name, "cannot be asked", "check its YAML and its data"),
+            ):
                 self.task.set_fewshot_seed(seed=SEED)
                 self.task.build_all_requests(limit=self.limit, **(template if chat else {}))
             by_doc = self._built.setdefault(chat, {})
@@ -234,7 +240,9 @@ def load_harness(
                     f"{folder or 'lm-evaluation-harness'} has no task {name!r}: "
                     f"{nearest(name, manager.all_tasks, others)}"
                 )
-            with explained(name, "cannot be loaded", "check its YAML and the place of its data"):
+            with as_task_error(
+                name, "cannot be loaded", "check its YAML and the place of its data"
+            ):
                 loaded = manager.load([name])
             group = loaded["groups"].get(name)
             for title, leaves, counted in _separate([group] if group else loaded["tasks"].values()):
@@ -331,7 +339,7 @@ def _manager(folder: str) -> Any:
 
 
 @contextlib.contextmanager
-def explained(name: str, problem: str, cure: str) -> Iterator[None]:
+def as_task_error(name: str, problem: str, cure: str) -> Iterator[None]:
     """Whatever a task's YAML, its code or its data raise, as one sentence."""
     try:
         yield

@@ -1,8 +1,8 @@
 """The probability of a verdict, which never changes its decision.
 
-It is that the composition of the verdict gains more than the margin, from its gain on
-the items that were asked and the spread of measured gains. For several tasks it is multiplied by
-the probability that every specialist's skill is kept, see `keeps`. Controls have no part in it:
+It is that the composition of the verdict gains more than the margin, from its gain on the items
+that were asked and the spread of measured gains. For several tasks it is multiplied by the
+probability that every specialist's skill is kept (`probability_kept`). Controls have no part in it:
 they can only revoke a `likely`. The verdict's probability is that of its own decision: this for
 `likely`, its complement for `unlikely`. It is absent for `inconclusive`, where a decision against a
 gain rests on more than the gain, and for kinds of bases and tasks on which nobody measured how
@@ -185,7 +185,7 @@ def share_above(gained: GainedShares, margin: float) -> float:
 
 
 @functools.cache
-def shipped() -> Calibration:
+def shipped_calibration() -> Calibration:
     """The calibration that ships with the package."""
     return read_calibration(Path(__file__).with_name("calibration.json"))
 
@@ -218,7 +218,7 @@ def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibrat
         gain.estimate.error,
         evidence.prior,
     )
-    probability *= keeps(gain, evidence)
+    probability *= probability_kept(gain, evidence)
     prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
     reason = _measured_on(
         gain, probability, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)]
@@ -239,7 +239,7 @@ def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
     return None if decisive is None else evidence.gain(decisive.system, decisive.form)
 
 
-def keeps(gain: Gain, evidence: Evidence) -> float:
+def probability_kept(gain: Gain, evidence: Evidence) -> float:
     """P(every specialist's skill and every guard is kept) by the composition of a gain.
 
     Tasks and guards have items of their own, so their probabilities are multiplied. Each takes the

@@ -123,7 +123,7 @@ WEIGHT_WARNINGS = tuple(
 _PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
 
 
-def effect(code: str) -> int:
+def effect_rank(code: str) -> int:
     """The place of a code: a smaller one changes more of what a person does."""
     return _PLACES.get(code, len(_PLACES))
 
@@ -151,7 +151,7 @@ def reason_of(
 # ---- compositions --------------------------------------------------------------------------------
 
 
-def against(candidate: Candidate) -> str:
+def best_baseline(candidate: Candidate) -> str:
     """The best baseline's name, with its form if that differs from the composition's."""
     if candidate.against_part == candidate.part:
         return candidate.against
@@ -181,7 +181,7 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         "inconclusive": ("gain-undecided", gain.value),
     }[outcome]
     unmet = {
-        f"{observed(gain.n, gain.clusters)} are too few to rely on": best.enough,
+        f"{questions_observed(gain.n, gain.clusters)} are too few to rely on": best.enough,
         "no control was scored": "likely" if best.controls else "inconclusive",
         "controls do not confirm it": best.beats_controls if best.controls else "likely",
         "not every skill is kept": best.retains,
@@ -193,19 +193,19 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         value,
         gain.threshold,
         decisive=outcome == decision,
-        gain=f"{best.system}, {FORM[best.part]}, against {against(best)}: {gain} on "
+        gain=f"{best.system}, {FORM[best.part]}, against {best_baseline(best)}: {gain} on "
         f"{count(gain.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
         would_decide=gain.would_decide(),
     )
 
 
-def who(system: str) -> str:
+def baseline_in_words(system: str) -> str:
     """A baseline in words at the start of a sentence."""
     return "The base alone" if system == "base" else f"{system} alone"
 
 
-def observed(n: int, clusters: int) -> str:
+def questions_observed(n: int, clusters: int) -> str:
     """The number of questions, with that of their clusters if that is smaller."""
     if clusters < n:
         return f"{count(clusters, 'cluster')} of questions ({count(n, 'question')})"
@@ -214,7 +214,7 @@ def observed(n: int, clusters: int) -> str:
 
 def few_items(n: int, clusters: int, decisive: bool) -> Reason:
     """That so few items decide little."""
-    asked = observed(n, clusters)
+    asked = questions_observed(n, clusters)
     few, least = float(clusters), float(FEWEST_ITEMS)
     return reason_of("few-items", few, least, decisive=decisive, questions=asked)
 
@@ -230,7 +230,7 @@ def about_other_form(other: Candidate) -> Reason:
         "plain-form" if other.part == QUESTION else "step-by-step-form",
         other.gain.value,
         other.gain.threshold,
-        best=f"{other.system}: {other.gain} against {against(other)}, {tail}",
+        best=f"{other.system}: {other.gain} against {best_baseline(other)}, {tail}",
     )
 
 
@@ -550,7 +550,7 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
             "ceiling-out-of-reach",
             float(best.estimate.clusters),
             float(needed),
-            who=who(best.system),
+            who=baseline_in_words(best.system),
             row=best,
             margin=evidence.margin,
             units="clusters of questions" if best.clusters else "questions",

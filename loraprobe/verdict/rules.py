@@ -70,7 +70,7 @@ from loraprobe.verdict.probability import (
     Calibration,
     kind_of_base,
     share_above,
-    shipped,
+    shipped_calibration,
     with_probability,
 )
 from loraprobe.verdict.reasons import reason_of
@@ -116,7 +116,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
         sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    calibration = calibration or shipped()
+    calibration = calibration or shipped_calibration()
     verdict = _within_time(_decide_asked(evidence), evidence)
     verdict = with_probability(verdict, evidence, calibration)
     others = itertools.chain(
@@ -130,7 +130,7 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
     given = {reason.code for reason in verdict.reasons}  # by the rules, with their severity
     every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
     severities = ["decisive", "warning", "info"]
-    every.sort(key=lambda r: (severities.index(r.severity), reasons.effect(r.code)))
+    every.sort(key=lambda r: (severities.index(r.severity), reasons.effect_rank(r.code)))
     return replace(verdict, reasons=tuple(every), margin=evidence.margin)
 
 
@@ -201,7 +201,7 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
     best = evidence.best_of([b for b in high if b.system not in evidence.unserved] or high)
     if best is None:
         return None
-    who, margin = reasons.who(best.system), evidence.margin
+    who, margin = reasons.baseline_in_words(best.system), evidence.margin
     reason = reason_of("nothing-to-gain", lows[best], ceiling, who=who, best=best, margin=margin)
     return Verdict("unlikely", "base", (reason,), None, best.action, missing="harder-items")
 

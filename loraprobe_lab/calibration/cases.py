@@ -29,7 +29,7 @@ from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, Ite
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict import candidates, decide_compositions
 from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
-from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, keeps
+from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, probability_kept
 from loraprobe_lab.world import read_lines, write_text
 
 Method = Literal["uniform", "sum", "arrow"]
@@ -260,7 +260,7 @@ class AnsweredSet(Trained):
             return float("nan")
         baseline = found.baseline or 0.0
         gained = coefficients.exceeds(found.margin, baseline, gain.difference, gain.estimate.error)
-        return min(max(gained, LEAST), 1 - LEAST) * keeps(gain, found)
+        return min(max(gained, LEAST), 1 - LEAST) * probability_kept(gain, found)
 
     def evidence(self, results: Sequence[ItemResult]) -> Evidence:
         """What a verdict reads of some of the results."""

@@ -27,7 +27,7 @@ from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.evaluation import Ledger
 from loraprobe.evaluation.gains import tabulate
-from loraprobe.evaluation.statistics import Array, quantile, ratio
+from loraprobe.evaluation.statistics import Array, fieller, quantile
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
@@ -560,7 +560,7 @@ def _stands_out(case: CaseResults, skill: int) -> bool:
     role, task = ROLES["keep-both"][skill], case.case.scenario.tasks[skill].stem
     table = tabulate(case.results, [("base", QUESTION), (role, QUESTION)], task)
     gained = table.column(role, QUESTION) - table.column("base", QUESTION)
-    return ratio(gained, gained, table.clusters) is not None
+    return fieller(gained, gained, table.clusters) is not None
 
 
 # Chooses from the table of methods what merge-and-eval evaluates beside its fixed systems.

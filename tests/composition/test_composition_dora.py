@@ -22,9 +22,9 @@ from making import hidden, random_adapter
 from torch import nn
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, composed, prepared
+from loraprobe.composition import Composition, composed, prepared_layers
 from loraprobe.composition import composition as module
-from loraprobe.composition.dora import CANCELS, ratio
+from loraprobe.composition.dora import CANCELS, magnitude_ratio
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates
@@ -82,7 +82,9 @@ def test_routers_see_the_low_rank_update_and_not_the_magnitude():
     partner, path = random_adapter("partner", seed=4), "model.layers.0.mlp.up_proj"
     x, found = torch.randn(3, 16), []
     for one in (expert, stripped):
-        made = prepared(Composition("c", (one, partner), Arrow()), torch.float32, base("llama"))
+        made = prepared_layers(
+            Composition("c", (one, partner), Arrow()), torch.float32, base("llama")
+        )
         found.append(next(layer for layer in made if layer.path == path).gates(x))
     assert torch.equal(*found)
 
@@ -94,7 +96,7 @@ def test_rows_without_a_direction_and_magnitudes_of_zero():
     weight[1], B[1] = 0, 0  # a pruned row, for which peft's own magnitude is 0: 0 / 0
     weight[2] = -(B[2] @ A) * (1 + 2**-52)  # a row that the update cancels up to rounding
     magnitude = torch.tensor([0.0, 0.0, 2.0, -1.0, 3.0, 1.0])
-    c = ratio(LowRank(A, B), magnitude, weight)
+    c = magnitude_ratio(LowRank(A, B), magnitude, weight)
     assert c[0] == 0 and c[1] == 1 and c[2] == 1
     norm = (weight + B @ A).norm(dim=1)
     assert torch.allclose(c[3:], magnitude[3:].double() / norm[3:], rtol=1e-12, atol=0)
@@ -139,7 +141,7 @@ def test_row_norms_keep_their_accuracy_where_the_update_nearly_cancels_the_weigh
     cancels = norms.square() < CANCELS * size
     allowed = unit * torch.where(cancels, condition, condition.square())
     monkeypatch.setattr("loraprobe.composition.dora.AT_ONCE", 7 * 40)  # and block by block
-    found = ratio(LowRank(A, B), magnitude, weight)
+    found = magnitude_ratio(LowRank(A, B), magnitude, weight)
     assert ((found * norms - 1).abs() <= allowed).all()
     assert 5 < cancels.sum() < 25 and allowed.max() < 0.1
     inner = weight.square().sum(1) + 2 * (weight @ A.mT * B).sum(1) + (B @ A).square().sum(1)
@@ -171,11 +173,11 @@ def test_preparation_follows_the_weights_of_the_model():
         return relative(found.double(), with_changes(model.double(), (expert,), (1.0,))) < 1e-5
 
     assert right(copy.deepcopy(one)) and right(copy.deepcopy(other))
-    made = prepared(composition, torch.float32, one)
-    assert prepared(composition, torch.float32, one) is made  # kept
+    made = prepared_layers(composition, torch.float32, one)
+    assert prepared_layers(composition, torch.float32, one) is made  # kept
     with torch.no_grad():
         one.model.layers[0].self_attn.q_proj.weight.mul_(3.0)
-    assert prepared(composition, torch.float32, one) is not made  # written to
+    assert prepared_layers(composition, torch.float32, one) is not made  # written to
     assert right(copy.deepcopy(one))
     one.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
     assert right(one)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import optimize, special, stats
 
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.statistics import estimate, largest, largest_of_all, ratio, wilson
+from loraprobe.evaluation.statistics import estimate, fieller, largest, largest_of_all, wilson
 
 Z = 1.959963984540054
 ALONE = np.arange(10_000)
@@ -301,7 +301,7 @@ def test_retention_agrees_with_the_paired_intervals(seed, copies):
     base, mix, best = ((rng.random(40) < p).astype(float) for p in (0.1, rng.random(), 0.9))
     u, w = np.repeat(mix - base, copies), np.repeat(best - base, copies)
     clusters = np.repeat(ALONE[:40], copies)
-    found = ratio(u, w, clusters)
+    found = fieller(u, w, clusters)
     assert found is not None
     point, (low, high) = found
     assert point == pytest.approx((mix - base).mean() / (best - base).mean())
@@ -318,17 +318,17 @@ def test_retention_agrees_with_the_paired_intervals(seed, copies):
 
 def test_retention_behaves_at_its_ends():
     n = 100
-    point, (low, high) = ratio(np.ones(n), np.ones(n), ALONE[:n])
+    point, (low, high) = fieller(np.ones(n), np.ones(n), ALONE[:n])
     assert point == 1 and 0.9 < low < 1 < high
-    assert ratio(np.zeros(n), pairs(2, 1, n), ALONE[:n]) is None, "nothing was learned"
-    assert ratio(np.zeros(n), -np.ones(n), ALONE[:n]) is None
+    assert fieller(np.zeros(n), pairs(2, 1, n), ALONE[:n]) is None, "nothing was learned"
+    assert fieller(np.zeros(n), -np.ones(n), ALONE[:n]) is None
     groups = ALONE[:n] // 10  # two of ten groups learned everything: too few, whatever is kept
     learned = (groups < 2).astype(float)
     kept = np.where(learned, np.tile([0.0, 1.0], 50), np.tile([1.0, -1.0], 50))
-    assert ratio(kept, learned, groups) is None
-    point, (low, high) = ratio(pairs(40, 0, n), pairs(80, 0, n), ALONE[:n])
+    assert fieller(kept, learned, groups) is None
+    point, (low, high) = fieller(pairs(40, 0, n), pairs(80, 0, n), ALONE[:n])
     assert point == 0.5 and 0.35 < low < 0.45 < 0.55 < high < 0.65
-    few = ratio(
+    few = fieller(
         np.repeat(pairs(40, 0, n), 4), np.repeat(pairs(80, 0, n), 4), np.repeat(ALONE[:n], 4)
     )
     assert few[1] == pytest.approx((low, high), abs=0.01) and few[1][0] < low
@@ -351,6 +351,6 @@ def test_retention_covers():
         base, mix, best = (
             (0.7 * difficulty + 0.3 * rng.random(100) < p).astype(float) for p in (0.2, 0.6, 0.8)
         )
-        _, (low, high) = ratio(mix - base, best - base, ALONE[:100])
+        _, (low, high) = fieller(mix - base, best - base, ALONE[:100])
         inside += low <= TRUE_RETENTION <= high
     assert 0.93 <= inside / 600 <= 0.98

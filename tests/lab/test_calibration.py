@@ -17,7 +17,7 @@ from loraprobe.cli import app
 from loraprobe.records import ItemResult
 from loraprobe.verdict import decide
 from loraprobe.verdict.evidence import TaskKind
-from loraprobe.verdict.probability import shipped
+from loraprobe.verdict.probability import shipped_calibration
 from loraprobe_lab.calibration import cases as cased
 from loraprobe_lab.calibration import collect as run
 from loraprobe_lab.calibration import fit as fitting
@@ -252,7 +252,7 @@ def test_the_auroc_is_that_of_scikit_learn():
 
 
 def test_the_shipped_calibration_is_the_fit_of_the_stored_cases(stored):
-    fitted, ships = fitting.fit(stored), shipped()
+    fitted, ships = fitting.fit(stored), shipped_calibration()
     own = ships.coefficients
     assert (own.intercept, own.baseline) == pytest.approx(
         (fitted.intercept, fitted.baseline), abs=1e-3
@@ -270,7 +270,7 @@ def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
     sets = cased.sets_of(stored)
     p = fitting.left_out(sets, fitting.LEFT_OUT["kinds"])
     results = fitting.Results(tuple(stored), tuple(sets), {}, {"kinds": p, "bases": p})
-    told = {kind: vars(row) for kind, row in shipped().accuracy.items()}
+    told = {kind: vars(row) for kind, row in shipped_calibration().accuracy.items()}
     made = results.accuracy()
     assert made.keys() == told.keys()
     for kind, row in made.items():
@@ -287,7 +287,7 @@ def test_the_accuracy_that_ships_is_that_of_left_out_kinds(stored):
 def test_the_classes_that_ship_are_shares_of_adapter_sets(stored):
     """The best of a set's compositions counts, once; with several tasks that of answered sets."""
     answered = cased.read_sets(STORED.with_name(fitting.SETS))
-    for told in shipped().classes:
+    for told in shipped_calibration().classes:
         kind = TaskKind(told.tasks, told.hops, told.metric)
         own = [c for c in stored if (c.base_kind, c.kind) == (told.base, kind)]
         best = {}
@@ -403,7 +403,7 @@ def test_left_out_bases_and_their_figures(monkeypatch):
 
 
 def test_what_ships_is_what_the_page_tells_of_the_stored_sets():
-    sets, known = cased.read_sets(STORED_SETS), shipped().several
+    sets, known = cased.read_sets(STORED_SETS), shipped_calibration().several
     assert {one.outcome for one in sets[:4]} <= {0, 1}
     page = (STORED_SETS.parent / "report.md").read_text(encoding="utf-8").partition("## Several")[2]
     page = page.partition("\n## ")[0]

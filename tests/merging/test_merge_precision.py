@@ -22,7 +22,7 @@ from making import dense, random_update
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
-from loraprobe.merging._engine import generators
+from loraprobe.merging._engine import seeded_generators
 
 F64 = torch.float64
 FLOAT64, FLOAT32 = 1e-13, 1e-5
@@ -52,7 +52,7 @@ def exact(method: MergeMethod, dtype: torch.dtype, rank: int) -> torch.Tensor:
         A = sum(w * r * u.A for w, r, u in zip(weights_A.tolist(), roots, updates, strict=True))
         B = sum(w * r * u.B for w, r, u in zip(weights_B.tolist(), roots, updates, strict=True))
         return B @ A
-    draws = generators([a.modules[PATH] for a in adapters], PATH, 3)
+    draws = seeded_generators([a.modules[PATH] for a in adapters], PATH, 3)
     weights = WEIGHTS if method.takes_weights else list(method.default_weights(2))
     deltas = torch.stack([dense(a.modules[PATH]) for a in adapters])
     merged = method(deltas, torch.tensor(weights, dtype=F64), draws)

@@ -18,7 +18,7 @@ from peft.utils import merge_utils
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge, sparse
-from loraprobe.merging._engine import generators
+from loraprobe.merging._engine import seeded_generators
 from loraprobe.merging.sparse import (
     Breadcrumbs,
     DareLinear,
@@ -243,7 +243,7 @@ def test_masks_depend_on_the_direction_of_a_delta_and_on_the_seed_alone():
     other = [random_update(20, 17, 3, 2, 0.5), update.scaled(-1.0)]
 
     def first(updates, module="m", seed=0):
-        return [g.initial_seed() for g in generators(updates, module, seed)]
+        return [g.initial_seed() for g in seeded_generators(updates, module, seed)]
 
     assert len(set(first(same))) == 1
     assert len(set(first([update, *other]))) == 3

@@ -7,7 +7,7 @@ import pytest
 
 from loraprobe.base import open_base
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import requested, with_next
+from loraprobe.pipeline.conclusion import request_of, with_next
 from loraprobe.pipeline.inputs import Inputs, open_inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.session import Session
@@ -24,16 +24,16 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
     given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
     inputs = open_inputs(list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1])
     verdict = Verdict("inconclusive", "pilot")
-    words = next_command(verdict, requested(given, inputs, "merge")).words
+    words = next_command(verdict, request_of(given, inputs, "merge")).words
     for name, value in (texts | numbers).items():
         assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
     assert words.count("--method") == 2 and "ties:density=0.3" in words
     assert words[-1] == "--resume" and "--threads" not in words
-    few = requested(replace(given, limit=8), inputs, "merge")  # which decide nothing
+    few = request_of(replace(given, limit=8), inputs, "merge")  # which decide nothing
     assert "--limit" not in next_command(verdict, few).words
-    plain = requested(Options(), inputs, "merge")
+    plain = request_of(Options(), inputs, "merge")
     assert "--limit" not in next_command(verdict, plain).words and not plain.kept
-    request = requested(given, inputs, "merge")
+    request = request_of(given, inputs, "merge")
     more = str(next_command(replace(verdict, evidence="evaluation"), request))
     for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
         assert told in more and "MORE-" in more  # further questions are asked in the same way
@@ -50,7 +50,7 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
 )
 def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
-    kept = requested(Options(**given), Inputs(pair, pair), "merge").kept
+    kept = request_of(Options(**given), Inputs(pair, pair), "merge").kept
     assert list(kept) == words
 
 
@@ -82,7 +82,7 @@ def test_the_next_command_has_the_base_that_was_given(named, reference, base, tm
     making.tiny_llama().save_pretrained(tmp_path)
     pair = [making.random_adapter("tiny", seed=seed, base_model=named) for seed in (0, 1)]
     inputs = Inputs(pair, pair, open_base(tmp_path, reference))
-    assert requested(Options(), inputs, "merge").base == base
+    assert request_of(Options(), inputs, "merge").base == base
 
 
 @pytest.mark.parametrize(
@@ -97,4 +97,4 @@ def test_the_next_command_has_the_base_that_was_given(named, reference, base, tm
 )
 def test_only_what_is_on_the_hub_is_looked_for_there(named, bases):
     given = [making.random_adapter(str(i), base_model=one) for i, one in enumerate(named)]
-    assert requested(Options(), Inputs(given, given), "merge").bases == bases
+    assert request_of(Options(), Inputs(given, given), "merge").bases == bases

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from loraprobe.adapters import Adapter, read_adapter
-from loraprobe.composition import Composition, composed, prepared
+from loraprobe.composition import Composition, composed, prepared_layers
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.scored import Arrow, prototype
 
@@ -24,7 +24,7 @@ def experts(n: int, ranks=(2, 3, 4, 2, 3), dtype=torch.float64) -> tuple[Adapter
 
 
 def layer(adapters, router, dtype=torch.float64):
-    return prepared(Composition("c", tuple(adapters), router), dtype)[0]
+    return prepared_layers(Composition("c", tuple(adapters), router), dtype)[0]
 
 
 def dense_arrow(adapters, x: Tensor, top_k: int, temperature: float, normalize: bool) -> Tensor:
@@ -136,7 +136,7 @@ def test_embeddings_get_equal_constant_gates():
     three.append(experts(1)[0])  # which has no embedding, and so no share of its gates
     (found,) = (
         layer
-        for layer in prepared(Composition("c", tuple(three), Arrow()), torch.float64)
+        for layer in prepared_layers(Composition("c", tuple(three), Arrow()), torch.float64)
         if layer.path == table
     )
     tokens = torch.arange(12).reshape(3, 4)

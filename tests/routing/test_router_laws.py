@@ -19,7 +19,7 @@ from making import random_adapter, regauged
 from torch import Tensor
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.composition import Composition, prepared
+from loraprobe.composition import Composition, prepared_layers
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
@@ -58,7 +58,7 @@ def fitted(router, experts):
 
 def f(router, experts, x: Tensor) -> Tensor:
     router = fitted(router, experts)
-    layers = prepared(Composition("c", tuple(experts), router), torch.float64)
+    layers = prepared_layers(Composition("c", tuple(experts), router), torch.float64)
     return next(layer for layer in layers if layer.path == PATH).delta(x)
 
 

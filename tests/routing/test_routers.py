@@ -10,7 +10,7 @@ from making import random_adapter, random_update
 from torch import Tensor
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, composed, prepared
+from loraprobe.composition import Composition, composed, prepared_layers
 from loraprobe.errors import UsageError
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring.forward import tail_logits
@@ -32,7 +32,7 @@ def gates_of(spec: str, x: Tensor = X) -> Tensor:
     router = ROUTERS.make(spec)
     if router.needs_prompts:
         router = router.with_state(STATE)
-    return prepared(Composition("c", tuple(FOUR), router), torch.float64)[0].gates(x)
+    return prepared_layers(Composition("c", tuple(FOUR), router), torch.float64)[0].gates(x)
 
 
 def shared_out(scores: Tensor, top_k: int, temperature: float = 1.0) -> Tensor:
@@ -111,7 +111,7 @@ def test_a_module_of_one_expert_adds_nothing_to_the_prompts_of_the_others(spec):
     experts = (*FOUR[:3], elsewhere)
     state = {f"centroid.{path}": MEANS.float() for path in (PATH, "other")}
     router = ROUTERS.make(spec).with_state(state)
-    layers = prepared(Composition("c", experts, router), torch.float64)
+    layers = prepared_layers(Composition("c", experts, router), torch.float64)
     found = torch.cat([layer.gates(MEANS) for layer in layers], dim=-1)
     torch.testing.assert_close(found, torch.eye(4, dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -147,14 +147,14 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
         router = ROUTERS.make(spec)
         assert router.needs_prompts and not router.state()
         with pytest.raises(UsageError, match="--router-prompts NAME=FILE"):
-            prepared(Composition("c", tuple(FOUR), router), torch.float64)
+            prepared_layers(Composition("c", tuple(FOUR), router), torch.float64)
     known = ROUTERS.make("centroid").with_state(STATE)
     assert not known.needs_prompts and known != ROUTERS.make("centroid")
     with pytest.raises(UsageError, match="nothing that fits the 5 adapters"):
-        prepared(Composition("c", (*FOUR, FOUR[0]), known), torch.float64)
+        prepared_layers(Composition("c", (*FOUR, FOUR[0]), known), torch.float64)
     with pytest.raises(UsageError, match="learned nothing that fits"):
         other = random_adapter("o", making.LLAMA, dtype=torch.float64)
-        prepared(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
+        prepared_layers(Composition("c", (*FOUR[:2], other, other), known), torch.float64)
     key = f"centroid.{PATH}"
     for wrong in ({}, {"x": MEANS}, {key: MEANS[0]}, {key: MEANS * float("nan")}):
         with pytest.raises(UsageError, match="stored state"):
@@ -382,7 +382,7 @@ def test_a_cache_that_is_not_the_last_prompts_is_refused(model):
 
 
 def test_gates_of_prompts_exist_only_in_a_pass(model):
-    layer = prepared(composition("arrow:per=sequence"), torch.float64)[0]
+    layer = prepared_layers(composition("arrow:per=sequence"), torch.float64)[0]
     with pytest.raises(UsageError, match="forward pass"):
         layer.gates(torch.zeros(1, 16, dtype=torch.float64))
     hooks = len(model._forward_pre_hooks), len(model._forward_hooks)
@@ -402,7 +402,7 @@ def test_an_input_whose_rows_are_mixed_up_is_refused(model):
     x = torch.randn(5, 16, dtype=torch.float64)
     token = passes._NOW.set(passes.Pass(2, 3, None, True, {}))
     try:
-        layers = prepared(composition("arrow:per=sequence"), torch.float64)
+        layers = prepared_layers(composition("arrow:per=sequence"), torch.float64)
         (gates,) = (layer.gates for layer in layers if layer.path.endswith("0.self_attn.q_proj"))
         flat = gates(torch.cat([x, x[:1]]))
         assert flat.shape == (6, 3)  # all tokens in their order are fine

@@ -10,7 +10,7 @@ from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.evaluation import System, measure_gains
 from loraprobe.records import ItemResult
 from loraprobe.tasks import Hop, Item, Task, check_task, with_metrics
-from loraprobe.tasks.checking import questions
+from loraprobe.tasks.checking import questions_needed
 
 
 def check(*items: Item, metric: str | None = None):
@@ -66,20 +66,20 @@ def test_what_is_the_same_and_what_is_not_independent_needs_no_word():
 
 
 def test_the_numbers_of_questions_follow_from_the_gain():
-    needed = [questions(g, 0.05) for g in (0.1, 0.2, 0.3, 1.0)]
+    needed = [questions_needed(g, 0.05) for g in (0.1, 0.2, 0.3, 1.0)]
     assert needed == sorted(needed, reverse=True) and needed[-1] == FEWEST_ITEMS
-    assert questions(0.2, 0.05, lost=0.1) > questions(0.2, 0.05)
-    assert questions(0.2, 0.0) < questions(0.2, 0.05) < questions(0.2, 0.1)
-    assert questions(0.051, 0.05) is None
+    assert questions_needed(0.2, 0.05, lost=0.1) > questions_needed(0.2, 0.05)
+    assert questions_needed(0.2, 0.0) < questions_needed(0.2, 0.05) < questions_needed(0.2, 0.1)
+    assert questions_needed(0.051, 0.05) is None
     found = check(*several(100))
-    assert questions(found.smallest_gain, 0.05) <= 100
-    assert questions(found.smallest_gain - 0.01, 0.05) > 100
+    assert questions_needed(found.smallest_gain, 0.05) <= 100
+    assert questions_needed(found.smallest_gain - 0.01, 0.05) > 100
 
 
 @pytest.mark.parametrize("lost", [0.0, 0.1])
 def test_that_many_questions_decide_four_times_in_five_and_a_third_do_not(lost):
     """The statistics of a verdict, with one composition: 60 runs have a binomial error of 0.05."""
-    n = questions(0.2, 0.05, lost)
+    n = questions_needed(0.2, 0.05, lost)
     assert decided(n, 0.2, lost) > 0.75
     assert decided(n // 3, 0.2, lost) < 0.7
 

@@ -35,7 +35,7 @@ from loraprobe.records import (
 from loraprobe.records.measurements import Z95
 from loraprobe.report.answer import answer
 from loraprobe.verdict import decide, read_calibration
-from loraprobe.verdict.probability import LEAST, shipped
+from loraprobe.verdict.probability import LEAST, shipped_calibration
 
 
 def by_code(verdict, code):
@@ -339,7 +339,7 @@ def test_files_that_cannot_be_read_are_one_sentence(tmp_path):
 
 
 def test_what_ships_has_at_most_eight_coefficients_and_tells_what_was_measured():
-    found = shipped()
+    found = shipped_calibration()
     assert len(vars(found.coefficients)) <= 8
     assert found.cases > 200 and "small" in found.accuracy
     for told in found.accuracy.values():

@@ -263,6 +263,8 @@ class TestDevices:
         assert pick_dtype("auto", "cuda") == torch.bfloat16
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
         assert pick_dtype("auto", "cuda") == torch.float16
+        assert pick_dtype("auto", "cpu") == torch.float32
+        assert pick_dtype("bfloat16", "cpu") == torch.bfloat16
 
     @pytest.mark.parametrize("text", ["gpu", "cuda:x", "", "cpu:1", "int8"])
     def test_unknown_names(self, text):

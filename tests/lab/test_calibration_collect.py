@@ -12,7 +12,7 @@ from tiny_worlds import tiny_world
 from loraprobe.base import load_base
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import System, gains
+from loraprobe.evaluation import System, measure_gains
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe_lab.calibration import collect as collecting
 from loraprobe_lab.calibration.cases import (
@@ -63,7 +63,7 @@ def test_truth_is_the_gain_over_the_best_of_base_and_singles():
     rows = answers({"base": 0.1, "a": 0.4, "b": 0.2, "uniform": 0.8, "sum": 0.99}, 300)
     found = measured_gain(rows, KINDS, "uniform")
     systems = [System(n, k) for n, k in KINDS.items() if n != "sum"]
-    others = gains([r for r in rows if r.system != "sum"], systems)
+    others = measure_gains([r for r in rows if r.system != "sum"], systems)
     row = next(g for g in others if g.system == "uniform")
     assert (found["gain"], found["ci95"], found["n"]) == (row.difference, row.ci95, 300)
     share = {s: np.mean([r.value for r in rows if r.system == s]) for s in ("a", "uniform")}

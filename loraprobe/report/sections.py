@@ -323,7 +323,9 @@ def scores(audit: Audit) -> Table:
         of_task = task if len(forms) == 1 else f"{task}, {form.words}"
         heads[task, form] = of_task if len(tasks) > 1 else form.words
     of = f" of {tasks[0]}" if len(tasks) == 1 else ""
-    return _by_system(f"Scores on {_asked(rows)} questions{of}", rows, heads, _score)
+    return _by_system(
+        f"Scores on {_asked(rows)} questions{of}", rows, heads, lambda row: number(row.value)
+    )
 
 
 def evaluations(audit: Audit) -> list[Table]:
@@ -375,10 +377,6 @@ def _by_system(
         for line, name in zip(lines, names, strict=True):
             line.append(number(min(kept.get(name, ()), default=None)))
     return Table(caption, columns, lines)
-
-
-def _score(row: Score) -> str:
-    return number(row.value)
 
 
 def _score_with_interval(row: Score) -> str:

@@ -15,21 +15,24 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 
-import loraprobe
-from loraprobe import evaluation, library
+from loraprobe import library
+from loraprobe.base import open_base
 from loraprobe.base.quiet import quiet
-from loraprobe.pipeline import screen
-from loraprobe.pipeline.ranking import TaskScores
-from loraprobe.pipeline.screen import Screen
+from loraprobe.evaluation.questions import BASE
+from loraprobe.library import ComparedLibrary
+from loraprobe.options import Options
+from loraprobe.pipeline.ranking import Ranking, TaskScores
+from loraprobe.pipeline.screen import open_screen
+from loraprobe.pipeline.task_files import open_tasks
+from loraprobe.probes import ForecastTexts
+from loraprobe.records import ItemResult
+from loraprobe.session import Session
 from loraprobe_lab.world import World
 
 FIRST, NEAR = 10, 0.05
@@ -142,55 +145,34 @@ class Truth:
         }
 
 
-class Ranked(Exception):
-    """Every adapter was asked, and nothing is to be proved."""
+def asked_alone(
+    world: World, task: str, items: int
+) -> tuple[ComparedLibrary, Ranking, list[ItemResult]]:
+    """The library, the screen's ranking of its sets, and the answers of base and single adapters.
 
-
-def screened(
-    world: World, task: str, items: int, *, everybody: bool = False
-) -> tuple[Any, Any, Any, Any, float]:
-    """The audit of a screen, its library, its ranking, answers of singles, and the seconds.
-
-    Where one adapter leaves no room for a gain nothing is ranked: ranking and answers are None.
-    everybody: every adapter is asked all items that choose alone, also then. Nothing is proved, and
-    there is no audit.
+    Every adapter is asked all items that choose, and none is asked of sums of sets.
     """
-    kept: dict[str, Any] = dict.fromkeys(("audit", "library", "chosen", "results"))
-
-    def compared(members: Any) -> Any:
-        kept["library"] = arrange(members)
-        return kept["library"]
-
-    def said(self: Screen, *given: Any) -> Any:
-        kept["chosen"], kept["results"] = ranking(self, *given), self.results
-        if everybody:
-            raise Ranked
-        return kept["chosen"]
-
-    arrange, ranking, halves = library.compare_members, Screen.ranking, screen.halves
-    all_alone = lambda tasks, options: (tuple(tasks), ())  # noqa: E731
-    ceiling = (lambda *_: None) if everybody else evaluation.near_ceiling
-    start = time.perf_counter()
-    with (
-        patch.object(library, "compare_members", compared),
-        patch.object(Screen, "ranking", said),
-        patch.object(evaluation, "near_ceiling", ceiling),
-        patch.object(screen, "halves", all_alone if everybody else halves),
-        suppress(Ranked),
-    ):
-        kept["audit"] = loraprobe.screen(
-            [str(path) for path in world.adapters.values()],
-            tasks=str(world.path / "tasks" / f"{task}.jsonl"),
-            base=str(world.base),
-            items=items,
-            keep=FIRST,
-            resume=True,
-        )
-    seconds = time.perf_counter() - start
-    return kept["audit"], kept["library"], kept["chosen"], kept["results"], seconds
+    session = Session(Options(items=items, keep=FIRST), command="screen", resume=True)
+    base, tasks = open_base(base_of(world)), open_tasks(task_file(world, task), session.options)
+    members = library.read_library([str(path) for path in world.adapters.values()])
+    found = library.compare_members(library.mark_unfit(members, base))
+    with open_screen(found.members, base, tasks, session) as screen:
+        screen.asked, screen.untried = screen.evaluator.tasks, ()
+        screen.reading = ForecastTexts.of(screen.evaluator.scorer, screen.asked)
+        names = [*screen.ask([BASE]), *screen.ask(screen.in_order())]
+        return found, screen.ranking(names), screen.results
 
 
-def seen_of(chosen: Any, found: Any) -> Seen:
+def task_file(world: World, task: str) -> str:
+    return str(world.path / "tasks" / f"{task}.jsonl")
+
+
+def base_of(world: World) -> Path:
+    assert world.base is not None
+    return world.base
+
+
+def seen_of(chosen: Ranking, found: ComparedLibrary) -> Seen:
     names = chosen.names
     order = [found.compared.index(name) for name in names]
     pairs = np.stack(np.triu_indices(len(names), 1), 1)

@@ -39,10 +39,11 @@ from rankings import (
     Seen,
     Truth,
     arguments,
+    asked_alone,
+    base_of,
     each_task,
     rankings_of,
     recalls,
-    screened,
     seen_of,
 )
 
@@ -237,7 +238,7 @@ def signals_of(
     forms = list(zip(*(prompts_of(item) for item in items), strict=True))
     prompts = [prompt for form in forms for prompt in form]
     # Adapters are merged into the model of `merged`; the base that reads prompts is another one.
-    model, tokenizer = load_base(merged_base(world))
+    model, tokenizer = load_base(base_of(world))
     encoders = {"base's states": base_encoder(model, tokenizer)}
     if encoder is not None:
         encoders["sentence encoder"] = sentence_encoder(encoder)
@@ -282,11 +283,6 @@ def signals_of(
         found[name] = make().reshape(len(names), len(forms), len(items))
         seconds[name] = round(time.process_time() - start, 1)
     return found, seconds
-
-
-def merged_base(world: World) -> Path:
-    assert world.base is not None
-    return world.base
 
 
 # What is made of a signal.
@@ -444,7 +440,7 @@ def choices(
 def examined(
     world: World, truth: Truth, task: str, items: int, repeats: int, encoder: Path | None
 ) -> dict[str, Any]:
-    _, found, chosen, results, _ = screened(world, task, items, everybody=True)
+    found, chosen, results = asked_alone(world, task, items)
     names, seen = chosen.names, seen_of(chosen, found)
     signals, seconds = signals_of(world, names, seen.known.task.items, encoder)
     seen = dataclasses.replace(seen, signals=signals)

@@ -10,21 +10,25 @@ pairs.json, and the short list with other rankings of all pairs (`rankings.py`).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from rankings import (
+    FIRST,
     NEAR,
     Seen,
     Truth,
     arguments,
+    asked_alone,
     each_task,
     recalls,
-    screened,
     seen_of,
+    task_file,
 )
 
+import loraprobe
 from loraprobe_lab.experiments.pages import markdown_table
 from loraprobe_lab.world import World
 
@@ -59,8 +63,17 @@ def proof_of(audit: Any) -> dict[str, Any]:
 
 
 def examined(world: World, truth: Truth, task: str, items: int, repeats: int) -> dict[str, Any]:
-    audit, *_, seconds = screened(world, task, items)
-    _, found, chosen, _, _ = screened(world, task, items, everybody=True)
+    start = time.perf_counter()
+    audit = loraprobe.screen(
+        [str(path) for path in world.adapters.values()],
+        tasks=task_file(world, task),
+        base=str(world.base),
+        items=items,
+        keep=FIRST,
+        resume=True,
+    )
+    seconds = time.perf_counter() - start
+    found, chosen, _ = asked_alone(world, task, items)
     names = chosen.names
     seen = seen_of(chosen, found)
     listed = [frozenset(one.adapters) for one in audit.shortlist if one.kind != "single"]

@@ -310,6 +310,21 @@ def test_a_tiny_run_leaves_page_numbers_and_figure(tiny):
     assert ElementTree.fromstring(svg).tag.endswith("svg") and "ties in core" in svg
 
 
+def test_nothing_is_asked_twice(tiny, monkeypatch):
+    made, output = tiny
+    ledgers = sorted((output / "results").glob("*.jsonl"))
+    before = {path: path.read_bytes() for path in ledgers}
+    assert len(ledgers) == 6
+
+    def never(*args, **kwargs):
+        raise AssertionError("was answered before")
+
+    monkeypatch.setattr("loraprobe.evaluation.asking.ask", never)
+    again = try_tiny(output)
+    assert {path: path.read_bytes() for path in ledgers} == before
+    assert again.document == made.document
+
+
 def test_a_router_that_learns_takes_part_without_prompts_of_its_own(tiny, tmp_path):
     world = World.load(tiny[1] / "worlds" / "llama-16-seed0")
     names = ("centroid", "hard:by=centroid")

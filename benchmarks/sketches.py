@@ -52,7 +52,7 @@ def errors(layers: int, seeds: int) -> None:
     """A line for each planted cosine."""
     import numpy as np
 
-    from loraprobe.library.sketches import cosines
+    from loraprobe.library.sketches import estimate_cosines
 
     for shared in (False, True):
         for cosine in (0.0, 0.3, 0.9, 1.0):
@@ -60,7 +60,7 @@ def errors(layers: int, seeds: int) -> None:
             inner = sum(float(one[p].inner(other[p])) for p in one)
             norms = [sum(float(u.inner(u)) for u in a.values()) ** 0.5 for a in (one, other)]
             pairs = [(sketch(one, s), sketch(other, s)) for s in range(seeds)]
-            found = np.array([cosines([one[0], other[0]])[0, 1] for one, other in pairs])
+            found = np.array([estimate_cosines([one[0], other[0]])[0, 1] for one, other in pairs])
             error = (1 - cosine**2) * (pairs[0][0][1] * pairs[0][1][1]) ** 0.5
             kind = "one A" if shared else "two A"
             print(

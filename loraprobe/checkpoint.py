@@ -23,7 +23,7 @@ from loraprobe import untrusted
 from loraprobe.cache import cached_hash
 from loraprobe.errors import BaseError, LoraprobeError
 from loraprobe.formatting import listing
-from loraprobe.untrusted import check_link, first_line, is_unicode, read_json, unique_keys
+from loraprobe.untrusted import check_link, error_line, is_unicode, read_json, unique_keys
 
 _PLAIN = re.compile(r"[^/\\:\0]+")  # a file name without a directory or drive
 
@@ -289,7 +289,7 @@ def broken(
             "it names too many tensors, or too long ones."
         )
     return raises(
-        f"{file.name} of {reference} is broken or incomplete ({first_line(error)}); download it "
+        f"{file.name} of {reference} is broken or incomplete ({error_line(error)}); download it "
         "again."
     )
 

@@ -62,7 +62,7 @@ def read_json(
         content = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
         raise raises(
-            f"{path.name} of {reference} cannot be read as JSON ({first_line(error)}); download it "
+            f"{path.name} of {reference} cannot be read as JSON ({error_line(error)}); download it "
             "again."
         ) from None
     if not isinstance(content, dict):
@@ -142,7 +142,7 @@ def _repositories(file: Path) -> list[Path]:
     return roots
 
 
-def first_line(error: BaseException) -> str:
+def error_line(error: BaseException) -> str:
     """The first line of an error's message, without its full stop."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300].rstrip(".")

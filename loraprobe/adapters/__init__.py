@@ -10,13 +10,13 @@ config      adapter_config.json: ranks, scalings and targets by peft's rules, an
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 stack       adapters that were trained on others, which stay at gate 1
-forms       adapters in memory: of tensors, portable, mended, with other paths
+forms       adapters in memory: of tensors, portable, with repaired or other paths
 fused       brings adapters with fused and with single projections to one layout
 saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
-from loraprobe.adapters.forms import MENDABLE, adapter_of, mended, portable
+from loraprobe.adapters.forms import MENDABLE, adapter_of, portable, with_repaired_paths
 from loraprobe.adapters.names import (
     agreed_base,
     hub_id,

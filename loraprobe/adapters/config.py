@@ -332,7 +332,7 @@ def _targets(adapter: Adapter) -> Iterator[Issue]:
             "the file holds no weights: where the base has such modules they stay untouched.",
         )
     try:
-        beyond = untargeted(adapter.unstacked, adapter.config)
+        beyond = untargeted_paths(adapter.unstacked, adapter.config)
     except PatternError as error:
         yield finding(
             "targets-unreadable",
@@ -351,7 +351,7 @@ def _targets(adapter: Adapter) -> Iterator[Issue]:
         )
 
 
-def untargeted(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
+def untargeted_paths(paths: Collection[str], config: Mapping[str, Any]) -> list[str]:
     """The paths (modules with weights) that the config does not target, by peft's rules.
 
     target_modules is a list of endings, a regular expression for the whole path, or the word

@@ -3,8 +3,8 @@
 Other readers know less than peft, which reads a rank and a scaling for each module by
 `rank_pattern` and `alpha_pattern`. vLLM reads only `r` and `lora_alpha`; llama.cpp divides the one
 `lora_alpha` by the rank of each tensor. All of them agree where every module has the rank `r` and
-the scaling `lora_alpha / r`: `portable` makes an adapter so. `mended` gives modules the paths that
-peft looks for.
+the scaling `lora_alpha / r`: `portable` makes an adapter so. `with_repaired_paths` gives
+modules the paths that peft looks for.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def portable(adapter: Adapter) -> Adapter:
     return replace(adapter, modules=Modules(made, read), offsets=offsets, weights_file=None)
 
 
-def mended(adapter: Adapter) -> Adapter:
+def with_repaired_paths(adapter: Adapter) -> Adapter:
     """The adapter with the paths of its base's modules, and only tensors that can be written.
 
     A module whose keys have peft's prefix twice gets the path that peft would look for. The caller

@@ -30,7 +30,7 @@ from loraprobe.adapters.config import (
     config_issues,
     endings,
     read_config,
-    untargeted,
+    untargeted_paths,
 )
 from loraprobe.adapters.experts import NESTED, factors_of_expert, owner_of, parameter_names
 from loraprobe.adapters.names import VOCABULARY, layer_pattern
@@ -472,7 +472,7 @@ class KeySorting:
             qualified = {"target_parameters": [name for name in parameters if "." in name]}
             return {owner for owner in owners if not parameter_names(qualified, owner)}
         try:
-            return owners - set(untargeted(owners, raw))
+            return owners - set(untargeted_paths(owners, raw))
         except PatternError:
             return owners
 

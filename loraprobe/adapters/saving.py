@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters.config import CONFIG, untargeted
+from loraprobe.adapters.config import CONFIG, untargeted_paths
 from loraprobe.adapters.experts import owner_of, parameter_names, stacked_factors
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.names import public_name, public_value
@@ -193,7 +193,7 @@ def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[s
             return None
         names |= set(map(str, own))
     targets = tuple(sorted(names))
-    return targets if targets and not untargeted(paths, {"target_modules": targets}) else None
+    return targets if targets and not untargeted_paths(paths, {"target_modules": targets}) else None
 
 
 def _infos_by_target(adapter: Adapter) -> dict[str, ModuleInfo]:

@@ -16,7 +16,7 @@ from loraprobe.base.model import Base
 from loraprobe.base.quiet import quiet, silenced
 from loraprobe.errors import BaseError, OutOfMemory, UsageError
 from loraprobe.formatting import listing, size
-from loraprobe.untrusted import check_link, first_line
+from loraprobe.untrusted import check_link, error_line
 
 # Memory for activations and the key-value cache, as a share of the weights. Batches shrink to fit.
 OVERHEAD = 0.1
@@ -68,7 +68,7 @@ def load_tokenizer(base: Base, trusted: bool) -> Any:
         raise
     except BaseException as error:  # a Rust panic is not an Exception
         raise BaseError(
-            f"{base.reference} has no tokenizer that loads ({first_line(error)}); "
+            f"{base.reference} has no tokenizer that loads ({error_line(error)}); "
             "save the tokenizer beside the model."
         ) from error
     if tokenizer.pad_token_id is None:  # batches need one, which is masked
@@ -123,7 +123,7 @@ def load_model(
             ) from error
         raise BaseError(
             f"{base.reference} ({base.model_type}) does not load as a causal language model "
-            f"({first_line(error)}); give a complete one of an architecture that transformers "
+            f"({error_line(error)}); give a complete one of an architecture that transformers "
             "knows."
         ) from error
     if report.get("missing_keys"):

@@ -44,11 +44,11 @@ def attribute(
     """
     return tuple(
         Attribution(system, task, **Counter(cause_of.values()))
-        for system, task, cause_of in causes(results, systems, tasks)
+        for system, task, cause_of in causes_of_errors(results, systems, tasks)
     )
 
 
-def causes(
+def causes_of_errors(
     results: Iterable[ItemResult], systems: Sequence[System], tasks: Sequence[Task]
 ) -> Iterator[tuple[str, str, dict[str, str]]]:
     """The names of each composition and task of `attribute`, and the cause of each item."""
@@ -109,7 +109,7 @@ def samples_of(
     results: what `run_systems` gave for these systems. A loss is no answer, so questions under the
     metric "answer_loss" have no samples.
     """
-    cause_of = {(name, task): of for name, task, of in causes(results, systems, tasks)}
+    cause_of = {(name, task): of for name, task, of in causes_of_errors(results, systems, tasks)}
     answers = {row.key: row for row in results if not row.is_loss}
     samples = []
     for question in questions(tasks):

@@ -25,7 +25,7 @@ from loraprobe.defaults import (
 from loraprobe.errors import LoraprobeError
 from loraprobe.findings import finding
 from loraprobe.library.reading import Member, issue_of
-from loraprobe.library.sketches import cosines
+from loraprobe.library.sketches import estimate_cosines
 from loraprobe.records import Issue, Library, LibraryAdapter
 from loraprobe.secrets import map_texts, public_text
 
@@ -112,14 +112,14 @@ def compare_members(members: Sequence[Member]) -> ComparedLibrary:
     every = list(members)
     sketched = {i: m.reading for i, m in enumerate(every) if m.usable and m.reading is not None}
     held = {i: reading.numbers for i, reading in sketched.items() if reading.numbers is not None}
-    at, near = list(held), cosines(list(held.values()))
+    at, near = list(held), estimate_cosines(list(held.values()))
     for i, named in zip(at, name_copies([every[i] for i in at], near), strict=True):
         every[i] = named
     kept = [place for place, i in enumerate(at) if every[i].usable]
     near, at = near[np.ix_(kept, kept)], [at[place] for place in kept]
     extreme = outliers([every[i].record.norm or 0.0 for i in at])
     positions, share = map_positions(near)
-    for i, family, times, place in zip(at, families(near), extreme, positions, strict=True):
+    for i, family, times, place in zip(at, group_families(near), extreme, positions, strict=True):
         issues = [] if times is None else [_extreme(every[i].record, times)]
         every[i] = every[i].changed(*issues, family=family, outlier=times is not None, place=place)
     error = max((sketched[i].error for i in at), default=0.0)
@@ -137,7 +137,7 @@ def _extreme(record: LibraryAdapter, times: float) -> Issue:
 Cosines = NDArray[np.float32]
 
 
-def families(cosines: Cosines, least: float = FAMILY_COSINE) -> list[int | None]:
+def group_families(cosines: Cosines, least: float = FAMILY_COSINE) -> list[int | None]:
     """The family of every adapter, from 1, the largest first; None for one that is alone.
 
     Groups are joined while the mean cosine between their members is at least `least` (average

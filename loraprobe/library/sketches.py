@@ -93,7 +93,7 @@ class SketchBuilder:
         return numbers.to(torch.float16).numpy(), square**0.5
 
 
-def cosines(sketches: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
+def estimate_cosines(sketches: Sequence[NDArray[np.float16]]) -> NDArray[np.float32]:
     """The estimated cosine of every pair: [n, n]; takes little more memory than the result."""
     n = len(sketches)
     inner = np.zeros((n, n), dtype=np.float32)

@@ -46,7 +46,7 @@ from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageEr
 from loraprobe.merging._engine import Merged, add_change
 from loraprobe.merging._method import MergeArguments
 from loraprobe.records import Progress
-from loraprobe.untrusted import check_link, first_line
+from loraprobe.untrusted import check_link, error_line
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
 TRANSFORMERS = (5, 24)  # the version with which all kinds of weights were tried; 5.0 differs
@@ -176,7 +176,7 @@ def dequantised(base: Base, place: Path) -> Base:
     except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
         raise BaseError(
             f"The quantised weights of {base.reference} cannot be dequantised here "
-            f"({first_line(error)}); give the unquantised base as --base."
+            f"({error_line(error)}); give the unquantised base as --base."
         ) from error
     return replace(base, path=place)
 

@@ -56,7 +56,7 @@ class Tsv(_Spectral):
 
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         parts = [components(delta) for delta in weighted_deltas(deltas, weights)]
-        return assembled(parts, torch.cat([part.S for part in parts]))
+        return from_nearest_frames(parts, torch.cat([part.S for part in parts]))
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class IsoCts(_Spectral):
         parts.append(shared)
         gathered = torch.cat([part.S for part in parts])
         mean = gathered.sum() / max(1, len(gathered))
-        return assembled(parts, mean.expand(len(gathered)))
+        return from_nearest_frames(parts, mean.expand(len(gathered)))
 
 
 class Components(NamedTuple):
@@ -165,7 +165,7 @@ def nearest_frame(columns: Float[Tensor, "p K"]) -> Float[Tensor, "p K"]:
     return P @ Qh
 
 
-def assembled(parts: list[Components], sizes: Float[Tensor, K]) -> Float[Tensor, "p q"]:
+def from_nearest_frames(parts: list[Components], sizes: Float[Tensor, K]) -> Float[Tensor, "p q"]:
     """U diag(sizes) V^T with U and V the frames nearest to all parts' vectors side by side."""
     U = nearest_frame(torch.cat([part.U for part in parts], 1))
     V = nearest_frame(torch.cat([part.Vh for part in parts], 0).mT)

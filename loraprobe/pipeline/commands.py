@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraprobe import compatibility, diagnostics, merging
-from loraprobe.adapters import Adapter, local_name, mended
+from loraprobe.adapters import Adapter, local_name, with_repaired_paths
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import KEPT_ENERGY
@@ -354,7 +354,7 @@ def convert(
     (original,) = inputs.given
     check_alone(original, "convert rewrites one file")
     # Extras must be known to be refused.
-    sound = replace(mended(original), extras=original.extras)
+    sound = replace(with_repaired_paths(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(examined.compatibility)
     place = session.target or Path("OUT")

@@ -26,8 +26,8 @@ from loraprobe.adapters import (
     adapter_of,
     check_apart,
     common_targets,
-    mended,
     portable,
+    with_repaired_paths,
 )
 from loraprobe.adapters.config import CONFIG, WITH_DELTA
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
@@ -92,7 +92,7 @@ def convert_adapter(
     its function that keeps; without one it is the same function. Raises BaseError
     where the names are not known, CompatibilityError for an adapter whose modules they do not name.
     """
-    made = replace(mended(given), weights_file=None)
+    made = replace(with_repaired_paths(given), weights_file=None)
     if like is not None:
         made = _named_like(made, str(like))
     made = portable(made) if one_rank else made

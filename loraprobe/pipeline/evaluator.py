@@ -98,7 +98,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
         sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
         parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
-        for at, rows in self.session.workers.map(answer, self, parts):
+        for at, rows in self.session.workers.map(answer_questions, self, parts):
             if isinstance(rows, LoraprobeError):
                 raise rows
             yield parts[at][0], rows
@@ -124,7 +124,9 @@ class Evaluator(AbstractContextManager["Evaluator"]):
         return self.template + found
 
 
-def answer(evaluator: Evaluator, system: System, asked: Sequence[Question]) -> list[ItemResult]:
+def answer_questions(
+    evaluator: Evaluator, system: System, asked: Sequence[Question]
+) -> list[ItemResult]:
     """The answers of a system to a batch of questions, in any process."""
     with evaluator.scorer.with_composition(system.composition) as scorer:
         return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)

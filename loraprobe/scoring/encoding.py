@@ -10,7 +10,7 @@ from typing import Any
 from loraprobe.base.quiet import silenced
 from loraprobe.errors import BaseError, TaskError, UsageError
 from loraprobe.formatting import size
-from loraprobe.untrusted import deadline, first_line, memory_limit
+from loraprobe.untrusted import deadline, error_line, memory_limit
 
 # The sandbox of transformers limits neither the time nor the memory of a template.
 TEMPLATE_SECONDS = 10.0
@@ -94,7 +94,7 @@ class Encoder:
         except MemoryError:
             raise _template_error(f"takes more than {size(TEMPLATE_BYTES)} of memory") from None
         except Exception as error:  # a template may raise any exception
-            raise _template_error(f"cannot be filled ({first_line(error)})") from None
+            raise _template_error(f"cannot be filled ({error_line(error)})") from None
         if not text.strip():
             raise _template_error(f"makes an empty text of the prompt {prompt[:60]!r}")
         if len(text) > TEMPLATE_LONGEST + 10 * len(prompt):
@@ -152,7 +152,7 @@ class Encoder:
         except BaseException as error:  # a panic of the Rust library is not an Exception
             raise BaseError(
                 f"The tokenizer of the base fails on {texts[0][:60]!r} "
-                f"({first_line(error)}); save the tokenizer again."
+                f"({error_line(error)}); save the tokenizer again."
             ) from None
         largest = max((max(row, default=0) for row in rows), default=0)
         if self.rows is not None and largest >= self.rows:

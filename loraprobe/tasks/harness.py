@@ -32,7 +32,7 @@ from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import listing, nearest
 from loraprobe.tasks.items import Item, Task
 from loraprobe.tasks.metrics import given_metric
-from loraprobe.untrusted import first_line
+from loraprobe.untrusted import error_line
 
 SEED = 1234  # of few-shot examples, the harness's default
 DUMMY = {"generate_until": "", "loglikelihood": (0.0, False), "loglikelihood_rolling": 0.0}
@@ -154,7 +154,7 @@ class HarnessTask:
         for request in answered:
             by_doc.setdefault(request.doc_id, []).append(request)
         with (
-            quiet(),
+            silent_harness(),
             as_task_error(self.name, "cannot be judged", "check its YAML and its filters"),
         ):
             self.task._instances = list(answered)
@@ -180,7 +180,7 @@ class HarnessTask:
             template |= {"chat_template": lm.apply_chat_template} if chat else {}
             template |= {"tokenizer_name": lm.tokenizer_name} if chat else {}
             with (
-                quiet(),
+                silent_harness(),
                 as_task_error(self.name, "cannot be asked", "check its YAML and its data"),
             ):
                 self.task.set_fewshot_seed(seed=SEED)
@@ -229,7 +229,7 @@ def load_harness(
             "add --run-unsafe-code if you trust whoever wrote them."
         )
     place = f"@{Path(folder).resolve().name}" if folder else ""
-    with quiet():
+    with silent_harness():
         manager, tasks = _manager(folder), list[Task]()
         for name in filter(None, names.split(",")):
             if name not in manager.all_tasks:
@@ -345,12 +345,12 @@ def as_task_error(name: str, problem: str, cure: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise TaskError(
-            f"Task {name} of lm-evaluation-harness {problem} ({first_line(error)}): {cure}."
+            f"Task {name} of lm-evaluation-harness {problem} ({error_line(error)}): {cure}."
         ) from None
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silent_harness() -> Iterator[None]:
     """Nothing of the harness's logs and progress bars is printed within the block."""
     nowhere = io.StringIO()
     with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):

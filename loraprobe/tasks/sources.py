@@ -16,7 +16,7 @@ from typing import Any
 
 from loraprobe import untrusted
 from loraprobe.errors import TaskError
-from loraprobe.untrusted import first_line, unique_keys
+from loraprobe.untrusted import error_line, unique_keys
 
 TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
 PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
@@ -117,7 +117,7 @@ def _loaded(path: Path, text: str, line: int | None = None) -> Any:
     except json.JSONDecodeError as error:
         place, problem = line or error.lineno, f"{error.msg} at column {error.colno}"
     except (ValueError, RecursionError) as error:
-        place, problem = line or 1, first_line(error)
+        place, problem = line or 1, error_line(error)
     raise TaskError(f"{path}, line {place}: not JSON ({problem}).")
 
 

@@ -28,7 +28,7 @@ from loraprobe.adapters.config import (
     config_issues,
     judge_config,
     unknown_keys,
-    untargeted,
+    untargeted_paths,
 )
 from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.patterns import PatternError, first_matches
@@ -65,12 +65,12 @@ def test_it_is_pefts_rule(targets, exclude, chosen, pattern, saved):
     raw |= {"layers_to_transform": chosen, "layers_pattern": pattern}
     config = LoraConfig(**raw)
     theirs = [path for path in PATHS if not bool(check_target_module_exists(config, path))]
-    assert untargeted(PATHS, raw) == theirs
+    assert untargeted_paths(PATHS, raw) == theirs
 
 
 @pytest.mark.parametrize("targets", [None, "all-linear", [], 3])
 def test_what_cannot_be_judged_is_not_judged(targets):
-    assert untargeted(["a"], {"target_modules": targets}) == []
+    assert untargeted_paths(["a"], {"target_modules": targets}) == []
 
 
 # Expressions that other engines read otherwise, or not at all.
@@ -89,9 +89,9 @@ def test_odd_expressions_are_read_as_peft_reads_them(expression):
         theirs = [p for p in PATHS if not check_target_module_exists(config, p)]
     except re.error:
         with pytest.raises(PatternError, match="no regular expression"):
-            untargeted(PATHS, {"target_modules": expression})
+            untargeted_paths(PATHS, {"target_modules": expression})
     else:
-        assert untargeted(PATHS, {"target_modules": expression}) == theirs
+        assert untargeted_paths(PATHS, {"target_modules": expression}) == theirs
 
 
 IN_PATTERNS = r"""
@@ -118,7 +118,7 @@ def test_a_hundred_thousand_names_for_as_many_modules_are_no_square():
     """The config of a merge of modules without a common ending names each of them."""
     paths = [f"model.layers.{i}.x{i}" for i in range(100_000)]
     start = time.process_time()
-    assert untargeted(paths, {"target_modules": paths[1:]}) == [paths[0]]
+    assert untargeted_paths(paths, {"target_modules": paths[1:]}) == [paths[0]]
     adapter = random_adapter("a", {"model.layers.0.x": (4, 4)})
     found = config_issues(replace(adapter, config={"target_modules": ["x", *paths]}))
     assert "targets-without-weights" in {issue.code for issue in found}

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraprobe.library.comparing import families, map_positions, outliers
+from loraprobe.library.comparing import group_families, map_positions, outliers
 
 
 def unit_rows(*rows) -> np.ndarray:
@@ -43,13 +43,13 @@ def near(n, pairs) -> np.ndarray:
     ],
 )
 def test_families_have_half_in_common_the_largest_first(cosines, found):
-    assert families(cosines) == found
+    assert group_families(cosines) == found
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_adapters_have_no_family_and_lie_in_the_middle(n):
     near = np.ones((n, n), dtype=np.float32)
-    assert families(near) == [None] * n
+    assert group_families(near) == [None] * n
     assert map_positions(near) == ([(0.0, 0.0)] * n, None)
 
 

@@ -33,7 +33,7 @@ def sketch(modules, seed: int = 0) -> Sketch | None:
 
 
 def cosines(held: Sequence[Sketch]) -> np.ndarray:
-    return sketches.cosines([one.numbers for one in held])
+    return sketches.estimate_cosines([one.numbers for one in held])
 
 
 def cosine_error(one: Sketch, other: Sketch, cosine: float) -> float:

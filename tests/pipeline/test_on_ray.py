@@ -108,7 +108,7 @@ class Here:
     def get(self, task: Any) -> Any:
         self.asked.append(task.args[0].__name__)
         found = task()
-        if self.asked[-1] == "answer":
+        if self.asked[-1] == "answer_questions":
             self.tasks |= {row.task.rpartition("@")[0] or row.task for row in found}
         return found
 
@@ -125,9 +125,9 @@ def here(monkeypatch) -> Here:
 @pytest.mark.parametrize(
     ("command", "kinds"),
     [
-        ("screen with guards", {"ask_alone", "answer"}),
-        ("inspect", {"answer"}),
-        ("merge-and-eval with guards", {"answer"}),
+        ("screen with guards", {"ask_alone", "answer_questions"}),
+        ("inspect", {"answer_questions"}),
+        ("merge-and-eval with guards", {"answer_questions"}),
     ],
 )
 def test_a_cluster_changes_nothing(document, here, calls, command, kinds):
@@ -175,7 +175,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
 
 @pytest.mark.slow  # a cluster is started, and each process of it loads a base
 def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, calls, tmp_path):
-    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", evaluator.answer
+    ray, mark, answers = pytest.importorskip("ray"), tmp_path / "killed", evaluator.answer_questions
 
     def deadly(*given: Any) -> Any:
         if not mark.exists():
@@ -185,7 +185,7 @@ def test_a_killed_process_of_a_cluster_changes_nothing(document, monkeypatch, ca
 
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     whole = document(*calls["merge-and-eval with guards"])
-    monkeypatch.setattr(evaluator, "answer", deadly)
+    monkeypatch.setattr(evaluator, "answer_questions", deadly)
     ray.init(num_cpus=2, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     try:
         assert document(*calls["merge-and-eval with guards"], "--executor", "ray") == whole

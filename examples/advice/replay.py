@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.defaults import MARGIN
-from loraprobe.evaluation import System, compare, gains, rounds, score
+from loraprobe.evaluation import System, compare, measure_gains, rounds, score
 from loraprobe.records import FORMS, EvaluationRecords, ItemPart, ItemResult
 from loraprobe.tasks import Task, load_task
 from loraprobe.verdict.evidence import Evidence
@@ -80,7 +80,7 @@ def looks(
 def best_gain(systems: list[System], results: list[ItemResult]) -> float:
     """The largest gain of a composition over the best of base and adapters."""
     several, kind = len({row.task for row in results}) > 1, {s.name: s.kind for s in systems}
-    rows = [g for g in gains(results, systems) if kind[g.system] in COMPOSED]
+    rows = [g for g in measure_gains(results, systems) if kind[g.system] in COMPOSED]
     return max(g.difference for g in rows if not several or g.task is None)
 
 
@@ -89,7 +89,7 @@ def stops(systems: list[System], results: list[ItemResult], alpha: float, seed: 
     measured = EvaluationRecords(
         scores=score(results, systems, level=1 - alpha),
         comparisons=compare(results, systems, seed=seed, level=1 - alpha),
-        gains=gains(results, systems, seed=seed, alpha=alpha),
+        gains=measure_gains(results, systems, seed=seed, alpha=alpha),
     )
     evidence = Evidence(measured, tasks=1, level="evaluation")
     return chain_outdoes(evidence, [one for part in FORMS for one in candidates(evidence, part)])
@@ -132,7 +132,7 @@ def control_rule(out: Path, case: str, orders: int) -> Counter[tuple[str, ...]]:
 
     for seed in range(orders):
         for alpha, here in looks(tasks, results, seed):
-            found = gains(here, systems, seed=seed, alpha=alpha)
+            found = measure_gains(here, systems, seed=seed, alpha=alpha)
             rows = [
                 g
                 for g in found

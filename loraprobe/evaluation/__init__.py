@@ -1,7 +1,8 @@
 """Evaluates systems on tasks: per-item results, scores, paired comparisons, attribution.
 
-`questions` says what is asked and in which rounds; `asking` asks the model.
-`score`, `compare`, `measure_gains` and `attribute` evaluate the results; in this room only
+`questions` says what is asked and in which rounds, `template` in which form; `asking` asks the
+model and keeps the answers. `gains` makes scores, comparisons and gains of the results,
+`attribution` says why answers are wrong, `gate_statistics` how routers shared their gates. Only
 `statistics` has formulas of intervals.
 """
 

@@ -1,8 +1,8 @@
 """The stages of each command in order.
 
 `commands` has one function for each command that composes or measures, which the command line and
-Python (but its `route`) call; that of `verify` is in `verify`. Options,
-progress and times of a run are in `loraprobe.session`. These have the stages:
+Python (but its `route`) call; that of `verify` is in `verify`. Options, progress and times of a run
+are in `loraprobe.session`. These have the stages:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     examination     compatibility and diagnostics, licences, servers
@@ -12,6 +12,7 @@ progress and times of a run are in `loraprobe.session`. These have the stages:
     learning        weights and routers that are learned before systems are asked
     evaluate        answers on the base model, round by round; for `inspect` a first round
     screen          chooses sets of a library by `ranking` and evaluates them
+    screen_audit    what a screen found, as an audit
     converting      one adapter written again, one of another PEFT type as a LoRA
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published

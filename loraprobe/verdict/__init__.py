@@ -1,8 +1,8 @@
 """The verdict: a pure function of evidence. It uses no torch and no clock, and reads no files
 but its own tables (`codes.toml`, `calibration.json`) and, by `read_calibration`, a user's own.
 
-`evidence` is what it may see, `rules` decides, `advice` says what to use, `probability` how sure a
-gain is, and `reasons` has the codes and sentences of all of these.
+`evidence` is what it may see, `rules` decides, `advice` says what to use, `next_command` what to
+run, `probability` how sure a gain is, and `reasons` has the codes and sentences of all of these.
 """
 
 from loraprobe.verdict.evidence import Evidence, LibraryChoice

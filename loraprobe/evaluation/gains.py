@@ -370,7 +370,7 @@ def measure_gains(
     composing weights. If a question is asked in both forms, a gain in one of them is a success. The
     lower ends of the forms that contend for the larger gain therefore share alpha; the lower end of
     a form that does not contend divides it among all forms. The upper ends use all of alpha, since
-    a failure needs both forms. alpha: that of the round (`plan`).
+    a failure needs both forms. alpha: that of the round (`questions.rounds`).
 
     tasks: with the metrics that their gold answers need. Where exact match judged instead, each
     gain also has the figures by the needed metric.

@@ -61,7 +61,8 @@ class System:
     compositions of the single adapters, named after them, which answer the hops together with the
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
     `merging.Merged` of a method that needs new weights. stored: the name under which results are
-    kept, if it is another one: a control has a fixed name, but depends on the best composition.
+    kept, if it is another one: a control has a fixed name, but depends on the best composition and
+    on the best adapter alone.
     spec: of a merge or a router, by what its adapters are composed. members: of a library, the
     adapters that it consists of.
     """
@@ -299,7 +300,8 @@ def spread_sample(task: Task, items: int, seed: int) -> Task:
     """At most `items` items from as many clusters as possible, in the file's order.
 
     Clusters give an item each in turn, because items of one cluster tell less than items of
-    several. The order is that of the rounds, the first of which then asks the same items.
+    several. The order is that of the rounds, so where no item shares its cluster, a first round has
+    the same items.
     """
     order = clusters_in_order(task, seed)
     held = {cluster: [i for i in task.items if i.cluster == cluster] for cluster in order}

@@ -218,13 +218,17 @@ def _opened(
 
 
 def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
-    """Raises UsageError for a merge of one adapter that no option changes."""
-    changes, default = ("weights", "subtract", "rank", "dtype"), Options()
-    several = len(adapters) > 1 or adapters[0].below
-    if not several and all(getattr(options, n) == getattr(default, n) for n in changes):
+    """Raises UsageError for a merge of one adapter that neither method nor options change."""
+    if len(adapters) > 1 or adapters[0].below:
+        return
+    method, default = merging.METHODS.make(options.methods[0]), Options()
+    changes = ["subtract", "rank", "dtype", *(["weights"] if method.takes_weights else [])]
+    given = any(getattr(options, name) != getattr(default, name) for name in changes)
+    if "identity" in method.laws and not given:
         raise UsageError(
             f"merge makes one adapter of several, and only {adapters[0].name} was given; give "
-            "another, or change this one by --weights, --subtract, --rank or --dtype."
+            "another, or change this one by --subtract, --rank, --dtype, or --weights with "
+            "--method task_arithmetic."
         )
 
 

@@ -298,7 +298,9 @@ class SystemBuilder:
         random = self.build(spec, partners, name="random-partner").composition
         self.made_controls[key] = [
             System(name, "control", shrunk),
-            System("random-partner", "control", random, stored=f"random-partner:{spec}"),
+            System(
+                "random-partner", "control", random, stored=f"random-partner:{spec}:{chosen.name}"
+            ),
         ]
         return self.made_controls[key]
 

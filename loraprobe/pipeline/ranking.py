@@ -55,7 +55,7 @@ class TaskScores:
     of the asked kind.
 
     More is better; NaN where an item lacks the part. `form` [systems] says of each how often
-    its worked answers are of the asked kind; None for a task without worked answers.
+    its worked answers are of the asked kind; None where no worked answer came to its end.
     """
 
     task: Task

@@ -60,6 +60,8 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a bare -o out", "adapter", "adapter_model"),
     ("merge a torn -o out", "adapter", "adapter_config.json"),
     ("merge a more -o out", "unsupported-adapter", "lm_head"),
+    ("merge a -o out", "usage", "only a was given", "give another"),
+    ("merge a -o out --weights 0.5", "usage", "only a was given", "task_arithmetic"),
     ("merge a b -o out --limit 3", "usage", "--limit goes with --task", "add one"),
     ("merge a b -o out --method tise", "usage", "tise", "did you mean 'ties'?"),
     ("merge a b -o out --method ties:density=x", "usage", "must be a valid number"),

@@ -81,6 +81,14 @@ def test_named_systems_keep_their_controls(pair):
     assert found == {"shrunk:a", "random-partner"}
 
 
+def test_controls_that_differ_are_kept_apart(pair):
+    """The random adapters stand in place of all but the best one alone."""
+    builder = SystemBuilder(pair, Transformed(pair), Options())
+    made = [*builder.controls("a", "sum"), *builder.controls("b", "sum")]
+    made += builder.controls("a", "uniform")[1:]
+    assert len({one.key for one in made}) == len(made) == 5
+
+
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):
     enough, few = task("t", 40), task("u", 39)
     (note,) = plan_of(Options(), pair, [enough, few]).left_out

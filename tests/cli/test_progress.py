@@ -1,19 +1,13 @@
-"""One line of progress, and the estimate before the first pass."""
+"""One line of progress."""
 
 import io
-import json
 import sys
 import time
-from types import SimpleNamespace
 
-import making
 import pytest
 
 from loraprobe.cli import running as module
 from loraprobe.cli.running import Output, ProgressLine, spoken
-from loraprobe.options import Options
-from loraprobe.pipeline.estimate import cost_of
-from loraprobe.session import Session
 
 
 class Clock:
@@ -77,51 +71,3 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
     assert capsys.readouterr().err == ""  # nothing after the end
     with Output(quiet=True).progress() as progress:
         assert progress is None
-
-
-FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
-
-
-def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path, own_cache):
-    target = tmp_path / "out"
-    call = ["merge-and-eval", *FEW, "-o", target]
-    dry = making.call(*call, "--dry-run", "--json")
-    assert dry.exit_code == 0, dry.output
-    estimate = json.loads(dry.stdout)["estimate"]
-    assert (estimate["items"], estimate["questions"]) == (12, 48)
-    assert estimate["memory_bytes"] > 1e8
-    assert estimate["seconds"] > 0
-    assert not target.exists() and not list(own_cache.glob("runs/*/*.jsonl"))
-    run = json.loads(making.call(*call, "--json", "--exit-zero").stdout)
-    asked = [row["system"] for row in run["evaluation"]]
-    assert set(estimate["systems"]) == {name.partition(":")[0] for name in asked}
-    shown = making.call(*call, "--dry-run", "--overwrite", env={"COLUMNS": "60"})
-    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 60
-    assert "9 systems x 12 items" in shown.stdout
-
-
-def test_a_dry_run_refuses_what_the_run_refuses(tmp_path):
-    making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
-    result = making.call("merge-and-eval", tmp_path / "tiny", *FEW, "--dry-run")
-    assert result.exit_code == 2 and result.stdout == "" and "tiny" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("device", "engine", "seconds", "installed", "told"),
-    [
-        ("cuda:0", "transformers", 601, True, True),
-        ("cuda:0", "transformers", 599, True, False),
-        ("cuda:0", "transformers", 601, False, False),
-        ("cuda:0", "vllm", 601, True, False),
-        ("cpu", "transformers", 601, True, False),
-    ],
-)
-def test_a_long_dry_run_on_a_gpu_names_vllm(
-    monkeypatch, tmp_path, device, engine, seconds, installed, told
-):
-    if installed:
-        tmp_path.joinpath("vllm").touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    session = Session(Options(engine=engine), device=device)
-    cost = cost_of(SimpleNamespace(tasks=[], session=session), [], seconds)
-    assert cost.vllm == told

@@ -112,7 +112,8 @@ class ComposedLayer:
         gates = self.gates(x)
         if self.observe is not None:
             self.observe(self.path, self.routed, gates)
-        gates = F.pad(gates, (0, self.k - len(self.routed)), value=1.0)
+        if self.k > len(self.routed):  # those below others stay at gate 1
+            gates = F.pad(gates, (0, self.k - len(self.routed)), value=1.0)
         offset, ratio = (None if t is None else gates @ t for t in (self.offset, self.ratio))
         return h * gates.index_select(-1, self.owner), offset, ratio
 

@@ -155,7 +155,7 @@ def _base_given(by_base: Mapping[str, tuple[str, ...]], base: Base) -> Iterator[
             ours,
             f"{_trained(ours)} on {_public(named)}; {difference}.",
             severity="warning" if code == "base-mismatch" else "note",
-            cure=f"Give --base={_public(named)} if {base.reference} is not that model.",
+            cure=f"Give --base {_public(named)} if {base.reference} is not that model.",
         )
 
 
@@ -178,7 +178,7 @@ def _revisions(adapters: Sequence[Adapter], commit: str | None) -> Iterator[Issu
                 (adapter.name,),
                 f"{adapter.name} was trained on its base at {revision}; the base given here is at "
                 f"{commit}.",
-                cure=f"Give --base={_public(adapter.base_model)}@{revision}.",
+                cure=f"Give --base {_public(adapter.base_model)}@{revision}.",
             )
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import functools
 import math
-import random
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -289,11 +288,24 @@ def pilot_round(tasks: Sequence[Task], items: int, seed: int) -> Round:
     return Round(1, planned, tuple(few), spent_by(share, share))
 
 
+def lot(seed: int, items: Iterable[Item]) -> str:
+    """A random place in an order, from the seed and from what is asked and not the file's name.
+
+    The others keep their order where a task gets more items.
+    """
+    return digest([seed, [(item.id, item.prompt, item.answers) for item in items]])
+
+
 def clusters_in_order(task: Task, seed: int) -> list[str]:
-    """The task's clusters in a random order, the same for the same seed and task name."""
-    order = list(dict.fromkeys(item.cluster for item in task.items))
-    random.Random(f"{seed}:{task.name}:sample").shuffle(order)
-    return order
+    """The task's clusters in a random order, the same for the same seed and the same items."""
+    return list(_clusters(task, seed))
+
+
+def _clusters(task: Task, seed: int) -> dict[str, list[Item]]:
+    held: dict[str, list[Item]] = {}
+    for item in task.items:
+        held.setdefault(item.cluster, []).append(item)
+    return dict(sorted(held.items(), key=lambda one: lot(seed, one[1])))
 
 
 def spread_sample(task: Task, items: int, seed: int) -> Task:
@@ -303,13 +315,10 @@ def spread_sample(task: Task, items: int, seed: int) -> Task:
     several. The order is that of the rounds, so where no item shares its cluster, a first round has
     the same items.
     """
-    order = clusters_in_order(task, seed)
-    held = {cluster: [i for i in task.items if i.cluster == cluster] for cluster in order}
-    draw = random.Random(f"{seed}:{task.name}:items")
     turns = [
         (turn, place, item.id)
-        for place, cluster in enumerate(order)
-        for turn, item in enumerate(draw.sample(held[cluster], len(held[cluster])))
+        for place, held in enumerate(_clusters(task, seed).values())
+        for turn, item in enumerate(sorted(held, key=lambda one: lot(seed, [one])))
     ]
     chosen = {item for _, _, item in sorted(turns)[:items]}
     return replace(task, items=tuple(item for item in task.items if item.id in chosen))

@@ -8,7 +8,6 @@ only reads the accuracies of the base and the single adapters requests nothing.
 from __future__ import annotations
 
 import math
-import random
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from loraprobe.defaults import PROBED_ITEMS
 from loraprobe.evaluation import statistics
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.questions import Question, lot, questions
 from loraprobe.probes._names import MadeUpNames
 from loraprobe.records import STEPS, Coverage, Interval, ItemPart, ItemResult, Progress
 from loraprobe.registry import name_of
@@ -103,8 +102,8 @@ class ProbeContext:
         asked = self.parts[part]
         if len(asked) <= self.items:
             return asked
-        draw = random.Random(f"{self.seed}:{self.task.name}:{part}")
-        return [asked[i] for i in sorted(draw.sample(range(len(asked)), self.items))]
+        drawn = sorted(range(len(asked)), key=lambda i: lot(self.seed, [asked[i].item]))
+        return [asked[i] for i in sorted(drawn[: self.items])]
 
     def right(self, system: str, part: ItemPart) -> dict[str, float]:
         """Item -> 1.0 or 0.0 of one system; empty if it was not measured, or only by losses."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.evaluation.questions import BASE, Question
+from loraprobe.evaluation.questions import BASE, Question, lot
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.probes._probe import CoverageProbe, MeanProbe, ProbeContext, ScoreRequest, mean
 from loraprobe.records import Coverage
@@ -66,8 +66,7 @@ class GoldRank(MeanProbe):
         choices = question.item.choices if part.hop is None else ()
         others = [a for a in choices or context.gold[part] if normalize_answer(a) not in right]
         if len(others) > DISTRACTORS:
-            item = question.item.id
-            rng = random.Random(f"{context.seed}:{context.task.name}:{part}:{item}")
+            rng = random.Random(f"{lot(context.seed, [question.item])}:{part}")
             others = rng.sample(sorted(others), DISTRACTORS)
         answers = (*question.answers, *others) if others else ()
         return [ScoreRequest(question.prompt, answer) for answer in answers]

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,6 +129,20 @@ def test_tasks_give_equal_shares_and_the_seed_draws():
     assert ids(found[0].tasks[0]) != ids(other[0].tasks[0])
     again = rounds([task(100), task(400, "u")], seed=0)
     assert ids(found[0].tasks[0]) == ids(again[0].tasks[0])
+
+
+def test_what_is_asked_draws_and_not_the_name_of_its_file():
+    one, other = (Task(name, task(100).items) for name in ("newcomers", "other"))
+    assert [ids(a.tasks[0]) for a in rounds([one], 0)] == [
+        ids(b.tasks[0]) for b in rounds([other], 0)
+    ]
+    assert spread_sample(one, 20, 0).items == spread_sample(other, 20, 0).items
+    asked = Task("t", tuple(replace(item, prompt=f"{item.prompt}!") for item in task(100).items))
+    assert spread_sample(asked, 20, 0).items != spread_sample(one, 20, 0).items
+    judged = Task("t", tuple(replace(item, metric="contains") for item in task(100).items))
+    assert ids(spread_sample(judged, 20, 0)) == ids(spread_sample(one, 20, 0))
+    grown = rounds([Task("t", (*one.items, Item("new", "!", ("?",))))], 0)
+    assert len({*ids(rounds([one], 0)[0].tasks[0])} - {*ids(grown[0].tasks[0])}) <= 1
 
 
 def test_guards_give_the_share_of_the_tasks_and_do_not_make_the_rounds():

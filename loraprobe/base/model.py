@@ -42,6 +42,7 @@ EMBEDDING = re.compile(
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+INDEX = ".index.json"  # the end of the name of an index of weight files
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
 # The endings of files that are not read, or that `weight_files` lists.
 NOT_READ = frozenset(
@@ -146,17 +147,23 @@ class Base:
         return tokenizer_size(self.path, self.reference)
 
     @cached_property
-    def weight_files(self) -> tuple[Path, ...]:
-        """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
+    def _weight_names(self) -> list[str]:
+        """The names of the weight files, behind that of their index if they have one."""
         names = weight_names(
             lambda name: (self.path / name).is_file(), self.path.joinpath, self.reference
         )
         if names:
-            return tuple(self.path / name for name in names if not name.endswith(".json"))
+            return names
         raise BaseError(
             f"{self.reference} holds neither model.safetensors nor pytorch_model.bin (nor their "
             "index); save the model with save_pretrained."
         )
+
+    @cached_property
+    def weight_files(self) -> tuple[Path, ...]:
+        """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
+        names = self._weight_names
+        return tuple(self.path / name for name in names[names[0].endswith(INDEX) :])
 
     @cached_property
     def stored(self) -> Mapping[str, Weight]:
@@ -172,6 +179,18 @@ class Base:
                 found[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
         check_sizes(self.config, found, self.reference)
         return found
+
+    def check_index(self) -> None:
+        """Raises BaseError if the index of the weight files names a tensor that none holds."""
+        first = self._weight_names[0]
+        if not first.endswith(INDEX):
+            return
+        listed = read_json(self.path / first, self.reference)["weight_map"]
+        if lost := sorted(listed.keys() - self.stored.keys()):
+            raise BaseError(
+                f"{first} of {self.reference} names {lost[0]}, which no file holds; download the "
+                "model again."
+            )
 
     @cached_property
     def tensors(self) -> Mapping[str, Weight]:
@@ -293,7 +312,8 @@ class Base:
         """The files of tokenizer, processors, chat template and generation settings, and code."""
         endings = {".py"} if self.config.get("auto_map") else set[str]()
         held = (file for file in sorted(self.path.iterdir()) if file.is_file())
-        return [file for file in held if file.name in BESIDE_WEIGHTS or file.suffix in endings]
+        others = (file for file in held if file not in self.weight_files)
+        return [file for file in others if file.name in BESIDE_WEIGHTS or file.suffix in endings]
 
     def summary(self) -> BaseSummary:
         """The summary for reports; the hash of large local files only if it is known."""

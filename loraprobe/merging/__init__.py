@@ -14,5 +14,5 @@ other files, in the order in which to read them:
 """
 
 from loraprobe.merging._engine import Merged, check_kept, merge
-from loraprobe.merging._full_model import check_transformers, notes_on_base
+from loraprobe.merging._full_model import check_transformers, compose_full_model, notes_on_base
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod

@@ -2,9 +2,9 @@
 
 The weight files of the base are read one by one. A parameter W0 that the merge changes becomes
 W0 + dW, computed in float32 and rounded once, to the dtype of W0; all others are copied. dW is what
-the method makes of the adapters, and no rank cuts it unless the merge has one. The files keep their
-names, a pickle becomes a safetensors file. config.json, tokenizer, generation settings and chat
-template come from the base.
+the method makes of the adapters, and no rank cuts it unless the merge has one. The files get the
+names that transformers gives, a pickle becomes a safetensors file. config.json, tokenizer,
+generation settings and chat template come from the base.
 
 Where the base has one tensor for its embedding and its head, and the merge does not change both
 alike, both are written and the config says that they are not tied: transformers would otherwise tie
@@ -37,11 +37,10 @@ from loraprobe.adapters.experts import target_parameters
 from loraprobe.adapters.saving import unshared_tensor
 from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
-from loraprobe.base import Base
+from loraprobe.base import Base, open_base
 from loraprobe.base.loading import load_dequantised
 from loraprobe.base.model import FLOATS
 from loraprobe.base.naming import saved_pieces
-from loraprobe.checkpoint import open_weights
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging._engine import Merged, add_change
 from loraprobe.merging._method import MergeArguments
@@ -49,8 +48,10 @@ from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, error_line
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
+WEIGHTS, METADATA = "model.safetensors", {"format": "pt"}
 TRANSFORMERS = (5, 24)  # the version with which all kinds of weights were tried; 5.0 differs
 Change = Callable[[Tensor], Tensor]  # a parameter as stored, in float32 or float64 -> the new one
+Keep = Callable[[dict[str, Tensor], str], None]  # the tensors of a weight file, and its name
 
 
 def save_full_model(
@@ -66,12 +67,23 @@ def save_full_model(
     OutputError if it cannot be written, CompatibilityError or BaseError for what the base cannot
     hold.
     """
+    from safetensors.torch import save_file
+
     target, base = Path(directory), _base_of(merged)
     check_apart(target, (*merged.directories, base.path))
     check_output(target, overwrite)
     check_space(target, sum(file.stat().st_size for file in base.weight_files))
     with staged_directory(target, overwrite) as staging:
-        return _write(merged, base, staging, progress)
+        written = set[str]()
+
+        def keep(tensors: dict[str, Tensor], name: str) -> None:
+            save_file(tensors, str(staging / name), metadata=METADATA)
+            written.update(tensors)
+
+        rounding = compose_full_model(merged, staging, keep, progress)
+        if open_base(staging).stored.keys() != written:
+            raise OutputError(f"{target} does not hold all tensors of {base.reference}.")
+        return rounding
 
 
 Merged.save_full_model = save_full_model
@@ -94,18 +106,24 @@ def _rounded(stored: Tensor, changes: Iterable[Change], name: str) -> tuple[Tens
 
 
 @torch.no_grad()
-def _write(merged: Merged, given: Base, place: Path, progress: Progress | None) -> float:
-    """Writes the files of a full model into a directory; returns ||rounding|| / ||W - W0||."""
-    from safetensors.torch import save_file
+def compose_full_model(
+    merged: Merged, place: Path, keep: Keep, progress: Progress | None = None
+) -> float:
+    """Gives the tensors of each weight file of a full model to `keep`, by the file's name.
 
+    All other files are written into the directory `place`. Returns ||rounding|| / ||W - W0||.
+    Raises CompatibilityError or BaseError for what the base cannot hold.
+    """
     weight_map, total, done, change2, lost2 = dict[str, str](), 0, 0, 0.0, 0.0
+    given = _base_of(merged)
     with tempfile.TemporaryDirectory(dir=place.parent) as space:
         base = dequantised(given, Path(space)) if given.quantization else given
-        layout = _Layout(merged, base)
-        for file in base.weight_files:
-            opened, seen, tensors = open_weights(file, base.reference), set[int](), {}
-            for key in layout.in_order(opened.shapes):
-                stored, done = opened.read(key), done + 1
+        base.check_index()
+        layout, files = _Layout(merged, base), base.weight_files
+        for number, file in enumerate(files, 1):
+            seen, tensors = set[int](), dict[str, Tensor]()
+            for key in layout.in_order(k for k, w in base.stored.items() if w.file.path == file):
+                stored, done = base.stored[key].file.read(key), done + 1
                 for name, changes in layout.written[key].items():
                     made = stored
                     if changes:
@@ -114,15 +132,14 @@ def _write(merged: Merged, given: Base, place: Path, progress: Progress | None) 
                     tensors[name] = unshared_tensor(made, seen)
                 if progress:
                     progress("write", done, len(base.stored))
-            name = file.name
-            if file.suffix == ".bin":
-                name = name.replace("pytorch_model", "model").removesuffix("bin") + "safetensors"
-            save_file(tensors, str(place / name), metadata={"format": "pt"})
+            # Names of the base's files could be those of other files, such as vocab.txt.
+            name = f"model-{number:05}-of-{len(files):05}.safetensors" if files[1:] else WEIGHTS
+            keep(tensors, name)
             weight_map |= dict.fromkeys(tensors, name)
             total += sum(tensor.nbytes for tensor in tensors.values())
-            del tensors, stored, made
+            del tensors
     texts = {CONFIG: layout.config}
-    if len(base.weight_files) > 1:
+    if files[1:]:
         texts[INDEX] = {"metadata": {"total_size": total}, "weight_map": weight_map}
     for name, document in texts.items():
         text = json.dumps(document, indent=2, ensure_ascii=False)

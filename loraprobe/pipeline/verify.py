@@ -2,7 +2,8 @@
 
 The card's front matter says how the directory was made. The sources are found by commit or sha256,
 the code that writes merges and compositions writes the directory again, elsewhere, and every file
-is compared: texts line by line, tensors by `TOLERANCES`. No other file is allowed.
+is compared: texts line by line, tensors by `TOLERANCES`. No other file is allowed. The weights of a
+full model are compared with the base and the merge in memory.
 """
 
 from __future__ import annotations
@@ -12,24 +13,26 @@ import json
 import math
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, read_adapter, stacked_on, with_below
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
-from loraprobe.checkpoint import open_weights
+from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import Merged
+from loraprobe.merging import Merged, compose_full_model
+from loraprobe.merging._full_model import METADATA
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
@@ -105,8 +108,8 @@ def verify(
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                _make_again(record, adapters, opened, again)
-                checks += _compared(place, again, record)
+                weights = _make_again(record, adapters, opened, place, again)
+                checks += _compared(place, again, record, weights)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
     return ShownVerification(str(directory), tuple(checks), tuple(sources), base)
@@ -160,9 +163,13 @@ def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
 
 
 def _make_again(
-    record: CardRecord, adapters: Sequence[Adapter], base: Base | None, target: Path
-) -> None:
-    """Writes the directory that the card describes, with a card of its own."""
+    record: CardRecord, adapters: Sequence[Adapter], base: Base | None, place: Path, target: Path
+) -> list[Check]:
+    """Writes the directory that the card describes to `target`, with a card of its own.
+
+    The weights of a full model are not written: the returned checks compare those of `place` with
+    the base and the merge as they are computed, so that no fault of writing can be repeated.
+    """
     sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
@@ -188,15 +195,28 @@ def _make_again(
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
-    if isinstance(made, Merged) and isinstance(record, MergeRecord) and record.full_model:
-        made.save_full_model(target)
-    else:
+    if not (isinstance(made, Merged) and isinstance(record, MergeRecord) and record.full_model):
         made.save(target)
+        return []
+    weights = list[Check]()
+
+    def compare(tensors: Mapping[str, Tensor], name: str) -> None:
+        try:
+            problem = _difference_of_weights(place / name, tensors)
+        except (LoraprobeError, OSError, ValueError) as error:
+            problem = str(error).rstrip(".")
+        weights.append(Check(name, not problem, f"{problem or 'The same'}."))
+
+    target.mkdir()
+    compose_full_model(made, target, compare)
+    return weights
 
 
-def _compared(place: Path, again: Path, record: CardRecord) -> list[Check]:
-    """One check of which files there are, then one for each file."""
-    checks = list[Check]()
+def _compared(
+    place: Path, again: Path, record: CardRecord, weights: Sequence[Check]
+) -> list[Check]:
+    """One check of which files there are, then one for each file. weights: those made before."""
+    checks = [*weights]
     names = sorted(str(file.relative_to(again)) for file in again.rglob("*") if file.is_file())
     for name in names:
         try:
@@ -283,6 +303,45 @@ def _different_line(found: str, wanted: str) -> str | None:
     return None
 
 
+def _difference_of_weights(found: Path, wanted: Mapping[str, Tensor]) -> str | None:
+    """How a file of weights differs from tensors beyond TOLERANCES; None if it does not.
+
+    Raises AdapterError for a file that cannot be read.
+    """
+    if not found.is_file():
+        return "It is missing"
+    ours = open_weights(found, str(found.parent), AdapterError)
+    if ours.metadata != METADATA:
+        return "Its header holds other texts"
+    expected = {key: (tuple(one.shape), one.dtype) for key, one in wanted.items()}
+    if problem := _different_header(ours, expected):
+        return problem
+    for key, tensor in wanted.items():
+        if not _close(ours.read(key), tensor):
+            return f"{key} differs by more than rounding"
+    return None
+
+
+def _different_header(
+    ours: TensorFile, expected: Mapping[str, tuple[tuple[int, ...], torch.dtype | None]]
+) -> str | None:
+    """The first tensor of a file that is not expected, is missing, or of another shape or dtype."""
+    held = {key: (ours.shapes[key], ours.dtypes[key]) for key in ours.shapes}
+    for key in sorted(held.keys() | expected.keys()):
+        if held.get(key) != expected.get(key):
+            return f"{key} is missing, does not belong to it, or has another shape or dtype"
+    return None
+
+
+def _close(tensor: Tensor, wanted: Tensor) -> bool:
+    """Whether two tensors of one shape are equal up to the tolerance of the wanted one's dtype."""
+    if torch.equal(tensor, wanted):
+        return True
+    close, size = TOLERANCES.get(wanted.dtype, 0.0), wanted.double().abs()
+    allowed = close * size + min(close, FLOOR32) * size.max()
+    return bool(((tensor.double() - wanted.double()).abs() <= allowed).all())
+
+
 def difference_of_tensors(found: Path, wanted: Path) -> str | None:
     """How a safetensors file differs from another beyond TOLERANCES; None if it does not.
 
@@ -292,10 +351,9 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
     ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
     if ours.metadata != theirs.metadata:
         return "Its header holds other texts"
-    held, expected = ({k: (f.shapes[k], f.dtypes[k]) for k in f.shapes} for f in (ours, theirs))
-    for key in sorted(held.keys() | expected.keys()):
-        if held.get(key) != expected.get(key):
-            return f"{key} is missing, does not belong to it, or has another shape or dtype"
+    expected = {key: (theirs.shapes[key], theirs.dtypes[key]) for key in theirs.shapes}
+    if problem := _different_header(ours, expected):
+        return problem
     differing = [k for k in theirs.shapes if not torch.equal(ours.read(k), theirs.read(k))]
     if any(map(FACTOR.search, differing)):
         made, again = read_adapter(found.parent), read_adapter(wanted.parent)
@@ -303,12 +361,8 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
             if not same_product(made.modules[path], update):
                 return f"The delta of {path} differs by more than rounding"
     for key in differing:
-        if not FACTOR.search(key):
-            tensor, rewritten = ours.read(key).double(), theirs.read(key)
-            close, size = TOLERANCES.get(rewritten.dtype, 0.0), rewritten.double().abs()
-            allowed = close * size + min(close, FLOOR32) * size.max()
-            if not bool(((tensor - rewritten.double()).abs() <= allowed).all()):
-                return f"{key} differs by more than rounding"
+        if not FACTOR.search(key) and not _close(ours.read(key), theirs.read(key)):
+            return f"{key} differs by more than rounding"
     return None
 
 

@@ -5,6 +5,7 @@ Every kind of adapter and layer is in tests/compatibility/test_kinds.py.
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -100,6 +101,42 @@ def pickled(place: Path) -> None:
         }
     (place / "model.safetensors.index.json").unlink()
     (place / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "README.md", "model-00002.bin", "tokenizer.json"])
+def test_files_of_the_base_may_have_any_names(tmp_path, name):
+    """Of the files that transformers loads from the index none is replaced by another file."""
+    base = base_at(tmp_path / "base", max_shard_size="4KB")
+    before, index = tensors_of(base.path), base.path / "model.safetensors.index.json"
+    files = [file.name for file in base.weight_files]
+    renamed = dict(zip(files[:2], (name, "model-00002.safetensors"), strict=True))
+    for old, new in renamed.items():
+        if new.endswith(".bin"):
+            torch.save(load_file(base.path / old), base.path / new)
+        else:
+            (base.path / old).rename(base.path / new)
+    document = json.loads(index.read_text())
+    held = document["weight_map"].items()
+    document["weight_map"] = {key: renamed.get(file, file) for key, file in held}
+    index.write_text(json.dumps(document))
+    merged = merge(pair(UPS), "sum", base=open_base(base.path))
+    replace(merged, full_card=lambda **_: "the card").save_full_model(tmp_path / "full")
+    after = tensors_of(tmp_path / "full")
+    assert after.keys() == before.keys()
+    changed = {key for key in before if not torch.equal(before[key], after[key])}
+    assert changed == {f"{path}.weight" for path in UPS}
+    loaded(tmp_path / "full")
+
+
+def test_a_tensor_that_no_file_of_the_base_holds(tmp_path):
+    base = base_at(tmp_path / "base", max_shard_size="4KB")
+    index = base.path / "model.safetensors.index.json"
+    document = json.loads(index.read_text())
+    document["weight_map"]["lost.weight"] = base.weight_files[0].name
+    index.write_text(json.dumps(document))
+    with pytest.raises(BaseError, match=r"lost\.weight"):
+        merge(pair(UPS), base=open_base(base.path)).save_full_model(tmp_path / "full")
+    assert not (tmp_path / "full").exists()
 
 
 @pytest.mark.parametrize("method", ["ties:density=0.5", "dare_linear", "della", "tsv", "slerp"])

@@ -22,6 +22,7 @@ from loraprobe.base import open_base
 from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
 from loraprobe.front_matter import read_front_matter
+from loraprobe.merging import Merged
 from loraprobe.records import Command
 from loraprobe.report.verification import verification_answer
 from loraprobe.routing.constant import ConstantGates
@@ -147,6 +148,26 @@ def test_it_is_verified_tensor_by_tensor(world, tmp_path, method):
     (full / "tokenizer.json").write_text("{}")
     (full / "modeling.py").write_text("")
     assert _failed(verify) == ["config.json", "files", "tokenizer.json"]
+
+
+def test_verify_does_not_repeat_a_fault_of_writing(world, tmp_path, monkeypatch):
+    """Here the last file is the base's own, in the directory as in every one written after it."""
+    base = Path(shutil.copytree(world[-1], tmp_path / "base"))
+    load_model(open_base(base)).save_pretrained(base, max_shard_size="200KB")
+    (base / WEIGHTS).unlink()
+    save = Merged.save_full_model
+
+    def faulty(merged, directory, *rest, **more):
+        lost = save(merged, directory, *rest, **more)
+        last = max(Path(directory).glob("*.safetensors"))
+        shutil.copyfile(base / last.name, last)
+        return lost
+
+    monkeypatch.setattr(Merged, "save_full_model", faulty)
+    merge = ["merge", *world[:2], "--base", base, "--method", "sum"]
+    done(*merge, "--full-model", tmp_path / "full")
+    failed = _failed(["verify", tmp_path / "full", "--base", base, "--json"])
+    assert failed == [max(tmp_path.glob("full/*.safetensors")).name]
 
 
 def test_verify_ends_in_a_step_with_all_that_was_given(world, tmp_path):

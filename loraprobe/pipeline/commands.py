@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from loraprobe import compatibility, diagnostics, merging
 from loraprobe.adapters import Adapter, local_name, with_repaired_paths
@@ -45,7 +45,7 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, serving_of
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel
+from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel, Sample
 from loraprobe.report.cards import made_text
 from loraprobe.servers.serving import Serving, as_written, serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
@@ -90,8 +90,8 @@ def inspect(
     if options.serve:
         examined = with_servers(examined, inputs, options, asks_base)
         serve = serving_of(session, inputs).of_file(inputs.given[0])
-    found: tuple[EvidenceLevel, EvaluationRecords, list[str]]
-    found = "weights", EvaluationRecords(), []
+    found: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
+    found = "weights", EvaluationRecords(), [], ()
     if asks_base and examined.compatibility.compatible:
         from loraprobe.pipeline.evaluate import run_pilot
         from loraprobe.pipeline.plan import plan_of
@@ -99,10 +99,14 @@ def inspect(
         plan = plan_of(options, inputs.adapters, inputs.tasks)
         with _workers_of(session):
             found = run_pilot(inputs, plan, opened, session)
-    (level, measured, notes), verdict = found, None
+    (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
         verdict = verdict_with_next(options, inputs, examined, level, measured)
-    told = {"verdict": verdict, "evaluation": measured, "serve": serve}
+    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "serve": serve}
+    if verdict is not None and verdict.missing == "answers":
+        from loraprobe.pipeline.evaluate import unanswered_samples
+
+        told["samples"] = unanswered_samples(samples, measured)
     return Outcome(audit_of(session, inputs, examined, notes, **told))
 
 

@@ -17,10 +17,11 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Decides, Options, deciding, flag_of, repeats
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
-from loraprobe.records import Compatibility, EvaluationRecords, EvidenceLevel, Verdict
+from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.verdict import Evidence, LibraryChoice, Request, decide, next_command
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import BASE, Flag
+from loraprobe.verdict.reasons import limit_of_tokens, most_cut
 
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 
@@ -69,6 +70,7 @@ def evidence_of(
         stacked=tuple(adapter.name for adapter in inputs.adapters if adapter.below),
         choice=choice,
         unserved=unserved,
+        budget=options.budget is not None,
     )
 
 
@@ -98,6 +100,7 @@ def with_next(
     the words for a whole library, where the command is about it.
     """
     rows = measured.scores
+    worst = most_cut([row for row in rows if row.part in FORMS and row.kind != "control"])
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     spec = spec or verdict.system
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
@@ -105,6 +108,7 @@ def with_next(
         request_of(options, inputs, kind),
         library=tuple(library),
         chain=measured.chain,
+        longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
         fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
     )

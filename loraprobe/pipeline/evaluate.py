@@ -57,6 +57,7 @@ from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
 from loraprobe.verdict.evidence import Candidate
+from loraprobe.verdict.unanswered import closest, telling
 
 MakeControls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
 GoesOn = Callable[[Sequence[ItemResult], int], bool]
@@ -75,10 +76,21 @@ class Evaluated:
     samples: Sequence[Sample]
 
     def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
-        """A few questions that the verdict's composition, or else the best one, got wrong."""
+        """A few questions that the verdict's composition, or else the best one, got wrong.
+
+        Where nothing answers, these show what may be wrong.
+        """
+        if verdict.missing == "answers":
+            return unanswered_samples(self.samples, self.records)
         system = verdict.system or evaluation.best_system(self.records.scores, SEVERAL_ADAPTERS)
         form = verdict.gain.form if verdict.gain is not None else QUESTION
         return evaluation.wrong_samples(self.samples, system, form) if system else ()
+
+
+def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) -> tuple[Sample, ...]:
+    """A few questions that show why nothing answers, those first that show most."""
+    best = closest(records)[0]
+    return evaluation.wrong_samples(telling(samples, records), best.system, best.part)
 
 
 def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Session) -> Evaluated:
@@ -314,8 +326,9 @@ class Asked:
 
     @property
     def settled(self) -> bool:
-        """Whether there is a decision, and the action is as certain."""
-        return self.verdict.decision in DECIDED and action_is_certain(self.evidence, self.verdict)
+        """Whether there is a decision, or nothing answers, and the action is as certain."""
+        decided = self.verdict.decision in DECIDED or self.verdict.missing == "answers"
+        return decided and action_is_certain(self.evidence, self.verdict)
 
     @property
     def unguarded(self) -> set[str]:
@@ -392,17 +405,17 @@ class Asked:
 
 def run_pilot(
     inputs: Inputs, plan: Plan, probe: ProbePrompts | Cards | None, session: Session
-) -> tuple[EvidenceLevel, EvaluationRecords, list[str]]:
+) -> tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]:
     """Asks the base and the single adapters on samples of the tasks, then the compositions.
 
     Returns "probes" without a task, "base" where no composition was asked, or "pilot"; what was
-    measured; and notes.
+    measured; notes; and the answers.
     """
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = _probe_without_task(scorer, inputs, probe, session)
-        return "probes", EvaluationRecords(coverage=rows), [*notes, scorer.note()]
+        return "probes", EvaluationRecords(coverage=rows), [*notes, scorer.note()], ()
     options, singles = session.options, baseline_systems(inputs.adapters)
     first = pilot_round(plan.tasks, PILOT_ITEMS, options.seed)
     # Hops decide for one task alone (`verdict.rules`), which takes more items; a worked answer is
@@ -433,10 +446,11 @@ def run_pilot(
         found, failed = _compositions(evaluator, first, singles, results)
     with session.stage("statistics"):
         records = found.records(coverage=rows)
+    samples = evaluation.samples_of(found.results, found.systems, sample)
     notes = [*evaluator.notes, *notes, *plan.left_out, *failed, evaluator.scorer.note()]
     if len(found.systems) == len(singles):
-        return "base", replace(records, rounds=None), notes
-    return "pilot", records, notes
+        return "base", replace(records, rounds=None), notes, samples
+    return "pilot", records, notes, samples
 
 
 def _compositions(

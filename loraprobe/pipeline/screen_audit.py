@@ -10,6 +10,7 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import NOT_EXAMINED, evidence_of, with_next
+from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.pipeline.outcome import argument_without_folders, audit_of
@@ -29,6 +30,7 @@ from loraprobe.records import (
     ItemResult,
     Library,
     LibraryScore,
+    Sample,
     Shortlisted,
     ShortlistOutcome,
     Verdict,
@@ -59,9 +61,17 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         evaluation=measured,
         library=_library(library, proved),
         shortlist=_shortlist(proved, measured, verdict),
+        samples=_samples(proved, measured) if verdict.missing == "answers" else (),
         verdict=verdict,
         serve=serve,
     )
+
+
+def _samples(proved: Proved, measured: EvaluationRecords) -> tuple[Sample, ...]:
+    """A few questions that show why nothing answers."""
+    asked = proved.asked
+    samples = evaluation.samples_of(asked.results, asked.systems, asked.round.tasks)
+    return unanswered_samples(samples, measured)
 
 
 def _verdict(

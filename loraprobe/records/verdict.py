@@ -18,6 +18,7 @@ Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
 EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
 # What would tell more than was asked, see `Verdict`.
 Missing = Literal[
+    "answers",
     "metric",
     "controls",
     "items",
@@ -29,6 +30,7 @@ Missing = Literal[
     "harder-items",
     "time",
 ]
+GROUPS = ("task", "lab")  # commands that have commands
 _OPTION = re.compile("--[a-z][a-z-]*|-[a-z]")
 _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")  # of a shell, quotes included
 
@@ -40,9 +42,10 @@ _WORD = re.compile(r"""(?:'[^']*'|"[^"]*"|[^\s'"]|['"])+""")  # of a shell, quot
 class Command:
     """A command of loraprobe, or lines of Python where no command does it.
 
-    `verb` is the command's name, "" where there is nothing to run. "python" and "shell" stand for
-    `text`, in which {0}, {1} ... are the places of `adapters` where there are any. Each of
-    `options` is a flag with its value, if it takes one. `str` gives the text.
+    `verb` is the command's name, such as "merge" or "task sample", "" where there is nothing to
+    run. "python" and "shell" stand for `text`, in which {0}, {1} ... are the places of `adapters`
+    where there are any. Each of `options` is a flag with its value, if it takes one. `str` gives
+    the text.
     """
 
     verb: str
@@ -69,7 +72,12 @@ class Command:
             places = map(spelled, self.adapters)
             text = self.text.format(*places) if self.adapters else self.text
             return [text] if self.in_python else _grouped(text)
-        given = (("loraprobe",), (self.verb,), *((one,) for one in self.adapters), *self.options)
+        given = (
+            ("loraprobe",),
+            self.verb.split(),
+            *((one,) for one in self.adapters),
+            *self.options,
+        )
         return [shlex.join(words) for words in given]
 
     @property
@@ -104,14 +112,15 @@ class Command:
             kind = "shell" if words and "(" not in text else "python"  # which has a call
             return cls(kind if text else "", text=text)
         adapters, options = list[str](), list[tuple[str, ...]]()
-        for word in words[2:]:
+        verb = " ".join(words[1 : 3 if words[1] in GROUPS else 2])
+        for word in words[1 + len(verb.split()) :]:
             if _OPTION.fullmatch(word):  # "-0.5,1" is the value of the option before it
                 options.append((word,))
             elif options:
                 options[-1] += (word,)
             else:
                 adapters.append(word)
-        return cls(words[1], tuple(adapters), tuple(options))
+        return cls(verb, tuple(adapters), tuple(options))
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
@@ -207,7 +216,8 @@ class Verdict:
     text in JSON, in which local directories have their names. The first of `reasons` changes most
     for the reader.
 
-    `missing` is what would tell more: the "metric" that the gold answers need, "controls", more
+    `missing` is what would tell more: "answers" where no system is shown to answer more than
+    guessing, the "metric" that the gold answers need, "controls", more
     "items", more "guard-items", "compositions" (or a "chain" and these) where none was asked, a
     higher "rank" of the compositions, another "wording" of what counts as right, "harder-items"
     where nothing is left to gain on these, more "time" where a budget ended the run; None where it

@@ -40,6 +40,7 @@ from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
 from loraprobe.verdict.reasons import CODES, effect_rank, on_guard
+from loraprobe.verdict.unanswered import SHOWN, closest, what_differs
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 # Labels, those first that change most what a person does. A second line of one label counts as much
@@ -47,6 +48,7 @@ WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 BY_EFFECT = (
     *(
         "use",
+        *("question", "gold", "replied"),
         "output",
         "gain",
         "guard",
@@ -64,6 +66,7 @@ BY_EFFECT = (
     *("reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
+LONGEST = 140  # characters of a question or a reply
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 MOST_NAMES = 3
@@ -163,6 +166,8 @@ def _cost(audit: Audit, verdict: Verdict) -> str:
 def _meaning(verdict: Verdict, several: bool) -> str:
     """What a decision on measured answers means."""
     gain, evidence, likely = verdict.gain, verdict.evidence, verdict.decision == "likely"
+    if verdict.missing == "answers":
+        return "nothing answers this task, so nothing was learned about composing"
     if several and verdict.decision != "inconclusive":
         return f"composing {'gives' if likely else 'does not give'} {SKILLS}"
     if likely:
@@ -257,7 +262,10 @@ def _problems(issues: Sequence[Issue]) -> Iterator[Line]:
 def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """What was measured of systems: what to use, what it gains, and how sure that is."""
     measured = basis_of(verdict, audit.evaluation)
-    yield "use", _use(audit, verdict, measured)
+    if verdict.missing == "answers":
+        yield from _replied(audit, verdict)
+    else:
+        yield "use", _use(audit, verdict, measured)
     yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
     yield "gain", _gain(audit, verdict)
     yield "guard", _guard(audit, verdict)
@@ -302,6 +310,8 @@ def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:
 def _explains(reason: Reason, verdict: Verdict) -> bool:
     """Whether a reason explains the decision: of an open one, only what keeps it open does."""
     best, open_ = verdict.gain, verdict.decision == "inconclusive"
+    if verdict.missing == "answers":
+        return reason.code != "replies-differ"  # the question that is shown says more
     if reason.code in OTHER_FORM:
         return open_ and best is not None and (reason.value or 0.0) > best.difference
     if verdict.evidence not in ("pilot", "evaluation") or not open_:
@@ -392,6 +402,28 @@ def _about_library(audit: Audit) -> Iterator[Line]:
 
 
 # ---- systems -------------------------------------------------------------------------------------
+
+
+def _replied(audit: Audit, verdict: Verdict) -> Iterator[Line]:
+    """A question that nothing answers, with its gold answer, the closest replies and what may be
+    wrong."""
+    names = [one.system for one in closest(audit.evaluation)]
+    for sample in audit.samples[:1]:
+        said = {reply.system: reply for reply in sample.replies}
+        yield "question", _one_line(sample.question)
+        yield "gold", " or ".join(map(_one_line, sample.gold))
+        for name in [name for name in names if name in said][:SHOWN]:
+            text = _one_line(said[name].text) or "nothing"
+            cut = ", cut at the limit of tokens" if said[name].cut else ""
+            yield "replied", f"{text} ({name}{cut})"
+        if "replies-differ" in {reason.code for reason in verdict.reasons}:
+            yield "why", what_differs(sample, names[:SHOWN])
+
+
+def _one_line(text: str) -> str:
+    """A question or a reply in one line, which is cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 1]}…"
 
 
 def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:

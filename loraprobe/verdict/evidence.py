@@ -322,7 +322,8 @@ class Evidence:
     tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `stacked`
     are the adapters that were trained on other ones. `choice` tells out of what library these
     adapters were chosen, None where they were given. `unserved` has the systems that the servers of
-    the user cannot run: these change what is advised and no decision.
+    the user cannot run: these change what is advised and no decision. `budget` says that --budget
+    limited the run.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -340,6 +341,7 @@ class Evidence:
     stacked: tuple[str, ...] = ()
     choice: LibraryChoice | None = None
     unserved: Mapping[str, Unserved] = field(default_factory=dict)
+    budget: bool = False
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -40,8 +40,9 @@ class Request:
     among them; `unlike` says that no change of their files makes the others fit. `library` names
     all adapters of a library, where the next command is about it. `stacked` are those of the
     adapters that were trained on others, which their files do not hold. `chain` says who answers
-    the hops of a chain that was measured, with answers of at most `most_tokens` tokens. `weighted`
-    says that the verdict's composition uses weights.
+    the hops of a chain that was measured, with answers of at most `most_tokens` tokens; `longer` is
+    a limit to try where answers were cut. `weighted` says that the verdict's composition uses
+    weights.
     """
 
     adapters: tuple[str, ...]
@@ -59,6 +60,7 @@ class Request:
     stacked: tuple[str, ...] = ()
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
+    longer: int = PLAIN_TOKENS
     weighted: bool = True
 
 
@@ -68,6 +70,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     limited: --limit left items out, so that more of them are at hand.
     """
     head, _, single = verdict.action.partition(":")
+    if verdict.missing == "answers":
+        return _look(verdict, request)
     if verdict.missing == "metric":
         return _evaluate(_without_metric(request))
     is_open = verdict.decision == "inconclusive" and not verdict.answers_without_composing
@@ -98,6 +102,20 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     if head in ("train-target-adapter", "use-base"):
         return _evaluate(request, adapters=(*request.adapters, NEW))
     return _further(verdict, request, limited)
+
+
+def _look(verdict: Verdict, request: Request) -> Command:
+    """The command that looks where nothing answers: by another metric, with more tokens, or at the
+    questions as a model reads them."""
+    codes = {reason.code for reason in verdict.reasons}
+    if "said-otherwise" in codes:
+        return _evaluate(_without_metric(request), ("--metric", "contains"))
+    if "answers-cut" in codes:
+        return _evaluate(request, ("--max-new-tokens", str(request.longer)))
+    base = request.base if request.base != "auto" else next(iter(request.bases), "")
+    given = (("--base", base),) if base not in ("", BASE) else ()
+    shown = tuple(one for one in request.asked if one[0] in ("--fields", "--metric"))
+    return Command("task sample", request.tasks, (*given, *shown))
 
 
 def _ask(request: Request, hops: Sequence[ChainHop]) -> Command:

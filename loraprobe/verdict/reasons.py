@@ -15,6 +15,7 @@ from typing import Literal
 
 from loraprobe import defaults
 from loraprobe.defaults import (
+    ALL_CUT,
     COMPRESSION_LIMIT,
     CUT_MATTERS,
     EQUAL_COSINE,
@@ -40,7 +41,6 @@ from loraprobe.records import (
     STEPS,
     Decision,
     GuardScore,
-    ItemPart,
     Measurement,
     Reason,
     Score,
@@ -491,7 +491,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     if not scored:
         return
     parts = {row.part for row in evidence.measured.scores}
-    yield from _about_replies(evidence, verdict, parts)
+    yield from about_replies(evidence, _rows_decided_on(evidence, verdict))
     for row in evidence.measured.coverage:
         if row.name == "chat_template" and row.value is not None and row.baseline is not None:
             gap = row.value - row.baseline
@@ -557,24 +557,24 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
         )
 
 
-def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[ItemPart]) -> Iterator[Reason]:
-    """That many generated answers were cut, or are right in other words, where a decision rests.
+def _rows_decided_on(evidence: Evidence, verdict: Verdict) -> list[Score]:
+    """The scores on which a decision rests.
 
-    It rests on the best composition and on what that has to beat; before an evaluation on the base
-    and the single adapters.
+    These are the best composition's and those of what that has to beat; before an evaluation those
+    of the base and the single adapters.
     """
-    rows = [row for row in evidence.measured.scores if row.cut is not None]
+    rows = evidence.measured.scores
     if verdict.gain is None:
-        rows = [row for row in rows if row.kind in BASELINES and row.part != STEPS]
-    else:
-        names = (verdict.gain.system, verdict.gain.against)
-        rows = [row for row in rows if row.system in names and row.part in FORMS]
-    worst = max(rows, key=_lost, default=None)
-    if worst is not None and _lost(worst) > CUT_MATTERS:
-        given = evidence.max_new_tokens
-        limit = given or (WORKED_TOKENS if worst.part == STEPS else PLAIN_TOKENS)
-        # The option sets the limit of worked answers as well, which must not become smaller.
-        wanted = max(2 * limit, 0 if given or STEPS not in parts else WORKED_TOKENS)
+        return [row for row in rows if row.kind in BASELINES and row.part != STEPS]
+    names = (verdict.gain.system, verdict.gain.against)
+    return [row for row in rows if row.system in names and row.part in FORMS]
+
+
+def about_replies(evidence: Evidence, rows: Sequence[Score]) -> Iterator[Reason]:
+    """That many of these generated answers were cut, or are right in other words."""
+    rows = [row for row in rows if row.cut is not None]
+    if worst := most_cut(rows):
+        limit, wanted = limit_of_tokens(worst, evidence.measured.scores, evidence.max_new_tokens)
         where = FORM.get(worst.part) or f"to {worst.part.words}"
         yield reason_of(
             "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
@@ -586,9 +586,31 @@ def _about_replies(evidence: Evidence, verdict: Verdict, parts: set[ItemPart]) -
         yield reason_of("said-otherwise", share, SAID_OTHERWISE, row=row, form=form, metric=metric)
 
 
+def most_cut(rows: Sequence[Score]) -> Score | None:
+    """The score that lost most answers to the limit of tokens; None where this is no matter."""
+    worst = max(rows, key=_lost, default=None)
+    return worst if worst is not None and _lost(worst) > CUT_MATTERS else None
+
+
+def limit_of_tokens(row: Score, scores: Sequence[Score], given: int | None) -> tuple[int, int]:
+    """The limit of the answers of a score, and one to try.
+
+    given: --max-new-tokens, which sets the limit of worked answers as well: what is tried must not
+    make that smaller.
+    """
+    limit = given or (WORKED_TOKENS if row.part == STEPS else PLAIN_TOKENS)
+    worked = not given and any(one.part == STEPS for one in scores)
+    return limit, max(2 * limit, WORKED_TOKENS if worked else 0)
+
+
 def _lost(row: Score) -> float:
-    """At most this share of the answers was cut before a right one stood in them."""
-    return min(row.cut or 0.0, 1 - (row.contains or 0.0))
+    """At most this share of the answers was cut before a right one stood in them.
+
+    Where enough replies ended by themselves, the cut ones are taken to be right as often as these.
+    """
+    cut, held = row.cut or 0.0, row.contains or 0.0
+    lost = min(cut, 1 - held)
+    return lost if cut > ALL_CUT else min(lost, cut * held / (1 - cut))
 
 
 def _otherwise(row: Score) -> float:

@@ -27,6 +27,9 @@
   gain above the margin, a chain that is shown to be better than everything else by more than the
   margin makes it `unlikely`: whether a composition gains a little is no question any more.
 
+- *Where nothing answers* more than guessing, neither the question nor a hop, nothing was learned
+  about composing: the case is open (`unanswered`).
+
 - *A budget* that left adapters of a library unasked, or ended the rounds, leaves open what is not
   `likely`.
 
@@ -74,6 +77,7 @@ from loraprobe.verdict.probability import (
     with_probability,
 )
 from loraprobe.verdict.reasons import reason_of
+from loraprobe.verdict.unanswered import nothing_answers, unanswered
 
 # What compositions of others gained, which is all that is known before a question is asked.
 ELSEWHERE = reason_of(
@@ -137,6 +141,8 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
 def _decide_asked(evidence: Evidence) -> Verdict:
     """The verdict by the strongest evidence that was gathered."""
     level = evidence.rests_on
+    if nothing_answers(evidence):
+        return unanswered(evidence)
     if level == "evaluation":
         return decide_compositions(evidence)
     if level == "pilot":
@@ -150,10 +156,11 @@ def _within_time(verdict: Verdict, evidence: Evidence) -> Verdict:
     """The verdict, which is open where the budget left out adapters, or ended the rounds."""
     choice, rounds = evidence.choice, evidence.measured.rounds
     no_room = verdict.missing == "harder-items"  # whoever composes: of one that was asked
-    if choice and choice.unasked and verdict.decision == "unlikely" and not no_room:
+    sure = verdict.decision == "unlikely" or verdict.missing == "answers"
+    if choice and choice.unasked and sure and not no_room:
         every = count(choice.adapters + choice.unasked, "adapter")
         left, what = float(choice.unasked), f"{choice.unasked:,} of {every} were not asked"
-    elif rounds is not None and rounds.early and verdict.decision == "inconclusive":
+    elif evidence.budget and rounds is not None and rounds.early and _is_open(verdict):
         left, what = float(rounds.total - rounds.items), f"{rounds.items} of {rounds.total} items"
         what += " were asked"
     else:
@@ -161,6 +168,11 @@ def _within_time(verdict: Verdict, evidence: Evidence) -> Verdict:
     reason = reason_of("budget-ended", left, decisive=True, what=what)
     why = (reason, *verdict.reasons)
     return replace(verdict, decision="inconclusive", reasons=why, missing="time")
+
+
+def _is_open(verdict: Verdict) -> bool:
+    """Whether more questions may decide."""
+    return verdict.decision == "inconclusive" and verdict.missing != "answers"
 
 
 # ---- before compositions are asked ---------------------------------------------------------------
@@ -321,6 +333,8 @@ def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | N
 
 def decide_compositions(evidence: Evidence) -> Verdict:
     """The verdict on scored compositions, without the reasons of weights and coverage."""
+    if nothing_answers(evidence):
+        return unanswered(evidence)
     plain, steps = candidates(evidence, QUESTION), candidates(evidence, STEPS)
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -18,6 +19,7 @@ from loraprobe.pipeline.evaluate import EvaluationRun
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import QUESTION, ItemResult
+from loraprobe.report.answer import answer
 from loraprobe.results import NAME
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, with_metrics
@@ -153,7 +155,7 @@ def test_what_guessing_reaches_is_no_answer_before_the_end_either():
     shares = {"base": 0.3, "a": 0.3, "b": 0.3, "uniform": 0.0, "sum": 0.0, "arrow": 0.0}
     _, made, verdict = asked(planted(shares, golds=4))
     assert [row.value for row in made.coverage if row.name == "guessing"] == [0.25]
-    assert (verdict.decision, verdict.action) == ("unlikely", "train-target-adapter")
+    assert (verdict.decision, verdict.missing) == ("inconclusive", "answers")
     assert made.rounds.used > 1
     _, made, verdict = asked(planted(shares))
     assert (verdict.decision, made.rounds.used) == ("unlikely", 1)
@@ -320,3 +322,29 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     assert audit.verdict.system == whole.verdict.system
     asked = sum(score.n for score in audit.evaluation.scores)
     assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)
+
+
+@pytest.mark.parametrize("form", ["ANSWER={}", "{}"])
+@pytest.mark.parametrize("command", [inspect, merge_and_eval])
+def test_what_no_system_answers_is_shown_and_decides_nothing(command, form, tmp_path):
+    """`count` was trained on exactly these questions, and on gold answers of another form."""
+    world, task = shipped_world(), tmp_path / "t.jsonl"
+    items = [json.loads(line) for line in (world.path / "tasks/count.jsonl").open()][:60]
+    made = [{**one, "answer": form.format(one["answer"])} for one in items]
+    task.write_text("\n".join(map(json.dumps, made)))
+    refs = [world.path / "adapters" / name for name in ("count", "last")]
+    options = Options(threads=1, methods=("sum",), routers=())
+    session = Session(options, state=tmp_path / "state")
+    audit = command(refs, session, base=str(world.path / "base"), tasks=[task]).audit
+    verdict = audit.verdict
+    assert (verdict.missing == "answers") == (form != "{}")
+    if form == "{}":
+        return
+    assert (verdict.decision, verdict.action) == ("inconclusive", "gather-evidence")
+    assert verdict.probability is verdict.gain is None
+    assert str(verdict.next).startswith("loraprobe task sample t.jsonl --base ")
+    (shown,) = [one for one in audit.samples[0].replies if one.system == "count"]
+    assert f"ANSWER={shown.text}" in audit.samples[0].gold and not shown.right
+    told = [str(text) for label, text in answer(audit).lines if label in ("gold", "replied")]
+    assert told[0] == audit.samples[0].gold[0] and told[1] == f"{shown.text} (count)"
+    assert command is inspect or audit.evaluation.rounds.early, "the rest would be wrong too"

@@ -10,13 +10,14 @@ from evidences import (
     changed,
     evidence,
     forms,
+    known,
     reason,
     replaced,
     skills,
 )
 from hypothesis import given, settings
 
-from loraprobe.records import Attribution, Comparison, Coverage, Verdict
+from loraprobe.records import Attribution, Command, Comparison, Coverage, Verdict
 from loraprobe.verdict import Request, decide, next_command
 from loraprobe.verdict.advice import action_is_certain, basis_of
 from loraprobe.verdict.evidence import Unserved
@@ -80,6 +81,24 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
     assert ("--metric" in told) == (found.missing == "controls")
 
 
+@pytest.mark.parametrize(
+    ("figures", "wanted"),
+    [
+        ({}, "loraprobe task sample t.jsonl --fields q=p"),
+        ({"contains": 0.9, "cut": 0.0}, "--task t.jsonl --fields q=p --metric contains"),
+        ({"contains": 0.0, "cut": 1.0}, "--task t.jsonl --fields q=p --max-new-tokens 64"),
+    ],
+)
+def test_where_nothing_answers_the_next_command_looks(figures, wanted):
+    found = decide(changed(evidence({**FAIL, "a": 0.0}), **figures))
+    request = Request(
+        ("./a", "owner/b"), tasks=("t.jsonl",), asked=(("--fields", "q=p"),), longer=64
+    )
+    told = next_command(found, request)
+    assert found.missing == "answers" and str(told).endswith(wanted)
+    assert Command.read(str(told)) == told
+
+
 # ---- every option in both forms ------------------------------------------------------------------
 
 STEPS_OF_B = {"base": 0.0, "a": 0.02, "b": 1.0, "uniform": 0.4, "shrunk:a": 0.3}
@@ -136,7 +155,7 @@ USED = {
         "use-single:a", "unlikely",
     ),
     "twice next to nothing": (
-        evidence({"base": 0.0, "a": 0.02, "uniform": 0.01, "chain": 0.04, "shrunk:a": 0.0}),
+        known(evidence({"base": 0.0, "a": 0.02, "uniform": 0.01, "chain": 0.04, "shrunk:a": 0.0})),
         "train-target-adapter", "unlikely",
     ),
     "beside a composition that works": (
@@ -146,8 +165,8 @@ USED = {
     "far better than it": (evidence({**FAIL, "uniform": 0.29, "chain": 1.0}), "chain", "likely"),
     # chance
     "near chance": (
-        evidence({"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2},
-                 coverage=(Coverage("guessing", "t", 0.25, N),)),
+        known(evidence({"base": 0.05, "a": 0.28, "b": 0.1, "uniform": 0.18, "shrunk:a": 0.2},
+                       coverage=(Coverage("guessing", "t", 0.25, N),))),
         "train-target-adapter", "unlikely", None, (), ["single-suffices"],
     ),
     "far from chance": (
@@ -287,7 +306,7 @@ def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():
 
 @pytest.mark.parametrize(("high", "sure"), [(0.12, False), (0.09, True)])
 def test_that_nothing_answers_is_settled_only_where_intervals_say_so(high, sure):
-    found = changed(evidence(FAIL), ci95=(0.0, high))
+    found = known(changed(evidence(FAIL), ci95=(0.0, high)))
     assert action_is_certain(found, check(found, "train-target-adapter", "unlikely")) == sure
     used = evidence({**FAIL, "b": 0.9})
     assert action_is_certain(used, decide(used))
@@ -313,7 +332,7 @@ ROUTED = {**FAIL, "arrow": 0.03, "random-partner": 0.03}
 )
 def test_the_action_follows_from_the_causes_of_failure(counts, systems, action):
     rows = (Attribution("uniform", "t", **counts), Attribution("arrow", "t", unknown=999))
-    found = check(evidence({**ROUTED, **systems}, attribution=rows), action, "unlikely")
+    found = check(known(evidence({**ROUTED, **systems}, attribution=rows)), action, "unlikely")
     mostly = next(r for r in found.reasons if r.code.startswith("mostly-"))
     assert mostly.value == max(v for k, v in counts.items() if k != "solved") / sum(counts.values())
 
@@ -321,7 +340,7 @@ def test_the_action_follows_from_the_causes_of_failure(counts, systems, action):
 @pytest.mark.parametrize("cause", ["not_composed", "interference", "step_by_step"])
 def test_where_something_answers_or_steps_were_scored_the_cause_advises_nothing(cause):
     rows = (Attribution("uniform", "t", **{cause: 90}, solved=10),)
-    scored = both(evidence({**ROUTED, "chain": 0.05}, attribution=rows),
+    scored = both(known(evidence({**ROUTED, "chain": 0.05}, attribution=rows)),
                   evidence(ROUTED, part="steps"))  # fmt: skip
     assert not check(scored, "train-target-adapter").composes
     chain = both(evidence({**ROUTED, "chain": 0.95}, attribution=rows),
@@ -331,7 +350,7 @@ def test_where_something_answers_or_steps_were_scored_the_cause_advises_nothing(
 
 
 def test_closer_norms_are_advised_unless_they_were_made_equal():
-    asked = evidence(FAIL, attribution=(Attribution("uniform", "t", interference=80),))
+    asked = known(evidence(FAIL, attribution=(Attribution("uniform", "t", interference=80),)))
     for balanced in (False, True):
         told = reason(decide(replaced(asked, balanced=balanced)), "mostly-interference")
         assert ("--balance norm" in told.message) != balanced

@@ -15,6 +15,7 @@ from evidences import (
     evidence_of,
     forms,
     guards,
+    known,
     reason,
     replaced,
     score,
@@ -27,6 +28,7 @@ from loraprobe.records import (
     QUESTION,
     Comparison,
     Compatibility,
+    Coverage,
     Gain,
     Issue,
     ItemPart,
@@ -54,7 +56,7 @@ def without(values, *kinds):
 
 
 def lossy(values):
-    return changed(evidence(values), lambda s: s.kind == "merge", compression_error=0.3)
+    return known(changed(evidence(values), lambda s: s.kind == "merge", compression_error=0.3))
 
 
 def partner(value, half, **rest):
@@ -111,7 +113,7 @@ DECIDED = {
     "perhaps by 0.02": (partner(0.48, 0.02), "inconclusive"),
     "by anything": (partner(0.48, 0.08), "inconclusive"),
     "controls were not scored": (evidence(without(GAIN, "control")), "inconclusive", "merge"),
-    "nor of what fails": (evidence(without(FAIL, "control")), "unlikely"),
+    "nor of what fails": (known(evidence(without(FAIL, "control"))), "unlikely"),
     # the two forms of the question
     "only step by step": (
         forms(FAIL, {**FAIL, "uniform": 0.7}), "likely", "step-by-step", "uniform"
@@ -121,13 +123,13 @@ DECIDED = {
     "steps promise": (forms(FAIL, {**FAIL, "uniform": 0.2}, half=0.12), "inconclusive"),
     # a true gain of 0.06 was called unlikely in a quarter of all runs
     "steps promise a little": (forms(FAIL, {**FAIL, "uniform": 0.09}, half=0.12), "inconclusive"),
-    "steps promise nothing": (forms(FAIL, {**FAIL, "uniform": 0.03}, half=0.01), "unlikely"),
+    "steps promise nothing": (known(forms(FAIL, {**FAIL, "uniform": 0.03}, half=0.01)), "unlikely"),
     # chains
     "a chain gains": (evidence({**FAIL, "chain": 0.95}), "unlikely", "chain", "uniform"),
     "a chain may gain": (evidence({**FAIL, "chain": 0.15}, half=0.12), "inconclusive", "chain"),
     # single adapters and the base
     "a target adapter": (evidence({**FAIL, "b": 0.9, "uniform": 0.6}), "unlikely", "use-single:b"),
-    "barely one": (evidence({**FAIL, "b": 0.09}), "unlikely", "train-target-adapter"),
+    "barely one": (known(evidence({**FAIL, "b": 0.09})), "unlikely", "train-target-adapter"),
     "one step by step": (
         forms(FAIL, {**FAIL, "a": 0.8, "uniform": 0.5}), "unlikely", "use-single:a"
     ),
@@ -153,11 +155,11 @@ QUOTED = [  # a code of the verdict and what its reason has
     (partner(0.5, 0.06), "gain-with-reservation", {}),
     (partner(0.5, 0.06), "partner-adds-nothing", {"severity": "decisive"}),
     (evidence(without(GAIN, "control")), "controls-not-run", {"severity": "decisive"}),
-    (evidence(without(FAIL, "control")), "controls-not-run", {"severity": "warning"}),
+    (known(evidence(without(FAIL, "control"))), "controls-not-run", {"severity": "warning"}),
     (DECIDED["only step by step"][0], "plain-form", {"value": pytest.approx(0.0)}),
     (STEPS, "gain-undecided", {"severity": "decisive"}),
     (evidence({**FAIL, "chain": 0.95}), "chain-gains", {}),
-    (evidence({**FAIL, "chain": 0.06}), "chain-fails", {}),
+    (known(evidence({**FAIL, "chain": 0.06})), "chain-fails", {}),
     (DECIDED["all were compressed"][0], "compression-lost", {"severity": "decisive"}),
     (DECIDED["all were compressed"][0], "compression-lost", {"threshold": 0.1}),
     (lossy(FAIL), "compression-lost", {"severity": "warning"}),
@@ -203,7 +205,7 @@ def test_a_base_that_is_worse_as_good_or_not_shown_to_be_better_is_used(value):
 def test_bounds_at_the_margin_do_not_decide(value, half, decision):
     """Numbers that binary floats hold: the bounds are the margin, to the last bit."""
     values = {"base": 0.0, "a": 0.0, "uniform": value, "shrunk:a": 0.0}
-    check(evidence(values, half=half, margin=0.25), decision)
+    check(known(evidence(values, half=half, margin=0.25)), decision)
     exactly = {"base": 0.0, "uniform": 0.75, "random-partner": 0.375}  # [0.125, 0.625]
     check(evidence(exactly, half=0.25, margin=0.25), "inconclusive")
 
@@ -217,7 +219,7 @@ def test_the_interval_that_covers_the_choice_among_compositions_decides(
     value, plain, ends, decision
 ):
     made = evidence({"base": 0.0, "a": 0.05, "uniform": value, "shrunk:a": 0.0}, half=plain)
-    check(changed(made, rows="gains", adjusted_ci95=ends), decision)
+    check(changed(known(made), rows="gains", adjusted_ci95=ends), decision)
     unsure = changed(evidence(GAIN), rows="comparisons", adjusted_ci95=(-0.01, 0.9))
     check(unsure, "inconclusive")  # and that of the controls
 
@@ -337,7 +339,7 @@ HOPS = {
         apart({(2, "b"): 0.1}), "unlikely", "train-target-adapter", None, "hop-unknown-to-all"
     ),
     "unknown": (
-        holding(foreknown(UNKNOWN, NOBODY), 0.0), "unlikely", None, None, "hop-unknown-to-all"
+        holding(foreknown(UNKNOWN, NOBODY), 0.0), "inconclusive", None, None, "nothing-answers"
     ),
     # an adapter that answers the composed question needs no hop
     "the target is known": (apart({(2, "b"): 0.1}, {"b": 0.7}), "inconclusive"),
@@ -430,7 +432,6 @@ def test_a_ceiling_leaves_nothing_to_gain():
         ({"chain": 0.40, "base": 0.4}, 0.04, "use-base", True),
         ({"a": 0.5}, 0.04, "use-single:a", True),
         ({"base": 0.5}, 0.04, "use-base", True),
-        ({"a": 0.0, "b": 0.0}, 0.04, "gather-evidence", False),  # nobody answers
     ],
 )
 def test_without_a_merge_or_router_the_action_is_the_best_of_what_was_asked(
@@ -448,6 +449,47 @@ def test_what_base_and_adapters_decide_stands_where_only_a_chain_was_asked():
     ceiling = evidence({"base": 0.99, "a": 0.9, "b": 0.9, "chain": 0.99}, half=0.01)
     asked = changed(ceiling, ci95=(0.96, 1.0))
     check(asked, "unlikely", "use-base", lacks=["compositions-not-asked"])
+
+
+NOTHING = {**FAIL, "a": 0.03, "uniform": 0.02}
+STILL = {"contains": 0.0, "contains_ci95": (0.0, 0.04), "cut": 0.0}
+OF_CHOICES = (Coverage("guessing", "t", 0.25, N),)
+# Evidence where nothing answers, and what the scores show of the cause.
+UNANSWERED = {
+    "open": (evidence(NOTHING), "replies-differ"),
+    "a gain is excluded": (evidence(NOTHING, half=0.001), "replies-differ"),
+    "by --system": (evidence(without(NOTHING, "merge", "router")), "replies-differ"),
+    "a control does": (evidence({**NOTHING, "random-partner": 0.9}), "only-shrunk-answers"),
+    "in other words": (
+        changed(evidence(NOTHING), **{**STILL, "contains": 0.9}), "said-otherwise"
+    ),
+    "all are cut": (changed(evidence(NOTHING), **{**STILL, "cut": 1.0}), "answers-cut"),
+    "half are cut": (changed(evidence(NOTHING), **{**STILL, "cut": 0.5}), "replies-differ"),
+    "chance": (evidence(dict.fromkeys(FAIL, 0.28), coverage=OF_CHOICES), "replies-differ"),
+    "a first round": (replaced(evidence(NOTHING), level="pilot"), "replies-differ"),
+}  # fmt: skip
+ANSWERED = {
+    "more than chance": evidence({**dict.fromkeys(FAIL, 0.28), "b": 0.4}, coverage=OF_CHOICES),
+    "a hop": known(evidence(NOTHING)),
+    "step by step": forms(NOTHING, {**NOTHING, "b": 0.2}),
+    # not shown to answer, nor that nothing does
+    "2 of 20": changed(evidence({**NOTHING, "b": 0.1}), n=20),
+    "a tenth of a first round": replaced(evidence({**NOTHING, "b": 0.1}, half=0.1), level="pilot"),
+}
+
+
+@pytest.mark.parametrize("name", UNANSWERED)
+def test_where_nothing_answers_nothing_is_decided(name):
+    asked, cause = UNANSWERED[name]
+    found = check(asked, "inconclusive", "gather-evidence", first="nothing-answers", has=[cause])
+    assert found.missing == "answers" and not found.composes
+    assert found.probability is found.gain is found.system is None
+
+
+@pytest.mark.parametrize("name", ANSWERED)
+def test_where_something_answers_the_rules_stay(name):
+    found = decide(ANSWERED[name])
+    assert found.missing != "answers" and found.gain is not None
 
 
 # ---- a first round of compositions on a few items ------------------------------------------------
@@ -708,13 +750,20 @@ LEFT = LibraryChoice(2, 1, 1, ((3, 20),), 60, unasked=18)
         (FAIL, {"choice": LEFT}, "inconclusive", "time"),
         (FAIL, {"choice": replaced(LEFT, unasked=0)}, "unlikely", None),
         (GAIN, {"choice": LEFT}, "likely", None),
-        (NOT_DECIDED, {"rounds": Rounds(1, 3, N, 120, 0.99)}, "inconclusive", "time"),
+        (
+            NOT_DECIDED,
+            {"rounds": Rounds(1, 3, N, 120, 0.99), "budget": True},
+            "inconclusive",
+            "time",
+        ),
+        (NOT_DECIDED, {"rounds": Rounds(1, 3, N, 120, 0.99)}, "inconclusive", None),
         (FAIL, {"rounds": Rounds(1, 3, N, 120, 0.99)}, "unlikely", None),
     ],
 )
 def test_what_a_budget_left_out_decides_nothing(values, more, decision, missing):
     found = check(
-        replaced(evidence(values, half=0.1 if values is NOT_DECIDED else 0.02), **more), decision
+        replaced(known(evidence(values, half=0.1 if values is NOT_DECIDED else 0.02)), **more),
+        decision,
     )
     assert found.missing == missing
     assert ("budget-ended" in codes(found)) is (missing == "time")
@@ -749,7 +798,7 @@ BETTER_ALONE = {**GAIN, "a": 0.6}
 )
 def test_guards(values, asked, decision, action, codes):
     found = check(
-        evidence(values, guarded=("g",), guards=guards(**asked)), decision, action, **codes
+        known(evidence(values, guarded=("g",), guards=guards(**asked))), decision, action, **codes
     )
     lost = {name for name, gap in asked.items() if gap == LOST}
     assert found.action.partition(":")[2] not in lost

@@ -12,8 +12,9 @@
     with loraprobe.load_composition("./composed").into(model):
         model.generate(...)
 
-Adapters are given as loaded or as references; options are those of the command line. Importing
-this module imports neither torch nor transformers.
+Adapters are given as loaded or as references; options are those of the command line, and None
+means that one is not given. Every error is a LoraprobeError. Importing this module imports neither
+torch nor transformers.
 """
 
 from __future__ import annotations
@@ -24,6 +25,24 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
 from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.errors import (
+    AdapterError,
+    BadReference,
+    BaseError,
+    CompatibilityError,
+    Defect,
+    HubError,
+    Incomplete,
+    Interrupted,
+    LoraprobeError,
+    OutOfMemory,
+    OutputError,
+    Refused,
+    ServerError,
+    TaskError,
+    UnsupportedAdapter,
+    UsageError,
+)
 from loraprobe.options import takes
 
 if TYPE_CHECKING:
@@ -38,6 +57,22 @@ if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed
 
 __all__ = [
+    "AdapterError",
+    "BadReference",
+    "BaseError",
+    "CompatibilityError",
+    "Defect",
+    "HubError",
+    "Incomplete",
+    "Interrupted",
+    "LoraprobeError",
+    "OutOfMemory",
+    "OutputError",
+    "Refused",
+    "ServerError",
+    "TaskError",
+    "UnsupportedAdapter",
+    "UsageError",
     "__version__",
     "compose",
     "convert",
@@ -56,6 +91,7 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
+@takes("")
 def load(reference: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails.
 
@@ -133,6 +169,7 @@ def merge(
     return _run("merge", adapters, chosen, base=base, tasks=tasks).made
 
 
+@takes("")
 def route(
     model: Any,
     adapters: Sequence[Adapter | str | Path],
@@ -215,6 +252,7 @@ def convert(
     return _run("convert", [adapter], options, **chosen).made
 
 
+@takes("")
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -226,6 +264,7 @@ def load_composition(directory: str | Path) -> Composition:
     return _saved.load_composition(directory)
 
 
+@takes("")
 def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),

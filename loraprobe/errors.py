@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ _CLAUSE = re.compile(
     "; |: (?=add|check|choose|did you mean|download|free|give|install|name|pip|say|see|set|take|"
     r"there are|try|use|wait|write|its options are)|\. (?=This is a defect)"
 )
-_OPTION = re.compile("(--[a-z-]+)=")  # an option is joined to its value by "="
+# An option and its value, which "=" joins; behind a space there is one if it can be no other word.
+_VALUE = r"[A-Z]+(?:=[A-Z]+)?\b|(?:auto|all|norm|learn|transformers|vllm)\b|\w+[-_/:]\S*\w"
+_OPTION = re.compile(rf"(--[a-z][a-z-]*)(?:=([^\s;)]*[^\s;,).:])| ({_VALUE}))?")
+_CALL = re.compile(r"\bloraprobe [a-z-]+ .*?(?=; |, |\. |\.?$)")  # which is typed as it stands
 
 
 class LoraprobeError(Exception):
@@ -21,7 +24,7 @@ class LoraprobeError(Exception):
 
     `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
     a message that says nothing of a cure. cure: what to do, where the message has it elsewhere than
-    at its end. Options are named as on a command line.
+    at its end. Options are named as on a command line; `in_python` names them as keywords.
     """
 
     exit_code = 2
@@ -31,9 +34,29 @@ class LoraprobeError(Exception):
     def __init__(self, message: str = "", cure: str = "") -> None:
         super().__init__(message)
         self.given_cure = cure
+        self.keywords: Mapping[str, str] = {}
+
+    def in_python(self, function: str, keywords: Mapping[str, str]) -> None:
+        """Names options as a function of Python does. keywords: option -> the function's own."""
+        self.keywords = keywords
+        if self.remedy == LoraprobeError.remedy:
+            self.remedy = f"see help(loraprobe.{function})."
+
+    def _spelled(self, text: str) -> str:
+        """A text with its options as whoever made the call writes them."""
+        typed = [] if not self.keywords else [found.span() for found in _CALL.finditer(text)]
+
+        def spelled(found: re.Match[str]) -> str:
+            name, joined, apart = found.groups()
+            keyword, value = self.keywords.get(name), joined or apart
+            if keyword is None or any(a <= found.start() < z for a, z in typed):
+                return f"{name} {joined}" if joined else found[0]
+            return keyword if value is None else f"{keyword}={_literal(value, keyword)}"
+
+        return _OPTION.sub(spelled, text)
 
     def __str__(self) -> str:
-        message = _OPTION.sub(r"\1 ", super().__str__())
+        message = self._spelled(super().__str__())
         if self.given_cure or _CLAUSE.search(message):
             return message
         return f"{message.removesuffix('.')}; {self.remedy}"
@@ -41,7 +64,14 @@ class LoraprobeError(Exception):
     @property
     def cure(self) -> str:
         """What to do: the one that was given, or the message's last clause."""
-        return _OPTION.sub(r"\1 ", self.given_cure) or _CLAUSE.split(str(self))[-1]
+        return self._spelled(self.given_cure) or _CLAUSE.split(str(self))[-1]
+
+
+def _literal(value: str, keyword: str) -> str:
+    """A value of the command line as Python has it; words in capitals stand for what goes there."""
+    if keyword in ("prompts", "router_prompts"):
+        return "{" + ": ".join(map(_literal, value.split("=", 1), ("", ""))) + "}"
+    return value if re.fullmatch(r"[A-Z]+|[\d.]+", value) else repr(value)
 
 
 class UsageError(LoraprobeError):
@@ -50,7 +80,7 @@ class UsageError(LoraprobeError):
     code = "usage"
 
 
-class ReferenceError_(LoraprobeError):
+class BadReference(LoraprobeError):
     """A reference that names neither a directory nor a Hub repository."""
 
     code = "reference"

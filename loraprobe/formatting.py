@@ -18,6 +18,7 @@ _CONTROL = re.compile(
 _WORDS = re.compile(r"(?<!\S)--[a-z][a-z-]* (?!-)\S+|\S+")
 # Where a long word may break: behind a sign, but not within a number such as 1.0.
 JOINTS = re.compile(r"(?<=[,./_=:@-])(?<!\d\.)(?=[^,./_=:@-])")
+LISTED = 12  # names that a message lists
 NOISE = 1e-12  # smaller figures are what rounding leaves of zero
 
 
@@ -54,12 +55,15 @@ def count(number: int, noun: str) -> str:
 def nearest(name: str, known: Collection[str], otherwise: str = "") -> str:
     """The end of a message about an unknown name: the nearest known one, else `otherwise`.
 
-    Without `otherwise` all known names are listed.
+    Without `otherwise` all known names are listed, or of many the three nearest.
     """
     close = difflib.get_close_matches(name, known, 1)
     if close:
         return f"did you mean {close[0]!r}?"
-    return otherwise or f"there are {', '.join(known)}."
+    if otherwise or len(known) <= LISTED:
+        return otherwise or f"there are {', '.join(known)}."
+    three = difflib.get_close_matches(name, known, 3, cutoff=0.0)
+    return f"there are {len(known)}, such as {listing(three)}."
 
 
 def clean(text: object) -> str:

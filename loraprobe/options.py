@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, cast
 
 from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
-from loraprobe.errors import UsageError
+from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, nearest, wrapped
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
@@ -357,7 +357,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
 
         Who names methods asks for these alone, without the default routers.
         """
-        held = {name: _read(name, value) for name, value in given.items()}
+        held = {name: _read(name, value) for name, value in given.items() if value is not None}
         if held.get("methods", ("none",)) not in (("none",), ()):
             held.setdefault("routers", ())
         return cls(**held)
@@ -466,7 +466,11 @@ def deciding(what: Decides) -> list[str]:
 
 def flag_of(name: str) -> str:
     """How the command line calls an option, by the name of its field."""
-    return next(iter(_FIELDS[name].metadata.get("flags", ())), "--" + name.replace("_", "-"))
+    return next(iter(_FIELDS[name].metadata.get("flags", ())), _flag(name))
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def repeats(name: str) -> bool:
@@ -512,14 +516,17 @@ def _check(name: str, value: Any) -> None:
 def takes(options: str) -> Callable[[Function], Function]:
     """Gives a Python function these options as keywords beside its own; its docstring lists them.
 
-    Other keywords raise UsageError.
+    Other keywords raise UsageError. None for any of them is as if it was not given. Errors name
+    options by their keywords.
     """
 
     def decorate(function: Function) -> Function:
-        known = [*inspect.signature(function).parameters, *options.split()]
-        listed = f"options: {', '.join(options.split())} (docs/options.md)."
-        text = inspect.cleandoc(function.__doc__ or "")
-        function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
+        signature = inspect.signature(function)
+        known = [name for name in (*signature.parameters, *options.split()) if name != "options"]
+        if options:
+            listed = f"options: {', '.join(options.split())} (docs/options.md)."
+            text = inspect.cleandoc(function.__doc__ or "")
+            function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
 
         @functools.wraps(function)
         def called(*given: Any, **keywords: Any) -> Any:
@@ -527,8 +534,23 @@ def takes(options: str) -> Callable[[Function], Function]:
                 if name not in known:
                     hint = nearest(name, known)
                     raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
-            return function(*given, **keywords)
+            held = {name: one for name, one in keywords.items() if one is not None}
+            bound = signature.bind_partial(*given, **held).arguments
+            held |= {name: one for name, one in bound.items() if one is not None}
+            held |= held.pop("options", {})
+            try:
+                return function(**held)
+            except LoraprobeError as error:
+                error.in_python(function.__name__, _keywords(known))
+                raise
 
         return cast(Function, called)
 
     return decorate
+
+
+def _keywords(known: Iterable[str]) -> Mapping[str, str]:
+    """Option of the command line -> the keyword of a Python function that has these."""
+    named = {flag_of(name) if name in _FIELDS else _flag(name): name for name in known}
+    others = {"tasks": "--task", "prompts": "--router-prompts"}
+    return named | {flag: name for name, flag in others.items() if name in known}

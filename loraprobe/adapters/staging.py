@@ -118,9 +118,12 @@ def check_space(target: Path, needed: int) -> None:
 def check_file(file: Path, is_ours: Callable[[TextIO], bool], why: str) -> None:
     """Raises OutputError for a file that cannot be written, or is there and none of loraprobe's.
 
-    is_ours: tells it from the beginning of an existing file; `why` says what it is not.
+    The folder of a file is not made. is_ours: tells it from the beginning of an existing file;
+    `why` says what it is not.
     """
     check_place(file)
+    if not file.absolute().parent.is_dir():
+        raise OutputError(f"There is no folder {file.parent} for {file.name}; create it first.")
     if not os.path.lexists(file):
         return
     if file.is_file():

@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.parameters import Configured, DebugOption, setting
+from loraprobe.cli.parameters import Configured, DebugOption, Plain, setting
 from loraprobe.cli.running import CALL
 from loraprobe.errors import (
     Defect,
@@ -48,7 +48,7 @@ PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
 HELP_SHOWN = "NoArgsIsHelpError"
 
-# Name -> module and function, then calls that its help shows; in the order of --help.
+# Name -> module and function, then calls that its help shows.
 COMMANDS: Mapping[str, tuple[str, ...]] = {
     "demo": ("measuring.demo", "loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
     "find": ("information.find", "loraprobe find gpt2 --limit 10"),
@@ -100,7 +100,13 @@ COMMANDS: Mapping[str, tuple[str, ...]] = {
     "task sample": ("task.sample", "loraprobe task sample questions.jsonl --base gpt2"),
 }
 GROUPS = {"task": "Write, check and preview a file of questions."}
-NAMES = tuple(dict.fromkeys(name.partition(" ")[0] for name in COMMANDS))  # and of groups
+SECTIONS = {  # of --help -> the commands and groups in each
+    "Start": ("demo", "task", "inspect", "merge-and-eval"),
+    "Make": ("merge", "route", "convert"),
+    "Library": ("find", "screen"),
+    "Other": ("report", "verify", "methods", "cache", "env", "lab"),
+}
+NAMES = tuple(name for names in SECTIONS.values() for name in names)
 
 
 @functools.cache
@@ -108,7 +114,11 @@ def command_of(name: str) -> Any:
     """The command or group that typer runs, whose module is imported here."""
     inside = [known for known in COMMANDS if known.partition(" ")[0] == name]
     app = typer.Typer(
-        name=name, help=GROUPS.get(name), no_args_is_help=name in GROUPS, add_completion=False
+        name=name,
+        cls=Group,
+        help=GROUPS.get(name),
+        no_args_is_help=name in GROUPS,
+        add_completion=False,
     )
     for known in inside:
         function = function_of(known)
@@ -133,13 +143,20 @@ def function_of(name: str) -> Callable[..., None]:
     return command
 
 
+def help_of(name: str) -> str:
+    """What a command or group does, as its help begins."""
+    return GROUPS.get(name) or flowing(function_of(name).__doc__)
+
+
 def interrupt(number: int, frame: Any) -> None:
     """Raises KeyboardInterrupt; the first time not before a running import is done.
 
     An exception in the middle of an import of torch can abort the whole process.
     """
-    first = not (CALL.interrupted and number in (signal.SIGINT, signal.SIGTERM))
-    CALL.interrupted = True
+    asked = number in (signal.SIGINT, signal.SIGTERM)
+    first = not (CALL.interrupted and asked)
+    if asked:
+        CALL.interrupted = number
     if first and hasattr(signal, "setitimer") and _imports(frame):
         signal.signal(signal.SIGALRM, interrupt)
         signal.setitimer(signal.ITIMER_REAL, 0.02)  # look again then
@@ -166,6 +183,7 @@ def ended(error: BaseException) -> int:
     # A library interrupted while it is imported may raise anything in the end.
     if CALL.interrupted or isinstance(error, KeyboardInterrupt):
         error = Interrupted("Interrupted.")
+        error.exit_code = 128 + (CALL.interrupted or signal.SIGINT)  # as shells tell of a signal
     elif "--debug" in CALL.words:
         typer.echo(trace(error, _to_report), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
@@ -175,8 +193,17 @@ def ended(error: BaseException) -> int:
     if isinstance(error, OSError):
         _abandon(sys.stdout)
     told = reported(error)
+    if told.remedy == LoraprobeError.remedy:
+        told.remedy = f"see {_called()} --help."
     _print(told)
     return told.exit_code
+
+
+def _called() -> str:
+    """The command that was called, as it is typed."""
+    words = [word for word in CALL.words if not word.startswith("-")]
+    name = " ".join(words[:2]) if " ".join(words[:2]) in COMMANDS else " ".join(words[:1])
+    return f"loraprobe {name}" if name in (*NAMES, *COMMANDS) else "loraprobe"
 
 
 def _usage(error: Any) -> str:
@@ -230,7 +257,11 @@ def _abandon(stream: Any) -> None:
 TYPERS_OWN: tuple[type[Exception], ...] = (typer.Exit, TYPERS_USAGE)
 
 
-class Guarded(TyperGroup):
+class Group(Plain, TyperGroup):
+    """A group of commands."""
+
+
+class Guarded(Group):
     """Turns every error of a command into one sentence on standard error and an exit code."""
 
     def __init__(self, **settings: Any) -> None:
@@ -243,8 +274,11 @@ class Guarded(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         # The list of commands shows no option of theirs.
-        texts = {name: GROUPS.get(name) or flowing(function_of(name).__doc__) for name in NAMES}
-        outlines = {name: TyperCommand(name, help=text) for name, text in texts.items()}
+        outlines = {
+            name: TyperCommand(name, help=help_of(name), rich_help_panel=section)
+            for section, names in SECTIONS.items()
+            for name in names
+        }
         whole, self.commands = self.commands, outlines
         try:
             super().format_help(ctx, formatter)
@@ -331,7 +365,8 @@ def options(
     debug: DebugOption = False,
 ) -> None:
     """Exit codes: 0 likely works (or the command did its job), 1 unlikely or incompatible (or what
-    verify compared differs), 2 wrong usage or unusable input, 3 inconclusive, 130 interrupted."""
+    verify compared differs), 2 wrong usage or unusable input, 3 inconclusive, 130 interrupted,
+    143 ended by SIGTERM."""
 
 
 def main(started: float | None = None) -> None:

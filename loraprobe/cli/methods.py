@@ -69,12 +69,23 @@ def methods(
     for kind in dict.fromkeys(row["kind"] for row in rows):
         console.print(Text(f"{kind}s", "bold"))
         for row in (one for one in rows if one["kind"] == kind):
-            short = [f" {row['name']:{NAME_WIDTH}}{row['summary']}"]
-            for line in _explained(row, console.width) if names else short:
-                console.print(Text(line), no_wrap=True, overflow="ellipsis")
+            short = f" {row['name']:{NAME_WIDTH}}{row['summary']}"
+            if names:
+                lines = list(_explained(row, console.width))
+            else:  # for a program a line each
+                lines = _hanging(short, console.width) if console.is_terminal else [short]
+            for line in lines:
+                console.print(Text(line), soft_wrap=True)
     if not names:
         console.print("loraprobe methods NAME tells options, formula, paper and laws.")
     sys.stdout.flush()
+
+
+def _hanging(line: str, width: int) -> list[str]:
+    """A name and its summary, which goes on below itself."""
+    head, summary = line[: NAME_WIDTH + 1], line[NAME_WIDTH + 1 :]
+    first, *more = wrapped(summary, max(1, width - len(head)))
+    return [head + first, *(" " * len(head) + rest for rest in more)]
 
 
 def _explained(row: Mapping[str, Any], width: int) -> Iterator[str]:

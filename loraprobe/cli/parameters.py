@@ -158,7 +158,21 @@ def _everywhere(*, config: ConfigOption = None, debug: DebugOption = False) -> N
     """The options that every command has; its function does not get their values."""
 
 
-class Configured(TyperCommand):
+class Plain:
+    """A command or group whose help shows no type of Python beside flags and arguments."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The parameters, with those that typer adds."""
+        parameters: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for one in parameters:
+            if one.param_type_name == "argument":
+                one.display_type_rich = lambda ctx: None
+            elif one.is_flag and one.metavar is None:
+                one.metavar = " "
+        return parameters
+
+
+class Configured(Plain, TyperCommand):
     """A command whose options are written as their fields say, with what all commands take.
 
     It reads the options that were not given from the file of --config.

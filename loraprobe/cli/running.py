@@ -56,12 +56,13 @@ class Call:
     """What is known of a call of the command line.
 
     `words` are those that were typed, with those of --config; `started` is when it began, by
-    time.perf_counter, None if only a command of it is run.
+    time.perf_counter, None if only a command of it is run; `interrupted` is the number of the
+    signal that ended it, 0 for none.
     """
 
     words: list[str] = field(default_factory=list)
     started: float | None = None
-    interrupted: bool = False
+    interrupted: int = 0
 
 
 CALL = Call()

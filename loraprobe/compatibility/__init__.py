@@ -84,7 +84,8 @@ def check_headers(
     known = {*CODES, *(issue.code for issue in issues)}
     for code in allow:
         if code not in known:
-            hint = nearest(code, known, f"take one of {', '.join(CODES)}.")
+            found = sorted({issue.code for issue in issues if issue.severity == "error"})
+            hint = nearest(code, known, f"take one of {', '.join(found[:3])}." if found else "")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")
     return _sorted(issues, allow)
 

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from loraprobe import untrusted
 from loraprobe.cache import cache_directory
-from loraprobe.errors import HubError, ReferenceError_
+from loraprobe.errors import BadReference, HubError
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.client import CARD, Repository
@@ -49,12 +49,12 @@ class DatasetSplit:
 def resolve_dataset(text: str) -> DatasetSplit:
     """Downloads the split of `hf://datasets/owner/name[@revision][:configuration/split]`.
 
-    Without a split it is "test", or the only one. Raises ReferenceError_ for another text, HubError
+    Without a split it is "test", or the only one. Raises BadReference for another text, HubError
     where the Hub has no such files.
     """
     found = ON_HUB.fullmatch(text.removeprefix(DATASET))
     if not found or "/" not in found["repo"]:
-        raise ReferenceError_(
+        raise BadReference(
             f"{text} names no data set; write hf://datasets/owner/name, and after it @revision or "
             ":configuration/split where needed."
         )

@@ -33,11 +33,11 @@ from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.defaults import FAMILY_COSINE
 from loraprobe.errors import (
     AdapterError,
+    BadReference,
     BaseError,
     CompatibilityError,
     HubError,
     LoraprobeError,
-    ReferenceError_,
 )
 from loraprobe.findings import finding
 from loraprobe.formatting import first_names, listing
@@ -66,7 +66,7 @@ def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
     """Loads the adapter of a reference. Factors are read from the file when needed.
 
     on: the adapter that was in the base when it was trained, or "base" for none; None for what the
-    reference or the files say. Raises ReferenceError_, HubError, AdapterError or
+    reference or the files say. Raises BadReference, HubError, AdapterError or
     CompatibilityError.
     """
     reference = Reference.parse(str(ref))
@@ -131,7 +131,7 @@ def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:
         return ref.name, False, ref.source.public
     try:
         parsed = Reference.parse(str(ref))
-    except ReferenceError_:
+    except BadReference:
         return local_name(str(ref)), False, local_name(str(ref))
     public = parsed.text if parsed.path is None else local_name(parsed.text)
     return parsed.short, parsed.name is not None, public
@@ -226,7 +226,7 @@ def _on_named(
     for name in names:
         try:
             lower.append(_load(Reference.parse(name), above, guessed))
-        except (ReferenceError_, HubError):
+        except (BadReference, HubError):
             if guessed:
                 raise
             message = f"was trained on {name}, which is not found, as {file} says."
@@ -365,7 +365,7 @@ def resolve_base(ref: str, *, code: bool = False) -> Snapshot:
     """The folder of a base model. A name without an owner, such as `gpt2`, may be on the Hub.
 
     code: fetch the repository's Python files too (for --trust-remote-code). Raises
-    ReferenceError_ or HubError.
+    BadReference or HubError.
     """
     reference = Reference.parse(ref, bare=True)
     if reference.path is not None:
@@ -435,7 +435,7 @@ def common_base(adapters: Sequence[Adapter]) -> str:
         )
     try:
         Reference.parse(base, bare=True)
-    except ReferenceError_:
+    except BadReference:
         raise BaseError(
             f"The adapters name the base {base!r}, which is neither on this machine nor on the "
             "Hub; say where it is with --base."

@@ -11,7 +11,7 @@ from typing import Literal
 from loraprobe.adapters import Adapter, Source
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.names import local_name
-from loraprobe.errors import ReferenceError_, UsageError
+from loraprobe.errors import BadReference, UsageError
 from loraprobe.records import FIXED, ON
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
@@ -51,13 +51,13 @@ class Reference:
         `,on=REF` may follow, with the reference of the adapter on which it was trained, or
         `,on=base` for none. A directory that exists is preferred, also one whose name holds that;
         its adapter_config.json stands for it. bare: the reference of a base, which may be a
-        repository without an owner, such as gpt2. Raises ReferenceError_ for another text and
+        repository without an owner, such as gpt2. Raises BadReference for another text and
         UsageError for a reserved name.
         """
         if ON in text and not bare and not _exists(text):
             text, _, lower = text.partition(ON)
             if not lower:
-                raise ReferenceError_(
+                raise BadReference(
                     f"{text}{ON} names no adapter; write what it was trained on, or {ON}{PLAIN}."
                 )
             return replace(cls.parse(text), on=PLAIN if lower == PLAIN else cls.parse(lower))
@@ -77,19 +77,19 @@ class Reference:
         if _exists(rest) == "directory":
             return cls(rest, name, path=Path(rest).expanduser())
         if _exists(rest):
-            raise ReferenceError_(f"{rest} is a file; give the directory that it lies in.")
+            raise BadReference(f"{rest} is a file; give the directory that it lies in.")
         if not rest or rest.startswith(LOCAL_START):
-            raise ReferenceError_(f"There is no directory {rest!r}; check the path.")
+            raise BadReference(f"There is no directory {rest!r}; check the path.")
         found = ON_HUB.fullmatch(rest)
         if not found or not (bare or "/" in found["repo"]):
-            raise ReferenceError_(
+            raise BadReference(
                 f"There is no directory {rest!r}, and it is no Hub reference either, which is "
                 "owner/name, owner/name@revision or owner/name@revision:sub/folder."
             )
         folder = found["folder"] or ""
         parts = PurePosixPath(folder).parts
         if ".." in parts or folder.startswith("/") or "\\" in folder:
-            raise ReferenceError_(f"The sub-folder of {rest!r} must lie inside its repository.")
+            raise BadReference(f"The sub-folder of {rest!r} must lie inside its repository.")
         inside = "/".join(part for part in parts if part != ".")
         return cls(rest, name, None, found["repo"], found["revision"], inside)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.names import is_path, unquantised
-from loraprobe.errors import HubError, ReferenceError_
+from loraprobe.errors import BadReference, HubError
 from loraprobe.findings import finding
 from loraprobe.hub.client import endpoint, explain, is_offline, quiet_client
 from loraprobe.hub.reference import Reference
@@ -175,12 +175,12 @@ class FoundAdapter:
 def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
     """PEFT adapters whose cards name this base model or a proven copy, the most downloaded first.
 
-    base: a Hub id (`owner/name`, or `gpt2`). Raises ReferenceError_ for a directory, HubError where
+    base: a Hub id (`owner/name`, or `gpt2`). Raises BadReference for a directory, HubError where
     the Hub does not answer. Copies are left out if only they cannot be asked for.
     """
     reference = Reference.parse(base, bare=True)
     if reference.path is not None:
-        raise ReferenceError_(
+        raise BadReference(
             f"{base} is a directory, and find asks the Hub; give the base model's name there, "
             "such as owner/name."
         )

@@ -301,7 +301,8 @@ def _planned(
     session.command, options = "merge-and-eval", session.options
     if not tasks:
         raise UsageError(
-            "merge-and-eval needs --task=FILE; without one, try inspect --base=auto --probe=auto."
+            "merge-and-eval needs --task=FILE; without one, try loraprobe inspect --base=auto "
+            "--probe=auto."
         )
     if isinstance(adapters, (str, Path, Adapter)) or len(adapters) < 2:
         raise UsageError("merge-and-eval composes adapters; give at least two.")

@@ -17,7 +17,7 @@ from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
-from loraprobe.errors import HubError, ReferenceError_, UsageError
+from loraprobe.errors import BadReference, HubError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.hub import reference_of
 from loraprobe.lora.spaces import space_named
@@ -87,7 +87,7 @@ def _hub_name(base: Base | Ref | None) -> str | None:
     text = base.reference if isinstance(base, Base) else str(base or "")
     try:
         return None if text == "auto" else hub.Reference.parse(text, bare=True).repo or None
-    except ReferenceError_:
+    except BadReference:
         return None
 
 

@@ -17,7 +17,7 @@ import json
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -567,6 +567,16 @@ METRICS: Mapping[str, Metric] = {
     "strict": Strict(),
 }
 
+_EXACT = "exact_match, or choice where the items have choices?"
+ELSEWHERE = {  # names that other tools have for metrics
+    "acc": _EXACT,
+    "accuracy": _EXACT,
+    "acc_norm": "choice?",
+    "em": "exact_match?",
+    "loss": "answer_loss?",
+    "perplexity": "answer_loss?",
+}
+
 
 def is_generated(metric: str) -> bool:
     """Whether a score's metric, or one of several joined by "+", judges written replies.
@@ -620,12 +630,18 @@ def with_metrics(tasks: Sequence[Task], metric: str | None) -> list[Task]:
     """
     for_all, by_task = named_metrics(metric)
     if for_all not in (None, AUTO, *METRICS) and not any(task.of_harness for task in tasks):
-        raise UsageError(f"Unknown metric {for_all!r}: {nearest(str(for_all), METRICS)}")
+        raise UsageError(f"Unknown metric {for_all!r}: {_nearest_metric(for_all or '', METRICS)}")
     names = [task.name for task in tasks]
     for name in by_task:
         if name not in names:
             raise UsageError(f"--metric names the task {name!r}: {nearest(name, names)}")
     return [_with_metric(task, given_metric(task.name, metric)) for task in tasks]
+
+
+def _nearest_metric(name: str, known: Collection[str]) -> str:
+    """The end of a message about an unknown metric."""
+    meant = ELSEWHERE.get(name.lower())
+    return f"did you mean {meant}" if meant else nearest(name, known)
 
 
 def judged_by(task: Task, metric: str) -> Task:
@@ -661,7 +677,7 @@ def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
     if chosen not in known:
         raise UsageError(
             f"Unknown metric {chosen!r} of item {item.id!r} of task {task}: "
-            f"{nearest(chosen, known)}"
+            f"{_nearest_metric(chosen, known)}"
         )
     if chosen == "choice" and not item.choices:
         raise UsageError(

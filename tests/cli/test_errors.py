@@ -42,9 +42,12 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspect x --jsn", "usage", "--jsn", "did you mean --json?"),
     ("inspekt x", "usage", "inspekt", "did you mean 'inspect'?"),
     ("inspect", "usage", "", "see loraprobe inspect --help."),
-    ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0"),
+    ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0",
+        "see loraprobe inspect --help."),
+    ("inspect a --html no/page.html", "output", "no folder no for page.html"),
     ("inspect a b --seed 99999999999999999999", "usage", "--seed must lie"),
     ("inspect a --metric x", "usage", "'x'", "exact_match"),
+    ("inspect a --metric acc", "usage", "'acc'", "did you mean exact_match, or choice"),
     ("inspect a --metric answer_loss", "usage", "--margin"),
     ("inspect a b --task x.jsonl", "usage", "--base"),
     ("inspect a b --probe auto", "usage", "--base"),
@@ -75,6 +78,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a b -o out --rank many", "usage", "--rank"),
     ("merge a b -o out --space inner", "usage", "'inner': there are full, core and knots"),
     ("merge a b -o out --dtype float7", "usage", "--dtype"),
+    ("merge a b -o out --allow foo", "usage", ", such as "),
     ("merge a b -o out --allow base-mismatsch", "usage", "did you mean 'base-mismatch'"),
     ("merge a -o out --balance norms", "usage", "--balance must be one of none, norm"),
     ("merge a -o out --subtract ./nowhere", "reference", "nowhere"),
@@ -170,6 +174,17 @@ def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):
     assert document("inspect", "x")["code"] == "out-of-memory"
 
 
+def test_python_names_what_it_can_give_and_quotes_commands():
+    """An option that a function lacks, and a command to type, stay as they are."""
+    error = UsageError("--rank=3 or --task=FILE, not --probe; loraprobe convert x --rank=3 -o DIR.")
+    error.in_python("merge", {"--rank": "rank", "--task": "tasks", "--allow": "allow"})
+    typed = "loraprobe convert x --rank 3 -o DIR."
+    assert str(error) == f"rank=3 or tasks=FILE, not --probe; {typed}" and error.cure == typed
+    told = UsageError("Accept it with --allow base-mismatch; give --allow to drop it.")
+    told.in_python("merge", error.keywords)
+    assert str(told) == "Accept it with allow='base-mismatch'; give allow to drop it."
+
+
 def test_every_error_says_what_to_do():
     """What no message says, the kind of error does, and the sentence then ends in it."""
     for kind in KINDS:
@@ -202,16 +217,17 @@ def test_a_command_line_that_cannot_be_imported_is_one_sentence_and_a_document()
 @pytest.mark.parametrize(
     ("keywords", "said"),
     [
-        ({"limit": "three"}, "^--limit takes a whole number, not 'three'"),
-        ({"limit": True}, "^--limit takes a whole number"),
-        ({"margin": "wide"}, "^--margin takes a number"),
-        ({"per_module": "yes"}, "^--per-module takes True or False"),
-        ({"batch_size": "many"}, "^--batch-size takes auto or a positive whole number"),
-        ({"batch_size": 2.5}, "^--batch-size takes a whole number or auto"),
+        ({"limit": "three"}, r"^limit takes a whole number.*see help\(loraprobe.inspect\)"),
+        ({"limit": True}, "^limit takes a whole number"),
+        ({"margin": "wide"}, "^margin takes a number"),
+        ({"per_module": "yes"}, "^per_module takes True or False"),
+        ({"batch_size": "many"}, "^batch_size takes auto or a positive whole number"),
+        ({"batch_size": 2.5}, "^batch_size takes a whole number or auto"),
+        ({"metric": "answer_loss"}, "^metric='answer_loss' needs margin;"),
         ({"allow": "base-mismatsch"}, "did you mean 'base-mismatch'"),
         ({"diagnostics": "karma"}, "'karma'"),
-        ({"chat_template": "of"}, "^--chat-template must be one of auto, on, off"),
-        ({"tasks": "task.jsonl"}, "add --base DIR or --base auto"),
+        ({"chat_template": "of"}, "^chat_template must be one of auto, on, off"),
+        ({"tasks": "task.jsonl"}, "^tasks and probe ask .* add base=DIR or base='auto'"),
     ],
 )
 def test_python_keywords_are_refused_in_words_of_python(keywords, said):

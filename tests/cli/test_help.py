@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import re
 import shlex
 from dataclasses import fields
 
@@ -33,9 +34,10 @@ def test_help_is_whole_has_examples_and_shows_no_type_of_python(command, columns
     assert "Examples:" in flowing or not command
     for call in EXAMPLES.get(command, ()):
         assert call in flowing
-    typers_own = ("--help", "--install-comp", "--show-comp")
     options = shown.stdout.partition("─ Options ─")[2].splitlines()
-    named = [line for line in options if "--" in line and not any(o in line for o in typers_own)]
+    named = [line for line in options if "--" in line]
+    arguments = shown.stdout.partition("─ Arguments ─")[2].partition("╰")[0]
+    assert not re.search("<[a-z]", arguments)
     assert named and not [line for line in named if "<" in line and "x<=" not in line]
     assert "...}" not in flowing and "...]..." not in flowing  # the usage repeats an argument once
 
@@ -58,6 +60,20 @@ def test_every_parameter_of_a_command_reaches_something(command):
     (defined,) = ast.parse(inspect.getsource(function)).body
     read = {node.id for line in defined.body for node in ast.walk(line) if hasattr(node, "id")}
     assert set(inspect.signature(function).parameters) <= taken | read
+
+
+def test_commands_stand_in_groups_in_which_a_newcomer_starts():
+    shown = making.call("--help", env={"COLUMNS": "80"}).stdout
+    places = [shown.index(f"─ {title} ─") for title in ("Start", "Make", "Library", "Other")]
+    assert places == sorted(places)
+    start = shown[places[0] : places[1]]
+    assert re.findall(r"^│ ([a-z-]+) ", start, re.M) == [
+        "demo",
+        "task",
+        "inspect",
+        "merge-and-eval",
+    ]
+    assert set(NAMES) == {name.partition(" ")[0] for name in commands.COMMANDS}
 
 
 def test_options_stand_in_panels():

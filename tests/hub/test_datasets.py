@@ -9,7 +9,7 @@ import sys
 import pytest
 from hubs import commit, olah, use
 
-from loraprobe.errors import HubError, LoraprobeError, ReferenceError_
+from loraprobe.errors import BadReference, HubError, LoraprobeError
 from loraprobe.hub.datasets import resolve_dataset
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
@@ -133,7 +133,7 @@ def test_what_is_not_there_is_named(acme, reference, said):
 def test_another_layout_is_suggested(acme):
     with pytest.raises(LoraprobeError, match="add --fields prompt=question,after=####"):
         open_tasks("hf://datasets/acme/maths:main/test", Options())
-    with pytest.raises(ReferenceError_):
+    with pytest.raises(BadReference):
         answers("acme")
 
 

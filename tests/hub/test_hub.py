@@ -12,11 +12,11 @@ import loraprobe
 from loraprobe import hub
 from loraprobe.errors import (
     AdapterError,
+    BadReference,
     BaseError,
     CompatibilityError,
     HubError,
     LoraprobeError,
-    ReferenceError_,
     UsageError,
 )
 from loraprobe.hub import Reference
@@ -182,12 +182,12 @@ class TestReference:
 
     @pytest.mark.parametrize("text", INVALID)
     def test_invalid_references_are_named_in_the_error(self, text):
-        said = sentence(lambda: Reference.parse(text), ReferenceError_)
+        said = sentence(lambda: Reference.parse(text), BadReference)
         assert repr(text.rpartition("=")[2])[1:40] in said or repr(text)[1:40] in said
 
     def test_only_a_base_may_lack_its_owner(self):
         assert Reference.parse("gpt2", bare=True).repo == "gpt2"
-        sentence(lambda: Reference.parse("gpt2"), ReferenceError_)
+        sentence(lambda: Reference.parse("gpt2"), BadReference)
 
     @pytest.mark.parametrize("name", ["uniform", *FIXED])
     def test_names_of_systems_are_refused(self, name):

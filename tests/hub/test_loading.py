@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from loraprobe import hub
 from loraprobe.adapters import adapter_of
-from loraprobe.errors import AdapterError, ReferenceError_
+from loraprobe.errors import AdapterError, BadReference
 from loraprobe.hub.reference import Reference
 from loraprobe.lora.lowrank import LowRank
 
@@ -64,8 +64,8 @@ def test_what_is_found_in_adapters_of_one_name_is_told_by_the_names_that_they_ha
 
 
 WRONG = {
-    "./b,on=": ReferenceError_,
-    "./b,on=./none": ReferenceError_,
+    "./b,on=": BadReference,
+    "./b,on=./none": BadReference,
     "./b,on=./b": AdapterError,
     "./b,on=./a,on=./b": AdapterError,
     "./b,on=./full": AdapterError,

@@ -155,8 +155,12 @@ def test_an_interruption_waits_for_the_end_of_an_import():
     assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)
 
 
-@pytest.mark.parametrize("code", [SPOILED, EARLY], ids=["spoiled", "early"])
-def test_an_interruption_is_one_line_whatever_it_spoils(code):
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(SPOILED, 130), (EARLY, 130), (SPOILED.replace("SIGINT", "SIGTERM"), 143)],
+    ids=["spoiled", "early", "terminated"],
+)
+def test_an_interruption_is_one_line_whatever_it_spoils(code, exit_code):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout) == (130, "")
+    assert (done.returncode, done.stdout) == (exit_code, "")
     assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)

@@ -9,6 +9,7 @@ import making
 import pytest
 
 import loraprobe
+from loraprobe import errors
 from loraprobe.cli import COMMANDS, function_of
 from loraprobe.cli.running import Output
 from loraprobe.demo import shipped_world
@@ -129,8 +130,49 @@ def test_options_of_other_commands_are_refused():
             loraprobe.inspect(pair(), **{keyword: None})
 
 
+class Seen(Exception):
+    """What a function hands to the pipeline."""
+
+
+@pytest.mark.parametrize(
+    "name", ["inspect", "merge", "compose", "convert", "merge_and_eval", "screen"]
+)
+def test_none_is_not_given(name, monkeypatch):
+    """For every keyword of every function, and for the method and weights in their places."""
+
+    def handed(*given):
+        def seen(adapters, session, **inputs):
+            raise Seen(session.options, session.resume, session.state, inputs)
+
+        monkeypatch.setattr(commands, name, seen)
+        with pytest.raises(Seen) as found:
+            function(pair(), *given[:-1], **given[-1])
+        return found.value.args
+
+    function = getattr(loraprobe, name)
+    plain = handed({})
+    listed = inspect_.getdoc(function).partition("\noptions: ")[2].partition("(docs")[0]
+    own = [key for key in inspect_.signature(function).parameters if key != "options"][1:]
+    keywords = [*own, *re.findall(r"\w+", listed)]
+    assert len(keywords) > 5
+    for keyword in keywords:
+        assert handed({keyword: None}) == plain, keyword
+    if name == "merge":
+        assert handed(None, {}) == plain
+
+
+def test_every_error_is_at_top_level_under_a_plain_name():
+    named = [vars(loraprobe)[name] for name in loraprobe.__all__]
+    raised = {one for one in named if isinstance(one, type)}
+    kinds = {
+        one for one in vars(errors).values() if isinstance(one, type) and one.__base__ is not object
+    }
+    assert raised == {one for one in kinds if issubclass(one, errors.LoraprobeError)}
+    assert all(one.__name__.isalpha() for one in raised)
+
+
 def test_a_missing_task_and_no_adapter_are_sentences():
-    with pytest.raises(UsageError, match="--task FILE"):
+    with pytest.raises(UsageError, match="tasks=FILE"):
         loraprobe.merge_and_eval(pair())
     for function in (loraprobe.inspect, loraprobe.merge, loraprobe.compose):
         with pytest.raises(UsageError, match="adapter"):

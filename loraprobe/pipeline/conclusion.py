@@ -71,6 +71,8 @@ def evidence_of(
         choice=choice,
         unserved=unserved,
         budget=options.budget is not None,
+        items=sum(len(task.items) for task in inputs.tasks),
+        repeated=sum(task.repeated for task in inputs.tasks),
     )
 
 

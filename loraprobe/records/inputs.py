@@ -157,7 +157,7 @@ class TaskSummary:
     """Where the questions of a task come from, and how their answers are judged.
 
     `sha256` is that of the whole file or files. `metric_why` says which gold answers call
-    for another metric than exact match.
+    for another metric than exact match. `repeated` items ask a question again: copies count as one.
     """
 
     name: str
@@ -167,6 +167,7 @@ class TaskSummary:
     items: int
     metric: str = ""
     metric_why: str | None = None
+    repeated: int = 0
 
 
 @dataclass(frozen=True)

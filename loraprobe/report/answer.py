@@ -547,6 +547,8 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         return "" if early else "a higher --rank: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive":
         return ""  # the gain is decided; the reasons say what is not
+    if any(reason.code == "few-items" for reason in verdict.reasons):
+        return ""  # it says how many are asked for first
     given = sum(task.items for task in audit.provenance.tasks) if early else gain.clusters
     if early and (not given or (gain.needed is not None and gain.needed <= given)):
         return ""  # the next command asks them

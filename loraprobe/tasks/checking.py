@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -120,14 +119,10 @@ def _findings(task: Task, clusters: int) -> dict[str, str]:
         other = "strict" if task.needs == "exact_match" else task.needs
         told = f"They are judged by exact_match, and {task.why}."
         found["normalised-answers"] = f"{told} Take --metric {other}."
-    asked = defaultdict[str, set[str]](set)
-    for item in task.items:
-        asked[json.dumps([item.prompt.split(), sorted(item.choices)])].add(item.cluster)
-    repeated = sum(len(own) - 1 for own in asked.values())
-    if repeated:
+    if task.repeated:
         found["repeated-questions"] = (
-            f"Each item counts for itself, also {count(repeated, 'repetition')} of a question. "
-            "Remove them, or give them one group."
+            f"{count(task.repeated, 'repetition')} of a question in {len(task.items):,} items: "
+            "copies count as one question. Ask something else in their place."
         )
     if task.of_harness:
         return found

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loraprobe.defaults import LOSS
 from loraprobe.records import QUESTION, STEPS, ItemPart, TaskSummary, hop_part
 
 REFERENCE = re.compile(r"\{(\d+)\}")
@@ -68,7 +70,8 @@ class Task:
 
     path: the file, or what names a source elsewhere, which has a `commit`. metric: how its items
     are judged, joined by "+", once that is chosen. needs, why: what `auto_metric` says of the task.
-    benchmark: its id on the leaderboard of the Hub's data set that it is read from.
+    benchmark: its id on the leaderboard of the Hub's data set that it is read from. repeated: how
+    many items ask a question again (`of_one_question`).
     """
 
     name: str
@@ -80,6 +83,7 @@ class Task:
     needs: str = "exact_match"
     why: str = ""
     benchmark: str | None = None
+    repeated: int = 0
 
     @property
     def reference(self) -> str:
@@ -90,7 +94,7 @@ class Task:
         """The task as it stands in a document."""
         whole = self.name, self.reference, self.commit, self.sha256, len(self.items)
         suits = self.needs != "exact_match" and self.needs in self.metric.split("+")
-        return TaskSummary(*whole, self.metric, self.why if suits else None)
+        return TaskSummary(*whole, self.metric, self.why if suits else None, self.repeated)
 
     @property
     def of_harness(self) -> bool:
@@ -126,6 +130,34 @@ class ProbePrompts:
     """
 
     answers: Mapping[str, str | None]
+
+
+def of_one_question(items: Sequence[Item]) -> tuple[list[Item], int]:
+    """The items with all copies of a question in one cluster, and how many clusters that saved.
+
+    Copies have the same words as their prompt and the same choices; where the loss of the answer
+    judges, also the same answers. Clusters that share a question become one.
+    """
+    first: dict[str, str] = {}  # a question -> the cluster of its first item
+    into: dict[str, str] = {}  # a cluster -> the one that it became a part of
+
+    def root(cluster: str) -> str:
+        while cluster in into:
+            cluster = into[cluster]
+        return cluster
+
+    for item in items:
+        asked = [item.prompt.split(), sorted(item.choices)]
+        asked += [sorted(item.answers)] if item.judge == LOSS else []
+        one = root(first.setdefault(json.dumps(asked), item.cluster))
+        if (other := root(item.cluster)) != one:
+            into[other] = one
+    joined = {*into, *map(root, into)}
+    grouped = [
+        replace(item, group=root(item.cluster)) if item.cluster in joined else item
+        for item in items
+    ]
+    return grouped, len(into)
 
 
 def fill(prompt: str, answers: Sequence[str]) -> str:

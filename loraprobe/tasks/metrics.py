@@ -28,7 +28,7 @@ from loraprobe.defaults import LOSS, SPOILED
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.patterns import PatternError, compiled
-from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.items import Item, Task, of_one_question
 
 PATTERN_SECONDS = 1.0
 
@@ -662,8 +662,10 @@ def _with_metric(task: Task, given: str | None) -> Task:
             except TaskError as error:
                 raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
         items.append(replace(item, metric=chosen))
-    named = sorted({item.judge for item in items})
-    return replace(task, items=tuple(items), metric="+".join(named), needs=needs, why=why)
+    metric = "+".join(sorted({item.judge for item in items}))
+    items, repeated = of_one_question(items)
+    whole = replace(task, items=tuple(items), repeated=repeated)
+    return replace(whole, metric=metric, needs=needs, why=why)
 
 
 def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:

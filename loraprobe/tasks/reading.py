@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shlex
 import string
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,6 +97,11 @@ _CALLED = {
     "solution label correct gold",
     "choices": "choices options endings",
 }
+# Fields of other files that make one prompt, in this order.
+_TOGETHER = (("instruction", "input"), ("context", "question"), ("passage", "question"))
+_NUMBERED = re.compile(r"(.*?)(\d+|[A-Za-z])")
+_SERIES = (string.ascii_lowercase, string.ascii_uppercase, [*map(str, range(27))])
+_ASSISTANT = ("assistant", "gpt", "model")  # who answers in a conversation
 
 
 @dataclass(frozen=True)
@@ -140,6 +146,8 @@ class FieldMap:
     def items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
         mapped, of_choices = list[DataRow](), list[tuple[DataRow, list[str]]]()
+        rows = list(rows)
+        self._check_columns(rows)
         for row in rows:
             item, labels = self._item(row)
             mapped.append(replace(row, content=item))
@@ -151,7 +159,17 @@ class FieldMap:
                     f"{mapped[0].file} has no value in {listing(names)} for {key}; check --fields."
                 )
         _name_choices(of_choices)
+        if not of_choices and self.prompt is None:
+            _check_choices_are_seen(rows, mapped)
         return mapped
+
+    def _check_columns(self, rows: Sequence[DataRow]) -> None:
+        """Raises TaskError for a name among several that no row has; a row may lack one."""
+        for key in ("choices", "entities"):
+            names = self.fields.get(key, ())
+            for name in names if rows and len(names) > 1 else ():
+                if all(_looked_up(row, name, optional=True) is None for row in rows):
+                    raise _no_field(rows[0], name)
 
     def _item(self, row: DataRow) -> tuple[dict[str, Any], list[str]]:
         """The keys of an item that have a value, and what its answers may call the choices."""
@@ -300,21 +318,34 @@ def _known(row: DataRow) -> DataRow:
     if unknown is None:
         return row
     hint = nearest(unknown, ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
-    if not {"prompt", "answer"} <= row.content.keys():
-        if fields := _suggested(row.content):
-            hint = f"add --fields={fields}."
-        elif "did you mean" not in hint:
-            has = shortly(row.content)
-            hint = f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {has})."
+    if fields := _suggested(row.content):
+        words = fields if re.fullmatch(r"[\w.,=#-]+", fields) else shlex.quote(fields)
+        hint = f"add --fields={words}."
+    elif not {"prompt", "answer"} <= row.content.keys() and "did you mean" not in hint:
+        has = shortly(row.content)
+        hint = f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {has})."
     raise row.error(f"unknown key {unknown!r} in an item: {hint}")
 
 
 def _suggested(row: Mapping[str, Any]) -> str:
     """The --fields with which a row of another layout would be read; "" where none is evident."""
+    fields = _of_conversation(row) or _of_columns(row)
+    changed = ",".join(f"{key}={name}" for key, name in fields.items() if key != name)
+    if not {"prompt", "answer"} <= fields.keys() or not changed:
+        return ""
+    answer = row.get(fields["answer"])
+    marked = f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
+    return changed + marked
+
+
+def _of_columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Key of an item -> the field of a row that is called so, or several of them."""
     lower = {name.lower(): name for name in row}
     fields: dict[str, str] = {}
     for key, called in _CALLED.items():
         name = next((lower[word] for word in called.split() if word in lower), None)
+        if name is None or {"prompt", "answer"} <= row.keys():
+            name = key if key in row else None
         if name is None:
             continue
         value = row[name]
@@ -322,12 +353,83 @@ def _suggested(row: Mapping[str, Any]) -> str:
         fields[key] = f"{name}.text" if inside else name
         if key == "choices" and inside and "label" in value:
             fields[LABELS] = f"{name}.label"
-    changed = ",".join(f"{key}={name}" for key, name in fields.items() if key != name)
-    if not {"prompt", "answer"} <= fields.keys() or not changed:
-        return ""
-    answer = row.get(fields["answer"])
-    marked = f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
-    return changed + marked
+    pair = next((p for p in _TOGETHER if p[-1] in lower and p[0] in lower), ())
+    if pair and "prompt" not in row:
+        fields["prompt"] = "\\n".join(f"{{{lower[name]}}}" for name in pair)
+    if "choices" not in fields and isinstance(row.get(fields.get("answer", "")), str | int):
+        fields |= _of_choices(row, str(row[fields["answer"]]))
+    return fields
+
+
+def _of_choices(row: Mapping[str, Any], answer: str) -> dict[str, str]:
+    """Choices that stand in fields of their own, such as A, B, C, where the answer is one."""
+    for names in _series(row):
+        ends = [_ending(name)[1] for name in names]
+        said = answer.strip("(). ")
+        letters = string.ascii_uppercase[: len(names)]
+        if answer in names or answer in [row[name] for name in names]:
+            return {"choices": ",".join(names)}
+        if said.isdecimal() and said in ends:
+            return {"choices": ",".join(names), LABELS: ",".join(ends)}
+        if len(said) == 1 and said.upper() in letters:
+            return {"choices": ",".join(names)}
+    return {}
+
+
+def _series(row: Mapping[str, Any]) -> list[list[str]]:
+    """Fields that are called alike but for a letter or a number at the end, counted through."""
+    alike: dict[str, list[str]] = {}
+    for name in row:
+        if start := _ending(name):
+            alike.setdefault(start[0], []).append(name)
+    counted = []
+    for names in alike.values():
+        ends = [_ending(name)[1] for name in names]
+        ways = (*_SERIES, _SERIES[-1][1:])
+        if len(names) > 1 and any(ends == [*way[: len(ends)]] for way in ways):
+            counted.append(names)
+    return counted
+
+
+def _ending(name: str) -> tuple[str, ...]:
+    """A name without its last letter or number, and that; empty without either."""
+    found = _NUMBERED.fullmatch(name)
+    return found.groups() if found else ()
+
+
+def _of_conversation(row: Mapping[str, Any]) -> dict[str, str]:
+    """The first answer of a conversation, and what stands before it as one prompt."""
+    turns = []
+    for name, value in row.items():
+        for k, turn in enumerate(value if isinstance(value, list) else ()):
+            if not isinstance(turn, Mapping):
+                continue
+            said = next((key for key in ("content", "value") if isinstance(turn.get(key), str)), "")
+            who = turn.get("role", turn.get("from"))
+            turns += [(who, f"{name}.{k}.{said}")] if who and said else []
+    first = next((k for k, (who, _) in enumerate(turns) if who in _ASSISTANT), 0)
+    if not first:
+        return {}
+    before, answer = [place for _, place in turns[:first]], turns[first][1]
+    template = "\\n".join(f"{{{place}}}" for place in before)
+    return {"prompt": before[0] if len(before) == 1 else template, "answer": answer}
+
+
+def _check_choices_are_seen(rows: Sequence[DataRow], mapped: Sequence[DataRow]) -> None:
+    """Raises TaskError where all gold answers name fields of the file, which the prompt has not."""
+    golds = [row.content.get("answer") for row in mapped]
+    named = {
+        gold
+        for row, gold in zip(rows, golds, strict=True)
+        if isinstance(gold, str) and gold in row.content
+    }
+    if rows and len(named) and all(gold in named for gold in golds):
+        series = next((names for names in _series(rows[0].content) if named <= {*names}), None)
+        choices = ",".join(series or sorted(named))
+        raise rows[0].error(
+            f"the answers name the fields {listing(sorted(named))}, which no prompt shows; add "
+            f"choices={choices} to --fields."
+        )
 
 
 def _item(content: Mapping[str, Any], number: int) -> Item:
@@ -373,7 +475,10 @@ def _item(content: Mapping[str, Any], number: int) -> Item:
 
 
 def _filled(template: str, row: DataRow) -> str:
-    """The template with the row's fields; `{{` and `}}` are braces."""
+    """The template with the row's fields; `{{` and `}}` are braces.
+
+    A line of nothing but fields that are empty is left out.
+    """
 
     def put(found: re.Match[str]) -> str:
         if found[1] is None:
@@ -381,7 +486,8 @@ def _filled(template: str, row: DataRow) -> str:
         value = _as_text(_looked_up(row, found[1].strip()))
         return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
-    return _FIELD.sub(put, template)
+    lines = [(line, _FIELD.sub(put, line)) for line in template.split("\n")]
+    return "\n".join(filled for line, filled in lines if filled or not line)
 
 
 def _looked_up(row: DataRow, name: str, optional: bool = False) -> Any:
@@ -400,9 +506,13 @@ def _looked_up(row: DataRow, name: str, optional: bool = False) -> Any:
         elif optional:
             return None
         else:
-            hint = nearest(name, list(row.content), f"there are {shortly(row.content)}.")
-            raise row.error(f"there is no field {name!r}: {hint}")
+            raise _no_field(row, name)
     return value
+
+
+def _no_field(row: DataRow, name: str) -> TaskError:
+    hint = nearest(name, list(row.content), f"there are {shortly(row.content)}.")
+    return row.error(f"there is no field {name!r}: {hint}")
 
 
 def _as_text(value: Any) -> Any:

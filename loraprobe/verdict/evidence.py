@@ -323,7 +323,7 @@ class Evidence:
     are the adapters that were trained on other ones. `choice` tells out of what library these
     adapters were chosen, None where they were given. `unserved` has the systems that the servers of
     the user cannot run: these change what is advised and no decision. `budget` says that --budget
-    limited the run.
+    limited the run. Of the tasks' `items` so many as are `repeated` ask a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -342,6 +342,8 @@ class Evidence:
     choice: LibraryChoice | None = None
     unserved: Mapping[str, Unserved] = field(default_factory=dict)
     budget: bool = False
+    items: int = 0
+    repeated: int = 0
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -513,6 +513,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     fewest = min((row.estimate for row in largest.values()), key=lambda score: score.clusters)
     if fewest.clusters < FEWEST_ITEMS:
         yield few_items(fewest.n, fewest.clusters, decisive=False)
+    if evidence.repeated:
+        yield reason_of("repeated-questions", float(evidence.repeated), float(evidence.items))
     if verdict.decision == "inconclusive":
         yield from _about_ceiling(evidence)
     # Hops or worked answers may change what to do only where nothing that was measured answers.

@@ -65,6 +65,20 @@ def test_what_is_the_same_and_what_is_not_independent_needs_no_word():
     assert "repeated-questions" not in codes(*items, Item("a", "q1?", ("x1",), group="g"))
 
 
+def test_copies_of_a_question_are_one_question():
+    copies = [Item(str(k), "q?", ("x",)) for k in range(40)]
+    found = check(*copies)
+    assert (found.clusters, found.task.repeated) == (1, 39)
+    assert found.findings.keys() >= {"few-questions", "repeated-questions"}
+    # copies in two groups make one of both; other choices and, of losses, other texts do not
+    ends = Item("a", "q1?", ("x",), group="g"), Item("b", "q2?", ("x",), group="h")
+    bridge = Item("c", "q1? ", ("x",), group="h")
+    assert check(*ends).clusters == 2 and check(*ends, bridge).clusters == 1
+    other = Item("a", "q?", ("y",)), Item("b", "q?", ("x",), choices=("x", "y"))
+    assert [check(copies[0], one).clusters for one in other] == [1, 2]
+    assert check(copies[0], other[0], metric="answer_loss").clusters == 2
+
+
 def test_the_numbers_of_questions_follow_from_the_gain():
     needed = [questions_needed(g, 0.05) for g in (0.1, 0.2, 0.3, 1.0)]
     assert needed == sorted(needed, reverse=True) and needed[-1] == FEWEST_ITEMS

@@ -4,6 +4,7 @@ the options that help."""
 import json
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,9 @@ from loraprobe.tasks import FieldMap, answered, load_task
 
 GSM8K = Path(__file__).parents[3] / "shared" / "data" / "gsm8k" / "test.jsonl"
 CHOICES = {"text": ["x", "y"], "label": ["1", "2"]}
+TALK = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "So."}]
+SYSTEM = {"role": "system", "content": "Be brief."}
+SHARED = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
 
 
 def suggested(message: str) -> FieldMap:
@@ -34,6 +38,12 @@ def suggested(message: str) -> FieldMap:
         ({"Question": "Why?", "Answer": "So."}, "Why?", ("So.",)),
         ({"question": "Who?", "answers": {"text": ["Bo", "B."]}}, "Who?", ("Bo", "B.")),
         ({"question": "?", "choices": CHOICES, "answerKey": "1"}, "?", ("x",)),
+        ({"instruction": "Add.", "input": "1 + 1", "output": "2"}, "Add.\n1 + 1", ("2",)),
+        ({"instruction": "Say a.", "input": "", "output": "a"}, "Say a.", ("a",)),
+        ({"messages": TALK}, "Why?", ("So.",)),
+        ({"messages": [SYSTEM, *TALK], "source": 1}, "Be brief.\nWhy?", ("So.",)),
+        ({"conversations": SHARED, "id": "7"}, "Why?", ("So.",)),
+        ({"prompt": TALK[:1], "completion": TALK[1:]}, "Why?", ("So.",)),
     ],
 )
 def test_the_suggested_mapping_reads_the_file(tmp_path, row, prompt, answers):
@@ -42,6 +52,45 @@ def test_the_suggested_mapping_reads_the_file(tmp_path, row, prompt, answers):
     assert "line 1" in message and "unknown key" in message
     (item,) = load_task(path, None, suggested(message)).items
     assert (item.prompt, item.answers) == (prompt, answers)
+
+
+@pytest.mark.parametrize(
+    ("header", "answer", "right"),
+    [
+        ("question,A,B,C,correct", "B", "y"),
+        ("question,A,B,C,correct", "y", "y"),
+        ("id,Question,option_a,option_b,option_c,Answer", "c", "z"),
+        ("question,opt1,opt2,opt3,label", "opt2", "y"),
+        ("question,ending0,ending1,ending2,label", "1", "y"),
+        ("question,choice1,choice2,choice3,answer", "1", "x"),
+    ],
+)
+def test_columns_that_the_answers_name_are_suggested_as_choices(tmp_path, header, answer, right):
+    """Without them a model is asked for a letter that it never sees."""
+    cells = dict.fromkeys(header.split(","), "7") | {header.split(",")[-1]: answer}
+    cells |= dict(zip([c for c in cells if c[-1] in "ABCabc0123"], "xyz", strict=True))
+    path = write(tmp_path, header, ",".join(cells.values()), name="t.csv")
+    fields = suggested(refused(path))
+    (item,) = load_task(path, None, fields).items
+    assert (item.choices, item.answers) == (("x", "y", "z"), (right,))
+    blind = FieldMap(
+        {key: fields.fields[key] for key in ("prompt", "answer") if key in fields.fields}
+    )
+    if answer in cells:
+        assert "choices=" in refused(path, blind)
+        shown = replace(blind, prompt=f"{{{header.split(',')[0]}}} {{{answer}}}")
+        assert load_task(path, None, shown).items[0].answers == (answer,)
+
+
+def test_a_choice_whose_column_is_nowhere_is_an_error(tmp_path):
+    rows = [
+        {"q": "?", "A": "x", "B": "y", "g": "A"},
+        {"q": "?", "A": "x", "B": "y", "C": "z", "g": "B"},
+    ]
+    path = write(tmp_path, *rows)
+    assert "'Q'" in refused(path, FieldMap.of("prompt=q,choices=A,B,Q,answer=g"))
+    items = load_task(path, None, FieldMap.of("prompt=q,choices=A,B,C,answer=g")).items
+    assert [len(item.choices) for item in items] == [2, 3]
 
 
 @pytest.mark.skipif(not GSM8K.exists(), reason="shared data absent")

@@ -10,7 +10,6 @@ from loraprobe.evaluation.asking import Ledger, chain_hops, chain_notes, run_sys
 from loraprobe.evaluation.attribution import attribute, samples_of, wrong_samples
 from loraprobe.evaluation.gains import (
     beaten,
-    best_system,
     compare,
     guard_scores,
     measure_gains,

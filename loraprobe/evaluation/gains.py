@@ -215,20 +215,6 @@ def retention(
     return statistics.fieller(kept, learned, table.clusters[complete], level)
 
 
-def best_system(scores: Sequence[Score], kinds: Sequence[str]) -> str | None:
-    """The system of these kinds with the best mean over the tasks, in its better form.
-
-    Names break ties, so that the order in which adapters are given does not matter.
-    """
-    totals: dict[tuple[str, str], list[float]] = {}
-    for row in scores:
-        if row.kind in kinds and row.part in FORMS:
-            totals.setdefault((row.system, row.part), []).append(row.estimate.value)
-    if not totals:
-        return None
-    return min(totals, key=lambda key: (-sum(totals[key]) / len(totals[key]), key))[0]
-
-
 def shares_right(results: Sequence[ItemResult], tasks: int) -> dict[tuple[str, str], float]:
     """(system, form of the question) -> the smallest share of right answers on a task.
 
@@ -268,7 +254,7 @@ def compare(
     seed: int = 0,
     level: float = LEVEL,
 ) -> tuple[Comparison, ...]:
-    """Every composition against the base, every single adapter and every control, then the best
+    """Every composition against the base, every single adapter and its own controls, then the best
     option against every other one.
 
     Both are compared on the same items. A positive difference means that the system is better (for
@@ -278,6 +264,7 @@ def compare(
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     compositions = [s.name for s in systems if s.kind in SEVERAL_ADAPTERS]
+    of_one = {s.name: s.of for s in systems if s.of}
     rows: list[Comparison] = []
     for task, part in product(task_names(results), FORMS):
         present = {r.system for r in results if r.task == task and r.part == part}
@@ -286,7 +273,8 @@ def compare(
         table = tabulate(results, [*first, *second], task)
         first = table.comparable(first, second)
         if first and second:
-            rows += _comparisons(table, first, second, task, level, seed)
+            found = _comparisons(table, first, second, task, level, seed)
+            rows += [row for row in found if of_one.get(row.against, row.system) == row.system]
     return (*rows, *_with_best(results, systems, level, seed))
 
 

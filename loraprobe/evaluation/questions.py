@@ -63,7 +63,8 @@ class System:
     kept, if it is another one: a control has a fixed name, but depends on the best composition and
     on the best adapter alone.
     spec: of a merge or a router, by what its adapters are composed. members: of a library, the
-    adapters that it consists of.
+    adapters that it consists of. of: of a control that depends on a composition, the name of that
+    one, which alone is compared with it.
     """
 
     name: str
@@ -75,6 +76,7 @@ class System:
     stored: str = ""
     spec: str = ""
     members: tuple[str, ...] = ()
+    of: str = ""
 
     @property
     def key(self) -> str:

@@ -7,9 +7,10 @@ measure (`measured`) and the verdict by the intervals of this round (`evaluation
 run ends where the action is as certain as the decision (`Asked.settled`); else the systems that can
 no longer win are dropped (`losers`), and the others are asked the next round.
 
-A composition that gains has to beat the controls too, so these are asked the same items before the
-run stops. The base and the single adapters always answer all items of a round, since they are what
-a composition is compared with, and their hops explain what compositions get wrong.
+A composition that gains has to beat its controls too, so those of the one that the verdict is about
+are asked the same items before the run stops. The base and the single adapters always answer all
+items of a round, since they are what a composition is compared with, and their hops explain what
+compositions get wrong.
 
 `run_pilot` is what `inspect` asks: the base and the single adapters a sample of the items, the
 probes the base, and the compositions a first round; or prompts without a task. `merge-and-eval
@@ -19,7 +20,7 @@ probes the base, and the compositions a first round; or prompts without a task. 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from loraprobe import evaluation, probes
@@ -39,8 +40,8 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    KINDS,
     QUESTION,
-    SEVERAL_ADAPTERS,
     STEPS,
     Coverage,
     EvaluationRecords,
@@ -56,10 +57,10 @@ from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
-from loraprobe.verdict.evidence import Candidate
+from loraprobe.verdict.evidence import Candidate, Unserved
 from loraprobe.verdict.unanswered import closest, telling
 
-MakeControls = Callable[[Sequence[ItemResult], Sequence[System]], list[System]]
+MakeControls = Callable[[str, Evidence], list[System]]
 GoesOn = Callable[[Sequence[ItemResult], int], bool]
 DECIDED = ("likely", "unlikely")
 
@@ -76,15 +77,16 @@ class Evaluated:
     samples: Sequence[Sample]
 
     def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
-        """A few questions that the verdict's composition, or else the best one, got wrong.
+        """A few questions that the verdict's composition got wrong.
 
         Where nothing answers, these show what may be wrong.
         """
         if verdict.missing == "answers":
             return unanswered_samples(self.samples, self.records)
-        system = verdict.system or evaluation.best_system(self.records.scores, SEVERAL_ADAPTERS)
-        form = verdict.gain.form if verdict.gain is not None else QUESTION
-        return evaluation.wrong_samples(self.samples, system, form) if system else ()
+        gain = verdict.gain
+        if gain is None:
+            return ()
+        return evaluation.wrong_samples(self.samples, verdict.system or gain.system, gain.form)
 
 
 def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) -> tuple[Sample, ...]:
@@ -104,7 +106,7 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
             evaluator.rounds(),
-            lambda results, systems: controls_of_best(builder, composed, results, systems, session),
+            functools.partial(controls_of, builder, composed),
         ).ask()
         asked = found.round.tasks
         coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
@@ -148,34 +150,27 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
     return builder, notes
 
 
-def controls_of_best(
-    builder: SystemBuilder,
-    composed: Sequence[System],
-    results: Sequence[ItemResult],
-    systems: Sequence[System],
-    session: Session,
+def controls_of(
+    builder: SystemBuilder, composed: Sequence[System], name: str, evidence: Evidence
 ) -> list[System]:
-    """The controls of the best single adapter and the best merge or router, if there are any."""
-    scores = evaluation.score(results, systems)
-    alone = evaluation.best_system(scores, ("adapter",))
-    best = evaluation.best_system(scores, COMPOSITIONS)
-    if alone is None or best is None:
-        return []
-    with session.stage("compose"):
-        return builder.controls(alone, next(s.spec for s in composed if s.name == best))
+    """The controls of a composition: the best single adapter shrunk, and random partners of it."""
+    alone = evidence.leading("adapter")
+    spec = next(system.spec for system in composed if system.name == name)
+    return [] if alone is None else builder.controls(alone, spec)
 
 
 @dataclass(eq=False)
 class EvaluationRun:
     """One run: asks systems round by round until the decision holds or the schedule ends.
 
-    systems: all but the controls. make_controls: a function from results and systems to the
-    controls of the best of them. goes_on: whether a round after the first may be asked, from the
-    results and how many items all systems together would answer.
+    systems: all but the controls. make_controls: a function from the name of a composition and the
+    evidence to its controls. goes_on: whether a round after the first may be asked, from the
+    results and how many items all systems together would answer. parts: of the items that controls
+    are asked; None for all.
 
     competing: the systems that can still win. dropped: the others, each with its last round.
-    controls: those that were made last. results: the newest answers of each system. guarded:
-    likewise, to the guards.
+    controls: those of the last round, by composition. results: the newest answers of each system.
+    guarded: likewise, to the guards.
     """
 
     evaluator: Evaluator
@@ -183,10 +178,11 @@ class EvaluationRun:
     schedule: Sequence[Round]
     make_controls: MakeControls
     goes_on: GoesOn = lambda results, more: True
+    parts: Collection[str] | None = None
     competing: list[System] = field(init=False)
     dropped: dict[str, Round] = field(default_factory=dict, init=False)
-    controls: list[System] = field(default_factory=list, init=False)
-    results: list[ItemResult] = field(default_factory=list, init=False)
+    controls: dict[str, list[System]] = field(default_factory=dict, init=False)
+    results: list[ItemResult] = field(default_factory=list)
     guarded: list[ItemResult] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -200,56 +196,75 @@ class EvaluationRun:
                 break
             self.dropped |= dict.fromkeys(asked.losers(), asked.round)
             self.competing = [one for one in self.competing if one.name not in self.dropped]
-            more = (this.items - asked.round.items) * (len(self.competing) + len(self.controls))
+            systems = len(self.competing) + sum(map(len, self.controls.values()))
+            more = (this.items - asked.round.items) * systems
             if not self.goes_on(self.results, more):
                 break
             asked = self._ask_round(this)
         return self._ask_last_controls(asked)
 
     def _ask_round(self, this: Round) -> Asked:
-        """Asks whoever competes; and the controls and guards where the decision hangs on them."""
-        final = this is self.schedule[-1]
-        self._ask([*self.competing, *self.controls], this)
-        asked = self._asked(this, [*self.competing, *self.controls])
-        if asked.has_gain and not final:
-            self.controls = self.make_controls(self.results, self.competing)
-            self._ask(self.controls, this)
-            asked = self._asked(this, [*self.competing, *self.controls])
-        if final or asked.has_gain or asked.verdict.decision in DECIDED:
-            asked = self._ask_guards(asked)
+        """Asks whoever competes; and controls and guards where the decision hangs on them."""
+        self.controls = {}
+        self._ask(self.competing, this)
+        asked = self._asked(this, self.competing)
+        if this is self.schedule[-1] or asked.has_gain or asked.verdict.decision in DECIDED:
+            return self.confirm(asked, this if asked.has_gain else None)
         return asked
 
     def _ask_last_controls(self, asked: Asked) -> Asked:
-        """Asks the controls of the best composition that loses no guard.
+        """Asks the controls in every case, of all systems.
 
         They do not count for a composition that does not gain: a first round of them is enough.
         """
-        safe = [one for one in self.competing if one.name not in asked.measured.unsafe]
-        self.controls = self.make_controls(self.results, safe) or self.make_controls(
-            self.results, self.competing
-        )
-        known = {row.system for row in self.results} & {one.name for one in self.controls}
-        few = asked.verdict.decision == "unlikely" and not asked.round.last and not known
-        self._ask(self.controls, self.schedule[0] if few else asked.round)
-        return self._ask_guards(self._asked(asked.round, [*self.systems, *self.controls]))
+        few = asked.verdict.decision == "unlikely" and not asked.round.last and not self.controls
+        on = self.schedule[0] if few else asked.round
+        return self.confirm(self._asked(asked.round, [*self.systems, *asked.controls]), on)
 
-    def _ask_guards(self, asked: Asked) -> Asked:
-        """Asks the guards of what the verdict rests on, until that has answered them."""
-        on = asked.round
-        while names := asked.unguarded:
-            names.add(BASE)
-            chosen = [system for system in asked.systems if system.name in names]
-            others = [row for row in self.guarded if row.system not in names]
-            answers = replace(self.evaluator, tasks=on.guards).run(chosen, FORMS)
-            self.guarded = others + answers
-            asked = replace(asked, guarded=self.guarded)
-        return asked
+    def confirm(self, asked: Asked, on: Round | None) -> Asked:
+        """Asks controls and guards of what the verdict is about, until that has answered them.
+
+        on: the round on which controls are asked; None where the decision does not hang on them.
+        """
+        while True:
+            new = [name for name in asked.leaders if name not in self.controls]
+            if on is not None and new:
+                asked = self._ask_controls(asked, new[0], on)
+            elif names := asked.unguarded:
+                asked = self._ask_guards(asked, names)
+            else:
+                return asked
+
+    def _ask_controls(self, asked: Asked, leader: str, on: Round) -> Asked:
+        """Asks the controls of one composition beside those that were asked before.
+
+        A second random partner has the name of its composition behind its own.
+        """
+        with self.evaluator.session.stage("compose"):
+            made = self.make_controls(leader, asked.evidence)
+        known = {one.name: one for one in asked.controls}
+        for one in made:
+            same = known.get(one.name, one).of == one.of
+            name = one.name if same else f"{one.name}:{leader}"
+            known[name] = replace(one, name=name)
+        self.controls[leader] = [one for one in known.values() if one.of in ("", leader)]
+        self._ask(self.controls[leader], on)
+        others = [system for system in asked.systems if system.kind != "control"]
+        return self._asked(asked.round, [*others, *known.values()])
+
+    def _ask_guards(self, asked: Asked, names: set[str]) -> Asked:
+        """Asks the guards of some systems and of the base."""
+        chosen = [system for system in asked.systems if system.name in {*names, BASE}]
+        others = [row for row in self.guarded if row.system not in {*names, BASE}]
+        answers = replace(self.evaluator, tasks=asked.round.guards).run(chosen, FORMS)
+        self.guarded = others + answers
+        return replace(asked, guarded=self.guarded)
 
     def _ask(self, systems: Sequence[System], on: Round) -> None:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
         names = {system.name for system in systems}
         others = [row for row in self.results if row.system not in names]
-        self.results = others + replace(self.evaluator, tasks=on.tasks).run(systems)
+        self.results = others + replace(self.evaluator, tasks=on.tasks).run(systems, self.parts)
 
     def _asked(self, on: Round, systems: Sequence[System]) -> Asked:
         """What these systems answered by a round."""
@@ -273,6 +288,22 @@ class Asked:
     results: Sequence[ItemResult]
     dropped: Mapping[str, Round] = field(default_factory=dict)
     guarded: Sequence[ItemResult] = ()
+
+    @property
+    def controls(self) -> list[System]:
+        """The controls that were asked."""
+        return [system for system in self.systems if system.kind == "control"]
+
+    @property
+    def leaders(self) -> list[str]:
+        """The composition that the verdict is about, and the one that is advised where it gains.
+
+        These are two where the servers of the user cannot run the first.
+        """
+        verdict, composed = self.verdict, {one.system for one in self.candidates}
+        names = [] if verdict.gain is None else [verdict.gain.system]
+        names += [verdict.system or ""] if verdict.decision == "likely" else []
+        return [name for name in dict.fromkeys(names) if name in composed]
 
     @property
     def stayed(self) -> list[System]:
@@ -305,9 +336,12 @@ class Asked:
     @functools.cached_property
     def evidence(self) -> Evidence:
         """What the decision after this round rests on."""
-        session = self.evaluator.session
+        session, inputs = self.evaluator.session, self.evaluator.inputs
+        options = session.options
+        routers = [one.name for one in self.systems if not KINDS[one.kind].served]
+        unserved = dict.fromkeys(routers if options.serve else (), Unserved(options.serve))
         with session.stage("statistics"):
-            return evidence_of(session.options, self.evaluator.inputs, "evaluation", self.measured)
+            return evidence_of(options, inputs, "evaluation", self.measured, unserved=unserved)
 
     @functools.cached_property
     def candidates(self) -> list[Candidate]:
@@ -334,18 +368,15 @@ class Asked:
     def unguarded(self) -> set[str]:
         """What the verdict rests on and has not answered the guards of this round.
 
-        These are the leading composition, what it is compared with, and what is advised; with
-        --serve also the best merge, because that may be advised; without a composition the best
-        adapter. What was shown to lose a guard is not asked again.
+        These are the leading composition, what it is compared with, and what is advised; without a
+        composition the best adapter. What was shown to lose a guard is not asked again.
         """
         if not self.round.guards:
             return set()
-        verdict, scores = self.verdict, self.measured.scores
+        verdict = self.verdict
         best, names = verdict.gain, {verdict.system, verdict.action.partition(":")[2]}
         names |= {best.system, best.against} if best is not None else set()
-        kinds = [] if self.candidates else ["adapter"]
-        kinds += ["merge"] if self.evaluator.session.options.serve else []
-        names |= {evaluation.best_system(scores, (kind,)) for kind in kinds}
+        names |= set() if self.candidates else {self.evidence.leading("adapter")}
         known = {row.system for row in self.measured.guards}
         own = {one.name for one in self.systems if one.kind in ("adapter", *COMPOSITIONS)}
         return {name for name in names if name in own - known}
@@ -354,21 +385,20 @@ class Asked:
         """The compositions that can no longer win.
 
         These are shown to fail in every form of the question, or, for one task, to be worse than
-        the best composition. For several tasks the best mean may lose a skill that another one
-        keeps. One composition always goes on, the best, because the decision is about it, and with
-        --serve the best merge that may gain, because that may be advised.
+        the best composition of those that are not shown to lose a guard. For several tasks the best
+        mean may lose a skill that another one keeps. The leading composition always goes on, since
+        the decision is about it, and with --serve the best merge, since that may be advised.
         """
         composed = [system.name for system in self.systems if system.kind in COMPOSITIONS]
         hopeful = {one.system for one in self.candidates if one.outcome != "unlikely"}
         out = {one.system for one in self.candidates} - hopeful
         if not self.evidence.several:
-            out |= evaluation.beaten(self.results, composed, self.round.alpha)
-        scores = self.measured.scores
+            safe = [name for name in composed if name not in self.measured.unsafe]
+            out |= evaluation.beaten(self.results, safe, self.round.alpha)
         if self.evaluator.session.options.serve:  # servers run merges
-            merges = [score for score in scores if score.system in hopeful]
-            out.discard(evaluation.best_system(merges, ("merge",)) or "")
+            out.discard(self.evidence.leading("merge", hopeful) or "")
         if out.issuperset(composed):
-            out.discard(evaluation.best_system(scores, COMPOSITIONS) or "")
+            out -= {*self.leaders}
         return [name for name in composed if name in out]
 
     def notes(self) -> list[str]:
@@ -467,15 +497,11 @@ def _compositions(
     specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
     with session.stage("compose"):
         composed, left_out = builder.build_each({spec: spec for spec in specs})
-    here, systems = replace(evaluator, tasks=first.tasks), [*singles, *composed]
-    results, checks = [*alone, *here.run(composed, FORMS)], list[System]()
-    merged = [system for system in systems if system.kind != "chain"]
-    seed, margin = session.options.seed, session.options.needed_gain
-    gains = evaluation.measure_gains(results, merged, margin=margin, seed=seed, alpha=first.alpha)
-    if any(gain.adjusted_ci95[0] > margin for gain in gains):
-        checks = controls_of_best(builder, composed, results, systems, session)
-        results += here.run(checks, FORMS)
-    return Asked(evaluator, first, [*systems, *checks], results), [*notes, *left_out]
+    results = [*alone, *replace(evaluator, tasks=first.tasks).run(composed, FORMS)]
+    make = functools.partial(controls_of, builder, composed)
+    run = EvaluationRun(evaluator, (), [first], make, parts=FORMS, results=results)
+    asked = Asked(evaluator, first, [*singles, *composed], results)
+    return run.confirm(asked, first if asked.has_gain else None), [*notes, *left_out]
 
 
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:

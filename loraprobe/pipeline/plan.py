@@ -281,7 +281,7 @@ class SystemBuilder:
     def controls(self, best_single: str, spec: str) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
 
-        spec: of the best composition. The random partners are composed with its weights. To learn
+        spec: of that composition. The random partners are composed with its weights. To learn
         others for the control would cost as much again. Controls are built once for all rounds.
         """
         key = best_single, spec
@@ -299,7 +299,11 @@ class SystemBuilder:
         self.made_controls[key] = [
             System(name, "control", shrunk),
             System(
-                "random-partner", "control", random, stored=f"random-partner:{spec}:{chosen.name}"
+                "random-partner",
+                "control",
+                random,
+                stored=f"random-partner:{spec}:{chosen.name}",
+                of=spec,
             ),
         ]
         return self.made_controls[key]

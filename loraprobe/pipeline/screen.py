@@ -52,7 +52,6 @@ from loraprobe.pipeline.ranking import (
 from loraprobe.pipeline.transforms import transform
 from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import (
-    COMPOSITIONS,
     FORMS,
     QUESTION,
     EvaluationRecords,
@@ -64,6 +63,7 @@ from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.session import Here, Session
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import halves, split_for_screening
+from loraprobe.verdict import Evidence
 from loraprobe.verdict.rules import at_ceiling
 
 ALONE = "ask base and adapters alone"  # in the progress of a run
@@ -319,14 +319,13 @@ class Finalist:
     def label(self) -> str:
         return ", ".join(self.names)
 
-    def controls(self, results: Sequence[ItemResult], best: str) -> list[System]:
+    def controls(self, name: str, evidence: Evidence) -> list[System]:
         """`shrunk:NAME` and `random-partner` for one of its compositions."""
-        singles = [System(name, "adapter") for name in self.names]
-        alone = evaluation.best_system(evaluation.score(results, singles), ("adapter",))
-        controls = self.builder.controls(alone or self.names[0], self.systems[best].spec)
+        alone = evidence.leading("adapter", self.names) or self.names[0]
+        shrunk, random = self.builder.controls(alone, self.systems[name].spec)
         return [  # kept by all members, since the gates depend on how many they are
-            replace(control, stored=f"{control.key}({self.label})", members=self.names)
-            for control in controls
+            replace(one, stored=f"{one.key}({self.label})", members=self.names, of=name)
+            for one in (shrunk, random)
         ]
 
 
@@ -425,9 +424,8 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
         hops = [alone[m].composition for m in ranking.knowers]
         systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
 
-    def controls(results: Sequence[ItemResult], systems: Sequence[System]) -> list[System]:
-        best = evaluation.best_system(evaluation.score(results, systems), COMPOSITIONS)
-        return [] if best is None else finalist_of[best].controls(results, best)
+    def controls(name: str, evidence: Evidence) -> list[System]:
+        return finalist_of[name].controls(name, evidence)
 
     def goes_on(_: Sequence[ItemResult], more: int) -> bool:
         return screen.affords(more)

@@ -37,7 +37,7 @@ from loraprobe.records import (
 )
 from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
-from loraprobe.verdict import LibraryChoice, decide
+from loraprobe.verdict import Evidence, LibraryChoice, decide
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 
@@ -142,10 +142,9 @@ def _about(
     elif verdict.action == "chain":
         wanted = [row.adapter for row in measured.chain]
     elif len(inputs.tasks) > 1 and not verdict.composes and finalist is not None:
-        best_on = list[str]()
-        for task in inputs.tasks:
-            rows = [row for row in measured.scores if row.task == task.name]
-            best_on += filter(None, [evaluation.best_system(rows, ("adapter",))])
+        evidence = Evidence(measured, tasks=len(inputs.tasks), margin=verdict.margin)
+        alone = [evidence.on(task.name).leading("adapter") for task in inputs.tasks]
+        best_on = [name for name in alone if name is not None]
         wanted = best_on if len(set(best_on)) > 1 else wanted
     adapters = [a for a in inputs.given if a.name in wanted]
     return replace(inputs, adapters=adapters, given=adapters)

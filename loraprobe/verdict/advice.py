@@ -1,6 +1,6 @@
 """What to use: the best system that was measured, whatever the decision.
 
-`Evidence.best_of` says which one that is. A chain takes a call for each hop, the others take one
+`Evidence.leader` says which one that is. A chain takes a call for each hop, the others take one
 call. It is advised where one call scores less than half of it, or where it made the decision
 (`rules.chain_outdoes`). What was not measured is advised only where nothing that was measured
 answers: then the commonest cause of failure (attribution) says what to do. What the servers of the
@@ -78,7 +78,7 @@ def advise(
     by_form = {(c.system, c.part): c for c in sound}
     composed_scores = [s for name, part in by_form for s in usable.scored([name], [part])]
     measured = [*usable.scored_alone(), *composed_scores]
-    chosen = usable.best_of(measured)
+    chosen = usable.leader(measured)
     chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []

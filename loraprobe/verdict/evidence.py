@@ -12,7 +12,7 @@ A `ScoredSystem` is anything that was asked, with its score. `Evidence` compares
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
 from loraprobe.defaults import (
@@ -177,18 +177,22 @@ class Candidate:
 
     @property
     def promise(self) -> Standing:
-        """The weakest of gain, controls, retention, number of items and metric.
+        """The weakest of gain, retention, number of items, metric, and controls that were asked.
 
-        Unlikely where a guard is lost. What is open of guards does not count, so that it never
-        makes another composition the leading one: one attempt at a time may keep them by chance.
+        Those of a composition are asked when it leads. Unlikely where a guard is lost. What is open
+        of guards does not count, so that it never makes another composition the leading one: one
+        attempt at a time may keep them by chance.
         """
-        others = (self.beats_controls, self.retains, self.enough, self.confirmed)
-        return "unlikely" if self.safe == "unlikely" else weakest((self.gain.outcome, *others))
+        if self.safe == "unlikely":
+            return "unlikely"
+        asked = [self.beats_controls] if self.controls else []
+        others = (self.retains, self.enough, self.confirmed, *asked)
+        return weakest((self.gain.outcome, *others))
 
     @property
     def outcome(self) -> Standing:
-        """The weakest of what it promises and the guards."""
-        return weakest((self.promise, self.safe))
+        """The weakest of what it promises, the controls and the guards."""
+        return weakest((self.promise, self.beats_controls, self.safe))
 
     def binds(self, said: Standing) -> bool:
         """Whether what one criterion says, and not the gain, makes the outcome."""
@@ -392,7 +396,7 @@ class Evidence:
         if not self.several:
             return baselines
         apart = [self.on(task) for task in self.task_names]
-        chosen = (here.best_of(here.scored_alone()) for here in apart)
+        chosen = (here.leader(here.scored_alone()) for here in apart)
         members = [baseline for baseline in chosen if baseline is not None]
         if len(members) < len(apart):
             return baselines
@@ -409,7 +413,7 @@ class Evidence:
         switched = averaged([baseline.score for baseline in members])
         return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
 
-    def best_of(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
+    def leader(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.
 
         Simple is first what stands first in KINDS, then the plain question before worked
@@ -425,7 +429,7 @@ class Evidence:
         top = max(ordered, key=lambda system: round(system.score.value, 9))
         best = next(s for s in ordered if s is top or tied(self.difference(top, s), self.tie))
         if not KINDS[best.kind].served:
-            rival = self.best_of(system for system in ordered if KINDS[system.kind].served)
+            rival = self.leader(system for system in ordered if KINDS[system.kind].served)
             if (
                 rival is not None
                 and rival.kind == "merge"
@@ -433,6 +437,12 @@ class Evidence:
             ):
                 return rival
         return best
+
+    def leading(self, kind: str, names: Collection[str] | None = None) -> str | None:
+        """The name of the leader of the scored systems of a kind, or of some of these."""
+        own = self.systems((kind,))
+        best = self.leader(self.scored(own if names is None else [n for n in own if n in names]))
+        return None if best is None else best.system
 
     @property
     def usable(self) -> Evidence:
@@ -504,11 +514,13 @@ class Evidence:
             kept[row.task] = None
             if row.kept is not None:
                 kept[row.task] = criterion(row.kept, self.retention, "--retention", like=gain)
-        controls = {}
-        for name in self.systems(("control",), part):
+        controls, scored = {}, self.systems(("control",), part)
+        for name in scored:
             pair = self.compared(system, part, name, part, adjusted=True)
             if pair is not None:
                 controls[name] = criterion(pair, self.margin / 2, like=gain)
+        if control_kinds(controls) < control_kinds(scored):  # these belong to another composition
+            controls = {}
         lost = {row.task: row for row in self.measured.guards if row.system == system}
         guards = {
             name: criterion(lost[name].estimate, -lost[name].margin, "--guard-margin")
@@ -606,6 +618,11 @@ class Evidence:
     def losses(self) -> bool:
         """Whether scores are losses, for which there is neither known nor ceiling."""
         return any(score.is_loss for score in self.measured.scores)
+
+
+def control_kinds(names: Iterable[str]) -> set[str]:
+    """The kinds of controls, which their names begin with."""
+    return {name.partition(":")[0] for name in names}
 
 
 def tied(better: Estimate, tie: float) -> bool:

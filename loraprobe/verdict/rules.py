@@ -210,7 +210,7 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
         if baseline.system not in evidence.measured.unsafe
     }
     high = [baseline for baseline, low in lows.items() if low > ceiling]
-    best = evidence.best_of([b for b in high if b.system not in evidence.unserved] or high)
+    best = evidence.leader([b for b in high if b.system not in evidence.unserved] or high)
     if best is None:
         return None
     who, margin = reasons.baseline_in_words(best.system), evidence.margin
@@ -324,7 +324,7 @@ def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | N
     unserved = action.partition(":")[2] in evidence.unserved
     if baselines.decision == "unlikely" and not tried and not unserved:
         return action
-    best = usable.best_of(usable.scored_alone())
+    best = usable.leader(usable.scored_alone())
     return best.action if best and answers(evidence, best) else "gather-evidence"
 
 
@@ -405,7 +405,7 @@ def candidates(
         ),
     )
     likely = [c.system for c in ordered if c.promise == "likely"]
-    best = evidence.best_of(evidence.scored(likely, [part]))
+    best = evidence.leader(evidence.scored(likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
 
@@ -425,7 +425,7 @@ def _decisive_form(
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].promise))
     if first.promise == "likely":
         scored = [evidence.scored([form.system], [form.part]) for form in (first, second)]
-        best = evidence.best_of(itertools.chain(*scored))
+        best = evidence.leader(itertools.chain(*scored))
         return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 

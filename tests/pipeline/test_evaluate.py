@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loraprobe import defaults
 from loraprobe.defaults import ROUNDS_FROM
@@ -46,7 +48,7 @@ class Planted(Evaluator):
             for task in self.tasks:
                 for item in task.items:
                     name = task.name.partition("@")[0]
-                    value = self.answers[system.name, name][int(item.id)]
+                    value = self.answers[system.key, name][int(item.id)]
                     self.asked.setdefault(system.name, set()).add((name, item.id))
                     rows.append(
                         ItemResult(
@@ -186,6 +188,42 @@ def test_retentions_are_decided_too():
     assert asked(easy)[1].rounds.used <= made.rounds.used
 
 
+TOP = st.floats(0.2, 0.9)
+NEAR = st.lists(st.floats(-0.15, 0.15), min_size=3, max_size=3)
+
+
+@settings(max_examples=30, deadline=None)
+@given(TOP, NEAR, NEAR, st.sampled_from([{}, {"all_items": True}, {"serve": ("vllm",)}]))
+def test_controls_belong_to_the_composition_of_the_verdict(top, gaps, partners, options):
+    """Their random partners differ, and some are as good as what they are compared with."""
+    names = [system.name for system in COMPOSED]
+    shares = {name: min(top + gap, 1.0) for name, gap in zip(names, gaps, strict=True)}
+    controls = {
+        name: System("random-partner", "control", stored=f"random-partner:{name}", of=name)
+        for name in names
+    }
+    shares |= {
+        controls[name].key: max(top + 2 * gap - 0.15, 0.0)
+        for name, gap in zip(names, partners, strict=True)
+    }
+    evaluator = planted(shares, n=80, **options)
+    run = EvaluationRun(
+        evaluator,
+        [*ALONE, *COMPOSED],
+        evaluator.rounds(),
+        lambda name, _: [CONTROLS[0], controls[name]],
+    )
+    found = run.ask()
+    owners = {one.name: one.of for one in found.controls if one.of}
+    assert "random-partner" in owners and found.verdict.gain.system in owners.values()
+    for row in found.measured.comparisons:
+        assert row.system == owners.get(row.against, row.system)
+    (best,) = [one for one in found.candidates if one.system == found.verdict.gain.system]
+    assert [owners.get(name) for name in sorted(best.controls)] == [best.system, None]
+    for one in found.candidates:
+        assert one.outcome != "likely" or one.system in owners.values()
+
+
 def test_the_chain_is_asked_once_on_what_the_others_were_asked():
     evaluator = planted({"uniform": 0.9, "sum": 0.3, "arrow": 0.3})
     _, made, _ = asked(evaluator, [*ALONE, *COMPOSED, System("chain", "chain")])
@@ -205,9 +243,19 @@ WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}
         # The next composition leads only where one is shown to lose the guard.
         (SUM_LEADS, {"sum": 0.4}, {}, "likely", "merge", "uniform", {"sum", "uniform", "a"}),
         (SUM_LEADS, {"sum": 0.74}, {"guards": 90}, "inconclusive", "merge", "sum", {"sum", "a"}),
+        # What is worse than one that loses it goes on.
+        (
+            {**SUM_LEADS, "uniform": 0.45},
+            {"sum": 0.4},
+            {},
+            "likely",
+            "merge",
+            "uniform",
+            {"sum", "uniform", "a"},
+        ),
         # What loses it is not advised; the base never does.
         (SUM_LEADS, BROKEN, {}, "unlikely", "use-single:a", "sum", {*BROKEN, "a"}),
-        ({**SUM_LEADS, **FIRM}, WORSE, {}, "unlikely", "use-base", "sum", {"sum", "uniform", "a"}),
+        ({**SUM_LEADS, **FIRM}, WORSE, {}, "unlikely", "use-base", "sum", {*BROKEN, "a"}),
         # An adapter that loses it is nothing to compare with.
         ({**SUM_LEADS, "a": 0.97}, {"a": 0.4}, {}, "likely", "merge", "sum", {"sum", "a", "b"}),
     ],

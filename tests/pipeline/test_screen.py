@@ -95,7 +95,7 @@ def test_a_set_that_loses_a_guard_is_not_advised(library, tmp_path, last, decisi
     guard = tmp_path / "guard.jsonl"
     rows = [{"prompt": f"{k} {last}", **CHOICE} for k in range(300)]
     guard.write_text("\n".join(map(json.dumps, rows)))
-    verdict = screened(library[0], "--guard", str(guard))["verdict"]
+    verdict = screened(library[0], "--guard", str(guard), "--margin", "0.1")["verdict"]
     assert verdict["decision"] == decision and verdict["composes"] is (decision == "likely")
     told = [r["message"] for r in verdict["reasons"] if r["code"] == outcome]
     assert any(message.startswith("sum(firsts, seconds)") for message in told)

@@ -395,7 +395,7 @@ def test_a_router_is_not_replaced_by_a_merge_that_is_worse_than_the_base():
     values = {"base": 0.49, "a": 0.3, "b": 0.3, "uniform": 0.47, "arrow": 0.6}
     for merge, best in ((0.47, "arrow"), (0.56, "uniform")):
         found = evidence({**values, "uniform": merge}, half=0.2)
-        assert found.best_of(found.scored(values, [QUESTION])).system == best
+        assert found.leader(found.scored(values, [QUESTION])).system == best
 
 
 def test_a_ceiling_leaves_nothing_to_gain():

@@ -300,8 +300,8 @@ class Asked:
 
         These are two where the servers of the user cannot run the first.
         """
-        verdict, composed = self.verdict, {one.system for one in self.candidates}
-        names = [] if verdict.gain is None else [verdict.gain.system]
+        verdict, composed = self.verdict, [one.system for one in self.candidates]
+        names = composed[:1] if verdict.gain is None else [verdict.gain.system]
         names += [verdict.system or ""] if verdict.decision == "likely" else []
         return [name for name in dict.fromkeys(names) if name in composed]
 

@@ -26,6 +26,7 @@ from loraprobe.records import (
     ItemPart,
     ItemResult,
     Progress,
+    called,
     hop_part,
 )
 from loraprobe.results import CURE, NAME, JsonLines
@@ -176,7 +177,7 @@ class Asker:
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             to_ask += [(system, open_)] if open_ else []
         places = {
-            system.name: f"{system.name}, system {at} of {len(to_ask)}"
+            system.name: f"{called(system.name)}, system {at} of {len(to_ask)}"
             for at, (system, _) in enumerate(to_ask, 1)
         }
         total = sum(len(open_) for _, open_ in to_ask)

@@ -51,6 +51,7 @@ from loraprobe.records import (
     Rounds,
     Sample,
     Verdict,
+    called,
 )
 from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
@@ -404,7 +405,7 @@ class Asked:
     def notes(self) -> list[str]:
         """Which systems were not asked to the end, for the report."""
         return [
-            f"{name} was asked {count(last.items, 'item')} (round {last.number} of "
+            f"{called(name)} was asked {count(last.items, 'item')} (round {last.number} of "
             f"{last.planned}): it could no longer win."
             for name, last in self.dropped.items()
         ]

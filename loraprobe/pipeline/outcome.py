@@ -33,7 +33,7 @@ from loraprobe.pipeline.conclusion import NOTHING_MEASURED, verdict_with_next
 from loraprobe.pipeline.examination import Examination, with_issues, with_licences
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.records import ON, AdapterSummary, Audit, Command, Sample, Verdict
+from loraprobe.records import ON, AdapterSummary, Audit, Command, Sample, Verdict, called
 from loraprobe.report.cards import with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
@@ -140,11 +140,11 @@ def recommend(
     if name in METHODS:
         return builder.merge(name), ""
     if built is None or built.composition is None:
-        return None, f"{name} is neither a merge nor a router."
+        return None, f"{called(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed
 
     routed = Routed(built.composition, builder.base, builder.transformed.steps)
-    return routed, f"{name} weighs the adapters by the text, which no weights do."
+    return routed, f"{called(name)} weighs the adapters by the text, which no weights do."
 
 
 # ---- the audit -----------------------------------------------------------------------------------

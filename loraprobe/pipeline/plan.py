@@ -29,11 +29,14 @@ from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
 from loraprobe.records import (
+    BY_PROMPT,
     COMPOSITIONS,
     FIXED,
     SEVERAL_ADAPTERS,
+    SHRUNK,
     LearnedWeights,
     SystemKind,
+    called,
 )
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
@@ -41,10 +44,11 @@ from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, split_for_router, split_for_weights
 
-PER_PROMPT = "hard:by=centroid,per=sequence"  # the only system that joins the default ones
+PER_PROMPT = BY_PROMPT  # the only system that joins the default ones
 WHY_PER_PROMPT = (
-    f"{PER_PROMPT} is evaluated because it proved itself: retention of the worse skill 0.84, "
-    "against 0.34 for the best of the other default systems, on 22 small worlds of known truth "
+    f"The router {called(PER_PROMPT)} ({PER_PROMPT}) is evaluated because it proved itself: "
+    "retention of the worse skill 0.84, against 0.34 for the best of the other default systems, on "
+    "22 small worlds of known truth "
     "(examples/reproduction/portfolio.md)."
 )
 
@@ -152,7 +156,7 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
     named = [spec for spec in options.systems if kind_of(spec) in COMPOSITIONS]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
     for adapter in adapters:
-        if adapter.name in taken or adapter.name.startswith("shrunk:"):
+        if adapter.name in taken or adapter.name.startswith(SHRUNK):
             raise UsageError(
                 f"The adapter name {adapter.name!r} is that of a system of its own: give the "
                 f"adapter another one, as in my-{adapter.name.partition(':')[0]}=REF."
@@ -288,7 +292,7 @@ class SystemBuilder:
         if key in self.made_controls:
             return self.made_controls[key]
         chosen = next(a for a in self.trained if a.name == best_single)
-        name = f"shrunk:{chosen.name}"
+        name = f"{SHRUNK}{chosen.name}"
         shrunk = Composition(name, (chosen,), ConstantGates((1.0 / len(self.trained),)))
         weight = None if self.base is None else self.base.weight
         partners = [

@@ -29,12 +29,14 @@ from loraprobe.records.inputs import (
 )
 from loraprobe.records.measurements import (
     BASELINES,
+    BY_PROMPT,
     COMPOSITIONS,
     FIXED,
     FORMS,
     KINDS,
     QUESTION,
     SEVERAL_ADAPTERS,
+    SHRUNK,
     STEPS,
     Attribution,
     ChainHop,
@@ -65,6 +67,7 @@ from loraprobe.records.measurements import (
     Standing,
     SystemKind,
     averaged,
+    called,
     example,
     hop_part,
     items_needed,

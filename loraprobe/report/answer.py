@@ -24,6 +24,7 @@ from loraprobe.formatting import (
     spread,
 )
 from loraprobe.records import (
+    BY_PROMPT,
     NOTHING,
     AdapterSummary,
     Audit,
@@ -33,6 +34,7 @@ from loraprobe.records import (
     Reason,
     Verdict,
     by_severity,
+    called,
     example,
 )
 from loraprobe.report.parts import Answer, Line
@@ -75,7 +77,6 @@ DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 SKILLS = "one model that keeps all skills"
-CHOOSES_BY_PROMPT = "per=sequence"  # the option of routers that choose one adapter a prompt
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
@@ -434,13 +435,14 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
-        kind = used.kind + (" that chooses by prompt" if CHOOSES_BY_PROMPT in used.system else "")
+        by_prompt = used.system.startswith(BY_PROMPT)
+        kind = "router that chooses an adapter for each prompt" if by_prompt else used.kind
         two_forms = any(row.part == "steps" for row in audit.evaluation.scores)
         form = f", {used.form}" if two_forms else ""
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
-        return f"{so_far}{used.system} (a {kind}){form}{'' if decides else score}"
+        return f"{so_far}{called(used.system)} (a {kind}){form}{'' if decides else score}"
     if score and best is not None and measured.composed is not None and best.system != "chain":
-        score += f" against {measured.composed.shown:z.2f} for {best.system}"
+        score += f" against {measured.composed.shown:z.2f} for {called(best.system)}"
     form = f", {used.form}" if used is not None else ""
     who = {
         "chain": f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
@@ -470,14 +472,14 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     of_all = count(best.n, "question")
     if composed is None or baseline is None or verdict.evidence == "pilot":
         # In a first round the base and single adapters answered more questions.
-        gain = f"{gained(best.difference, best.ci95)} for {best.system} against {best.against}"
-        return f"{gain}, in a first round on {of_all}; {asked}"
+        gain = f"{gained(best.difference, best.ci95)} for {called(best.system)}"
+        return f"{gain} against {best.against}, in a first round on {of_all}; {asked}"
     if rounds is not None and best.n == rounds.items < rounds.total:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     two_forms = baseline.part != best.form
     alone += f", {baseline.form}" if two_forms else ""
-    composed_as = f"{best.system}, {composed.form}," if two_forms else best.system
+    composed_as = called(best.system) + (f", {composed.form}," if two_forms else "")
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
     difference, digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
     return (

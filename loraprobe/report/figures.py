@@ -21,7 +21,7 @@ from typing import Any
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.formatting import clean, count, gained, measured, number
-from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement
+from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement, called
 from loraprobe.report.parts import (
     Column,
     Figure,
@@ -68,7 +68,7 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
     rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)[:MOST_LINES]
     several = len({gain.task for gain in rows}) > 1
     names = [
-        f"{gain.system}, {gain.part.words}" + (f", {gain.task or 'all'}" if several else "")
+        f"{called(gain.system)}, {gain.part.words}" + (f", {gain.task or 'all'}" if several else "")
         for gain in rows
     ]
     description = (
@@ -85,7 +85,7 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
     several = len({row.task for row in audit.evaluation.attribution}) > 1
     bars = [
         (
-            f"{row.system}, {row.task}" if several else row.system,
+            f"{called(row.system)}, {row.task}" if several else called(row.system),
             [getattr(row, cause) for cause in CAUSES],
         )
         for row in audit.evaluation.attribution[:MOST_LINES]

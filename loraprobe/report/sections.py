@@ -39,6 +39,7 @@ from loraprobe.records import (
     Shortlisted,
     Verdict,
     by_severity,
+    called,
 )
 from loraprobe.report import figures
 from loraprobe.report.answer import LICENCE, answer, first_sentence
@@ -84,8 +85,8 @@ MEANINGS = (
 INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
 EVERY_ROUND = ", and every round of a run that stopped after round {used} of {planned}"
 CONTROLS = (
-    "Controls, which a composition has to beat: shrunk:NAME is the best single adapter, scaled as "
-    "in an average; random-partner has random adapters as large as the partners."
+    "Controls, which a composition has to beat: the best single adapter, shrunk as in an average, "
+    "and a random partner: random adapters as large as the partners."
 )
 SKETCHED = (
     "How alike two adapters are is estimated from sketches of their updates, with a standard error "
@@ -291,7 +292,7 @@ def _method(row: Shortlisted) -> str:
     """How the best composition is made, and in which form it is asked."""
     if row.system is None:
         return "-"
-    spec = row.system.removesuffix(f"({', '.join(row.adapters)})")
+    spec = called(row.system.removesuffix(f"({', '.join(row.adapters)})"))
     steps = row.gain is not None and row.gain.part == STEPS
     return f"{spec}, {STEPS.words}" if steps else spec
 
@@ -301,7 +302,7 @@ def gains(audit: Audit) -> Table:
     return tabulated(
         "Gains over the best of base and single adapters",
         sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
-        (text("system"), lambda gain: gain.system),
+        (text("system"), lambda gain: called(gain.system)),
         (text("asked as"), lambda gain: gain.part.words),
         (Column("gain"), lambda gain: signed(gain.difference)),
         (Column("95 %", drop=2), lambda gain: bounds(gain.ci95)),
@@ -361,7 +362,7 @@ def _by_system(
     """
     found = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
-    lines = [[name] for name in names]
+    lines = [[called(name)] for name in names]
     for key, heading in heads.items():
         own = [found.get((name, *key)) for name in names]
         shares = [s.value if s is not None and not s.is_loss else None for s in own]
@@ -414,7 +415,7 @@ def guards(audit: Audit) -> Table:
         f"Guards: what must not get worse than the base by more than {most:g}",
         rows,
         (text("guard"), lambda row: row.task),
-        (text("system"), lambda row: row.system),
+        (text("system"), lambda row: called(row.system)),
         (text("asked as", drop=3), lambda row: row.part.words),
         (text("metric", drop=2), lambda row: row.metric),
         (Column("score"), lambda row: number(row.value, 3)),
@@ -430,7 +431,7 @@ def causes(audit: Audit) -> Table:
     """How many items of each composition fall to which cause."""
     columns = [text("system"), text("task"), *of_figures(*(name for name, _ in CAUSES.values()))]
     lines = [
-        [row.system, row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
+        [called(row.system), row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
         for row in audit.evaluation.attribution
     ]
     caption = "Where the answers went, by the first cause that fits"
@@ -443,7 +444,7 @@ def replies(sample: Sample) -> Table:
         f"{sample.task}, item {sample.item}, {sample.part.words}: {sample.question} "
         f"(right: {' or '.join(sample.gold)})",
         sample.replies,
-        (text("system"), lambda reply: reply.system),
+        (text("system"), lambda reply: called(reply.system)),
         (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
         (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
         (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
@@ -703,7 +704,7 @@ def gates(audit: Audit) -> Table:
     names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
     lines = [
         [
-            row.system,
+            called(row.system),
             *(number(row.share.get(name)) for name in names),
             f"{number(row.entropy)} ({number(row.entropy_share)})",
         ]

@@ -26,7 +26,16 @@ from loraprobe.errors import BaseError, UsageError
 from loraprobe.formatting import listing
 from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
-from loraprobe.records import KINDS, ChainHop, Command, Issue, Severity, Verdict
+from loraprobe.records import (
+    BY_PROMPT,
+    KINDS,
+    ChainHop,
+    Command,
+    Issue,
+    Severity,
+    Verdict,
+    called,
+)
 from loraprobe.verdict.evidence import SWITCH, Unserved
 from loraprobe.verdict.reasons import reason_of
 
@@ -327,7 +336,7 @@ RUNNING = [name for name, known in SERVERS.items() if known.once or known.start]
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+$")  # of the Hub, as servers take it
 BY_CLIENT = {
     "chain": "a chain, which its client asks",
-    SWITCH: "adapters, of which a client names one",
+    SWITCH: "adapters, of which each request names one",
 }
 CONVERT = "loraprobe convert"  # how the cure of a file begins that can be written for servers
 ReadBy = tuple[list[str], tuple[Command, ...]]  # servers that read files, commands that serve them
@@ -369,7 +378,8 @@ class Serving:
         """The systems that the servers of --serve cannot run, by name; none without the option.
 
         compositions: merges with their files. No server weighs adapters by the text, so none runs a
-        router. An adapter that `loraprobe convert` rewrites for the servers counts as served.
+        router; but of that by prompt they run the adapters, of which each request names one. An
+        adapter that `loraprobe convert` rewrites for the servers counts as served.
         """
         if not self.wanted:
             return {}
@@ -378,14 +388,17 @@ class Serving:
             one.name: as_written(one.merged.written, "DIR") for one in compositions if one.merged
         }
         by_kind = Unserved(tuple(self.named))
-        unserved = {one.name: by_kind for one in compositions if not KINDS[one.kind].served}
+        mixed = [one for one in compositions if not KINDS[one.kind].served]
+        by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
+        unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
         for name, adapter in files.items():
             for part in with_below([adapter]):
                 lasting = [i for i in self.errors(part) if not i.cure.startswith(CONVERT)]
                 if lasting:
                     servers = tuple(servers_refusing(part, self.wanted, self.config))
                     unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
-        return unserved
+        refused = next((unserved[one.name] for one in self.given if one.name in unserved), None)
+        return unserved if refused is None else unserved | dict.fromkeys(by_prompt, refused)
 
     def warnings(self, merged: Merged) -> list[Issue]:
         """What the servers of --serve do not read in a merge."""
@@ -408,16 +421,21 @@ class Serving:
         made: the verdict's composition, where that is a merge.
         """
         head, _, single = verdict.action.partition(":")
+        routed = (verdict.system or "") if verdict.composes and made is None else ""
+        by_prompt = routed.startswith(BY_PROMPT)
+        head = SWITCH if by_prompt else head  # a server runs both alike
         members = {"use-single": [single], "chain": [hop.adapter for hop in chain], "use-base": []}
         members[SWITCH] = [adapter.name for adapter in self.given]
         if verdict.composes and made is not None:
-            what, (readers, commands) = verdict.system or made.name, self.of_merge(made)
+            what, (readers, commands) = called(verdict.system or made.name), self.of_merge(made)
         elif head in members:
             files = {one.name: one for one in self.given if one.name in members[head]}
-            what, readers = single or BY_CLIENT.get(head, "the base"), self.readers(files)
+            what = single or BY_CLIENT.get(head, "the base")
+            what = f"{called(routed)}, as {what}" if by_prompt else what
+            readers = self.readers(files)
             commands = self.commands(self.named, files)
         elif verdict.composes:
-            what, readers, commands = f"{verdict.system}, which weighs adapters by the text", [], ()
+            what, readers, commands = f"{called(routed)}, which mixes adapters by the text", [], ()
         else:
             return verdict, ()
         who = listing(readers) if readers else "No server"

@@ -26,6 +26,7 @@ from loraprobe.records import (
     Missing,
     Reason,
     Verdict,
+    called,
 )
 from loraprobe.verdict.evidence import (
     SWITCH,
@@ -212,7 +213,7 @@ def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") 
     return reason_of(
         "mostly-" + cause.replace("_", "-"),
         counts[cause] / items,
-        wrong=f"Of {wrong} of {system} {counts[cause]}",
+        wrong=f"Of {wrong} of {called(system)} {counts[cause]}",
         advice=advice,
     )
 

@@ -48,6 +48,7 @@ from loraprobe.records import (
     Standing,
     SystemKind,
     averaged,
+    called,
     pooled,
 )
 
@@ -276,8 +277,8 @@ class ScoredSystem:
     def __str__(self) -> str:
         if self.kind == "chain":
             return "A chain, asked hop after hop"
-        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind, self.system)
-        return f"{who}, {self.form}"
+        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind)
+        return f"{who or called(self.system)}, {self.form}"
 
     @property
     def form(self) -> str:
@@ -306,7 +307,7 @@ class ScoredSystem:
 @dataclass(frozen=True)
 class Unserved:
     """Why servers that the user named cannot run a system: their names, what stands in the way, and
-    the cure; both are empty for a router, which no server runs."""
+    the cure; both are empty for a router that mixes adapters, which no server runs."""
 
     servers: tuple[str, ...]
     why: str = ""

@@ -7,11 +7,12 @@ two updates; none is fitted.
 from __future__ import annotations
 
 import math
+import string
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from loraprobe import defaults
 from loraprobe.defaults import (
@@ -45,6 +46,7 @@ from loraprobe.records import (
     Reason,
     Score,
     Verdict,
+    called,
 )
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict.evidence import (
@@ -128,6 +130,17 @@ def effect_rank(code: str) -> int:
     return _PLACES.get(code, len(_PLACES))
 
 
+class _Sentences(string.Formatter):
+    """Fills in sentences; a field `system` is given as people call it."""
+
+    def get_field(self, name: str, args: Any, kwargs: Any) -> Any:
+        value, first = super().get_field(name, args, kwargs)
+        return (called(value) if name.endswith("system") else value), first
+
+
+_SENTENCES = _Sentences()
+
+
 def reason_of(
     code: str,
     value: float | None = None,
@@ -143,7 +156,7 @@ def reason_of(
     carries the decision. source: where its code has none.
     """
     known = CODES[code]
-    message = known.text.format(value=value, threshold=threshold, **words)
+    message = _SENTENCES.format(known.text, value=value, threshold=threshold, **words)
     severity = "decisive" if decisive else known.severity
     return Reason(code, message, value, threshold, source or known.source, severity)
 
@@ -193,7 +206,7 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         value,
         gain.threshold,
         decisive=outcome == decision,
-        gain=f"{best.system}, {FORM[best.part]}, against {best_baseline(best)}: {gain} on "
+        gain=f"{called(best.system)}, {FORM[best.part]}, against {best_baseline(best)}: {gain} on "
         f"{count(gain.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
         would_decide=gain.would_decide(),
@@ -230,7 +243,7 @@ def about_other_form(other: Candidate) -> Reason:
         "plain-form" if other.part == QUESTION else "step-by-step-form",
         other.gain.value,
         other.gain.threshold,
-        best=f"{other.system}: {other.gain} against {best_baseline(other)}, {tail}",
+        best=f"{called(other.system)}: {other.gain} against {best_baseline(other)}, {tail}",
     )
 
 
@@ -309,7 +322,7 @@ def on_guard(row: GuardScore) -> str:
     nats, digits = (" nats a token", 3) if row.metric == LOSS else ("", 2)
     gap = gained(row.difference, row.ci95, digits)
     told = (
-        f"{row.system} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
+        f"{called(row.system)} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
         f"{row.base:z.{digits}f} for the base, {gap} on {count(row.n, 'item')}, where "
         f"{row.margin:g} may be lost"
     )
@@ -337,7 +350,7 @@ def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False
         chain.gain.threshold,
         decisive=decisive,
         chain=chain,
-        beside="" if best is None else f"; {best.system} {signed(best.gain.value)}",
+        beside="" if best is None else f"; {called(best.system)} {signed(best.gain.value)}",
     )
 
 

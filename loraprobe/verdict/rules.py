@@ -57,6 +57,7 @@ from loraprobe.records import (
     Reason,
     Standing,
     Verdict,
+    called,
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers, not_served
@@ -380,7 +381,8 @@ def _of_first_round(verdict: Verdict, evidence: Evidence) -> Verdict:
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.measured.scores if row.system in systems)
     asked = count(items, "item") + (" of each task" if evidence.several else "")
-    why = [reason_of("first-round", float(items), systems=listing(systems), items=asked)]
+    names = listing(map(called, systems))
+    why = [reason_of("first-round", float(items), systems=names, items=asked)]
     if verdict.decision == "inconclusive":
         why.append(_next_evidence("base"))
     return replace(verdict, evidence="pilot", reasons=(*verdict.reasons, *why))

@@ -1,7 +1,9 @@
 """A terminal: what each command prints, how long it is, how it ends, and who cannot drive it."""
 
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -16,6 +18,7 @@ from loraprobe.cli import app
 from loraprobe.cli.running import exit_code
 from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
 from loraprobe.records import (
+    BY_PROMPT,
     QUESTION,
     Attribution,
     Command,
@@ -24,9 +27,12 @@ from loraprobe.records import (
     Measurement,
     Score,
     Verdict,
+    called,
 )
 from loraprobe.report.answer import answer
-from loraprobe.report.sections import demo_text, one_line, scores
+from loraprobe.report.parts import Figure
+from loraprobe.report.sections import demo_text, one_line, scores, sections
+from loraprobe.secrets import map_texts
 
 UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
 WIDTHS = (60, 80, 160)
@@ -62,8 +68,24 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     assert wanted[0].startswith(audit.verdict.decision.upper())
     if width >= 80:
         assert len(lines) <= 45 and len(wanted) <= 15
-    shown = {line.split()[0] for line in lines if line and not line.startswith(" ")}
-    assert name == "incompatible" or set(KINDS) <= shown  # the names that JSON has
+    rows = [line for line in lines if line and not line.startswith(" ")]
+    shown = {system for system in KINDS for row in rows if row.startswith(called(system))}
+    assert name == "incompatible" or shown == set(KINDS)
+
+
+SPECIFIED = {"arrow": BY_PROMPT, "uniform": f"{BY_PROMPT}(a, b)"}
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_only_commands_and_documents_have_the_specification_of_a_system(name):
+    found = map_texts(SCENARIOS[name], lambda text: SPECIFIED.get(text, text))
+    audit = audit_of(found)
+    told, *rest = (part for section in sections(audit) for _, part in section.parts)
+    rest = [replace(part, draw=print) if isinstance(part, Figure) else part for part in rest]
+    lines = [content for _, content in told.lines if isinstance(content, str)]
+    shown = str([told.headline, lines, rest])
+    assert not re.search("hard:|shrunk:|random-partner", shown)
+    assert BY_PROMPT in str(audit.to_dict()) and "by prompt" in shown
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -87,7 +109,7 @@ def adapters(tmp_path_factory):
     return [str(path) for path in sorted(folder.iterdir(), reverse=True)]
 
 
-def called(*arguments: str, width: int) -> list[str]:
+def printed(*arguments: str, width: int) -> list[str]:
     with mock.patch.object(sys, "argv", ["loraprobe", *arguments]):
         result = CliRunner().invoke(app, list(arguments), env={"COLUMNS": str(width)})
     assert result.exit_code == 0, result.output
@@ -100,7 +122,7 @@ def test_inspect_of_two_is_at_most_30_lines_and_ends_with_commands_that_run(
 ):
     monkeypatch.chdir(Path(adapters[0]).parents[1])
     given = [f"{Path(one).parent.name}/{Path(one).name}" for one in adapters[:2]]
-    lines = called("inspect", *given, width=width)
+    lines = printed("inspect", *given, width=width)
     assert len(lines) <= 30 or width < 80
     assert any(line.startswith("FIT TOGETHER") for line in lines)
     end = " ".join(line.strip().removesuffix("\\").strip() for line in lines[-12:])
@@ -110,7 +132,7 @@ def test_inspect_of_two_is_at_most_30_lines_and_ends_with_commands_that_run(
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_inspect_of_five_keeps_all_figures_in_one_piece(adapters, width):
-    lines = called("inspect", *adapters, width=width)
+    lines = printed("inspect", *adapters, width=width)
     assert len(lines) <= 60
     pairs = [line for line in lines if " × " in line and "chance)" in line]
     assert len(pairs) == 10 and all(len(line.split()) >= 7 for line in pairs)
@@ -120,7 +142,7 @@ def test_merge_and_route_warn_of_what_inspect_warns_of(adapters, tmp_path):
     refs = [one for one in adapters if one.endswith(("law", "news"))]
     saved = [(c, *refs, "-o", str(tmp_path / c)) for c in ("merge", "route")]
     for call in (("inspect", *refs), *saved):
-        text = " ".join(" ".join(called(*call, width=80)).split())
+        text = " ".join(" ".join(printed(*call, width=80)).split())
         assert " warning" in text and "--balance norm" in text and "times larger" in text
 
 

@@ -12,7 +12,7 @@ from pathologies.specimens import SPECIMENS, sound
 from loraprobe.adapters import read_adapter
 from loraprobe.evaluation import System
 from loraprobe.merging import merge
-from loraprobe.records import ChainHop, Verdict
+from loraprobe.records import BY_PROMPT, ChainHop, Verdict
 from loraprobe.servers.serving import Serving, as_written
 
 WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
@@ -30,7 +30,7 @@ def composed(rank: int, most: int | str):
     """A pair, and systems of it whose merge has at most this rank."""
     adapters = pair(rank)
     merged = merge(adapters, "sum", rank=most)
-    kinds = {"arrow": "router", "chain": "chain"}
+    kinds = {"arrow": "router", BY_PROMPT: "router", "chain": "chain"}
     named = [System(name, kind) for name, kind in kinds.items()]
     return adapters, [System("sum", "merge", merged=merged), *named]
 
@@ -40,7 +40,7 @@ TABLE = [
     *((server, rank, "auto", {"arrow"}) for server in SERVERS for rank in (8, 9, 256)),
     ("vllm", 257, "auto", {"arrow", "sum"}),
     ("vllm", 257, 512, {"arrow"}),
-    ("vllm", 513, 64, {"arrow", "a", "b"}),
+    ("vllm", 513, 64, {"arrow", BY_PROMPT, "a", "b"}),
     *((server, 257, "auto", {"arrow"}) for server in SERVERS[1:]),
     ("llama.cpp,vllm", 257, "auto", {"arrow", "sum"}),
     ("peft", 8, "auto", {"arrow"}),
@@ -49,7 +49,7 @@ TABLE = [
 
 
 @pytest.mark.parametrize("case", TABLE, ids=lambda case: " ".join(map(str, case[:3])))
-def test_a_server_runs_merges_within_its_ranks_and_no_router(case):
+def test_a_server_runs_merges_within_its_ranks_and_no_router_that_mixes(case):
     server, rank, most, out = case
     adapters, systems = composed(rank, most)
     found = Serving((server,) if server else (), adapters).unserved(systems)
@@ -101,6 +101,9 @@ ADVISED = {
     "peft is no server": ("merge", ("peft",), None, [], 4),
     "the base": ("use-base", ("vllm",), None, ["vllm serve owner/base"], 4),
     "a router": ("route", (), "out/m", [], 0),
+    "by prompt, whose requests name an adapter": (
+        "route", ("vllm",), None, [f"{VLLM} --lora-modules a=a b=b"], 4
+    ),
     "nothing": ("gather-evidence", ("vllm",), None, [], None),
 }  # fmt: skip
 
@@ -110,6 +113,7 @@ def test_what_is_advised_is_served_by_these_commands(name):
     action, serve, target, lines, servers = ADVISED[name]
     adapters = pair(4)
     system = "arrow" if action == "route" else "sum"
+    system = BY_PROMPT if "by prompt" in name else system
     composes = action in ("merge", "step-by-step", "route")
     made = merge(adapters, "sum") if composes and action != "route" else None
     verdict = Verdict("unlikely", "evaluation", (), system, action, composes)

@@ -12,12 +12,17 @@ works on a module's factors works on an expert's. As in the file's keys, the pat
 that owns the parameter, and `.base_layer` follows where a second parameter of this module is meant:
 `mlp.experts.base_layer[3]`. The names of the parameters stand in the config alone. peft wraps a
 module once for each parameter in the order of registration, so the last one is the outermost.
+
+peft 0.17.0 to 0.18.1 exchanged inputs and outputs of modules without `is_transposed`, and 0.19.0
+those of modules with it. The files do not tell the order, and peft reads all of them in today's.
+The shapes of the base tell it, unless the matrices are square (`with_known_order`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,6 +36,9 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
 NESTED = ".base_layer"
+ORDER = "expert-layout"  # the code of findings about the order of inputs and outputs
+CHANGED, TODAY = (0, 19, 0), (0, 19, 1)  # versions of peft: of another order, and of today's
+ORDERED_BY = ".".join(map(str, TODAY))  # what a written config says
 
 
 def owner_of(stack: str) -> tuple[str, int]:
@@ -117,22 +125,101 @@ def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParamete
 
     Raises CompatibilityError for a parameter that the model lacks or has in another shape.
     """
-    modules = dict(model.named_modules(remove_duplicate=False))
     found = []
+    for stack, own, target in _targeted(model, adapter):
+        if target is None or target.shape != own:
+            lacks = "does not have" if target is None else f"has as {list(target.shape)}"
+            owner = owner_of(stack)[0]
+            cure = CODES["module-not-in-base"].cure
+            raise CompatibilityError(
+                f"Adapter {adapter.name} changes {listing(parameter_names(adapter.config, owner))} "
+                f"of {owner} as {list(own)} (experts, outputs, inputs), which the model {lacks}. "
+                f"{cure}",
+                cure,
+            )
+        found.append(target)
+    return found
+
+
+def _targeted(
+    model: nn.Module, adapter: Adapter
+) -> Iterator[tuple[str, tuple[int, ...], TargetParameter | None]]:
+    """Each stack, its shape (E, out, in), and its parameter in a model, None if there is none."""
+    modules = dict(model.named_modules(remove_duplicate=False))
     for stack, paths in adapter.stacks.items():
         owner, depth = owner_of(stack)
         names = parameter_names(adapter.config, owner)
         module = modules.get(owner, nn.Module())
         held = [n for n, _ in module.named_parameters(recurse=False) if n in names][::-1]
         target = TargetParameter(stack, module, held[depth]) if depth < len(held) else None
-        own = (len(paths), *adapter.layout[paths[0]].shape)
-        if target is None or target.shape != own:
-            lacks = "does not have" if target is None else f"has as {list(target.shape)}"
-            cure = CODES["module-not-in-base"].cure
-            raise CompatibilityError(
-                f"Adapter {adapter.name} changes {listing(names)} of {owner} as {list(own)} "
-                f"(experts, outputs, inputs), which the model {lacks}. {cure}",
-                cure,
-            )
-        found.append(target)
-    return found
+        yield stack, (len(paths), *adapter.layout[paths[0]].shape), target
+
+
+# The order of inputs and outputs in the file.
+
+
+def order_issue(adapter: Adapter) -> Issue | None:
+    """The error about experts whose order the version of peft does not show to be today's."""
+    version = _version_of(adapter)
+    stack = next((stack for stack, paths in adapter.stacks.items() if len(paths) > 1), None)
+    if stack is None or (version is not None and version >= TODAY):
+        return None
+    by = "does not say by which peft it was saved"
+    if version is not None:
+        by = f"was saved by peft {'.'.join(map(str, version))}"
+    message = (
+        f"{adapter.name} changes stacked experts and {by}; before 0.19.1 peft stored inputs and "
+        "outputs of most models' experts in the other order."
+    )
+    return finding(ORDER, (adapter.name,), message, stack)
+
+
+def with_known_order(model: nn.Module | None, adapter: Adapter) -> Adapter:
+    """The adapter without a finding about its order where a model shows that to be today's.
+
+    Where the model shows the other order, the adapter has an error.
+    """
+    is_todays = None if model is None else in_todays_order(model, adapter)
+    if is_todays is None:
+        return adapter
+    issues = [issue for issue in adapter.issues if issue.code != ORDER]
+    if not is_todays:
+        stack = next(iter(adapter.stacks))
+        message = (
+            f"{adapter.name} has the inputs and outputs of {stack} in the order of peft before "
+            "0.19.1, as the shapes of the base show; what reads them today would transpose them."
+        )
+        cure = "Train it again with peft 0.19.1 or newer, or merge it with the peft that saved it."
+        issues.append(finding(ORDER, (adapter.name,), message, stack, cure=cure))
+    return replace(adapter, issues=tuple(issues))
+
+
+def in_todays_order(model: nn.Module, adapter: Adapter) -> bool | None:
+    """Whether all stacks fit a model in today's order; False if all fit in the other one.
+
+    None where neither holds, or where all are square and the version does not decide either.
+    """
+    version, shown = _version_of(adapter), set[bool]()
+    for _, own, target in _targeted(model, adapter):
+        if target is None or sorted(target.shape) != sorted(own) or target.shape[0] != own[0]:
+            return None
+        if target.parameter.dim() == 3 and own[1] != own[2]:
+            shown.add(target.shape == own)
+        elif target.shape != own:
+            return None
+        elif target.transposed and version is not None and version < CHANGED:
+            shown.add(True)
+    return shown.pop() if len(shown) == 1 else None
+
+
+def _version_of(adapter: Adapter) -> tuple[int, ...] | None:
+    """The version of peft that saved an adapter; that of a development version is the one before.
+
+    None if the config does not say it.
+    """
+    version = str(adapter.config.get("peft_version"))
+    found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(\.?(dev|rc|a|b)\d)?", version)
+    if found is None:
+        return None
+    major, minor, patch = (int(part) for part in found.groups()[:3])
+    return (major, minor, patch - 1) if found[4] else (major, minor, patch)

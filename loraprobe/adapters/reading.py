@@ -32,7 +32,13 @@ from loraprobe.adapters.config import (
     read_config,
     untargeted_paths,
 )
-from loraprobe.adapters.experts import NESTED, factors_of_expert, owner_of, parameter_names
+from loraprobe.adapters.experts import (
+    NESTED,
+    factors_of_expert,
+    order_issue,
+    owner_of,
+    parameter_names,
+)
 from loraprobe.adapters.names import VOCABULARY, layer_pattern
 from loraprobe.adapters.types import (
     Adapter,
@@ -152,6 +158,8 @@ def read_adapter(
     elif file.path.name == PICKLE:
         add("pickled", f"The weights of {name} are a pickle ({PICKLE}), which may hold code.")
     issues += config_issues(adapter)
+    if unordered := order_issue(adapter):
+        issues.append(unordered)
     if lost := _lacked_by_layers(infos):
         add(
             "layers-uneven",

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from loraprobe.adapters.config import CONFIG, untargeted_paths
-from loraprobe.adapters.experts import owner_of, parameter_names, stacked_factors
+from loraprobe.adapters.experts import ORDERED_BY, owner_of, parameter_names, stacked_factors
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.names import public_name, public_value
 from loraprobe.adapters.reading import (
@@ -169,6 +169,7 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
         "init_lora_weights": True,
         "target_modules": list(targets or adapter.unstacked),
         **({"target_parameters": list(parameters)} if parameters else {}),
+        **({"peft_version": ORDERED_BY} if adapter.stacks else {}),
         **({"trainable_token_indices": tokens} if tokens else {}),
         "rank_pattern": {_exact(path): i.rank for path, i in infos.items() if i.rank != r},
         "alpha_pattern": {

@@ -13,6 +13,7 @@ from itertools import combinations
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
+from loraprobe.adapters.experts import with_known_order
 from loraprobe.adapters.fused import one_layout
 from loraprobe.adapters.names import root
 from loraprobe.adapters.stack import changed_together
@@ -44,6 +45,7 @@ def align(adapters: Sequence[Adapter], base: Base | None) -> tuple[list[Adapter]
         else:
             place, shapes = base.path, {path: base.shapes.get(path) for path in base.weights}
             renamed = named_like(base.module_paths, every, lambda: module_names(place))
+            renamed = [with_known_order(base.skeleton, a) if a.stacks else a for a in renamed]
             made, issues = one_layout(renamed, shapes, base.config)
         refused.extend(issues)
         return made

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import conflict, target_parameters
+from loraprobe.adapters.experts import conflict, in_todays_order, target_parameters
 from loraprobe.adapters.names import VOCABULARY, number_in
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
@@ -231,6 +231,8 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     A file may hold the weights of each expert apart, so the model is built, without weights.
     """
     if not adapter.stacks or base.skeleton is None:
+        return
+    if in_todays_order(base.skeleton, adapter) is False:  # of which the adapter has an error
         return
     try:
         target_parameters(base.skeleton, adapter)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
-from loraprobe.adapters.experts import TargetParameter, target_parameters
+from loraprobe.adapters.experts import TargetParameter, target_parameters, with_known_order
 from loraprobe.adapters.fused import may_be_fused, one_layout
 from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
@@ -197,7 +197,8 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
     declared = config.to_dict() if config is not None else None
 
     def change(every: list[Adapter]) -> list[Adapter]:
-        return one_layout(named_like(paths, every, names), shapes, declared)[0]
+        named = [with_known_order(model, one) for one in named_like(paths, every, names)]
+        return one_layout(named, shapes, declared)[0]
 
     return changed_together(adapters, change)
 

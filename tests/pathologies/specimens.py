@@ -291,6 +291,16 @@ def kohya_without_config(place: Path) -> None:
 
 
 @specimen
+def experts_of_older_peft(place: Path) -> None:
+    """Square experts, of which no shape tells whether inputs and outputs are exchanged."""
+    sound(place)
+    experts = factors(["model.layers.0.mlp.experts"], rank=2 * RANK, seed=3)
+    write(
+        place, factors(paths()) | experts, target_parameters=["gate_up_proj"], peft_version="0.18.1"
+    )
+
+
+@specimen
 def shape_of_2_to_60(place: Path) -> None:
     """The header declares more bytes than any file can hold."""
     sound(place)

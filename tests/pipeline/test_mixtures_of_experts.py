@@ -4,6 +4,7 @@ import json
 import shutil
 import warnings
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,11 @@ from words import word_tokenizer
 
 import loraprobe
 from loraprobe.adapters import read_adapter
+from loraprobe.adapters.experts import stacked_factors
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.pipeline.verify import difference_of_tensors
 
 BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
@@ -59,6 +62,62 @@ def test_a_base_is_checked_by_its_parameters(world, tmp_path):
     tiny_model("Llama", vocab_size=SIZE).save_pretrained(tmp_path / "llama")
     found = errors(adapter, open_base(tmp_path / "llama"))
     assert "down_proj and gate_up_proj of" in found["module-not-in-base"]
+
+
+def in_the_other_order(place: Path, out: Path, version: str | None) -> Path:
+    """A copy of an adapter with the factors of each expert as peft 0.17.0 to 0.18.1 stored them."""
+    adapter, tensors = read_adapter(place), load_file(place / WEIGHTS)
+    shutil.copytree(place, out)
+    for stack, paths in adapter.stacks.items():
+        turned = [LowRank(u.B.mT, u.A.mT, u.scaling) for u in map(adapter.modules.get, paths)]
+        for factor, tensor in zip("AB", stacked_factors(turned), strict=True):
+            tensors[f"base_model.model.{stack}.lora_{factor}.weight"] = tensor.contiguous()
+    save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+    edit(out / "adapter_config.json", peft_version=version)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("version", "base", "turned", "found"),
+    [
+        ("0.18.1", None, True, "error"),
+        ("0.19.0", None, False, "error"),
+        ("0.19.1.dev0", None, False, "error"),
+        (None, None, False, "error"),
+        ("0.19.1", None, False, None),
+        ("0.21.0", None, True, None),  # nothing shows it
+        ("0.18.1", "wide", True, "error"),
+        ("0.21.0", "wide", True, "error"),  # transformers may have had its own order
+        ("0.18.1", "wide", False, None),
+        (None, "wide", False, None),
+        ("0.18.1", "square", True, "error"),
+        (None, "square", True, "error"),
+        ("0.21.0", "square", False, None),
+    ],
+)
+def test_the_order_of_inputs_and_outputs(tmp_path, version, base, turned, found):
+    model = partial(mixtral, intermediate_size=8 if base == "square" else 24)
+    up = {"target_modules": [], "target_parameters": ["experts.gate_up_proj"]}
+    place = peft_adapter(tmp_path / "new", model(), 1, r=2, **up)
+    edit(place / "adapter_config.json", peft_version=version, base_model_name_or_path="base")
+    if turned:
+        place = in_the_other_order(place, tmp_path / "old", version)
+    model().save_pretrained(tmp_path / "base")
+    opened = None if base is None else open_base(tmp_path / "base")
+    issues = check([read_adapter(place)], opened).issues
+    severities = {issue.severity for issue in issues if issue.code == "expert-layout"}
+    assert severities == ({found} if found else set())
+    assert "module-not-in-base" not in {issue.code for issue in issues}
+    merge = ["merge", place, place, "--method", "sum", "-o", tmp_path / "out"]
+    merge += [] if base is None else ["--base", tmp_path / "base"]
+    done = call(*merge)
+    assert done.exit_code == (2 if found else 0), done.output
+    if found:
+        assert "expert-layout" in done.stderr and not (tmp_path / "out").exists()
+        done = call(*merge, "--allow", "expert-layout")
+        assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert written["peft_version"] == "0.19.1"
 
 
 def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(world, tmp_path):

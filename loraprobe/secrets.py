@@ -20,12 +20,21 @@ _IN_QUERY = re.compile(
 HIDDEN = "***"
 
 
+def _secrets() -> list[str]:
+    """The keys of the environment, the longest first: whole, by line, and as a repr has them."""
+    found = set[str]()
+    for name in VARIABLES:
+        whole = os.environ.get(name, "").strip()
+        for secret in (whole, *whole.split()):
+            sent = repr(secret.encode("utf-8", "surrogateescape"))[2:-1]
+            found |= {secret, repr(secret)[1:-1], ascii(secret)[1:-1], sent}
+    return sorted((one for one in found if len(one) > 3), key=len, reverse=True)
+
+
 def scrub(text: str) -> str:
     """A text without access tokens, and addresses without user:password@ and keys in a query."""
-    for name in VARIABLES:
-        secret = os.environ.get(name, "").strip()
-        if len(secret) > 3:
-            text = text.replace(secret, HIDDEN)
+    for secret in _secrets():
+        text = text.replace(secret, HIDDEN)
     text = _IN_ADDRESS.sub(rf"\1{HIDDEN}@", _TOKEN.sub(HIDDEN, text))
     return _IN_QUERY.sub(rf"\1{HIDDEN}", text)
 

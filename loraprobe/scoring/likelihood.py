@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from loraprobe.errors import BaseError
 from loraprobe.scoring.forward import Prefix, can_share, shared_tokens
 
 Ids = tuple[int, ...]
@@ -95,13 +96,22 @@ class NextTokens:
 
 
 def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:
-    """The likelihood of the tokens gold [p] under logits [p, vocab], in chunks of CHUNK entries."""
+    """The likelihood of the tokens gold [p] under logits [p, vocab], in chunks of CHUNK entries.
+
+    Raises BaseError for logits that are no numbers.
+    """
     step = max(1, CHUNK // logits.shape[-1])
     parts = [
         _statistics(logits[i : i + step], gold[i : i + step])
         for i in range(0, logits.shape[0], step)
     ]
-    return Likelihood(*(tuple(torch.cat(column).tolist()) for column in zip(*parts, strict=True)))
+    found = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if not found[0].isfinite().all():
+        raise BaseError(
+            "The model gives a log-probability that is no number; take --dtype float32, or leave "
+            "out the adapter whose weights are so large."
+        )
+    return Likelihood(*(tuple(column.tolist()) for column in found))
 
 
 def _statistics(logits: Tensor, gold: Tensor) -> tuple[Tensor, ...]:

@@ -47,9 +47,9 @@ class Scorer(ABC):
 
         It ends at an end token, after max_new_tokens, or where the context is full. With
         until_newline it is the first line that is not blank; else it ends where `until` is true of
-        its lines so far. It contains no special tokens. Repeated prompts are computed once. Raises
-        UsageError for a limit below 1, TaskError, which quotes the prompt, for a prompt that the
-        context cannot hold.
+        its lines so far, as of all that go on from there. It contains no special tokens. Repeated
+        prompts are computed once. Raises UsageError for a limit below 1, TaskError, which quotes
+        the prompt, for a prompt that the context cannot hold.
         """
 
     @abstractmethod

@@ -6,6 +6,7 @@ or misreads an adapter; `compare_served` tells `verify --served` what a server s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER, SERVED_TELLS
-from loraprobe.errors import ServerError
+from loraprobe.errors import BaseError, ServerError
 from loraprobe.evaluation.questions import questions
 from loraprobe.records import Served
 from loraprobe.routing.constant import single
@@ -95,12 +96,12 @@ class Acceptance:
         told = f"the log-probability {what} differs by {apart:.2f} on average"
         if composition is None:
             self.rounding[what] = apart
-            if apart > ANOTHER_BASE:
+            if not apart <= ANOTHER_BASE:
                 raise ServerError(
                     f"{where} runs another base than {self.base}: {told}; serve that base, or give "
                     "the served one by --base."
                 )
-        elif apart > max(between / SERVED_CLOSER, 2 * self.rounding[what] + 0.005):
+        elif not apart <= max(between / SERVED_CLOSER, 2 * self.rounding[what] + 0.005):
             raise ServerError(
                 f"{where} does not compute {composition.name}: {told} from that of transformers, "
                 f"where adapter and base are {between:.2f} apart; loraprobe inspect ADAPTER "
@@ -115,12 +116,19 @@ def _few(every: Sequence[Any]) -> list[Any]:
 
 
 def first_tokens(scorer: ModelScorer, rows: Sequence[Sequence[int]]) -> list[float]:
-    """The largest log-probability of a next token after each row of token ids."""
+    """The largest log-probability of a next token after each row of token ids.
+
+    Raises BaseError where the model gives none.
+    """
     found = []
     with inference_mode(scorer.model), torch.no_grad():
         for ids in rows:
             logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device)).logits
             found.append(float(logits[0, -1].double().log_softmax(-1).max()))
+    if not all(map(math.isfinite, found)):
+        raise BaseError(
+            "The model gives a log-probability here that is no number; take --dtype float32."
+        )
     return found
 
 

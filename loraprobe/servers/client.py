@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import functools
 import os
+import re
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -23,7 +24,10 @@ IN_FLIGHT = 64  # requests that are open at once
 CONNECT = 10.0  # seconds until a connection stands
 PATIENCE = 600.0  # seconds for one request, with its repetitions and its whole answer
 BUSY = (429, 503)  # a server that answers so is asked again
-LONGEST = 1 << 26  # bytes of an answer that are read
+LONGEST = 1 << 20  # bytes of an answer that are read
+LONGEST_TOKEN = 1000  # characters of a token's text; bytes beside it that an answer may say of it
+LONGEST_NAME = 1000  # characters of a model's name
+VERSION = re.compile(r"[\w.+-]{1,60}", re.ASCII)  # no path, and no text that goes on
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
 # A server takes values that are not given from the base's generation_config.json.
 GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
@@ -39,22 +43,24 @@ class _Version(BaseModel):
 class ServedModel(BaseModel):
     """A model of a server.
 
-    parent: of an adapter, its base. max_model_len: how long a text is. owned_by: what the server
-    is, such as "vllm" or "sglang".
+    parent: of an adapter, its base. max_model_len: how long a text may be, in tokens. owned_by:
+    what the server is, such as "vllm" or "sglang".
     """
 
-    id: str
+    id: Annotated[str, Field(min_length=1, max_length=LONGEST_NAME)]
     parent: str | None = None
-    max_model_len: int | None = None
+    max_model_len: Annotated[int | None, Field(strict=True, ge=2)] = None
     owned_by: str = ""
 
 
 class _Models(BaseModel):
-    """a list of models"""
+    """a list of models, with names and lengths of at least 2 tokens,"""
 
     data: list[ServedModel]
 
 
+# What a server gives as a log-probability: no text, no infinity and nothing that is no number.
+LogProbability = Annotated[float, Field(strict=True, ge=LEAST_LOG, le=0)]
 _LOGPROBS = "choices", 0, "logprobs"
 _FIRST = AliasChoices(
     AliasPath(*_LOGPROBS, "content", 0, "logprob"), AliasPath(*_LOGPROBS, "token_logprobs", 0)
@@ -64,7 +70,7 @@ _FIRST = AliasChoices(
 class _FirstToken(BaseModel):
     """log-probabilities, finite numbers of at most 0,"""
 
-    logprob: Annotated[float, Field(validation_alias=_FIRST, strict=True, ge=LEAST_LOG, le=0)]
+    logprob: Annotated[LogProbability, Field(validation_alias=_FIRST)]
 
 
 class WrittenText(BaseModel):
@@ -86,11 +92,11 @@ class _AllLoaded(RootModel[list[_Loaded]]):
 
 
 class _TokenLog(BaseModel):
-    logprob: float
+    logprob: LogProbability
 
 
 class ScoredPrompt(BaseModel):
-    """log-probabilities of prompts
+    """log-probabilities of prompts, finite numbers of at most 0,
 
     by_id: of each position, by token id.
     """
@@ -108,12 +114,19 @@ class ScoredPrompt(BaseModel):
 
 
 Document = TypeVar("Document", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """The certificates that httpx trusts; to read them takes longer than many an answer."""
     return httpx.create_ssl_context()
+
+
+def _longest(body: Mapping[str, Any]) -> int:
+    """How many bytes of the answer to a request are read: more, where it is about many tokens."""
+    tokens = len(body.get("prompt", ())) + int(body.get("max_tokens", 0))
+    return LONGEST + LONGEST_TOKEN * tokens
 
 
 class Server:
@@ -132,13 +145,22 @@ class Server:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
         except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
             parsed = httpx.URL()
-        if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo:
+        known = parsed.scheme in ("http", "https") and parsed.host and not parsed.userinfo
+        if not known or parsed.port not in (None, *range(1, 1 << 16)):
             raise UsageError(
                 f"{flag} takes the address of a server, such as http://localhost:8000, not "
                 f"{scrub(url)!r}; a key comes from {KEY}."
             )
         address = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
         self.address = address.removesuffix("/v1")
+        self.headers = {"Accept-Encoding": "identity"}
+        if key := os.environ.get(KEY, "").strip():
+            if not (key.isascii() and key.isprintable()):
+                raise UsageError(
+                    f"{KEY} holds a character that no key has, such as a line break; set it to the "
+                    "key alone."
+                )
+            self.headers["Authorization"] = f"Bearer {key}"
 
     def models(self) -> list[ServedModel]:
         """The models that the server has, adapters among them."""
@@ -159,7 +181,8 @@ class Server:
         paths = {"vllm": "/version", "sglang": "/server_info", "llama.cpp": "/props"}
         for name, path in paths.items():
             with contextlib.suppress(ServerError):
-                return f"{name} {self.ask(path, [None], _Version)[0].version}"
+                version = VERSION.match(self.ask(path, [None], _Version)[0].version)
+                return f"{name} {version[0] if version else ''}".strip()
         return "a server"
 
     def weighed(self) -> dict[str, int] | None:
@@ -175,12 +198,12 @@ class Server:
     def load(self, name: str, directory: Path) -> None:
         """Loads a LoRA directory, which the server has to see, under a name."""
         body = {"lora_name": name, "lora_path": str(directory)}
-        self._contents(f"{self.loading}/load_lora_adapter", [body])
+        self._answers(f"{self.loading}/load_lora_adapter", [body], bytes)
 
     def unload(self, name: str) -> None:
         """Takes a loaded adapter out again; an error is of no interest."""
         with contextlib.suppress(ServerError):
-            self._contents(f"{self.loading}/unload_lora_adapter", [{"lora_name": name}])
+            self._answers(f"{self.loading}/unload_lora_adapter", [{"lora_name": name}], bytes)
 
     def first_tokens(
         self, model: Mapping[str, Any], prompts: Sequence[str | Sequence[int]]
@@ -201,7 +224,7 @@ class Server:
         A busy server is asked again, until its patience ends. Redirects are not followed.
         """
         try:
-            return [kind.model_validate_json(one) for one in self._contents(path, bodies)]
+            return self._answers(path, bodies, kind.model_validate_json)
         except ValidationError:
             what = (kind.__doc__ or "").splitlines()[0]
             raise self._error(
@@ -210,8 +233,14 @@ class Server:
                 "check the address, or take a server that does, such as vLLM or llama.cpp's",
             ) from None
 
-    def _contents(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
-        work = self._all(path, bodies)
+    def _answers(
+        self,
+        path: str,
+        bodies: Sequence[dict[str, Any] | None],
+        read: Callable[[bytes], Answer],
+    ) -> list[Answer]:
+        """What `read` makes of each answer as soon as it is there, so that no other bytes stay."""
+        work = self._all(path, bodies, read)
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -219,20 +248,23 @@ class Server:
         with ThreadPoolExecutor(1) as thread:  # a notebook's own loop runs already
             return thread.submit(asyncio.run, work).result()
 
-    async def _all(self, path: str, bodies: Sequence[dict[str, Any] | None]) -> list[bytes]:
+    async def _all(
+        self,
+        path: str,
+        bodies: Sequence[dict[str, Any] | None],
+        read: Callable[[bytes], Answer],
+    ) -> list[Answer]:
         if not bodies:
             return []
-        headers, room = {"Accept-Encoding": "identity"}, asyncio.Semaphore(IN_FLIGHT)
-        if key := os.environ.get(KEY, "").strip():
-            headers["Authorization"] = f"Bearer {key}"
+        room = asyncio.Semaphore(IN_FLIGHT)
         # A server that has much to do answers late, and then at once.
         waits = httpx.Timeout(self.patience, connect=CONNECT)
-        opened = httpx.AsyncClient(headers=headers, timeout=waits, verify=_certificates())
+        opened = httpx.AsyncClient(headers=self.headers, timeout=waits, verify=_certificates())
         async with opened as client:
 
-            async def one(body: dict[str, Any] | None) -> bytes:
+            async def one(body: dict[str, Any] | None) -> Answer:
                 async with room:
-                    return await self._patiently(client, path, body)
+                    return read(await self._patiently(client, path, body))
 
             return await asyncio.gather(*map(one, bodies))
 
@@ -240,17 +272,19 @@ class Server:
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
     ) -> bytes:
         """The answer to one request, which is sent again while the server is busy."""
-        method, wait = "POST" if body else "GET", 0.5
+        method, wait, most = "POST" if body else "GET", 0.5, _longest(body or {})
         try:
             async with asyncio.timeout(self.patience):
                 while True:
                     sent = client.stream(method, self.address + path, json=body)
                     async with sent as answer:
-                        content = b""
+                        content = bytearray()
                         async for part in answer.aiter_raw():
                             content += part
-                            if len(content) > LONGEST:
-                                break
+                            if len(content) > most:
+                                raise self._error(
+                                    f"answers {path} at length", f"more than {most:,} bytes"
+                                )
                     if answer.status_code not in BUSY:
                         break
                     told = answer.headers.get("retry-after", "")
@@ -268,7 +302,7 @@ class Server:
             why = f"status {answer.status_code}, {moved}"
             cure = "check the address and the name of the model"
             raise self._error(f"gives no answer to {path}", why, cure, answer.status_code)
-        return content
+        return bytes(content)
 
     def _error(
         self,

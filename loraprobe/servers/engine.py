@@ -30,8 +30,10 @@ from loraprobe.adapters import Adapter, with_below
 from loraprobe.base import Base
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
+from loraprobe.formatting import clean
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
+from loraprobe.secrets import public_text
 from loraprobe.servers import supervisor
 from loraprobe.servers.acceptance import Acceptance
 from loraprobe.servers.client import ServedModel, Server
@@ -40,6 +42,7 @@ from loraprobe.servers.serving import SERVERS
 from loraprobe.session import Session
 from loraprobe.tasks import Task
 
+LONGEST_SHOWN = 200  # characters of a model's name in a report
 ABSENT = (404, 405)  # what a server answers that knows no request to load, or finds no file
 
 
@@ -100,16 +103,17 @@ def open_served(
         server = Server(engine)
         served, version = _base_of(server, asked), server.version()
         name = Path(served.id)  # no path of this machine is published
-        session.engine = f"{version}, model {name.name if name.is_absolute() else served.id}"
-        called = "%s"  # how a request names an adapter
+        shown = clean(public_text(name.name if name.is_absolute() else served.id))
+        session.engine = f"{version}, model {shown[:LONGEST_SHOWN]}"
+        prefix = ""  # of an adapter's name in a request
         if served.owned_by == "sglang":
-            server.loading, called = "", f"{served.id}:%s"
+            server.loading, prefix = "", f"{served.id}:"
         placing: Placing
         if (weighed := server.weighed()) is not None:
             layouts = {one.name: one.layout for one in with_below([*asked.values()])}
             placing = Weighing(served.id, all_held(server, layouts, weighed), layouts)
         else:
-            placing = Loading(server, served.id, called, place, options.allow)
+            placing = Loading(server, served.id, prefix, place, options.allow)
         # A server counts the last token, after which nothing follows.
         contexts = [local.context, served.max_model_len and served.max_model_len - 1]
         scorer = ServedScorer(
@@ -129,7 +133,7 @@ def open_served(
                 with scorer.with_composition(largest):
                     pass
             except ServerError as error:
-                held = {model.id: called % model.id for model in server.models()}
+                held = {model.id: prefix + model.id for model in server.models()}
                 all_there = held.keys() >= asked.keys()
                 if error.status is None or not (all_there or error.status in ABSENT):
                     raise

@@ -7,7 +7,9 @@ weighed in each request.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import itertools
 import shutil
 import uuid
 from abc import ABC, abstractmethod
@@ -25,7 +27,7 @@ from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Likelihood, ModelScorer, Scorer
 from loraprobe.scoring.generation import Written, first_line
 from loraprobe.scoring.scorer import NEW_TOKENS
-from loraprobe.servers.client import GREEDY, ScoredPrompt, Server, WrittenText
+from loraprobe.servers.client import GREEDY, LONGEST_TOKEN, ScoredPrompt, Server, WrittenText
 
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 
@@ -149,10 +151,16 @@ class ServedScorer(Scorer):
     def _written(self, bodies: Mapping[str, dict[str, Any]]) -> dict[str, Written]:
         """The completion of each request."""
         answers = self.server.ask("/v1/completions", list(bodies.values()), WrittenText)
-        return {
-            prompt: Written(answer.text, answer.end == "length")
-            for prompt, answer in zip(bodies, answers, strict=True)
-        }
+        written = {}
+        for (prompt, body), answer in zip(bodies.items(), answers, strict=True):
+            if len(answer.text) > LONGEST_TOKEN * body["max_tokens"]:
+                raise ServerError(
+                    f"{self.server.address} wrote {len(answer.text):,} characters where "
+                    f"{body['max_tokens']} tokens were asked for; take a server that heeds "
+                    "max_tokens, such as vLLM."
+                )
+            written[prompt] = Written(answer.text, answer.end == "length")
+        return written
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """`Scorer.loglikelihood`: the log-probabilities of the tokens, and no other statistics.
@@ -191,13 +199,15 @@ def _first_line(written: Written) -> Written:
 
 
 def _until(written: Written, until: Callable[[str], bool] | None) -> Written:
-    """The lines up to the first of which `until` is true."""
-    lines = written.text.splitlines(keepends=True) if until is not None else []
-    for n in range(1, len(lines)):
-        text = "".join(lines[:n])
-        if text.strip() and until is not None and until(text):
-            return Written(text, False)
-    return written
+    """The lines up to the first of which `until` is true, as of all that go on from there."""
+    text, lines = written.text, written.text.splitlines(keepends=True)
+    ends = [*itertools.accumulate(map(len, lines[:-1]))]
+    if until is None:
+        return written
+    first = bisect.bisect_left(
+        ends, True, key=lambda end: bool(text[:end].strip()) and until(text[:end])
+    )
+    return Written(text[: ends[first]], False) if first < len(ends) else written
 
 
 class Placing(ABC):
@@ -257,12 +267,12 @@ def _weights(composition: Composition) -> tuple[float, ...] | None:
 class Loading(Placing):
     """Loads each composition with constant weights into a server as one LoRA file.
 
-    called: how a request names an adapter. place: the directory of the files.
+    prefix: stands before an adapter's name in a request. place: the directory of the files.
     """
 
     server: Server
     model: str
-    called: str
+    prefix: str
     place: Path
     allow: Collection[str]
     why = "no server weighs adapters by the text"
@@ -294,11 +304,11 @@ class Loading(Placing):
             refused = ServerError(f"{why}.".replace("..", "."))
             refused.status = error.status
             raise refused from None
-        return {"model": self.called % name}
+        return {"model": self.prefix + name}
 
     def drop(self, model: Mapping[str, Any]) -> None:
         """Unloads a composition."""
-        name = model["model"].rpartition(":")[2]
+        name = model["model"].removeprefix(self.prefix)
         self.server.unload(name)
         shutil.rmtree(self.place / name, ignore_errors=True)
 

@@ -1,0 +1,221 @@
+"""Servers that answer what no server should: figures that are none, texts without end, odd names.
+
+test_served_engine.py has the servers that answer rightly, test_verify_served.py what is verified.
+"""
+
+import json
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from loopback import ModelServer, listening, server
+from test_served_engine import choices, run, served_base  # noqa: F401
+from typer.testing import CliRunner
+
+from loraprobe.cli import app
+from loraprobe.errors import ServerError, UsageError
+from loraprobe.evaluation.questions import has_answer
+from loraprobe.scoring.generation import Written
+from loraprobe.secrets import scrub
+from loraprobe.servers import client
+from loraprobe.servers.client import KEY, ScoredPrompt, Server
+from loraprobe.servers.scorer import _until
+from loraprobe.tasks.metrics import METRICS
+
+FIGURES = ["NaN", "-Infinity", "Infinity", '"nan"', '"-0.5"', "0.5", "true", "null", "[]", "-1e300"]
+
+
+def replaced(made: ModelServer, figure: str) -> Any:
+    """Replies of a server whose last log-probability of each scored prompt is this JSON."""
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        status, document = made(path, body)
+        if "prompt_logprobs" not in body:
+            return status, document
+        text = json.dumps(document)
+        place = text.rindex('"logprob": ') + len('"logprob": ')
+        return status, (text[:place] + figure + text[text.index("}", place) :]).encode()
+
+    return reply
+
+
+@pytest.mark.parametrize("figure", ["NaN", '"-0.5"'])
+def test_a_figure_that_is_no_log_probability_ends_the_run(choices, figure):  # noqa: F811
+    with server(replaced(served_base(), figure)) as (url, _):
+        ended = CliRunner().invoke(app, [*choices, "--engine", url])
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and error["cure"]
+
+
+@pytest.mark.parametrize("figure", FIGURES)
+def test_log_probabilities_are_finite_numbers_of_at_most_0(figure):
+    first = f'{{"choices": [{{"logprobs": {{"token_logprobs": [{figure}]}}}}]}}'
+    scored = f'{{"choices": [{{"prompt_logprobs": [null, {{"7": {{"logprob": {figure}}}}}]}}]}}'
+    for document in (first, scored):
+        replies = server(lambda path, body, text=document: (200, text.encode()))
+        with replies as (url, _), pytest.raises(ServerError, match="log-probabilities"):
+            if document is first:
+                Server(url).first_tokens({"model": "m"}, ["x"])
+            else:
+                Server(url).ask("/v1/completions", [{"model": "m"}], ScoredPrompt)
+
+
+MODELS = {
+    "negative": {"id": "base", "max_model_len": -5},
+    "zero": {"id": "base", "max_model_len": 0},
+    "one": {"id": "base", "max_model_len": 1},
+    "text": {"id": "base", "max_model_len": "64"},
+    "long": {"id": "b" * 5_000_000},
+    "empty": {"id": ""},
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_of_no_use_is_the_servers_fault(model):
+    made = served_base()
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        return (200, {"data": [MODELS[model]]}) if path == "/v1/models" else made(path, body)
+
+    with server(reply) as (url, _):
+        ended = run(url)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server")
+    assert url in error["message"] and len(error["message"]) < 500
+
+
+def test_a_model_may_be_named_like_a_format():
+    """SGLang's names of adapters begin with that of the base."""
+    made = served_base(sglang=True)
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        status, document = made(path, body)
+        if path == "/v1/models":
+            document["data"][0]["id"] = "50%s-%d%base"
+        return status, document
+
+    with server(reply) as (url, _):
+        ended = run(url, "--method", "sum", "--router", "none")
+    assert ended.exit_code in (0, 1, 3), ended.stderr
+    assert not made.loaded
+
+
+VERSIONS = {
+    "0.9.1+cu128": "vllm 0.9.1+cu128",
+    "0.1 \x1b[2J/home/somebody/secret/wheel": "vllm 0.1",
+    "/home/somebody/vllm": "vllm",
+    "x" * 500_000: "vllm " + "x" * 60,
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS, ids=range(len(VERSIONS)))
+def test_a_version_is_short_and_has_no_path(version):
+    with server(lambda path, body: (200, {"version": version})) as (url, _):
+        assert Server(url).version() == VERSIONS[version]
+
+
+def endless(handler: Any) -> None:
+    """A body of 300 MB, as long as somebody reads it."""
+    handler.send_response(200)
+    handler.end_headers()
+    for _ in range(300):
+        handler.wfile.write(b"[" * 1_000_000)
+        sent.append(1)
+
+
+sent: list[int] = []
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/completions"])
+def test_an_answer_is_read_up_to_a_limit(path):
+    sent.clear()
+    with listening(endless) as url, pytest.raises(ServerError, match="bytes"):
+        if path == "/v1/models":
+            Server(url, "--served").models()
+        else:
+            Server(url, "--served").first_tokens({"model": "m"}, ["x"])
+    assert len(sent) < 50  # what the system's buffers hold, and no more
+
+
+def test_a_text_longer_than_was_asked_for_ends_the_run():
+    made = served_base()
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        status, document = made(path, body)
+        if body.get("max_tokens", 0) > 1:
+            document = {"choices": [{"text": "x\n" * 80_000, "finish_reason": "stop"}]}
+        return status, document
+
+    with server(reply) as (url, _):
+        ended = run(url)
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server") and "max_tokens" in error["message"]
+
+
+def first_of_all(written: Written, until: Any) -> Written:
+    """`_until` by asking of every line."""
+    lines = written.text.splitlines(keepends=True)
+    for n in range(1, len(lines)):
+        if (text := "".join(lines[:n])).strip() and until(text):
+            return Written(text, False)
+    return written
+
+
+UNTIL = {"steps": has_answer(("####", "boxed", "answer is")), "json": METRICS["json"].ended()}
+TEXTS = [
+    "", "\n\n", "a\n#### 7\nb\n#### 8\nc", "\n \n{\n}\n{}\n", '{"a":\n1}\n\n2', "```\n12\n34\n",
+    "```json\n[1,\n2]\n```\nx\n", "the answer is 4.\r\nno\r\n", "x\u2028#### 5\u2028y",
+    "\\boxed{\n1}\n2\n",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", UNTIL)
+def test_a_reply_ends_at_the_first_line_that_says_so(name):
+    for text in TEXTS:
+        written = Written(text, True)
+        assert _until(written, UNTIL[name]) == first_of_all(written, UNTIL[name]), text
+    assert _until(Written("a\nb", True), None) == Written("a\nb", True)
+
+
+@pytest.mark.parametrize("name", UNTIL)
+def test_the_end_of_a_long_reply_is_found_soon(name):
+    begun = time.process_time()
+    for line in ("x\n", "\n", "{\n", "```x\n", "#### \n"):
+        _until(Written(line * 80_000, True), UNTIL[name])
+    assert time.process_time() - begun < 10
+
+
+KEYS = {"letters": "sk-ünter-0001", "break": "sk-first-0001\nsk-second-0002", "nul": "sk-a\0b-001"}
+
+
+@pytest.mark.parametrize("kind", KEYS)
+def test_a_key_that_is_none_is_not_sent_and_never_told(monkeypatch, kind):
+    if kind == "nul":  # an environment holds none
+        monkeypatch.setattr(client, "os", SimpleNamespace(environ={KEY: KEYS[kind]}))
+    else:
+        monkeypatch.setenv(KEY, KEYS[kind])
+    with pytest.raises(UsageError) as told:
+        Server("http://127.0.0.1:9")
+    assert KEY in str(told.value)
+    assert not any(part in str(told.value) for part in ("sk-", "second", "0001"))
+
+
+@pytest.mark.parametrize("form", [str, repr, ascii, lambda key: repr(key.encode()), str.split])
+@pytest.mark.parametrize("kind", ["letters", "break"])
+def test_no_form_of_a_key_stays_in_a_text(monkeypatch, kind, form):
+    monkeypatch.setenv(KEY, KEYS[kind])
+    assert not any(part in scrub(f"{form(KEYS[kind])}") for part in ("sk-", "second", "0001"))
+
+
+@pytest.mark.parametrize("url", ["http://host:99999", "http://host:0", "host:70000", "http://h:-1"])
+def test_a_port_that_is_none_is_a_wrong_usage(url):
+    with pytest.raises(UsageError, match="--served"):
+        Server(url, "--served")
+
+
+def test_the_key_and_nothing_else_leaves_in_a_header(monkeypatch):
+    monkeypatch.setenv(KEY, "sk-good-0001\n")
+    with server(lambda path, body: (200, {"data": []})) as (url, seen):
+        assert Server(url).models() == []
+    assert seen == ["Bearer sk-good-0001"]

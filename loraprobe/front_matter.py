@@ -50,10 +50,18 @@ def read_mapping(text: str) -> Mapping[Any, Any]:
     if len(text) > LONGEST:
         return {}
     try:
-        fields = yaml.load(text.translate(NO_BREAKS), Loader=PlainLoader)
-    except Exception:  # PyYAML raises more than its own errors: a bad !!timestamp, deep nesting
+        fields = plain_data(text.translate(NO_BREAKS))
+    except ValueError:
         return {}
     return fields if isinstance(fields, dict) else {}
+
+
+def plain_data(text: str) -> Any:
+    """What a YAML text holds. Raises ValueError, also for an alias and for a key given twice."""
+    try:
+        return yaml.load(text, Loader=PlainLoader)
+    except Exception as error:  # more than PyYAML's own: a bad !!timestamp, deep nesting
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def front_and_body(card: str) -> tuple[str | None, str]:

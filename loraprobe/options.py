@@ -36,14 +36,16 @@ def option(
     least: float = -math.inf,
     most: float = math.inf,
     read: Callable[[str, str], Any] | None = None,
+    typed: bool = False,
 ) -> Any:
     """The field of an option in a class of options.
 
     metavar: stands for its value in the help; "" for an option without one. flags: where they are
     not the field's name. decides: by which kept answers are told apart, and which options the next
     command repeats. least, most: of a number, both included. read: (text, flag) -> value.
+    typed: it sends, runs, writes or overwrites, so no file of --config sets it.
     """
-    told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides}
+    told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides, "typed": typed}
     return field(default=default, metadata={**told, "least": least, "most": most, "read": read})
 
 
@@ -301,13 +303,14 @@ class MachineOptions:
         decides="answers",
     )
     trust_remote_code: bool = option(
-        False, "", "Run model code that the base's repository holds.", decides="answers"
+        False, "", "Run model code that the base's repository holds.", decides="answers", typed=True
     )
     run_unsafe_code: bool = option(
         False,
         "",
         "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
         decides="question",
+        typed=True,
     )
     batch_size: int | Literal["auto"] = option(
         "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
@@ -319,11 +322,13 @@ class MachineOptions:
         "What answers the questions: transformers; the URL of an OpenAI-compatible server that "
         "loads adapters while it runs (vLLM, SGLang) or has yours by name; or vllm, which starts "
         "one.",
+        typed=True,
     )
     executor: str | None = option(
         None,
         "WHERE",
         "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
+        typed=True,
     )
 
 

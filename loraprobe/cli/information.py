@@ -89,7 +89,7 @@ def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
 
 def cache(
     *,
-    clear: Annotated[bool, setting(" ", "Delete it all.", None, "--clear")] = False,
+    clear: Annotated[bool, setting(" ", "Delete it all.", None, "--clear", typed=True)] = False,
     older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
     json: bool = False,
 ) -> None:

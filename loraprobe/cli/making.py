@@ -237,6 +237,7 @@ def verify(
             "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
             "OPENAI_API_KEY).",
             "Server",
+            typed=True,
         ),
     ] = None,
     model: Annotated[

@@ -4,8 +4,8 @@ The signature of a command lists them. One with the name of a field in `loraprob
 written as that field says; any other says it in its own annotation. Every command also takes
 `--debug` and `--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds
 the references. What the command line gives, the file does not add to. Paths are those of the
-current directory. A file may come from a stranger, so it cannot let code run and cannot publish
-anything.
+current directory. A file may come from a stranger, so an option that sends, runs, writes or
+overwrites is taken from the command line alone; its declaration says `typed`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
 from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
-from loraprobe.formatting import nearest
+from loraprobe.formatting import listing, nearest
 from loraprobe.options import Options, as_fields
 
 if TYPE_CHECKING:
@@ -31,21 +32,32 @@ if TYPE_CHECKING:
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
-TYPED_ONLY = ("trust-remote-code", "run-unsafe-code", "push", "public")
+LONGEST_FILE = 200_000  # bytes of a file of --config
 Texts = list[str] | None  # the values of an option that may be repeated
 
 
-def argument(metavar: str, help: str, **more: Any) -> Any:
-    """An argument, which has no default to show."""
-    return typer.Argument(metavar=metavar, help=help, show_default=False, **more)
+def argument(metavar: str, help: str, typed: bool = False, **more: Any) -> Any:
+    """An argument, which has no default to show. typed: no file of --config gives it."""
+    made: Any = typer.Argument(metavar=metavar, help=help, show_default=False, **more)
+    made.typed = typed
+    return made
 
 
-def setting(metavar: str, help: str, panel: str | None = None, *flags: str, **more: Any) -> Any:
+def setting(
+    metavar: str,
+    help: str,
+    panel: str | None = None,
+    *flags: str,
+    typed: bool = False,
+    **more: Any,
+) -> Any:
     """An option, named after its parameter unless flags are given, as a flag without a value is.
 
-    panel: where the help shows it. metavar: " " for a flag.
+    panel: where the help shows it. metavar: " " for a flag. typed: no file of --config gives it.
     """
-    return typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **more)
+    made: Any = typer.Option(*flags, metavar=metavar, help=help, rich_help_panel=panel, **more)
+    made.typed = typed
+    return made
 
 
 def _members(*places: str) -> Callable[[str], list[str]]:
@@ -134,7 +146,7 @@ DebugOption = Annotated[
 
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
-    """Name of a field -> panel, flags, metavar and help of its option."""
+    """Name of a field -> panel, flags, metavar and help of its option, and whether it is typed."""
     groups = zip(PANELS, (*Options.__bases__, Output), strict=True)
     return {
         one.name: {"panel": panel, **one.metadata}
@@ -201,20 +213,40 @@ class Configured(Plain, TyperCommand):
         """The words of --config that the command line does not give. Raises UsageError."""
         file, words = given["config"], list[str]()
         known = {name: one for one in self.params for name in _names(one)}
-        for key, value in _read(file).items():
-            name = str(key).replace("_", "-")
+        known.pop("config")  # a file names no other
+        content, typed = _read(file), self.typed()
+        for name in content:
             if name not in known:
-                raise UsageError(
-                    f"{file}: {command} has no option {name!r}: {nearest(name, known)}"
-                )
-            if name in TYPED_ONLY:
-                raise UsageError(
-                    f"{file} cannot set {name}, which lets code run or publishes; give --{name} on "
-                    "the command line."
-                )
+                shown = f"{name[:60]!r}: {nearest(name[:60], known)}"
+                raise UsageError(f"{file}: {command} has no option {shown}")
+        if refused := [name for name in content if known[name].name in typed]:
+            raise UsageError(
+                f"{file} cannot set {listing(refused)}: what sends, runs, writes or overwrites is "
+                f"taken from the command line alone; give {_typed_as(known, refused)} there."
+            )
+        for name, value in content.items():
             if not given.get(known[name].name):
                 words += _words(known[name], value)
         return words
+
+    def typed(self) -> set[str]:
+        """The parameters that the command line alone gives, by their names."""
+        declared = get_type_hints(inspect.unwrap(vars(self)["callback"]), include_extras=True)
+        own = {
+            name
+            for name, hint in declared.items()
+            if any(getattr(one, "typed", False) for one in getattr(hint, "__metadata__", ()))
+        }
+        return own | {
+            one.name for one in self.params if settings().get(one.name, {}).get("typed", False)
+        }
+
+
+def _typed_as(known: Mapping[str, Any], names: Iterable[str]) -> str:
+    """How options and arguments are typed: --engine and FILE."""
+    return listing(
+        [known[n].metavar if known[n].param_type_name == "argument" else f"--{n}" for n in names]
+    )
 
 
 def _write_as_its_field(option: Any) -> None:
@@ -233,36 +265,54 @@ def _names(parameter: Any) -> list[str]:
     return [option.removeprefix("--") for option in parameter.opts if option.startswith("--")]
 
 
-def _read(file: str) -> Mapping[Any, Any]:
-    """The mapping in a YAML file."""
-    import yaml  # which most commands do without
+def _read(file: str) -> Mapping[str, Any]:
+    """The mapping in a YAML file, by the names of options. Raises UsageError."""
+    # what most commands do without
+    from loraprobe.front_matter import plain_data
+    from loraprobe.untrusted import error_line, unique_keys
 
-    from loraprobe.untrusted import CONFIG
-
+    place = Path(file)
     try:
-        size = Path(file).stat().st_size
-        if size > CONFIG:
+        if place.exists() and not place.is_file():
+            raise UsageError(f"--config: {file} is no file; name a file of YAML.")
+        size = place.stat().st_size
+        if size > LONGEST_FILE:
             raise UsageError(f"--config: {file} has {size:,} bytes; name a smaller file.")
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8-sig"))
+        content = plain_data(place.read_text(encoding="utf-8-sig"))
     except OSError as error:
         why = error.strerror
         raise UsageError(f"--config: {file} cannot be read ({why}); check the path.") from None
-    except (ValueError, RecursionError, yaml.YAMLError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise UsageError(f"--config: {file} is no YAML ({why}); correct it.") from None
+    except ValueError as error:
+        raise UsageError(
+            f"--config: {file} is no YAML ({error_line(error)}); correct it."
+        ) from None
     if not isinstance(content, Mapping):
         raise UsageError(f"--config: {file} must hold options by name, such as margin: 0.1.")
-    return content
+    named = [(str(key).replace("_", "-"), value) for key, value in content.items()]
+    try:
+        return unique_keys(named)
+    except ValueError as error:
+        raise UsageError(f"--config: {file}: {error}; name each option once.") from None
 
 
 def _words(parameter: Any, value: Any) -> list[str]:
-    """A value of a file as the words of a command line."""
-    option = parameter.opts[:1] if parameter.param_type_name == "option" else []
-    if value is None or isinstance(value, bool):
-        return option if value else []
+    """A value of a file as the words of a command line. Raises UsageError for words of its own."""
+    named = parameter.param_type_name == "option"
+    option = parameter.opts[:1] if named else []
+    flag = getattr(parameter, "is_flag", False)
+    if value is None:
+        return []
+    if flag is not isinstance(value, bool):
+        takes = "true or false" if flag else "a value"
+        raise UsageError(f"--config: {_names(parameter)[0]} takes {takes}, not {value!r:.60}.")
+    if flag:
+        return option if value else parameter.secondary_opts[:1]
     if isinstance(value, Mapping):
         value = as_fields(value)
     texts = list(map(str, value)) if isinstance(value, list) else [str(value)]
     if parameter.nargs != -1 and not getattr(parameter, "multiple", False):
         texts = [",".join(texts)]
+    for text in texts:
+        if not named and text.startswith("-"):  # which would be read as an option
+            raise UsageError(f"--config: {text[:60]!r} names nothing; give options by their names.")
     return [word for text in texts for word in (*option, text)]

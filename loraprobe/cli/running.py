@@ -153,30 +153,36 @@ def _spoken_now_and_then(line: ProgressLine) -> Iterator[None]:
 class Output:
     """How a command prints and where it writes; no decision depends on it."""
 
-    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o")
+    target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o", typed=True)
     full_model: Path | None = option(
         None,
         "DIR",
         "Write the base with the merge added to its weights to this directory, which any server "
         "runs; methods with dense results lose nothing there to a rank.",
+        typed=True,
     )
-    overwrite: bool = option(False, "", "Replace an existing output.")
+    overwrite: bool = option(False, "", "Replace an existing output.", typed=True)
     push: str | None = option(
         None,
         "OWNER/NAME",
         "Upload the directory to this repository of the Hub, private unless --public.",
+        typed=True,
     )
-    public: bool = option(False, "", "Let everybody read what --push uploads.")
+    public: bool = option(False, "", "Let everybody read what --push uploads.", typed=True)
     json: bool = option(False, "", "Print one JSON document on standard output.")
-    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.")
+    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.", typed=True)
     markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
     save_samples: Path | None = option(
         None,
         "FILE",
         "Write every question with what each system answered to this file (JSONL).",
+        typed=True,
     )
     log_to: Path | None = option(
-        None, "DIR", "Also write results and samples as lm-eval does, a folder a system."
+        None,
+        "DIR",
+        "Also write results and samples as lm-eval does, a folder a system.",
+        typed=True,
     )
     explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
     dry_run: bool = option(

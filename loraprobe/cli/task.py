@@ -53,7 +53,7 @@ Replace the three items by at least 30 of your own, 100 or more where you can.""
 
 
 def new(
-    file: Annotated[Path, argument("FILE", "The file to write (JSONL).")],
+    file: Annotated[Path, argument("FILE", "The file to write (JSONL).", typed=True)],
 ) -> None:
     """Write a task file of three examples to replace, and explain its keys."""
     try:

@@ -39,7 +39,7 @@ from loraprobe.tasks import (
     is_generated,
     normalize_answer,
 )
-from loraprobe.tasks.metrics import answer_end, asked_marks
+from loraprobe.tasks.metrics import LONGEST_REPLY, answer_end, asked_marks
 
 if TYPE_CHECKING:
     from loraprobe.composition import Composition
@@ -147,9 +147,10 @@ class Question:
     def judged(self, system: str, text: str, cut: bool = False) -> ItemResult:
         """The result of a generated text. cut: it ended at the limit of tokens.
 
-        A worked text counts up to the first answer in a form that the prompt asks for. Raises
-        TaskError if the item's pattern takes too long.
+        A worked text counts up to the first answer in a form that the prompt asks for, and no text
+        beyond LONGEST_REPLY. Raises TaskError if the item's pattern takes too long.
         """
+        text = text[:LONGEST_REPLY]
         if self.worked:
             text = text[: answer_end(text, asked_marks(self.prompt))]
         pattern = self.item.answer_pattern

@@ -22,11 +22,12 @@ from pydantic_core import SchemaValidator, core_schema
 from loraprobe.errors import UsageError
 from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, plain
 from loraprobe.secrets import scrub
-from loraprobe.untrusted import first_problem
+from loraprobe.untrusted import error_line, first_problem, unique_keys
 
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
 KEYS = {field.name for field in dataclasses.fields(Sample)}
+LARGEST_FILE = 200_000_000  # bytes of a saved document
 LONGEST = 1 << 24  # characters of the first line of an existing file
 
 
@@ -117,11 +118,15 @@ def read_audit(path: Path) -> Audit:
     if not path.is_file():
         raise UsageError(f"{path} is no file; {MADE_BY}.")
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LARGEST_FILE:
+            raise UsageError(f"{path} has more than {LARGEST_FILE:,} bytes; {MADE_BY}.")
+        text = path.read_text(encoding="utf-8")
+        document = json.loads(text, object_pairs_hook=unique_keys)
     except OSError as error:
         raise UsageError(f"{path} cannot be read ({error.strerror}); {MADE_BY}.") from None
-    except (ValueError, RecursionError):
-        raise UsageError(f"{path} is no JSON document; {MADE_BY}.") from None
+    except (ValueError, RecursionError) as error:
+        why = error_line(error)
+        raise UsageError(f"{path} is no JSON document ({why}); {MADE_BY}.") from None
     try:
         return audit_from(document)
     except ValueError as error:

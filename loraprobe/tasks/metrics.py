@@ -31,6 +31,7 @@ from loraprobe.patterns import PatternError, compiled
 from loraprobe.tasks.items import Item, Task, of_one_question
 
 PATTERN_SECONDS = 1.0
+LONGEST_REPLY = 200_000  # characters of a reply that are judged
 
 ARTICLES = frozenset(("a", "an", "the"))
 _PLAIN_NUMBER = regex.compile(
@@ -44,13 +45,10 @@ _MARKS = {
     "boxed": regex.compile(r"\\boxed\b"),
     "answer is": _ANSWER_IS,
 }
-_ANSWER_LINE = {  # the mark, an answer, and the end of its line
-    "####": regex.compile(r"####\s*+\S[^\n]*+\n"),
-    "boxed": regex.compile(r"\\boxed(\{(?:[^{}\n]++|(?1))*+\})[^\n]*+\n"),
-    "answer is": regex.compile(_ANSWER_IS.pattern + r"+\S[^\n]*+\n", regex.IGNORECASE),
-}
+_BRACE = regex.compile(r"\\boxed\{|[{}]")
 # What stands between the braces of \boxed{}, to be searched for behind the first brace.
 _BRACED = regex.compile(r"((?:[^{}]++|\{(?1)\})*+)\}")
+_INK = regex.compile(r"\S")
 _TEXT_COMMAND = regex.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 _WORD = regex.compile(r"\w+")
 _BETWEEN_LETTERS = regex.compile(r"(?<=\p{L})\p{P}+(?=\p{L})")
@@ -150,8 +148,34 @@ def answer_end(text: str, marks: Sequence[str]) -> int | None:
     A model that goes on after an answer in the form that was asked for writes about something
     else, so a worked text counts up to there.
     """
-    ends = [match.end() for name in marks if (match := _ANSWER_LINE[name].search(text))]
-    return min(ends, default=None)
+    ends = [
+        _boxed_end(text) if name == "boxed" else _marked_end(_MARKS[name], text) for name in marks
+    ]
+    return min((end for end in ends if end is not None), default=None)
+
+
+def _marked_end(mark: regex.Pattern[str], text: str) -> int | None:
+    """Where the line ends that holds the first mark and what follows it.
+
+    Where no line ends after the first mark, none does after a later one.
+    """
+    found = mark.search(text)
+    begun = _INK.search(text, found.end()) if found else None
+    end = text.find("\n", begun.start()) if begun else -1
+    return end + 1 if end >= 0 else None
+
+
+def _boxed_end(text: str) -> int | None:
+    """Where the first line ends that holds a whole \\boxed{}."""
+    end = 0
+    for line in text.split("\n")[:-1]:
+        end, opened = end + len(line) + 1, list[bool]()
+        for brace in _BRACE.finditer(line) if "\\boxed{" in line else ():
+            if brace[0] != "}":
+                opened.append(brace[0] != "{")
+            elif opened and opened.pop():
+                return end
+    return None
 
 
 def _first_line(text: str) -> str:

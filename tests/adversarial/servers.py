@@ -1,5 +1,6 @@
 """Servers that answer with other things than an answer, or not at all."""
 
+import os
 import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
@@ -11,6 +12,7 @@ from loopback import listening
 from adversarial import call, case, cases
 from adversarial.errors import tiny, told
 from loraprobe.servers import acceptance
+from loraprobe.servers.client import KEY
 
 
 def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -87,6 +89,39 @@ def _(place: Path) -> str:
     with listening(reply) as address, mock.patch.object(acceptance, "TIMEOUT", 1.0):
         found = _served(place, address)
     return found if len(sent) < 300 else "a minute, as long as it sends"
+
+
+@case("server-endless")
+def _(place: Path) -> str:
+    tiny(place)
+    sent = [0]
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        for number in range(300):
+            handler.wfile.write(b"[" * 1_000_000)
+            sent.append(number)
+
+    with listening(reply) as address:
+        found = _served(place, address)
+    return found if max(sent) < 30 else "reads more than 30 MB of one answer"
+
+
+@case("server-port")
+def _(place: Path) -> str:
+    tiny(place)
+    return _served(place, "http://127.0.0.1:99999")
+
+
+@cases("server-key", {"letters": "sk-\u00fcnter-0001", "break": "sk-first-0001\nsk-second-0002"})
+def _(place: Path, key: str) -> str:
+    tiny(place)
+    words = ["--base", place / "base", "--model", "m", "--served", "http://127.0.0.1:9"]
+    with mock.patch.dict(os.environ, {KEY: key}):
+        shown = call("verify", place / "a", *words).stderr
+        found = told("verify", place / "a", *words, names=KEY)
+    return "the key is printed" if "0001" in shown or "0002" in shown else found
 
 
 @case("server-bracket")

@@ -1,11 +1,16 @@
 """--config: options of every command from a YAML file; the command line wins."""
 
 import json
+import os
+import time
+from typing import Any
 
 import making
 import pytest
 from test_cli import one_sentence
 
+from loraprobe.cli import COMMANDS, command_of
+from loraprobe.cli.parameters import Configured, _names
 from loraprobe.pipeline.outcome import public_arguments
 from loraprobe.secrets import public_text
 
@@ -23,13 +28,13 @@ def yaml(place, text: str) -> str:
 def test_a_file_gives_what_the_command_line_does_not(place):
     file = yaml(
         place,
-        "adapters: [one, b=two]\noutput: out\nmethod: task_arithmetic\nweights: [0.5, 0.25]\n"
-        "seed: 3\njson: true\noverwrite: false\nspace: null\n",
+        "adapters: [one, b=two]\nmethod: task_arithmetic\nweights: [0.5, 0.25]\n"
+        "seed: 3\njson: true\nmarkdown: false\nspace: null\n",
     )
-    shown = making.call("merge", "--config", file)
+    shown = making.call("merge", "--config", file, "-o", "out")
     words = (
-        "merge one b=two --output out --method task_arithmetic --weights 0.5,0.25 --seed 3 --json "
-        "--config run.yaml"
+        "merge one b=two --method task_arithmetic --weights 0.5,0.25 --seed 3 --json "
+        "--config run.yaml -o out"
     )
     assert arguments(shown) == words.split()
     assert (place / "out" / "adapter_model.safetensors").is_file()
@@ -59,18 +64,115 @@ def test_lists_replace_and_do_not_add(place):
     assert arguments(shown)[3:6] == ["--json", "--allow", "base-mismatch"]
 
 
-@pytest.mark.parametrize(
-    ("command", "words", "options"),
-    [
-        ("merge-and-eval", ("one", "two"), ("trust-remote-code", "run_unsafe_code")),
-        ("merge", ("one", "two", "-o", "out"), ("push", "public")),
-    ],
+# What a stranger's file may set: neither does it send, run, write or overwrite anything. A new
+# option belongs here, or its declaration says `typed=True`.
+HARMLESS = set(
+    """adapters base task probe fields serve allow balance subtract method router system
+    router-prompts weights space rank limit all-items items keep budget max-new-tokens metric
+    margin guard guard-margin retention prior chat-template diagnostic per-module seed device dtype
+    quantize device-map batch-size threads resume json markdown explain dry-run quiet exit-zero
+    debug scenario ref like keep-energy portable directory sources model file files names
+    older""".split()
 )
-def test_no_file_lets_code_run_or_publishes(place, command, words, options):
-    for option in options:
-        value = "x/y" if option == "push" else "true"
-        shown = making.call(command, *words, "--config", yaml(place, f"{option}: {value}"))
-        assert "command line" in one_sentence(shown) and shown.exit_code == 2
+TYPED = set(
+    """output full-model overwrite push public html save-samples log-to trust-remote-code
+    run-unsafe-code engine executor served clear file""".split()
+)
+
+
+def parameters(name: str) -> tuple[Configured, dict[str, Any]]:
+    """A command and its parameters, by the names of a file."""
+    group, _, inside = name.partition(" ")
+    command = command_of(group)
+    command = command.commands[inside] if inside else command
+    return command, {n: one for one in command.params for n in _names(one) if n != "config"}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_says_whether_a_file_may_set_it(name):
+    command, known = parameters(name)
+    typed = {n for n, one in known.items() if one.name in command.typed()}
+    assert typed <= TYPED and known.keys() - typed <= HARMLESS
+    assert not typed & (HARMLESS - {"file"}) and ("file" in typed) == (name == "task new")
+
+
+def typed_options() -> list[tuple[str, str]]:
+    """(command, option) that the command line alone gives."""
+    return [
+        (name, n)
+        for name in COMMANDS
+        for command, known in [parameters(name)]
+        for n, one in known.items()
+        if one.name in command.typed()
+    ]
+
+
+@pytest.mark.parametrize(("name", "option"), typed_options())
+def test_no_file_sends_runs_writes_or_overwrites(place, name, option):
+    before = sorted(place.rglob("*"))
+    for value in ("true", "x/y", "http://127.0.0.1:9"):
+        file = yaml(place, f"{option.replace('-', '_')}: {value}\n")
+        shown = making.call(*name.split(), "--config", file)
+        assert "command line" in one_sentence(shown) and option in shown.stderr
+    assert sorted(place.rglob("*")) == sorted([*before, place / "run.yaml"])
+
+
+INJECTED = {
+    "an adapter": "adapters: [one, --engine=http://127.0.0.1:9]",
+    "a flag": "adapters: [one]\njson: --engine=http://127.0.0.1:9",
+    "a flag's list": "adapters: [one]\njson: [--trust-remote-code]",
+    "the end of options": "adapters: [one, --, two]",
+    "a value that is missing": "adapters: [one, two]\nmargin: true",
+    "another file": "config: other.yaml",
+}
+
+
+@pytest.mark.parametrize("kind", INJECTED)
+def test_no_value_of_a_file_becomes_an_option(place, kind):
+    (place / "other.yaml").write_text("engine: http://127.0.0.1:9\n")
+    shown = making.call("inspect", "--config", yaml(place, INJECTED[kind]))
+    assert "--config" in one_sentence(shown) or "config" in shown.stderr
+    assert shown.exit_code == 2 and "127.0.0.1:9" not in shown.stdout
+
+
+BOMBS = {
+    "aliases": "a: &a [x, x, x, x, x, x, x, x, x]\n"
+    + "".join(f"{n}: &{n} [{','.join(['*' + chr(ord(n) - 1)] * 9)}]\n" for n in "bcdefghi")
+    + "task: *i\n",
+    "an alias": "method: &a ties\nrouter: *a",
+    "a key twice": "seed: 1\nseed: 2",
+    "a key twice, written otherwise": "max-new-tokens: 1\nmax_new_tokens: 2",
+    "nested": "task: " + "[" * 90_000,
+    "long": "task: " + "x" * 300_000,
+    "a number": "seed: " + "9" * 100_000,
+    "sixties": "seed: " + "1:" * 90_000 + "1",
+    "no date": "seed: !!timestamp x",
+    "no truth": "seed: !!bool x",
+    "Python": "seed: !!python/object/apply:os.getcwd []",
+    "no text": "seed: \0",
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_a_file_of_a_stranger_ends_soon(place, kind):
+    begun = time.process_time()
+    shown = making.call("inspect", "one", "two", "--config", yaml(place, BOMBS[kind]))
+    assert one_sentence(shown) and shown.exit_code == 2
+    assert time.process_time() - begun < 10
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "directory"])
+def test_what_is_no_file_is_an_error_at_once(place, kind):
+    if kind == "pipe":
+        os.mkfifo(place / "pipe")
+    where = {"pipe": place / "pipe", "device": "/dev/zero", "directory": place}[kind]
+    assert "is no file" in one_sentence(making.call("inspect", "one", "--config", where))
+
+
+def test_a_file_turns_off_what_is_on(place):
+    file = yaml(place, "ref: one\nportable: false\n")
+    shown = making.call("convert", "--config", file, "-o", "out", "--json")
+    assert "--compact" in arguments(shown)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +181,7 @@ def test_no_file_lets_code_run_or_publishes(place, command, words, options):
         ("sede: 3", "'sede': did you mean 'seed'?"),
         ("fields: {a: {b: c}}", "fields"),
         ("seed: three", "--seed"),
-        ("seed: true", "--seed"),
+        ("seed: true", "seed takes a value"),
         ("chat-template: odd", "--chat-template must be one of"),
         ("- a\n- b", "by name"),
         ("a: [", "no YAML"),

@@ -1,16 +1,19 @@
 """How an answer is read, what each metric counts as right, and which metric an item has."""
 
 import json
+import random
 import re
 import string
 import time
 from decimal import Decimal
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.evaluation.questions import Question
 from loraprobe.tasks import (
     METRICS,
     Item,
@@ -357,6 +360,47 @@ def test_what_exact_match_spoils_is_a_finding():
     assert found("US", "us", metric="exact_match") == "Take --metric strict."
     assert found("US", "us") is None and found("Ulm", metric="exact_match") is None
     assert found(*(f"x{k}" for k in range(30)), "C#") == "Take --metric strict."
+
+
+# What ends a line with an answer, as expressions, whose time grows with the square of a text.
+ENDS = {
+    "####": r"####\s*+\S[^\n]*+\n",
+    "boxed": r"\\boxed(\{(?:[^{}\n]++|(?1))*+\})[^\n]*+\n",
+    "answer is": r"(?i)\banswer\s+is\b[\s:=]*+\S[^\n]*+\n",
+}
+PARTS = [
+    "####",
+    "#",
+    "\\boxed{",
+    "\\boxed",
+    *"{}\n x",
+    "answer is",
+    "Answer  IS",
+    ":=",
+    "\r\n",
+    "\u2028",
+]
+
+
+@pytest.mark.parametrize("mark", ENDS)
+def test_the_end_of_an_answer_is_that_of_its_expression(mark):
+    drawn = random.Random(0)
+    for _ in range(3000):
+        text = "".join(drawn.choices(PARTS, k=drawn.randint(0, 14)))
+        found = regex.search(ENDS[mark], text)
+        assert answer_end(text, (mark,)) == (found and found.end()), repr(text)
+
+
+@pytest.mark.parametrize("unit", ["\\boxed{", "####", "answer is ", "\\boxed{}", "1,", "\n", "'"])
+def test_a_long_reply_is_judged_soon(unit):
+    """80,000 characters took 60 s; of a reply of 10 MB only the beginning counts."""
+    item = Item("1", "p", ("5",), cot_prompt="p #### \\boxed{} answer is")
+    begun = time.process_time()
+    for metric in ("exact_match", "numeric", "json"):
+        asked = Question("t", "steps", item, item.cot_prompt, ("5",), metric)
+        assert asked.judged("s", unit * (10_000_000 // len(unit))).value == 0
+        assert asked.judged("s", "#### 5\n" + unit * 1_000_000).value == (metric != "json")
+    assert time.process_time() - begun < 60
 
 
 def test_an_answer_ends_with_the_line_of_a_mark_that_the_prompt_asks_for():

@@ -7,6 +7,7 @@ no error ends in it.
 
 from __future__ import annotations
 
+import codecs
 import functools
 import importlib
 import io
@@ -43,6 +44,9 @@ MEMORY_GONE = (
     "Memory ran out; close what else uses it, take --dtype bfloat16, fewer adapters or a smaller "
     "base model, or another --device."
 )
+# What a stream is written with whose encoding lacks a character, and how these look then.
+PLAIN = "loraprobe.plain"
+LOOKS = {"▄": "#", "×": "x", "–": "-", "…": "~", "→": ">", "±": "+-", "·": "-", "─": "-"}
 PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 # typer's errors of usage, and its help for a call without arguments.
 TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
@@ -199,6 +203,18 @@ def ended(error: BaseException) -> int:
     return told.exit_code
 
 
+def _in_plain(error: UnicodeError) -> tuple[str, int]:
+    """What stands for characters that a stream cannot write: JSON's escapes, which a document
+    needs, or for people what looks like them."""
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    looks = {} if "--json" in CALL.words else LOOKS
+    return "".join(looks.get(one) or json.dumps(one)[1:-1] for one in lacking), error.end
+
+
+codecs.register_error(PLAIN, _in_plain)
+
+
 def _called() -> str:
     """The command that was called, as it is typed."""
     words = [word for word in CALL.words if not word.startswith("-")]
@@ -291,7 +307,7 @@ class Guarded(Group):
             if stream is None:  # the caller closed it
                 setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
             elif isinstance(stream, io.TextIOWrapper):  # a name may hold what it cannot show
-                stream.reconfigure(errors="backslashreplace")
+                stream.reconfigure(errors=PLAIN)
         given = args[0] if args else extra.get("args")
         CALL.words = sys.argv[1:] if given is None else list(given)
         try:

@@ -70,7 +70,7 @@ AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multip
 COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
 OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
 OUTCOMES |= {"none": "no gain", "open": "open"}
-MOST_FINDINGS, MOST_PAIRS = 3, 10  # without --explain
+MOST_FINDINGS, MOST_PAIRS, MOST_USABLE = 3, 10, 20  # without --explain
 MOST_ACROSS = 3  # adapters or pairs that stand side by side
 MOST_NAMES = 8  # in a cell
 CONVERTED = re.compile(r"(?<=loraprobe convert )\S.*?(?= -)")  # the adapter that a cure names
@@ -232,13 +232,14 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         "modules",
         "Layers and modules",
         (PAGE, figures.modules(audit)),
-        (EXPLAINED, [modules(audit)]),
+        (EXPLAINED, modules(audit)),
     )
     yield _section(
         "library",
         "The library",
         (PAGE, [SKETCHED.format(held.cosine_error)] if held is not None else []),
         (PAGE, figures.library(audit)),
+        (() if audit.evaluation.coverage or audit.evaluation.scores else SHORT, [usable(audit)]),
         ((*ALL, *MARKDOWN), [unusable(audit)]),
         (EVERYWHERE, [families(audit)]),
         (FULL, [library_adapters(audit), library_findings(audit)]),
@@ -517,10 +518,22 @@ def pairs(audit: Audit) -> Table:
     return _matrix("Between adapters", rows, _names, "pair")
 
 
-def modules(audit: Audit) -> Table:
-    """Diagnostics module by module."""
-    rows = [row for row in audit.diagnostics if row.module is not None]
-    return _matrix("Module by module", rows, lambda row: f"{row.module} ({_names(row)})", "module")
+def modules(audit: Audit) -> list[Table]:
+    """Diagnostics module by module, a table for each adapter and pair.
+
+    None where they were measured for a page alone.
+    """
+    given = {word.partition("=")[0] for word in audit.provenance.arguments}
+    if "--html" in given and "--per-module" not in given:
+        return []
+    found: dict[str, list[Measurement]] = {}
+    for row in audit.diagnostics:
+        if row.module is not None:
+            found.setdefault(_names(row), []).append(row)
+    return [
+        _matrix(f"Module by module: {names}", rows, lambda row: str(row.module), "module")
+        for names, rows in found.items()
+    ]
 
 
 def _names(row: Measurement) -> str:
@@ -645,11 +658,24 @@ def families(audit: Audit) -> Table:
     )
 
 
+def usable(audit: Audit) -> Table:
+    """The first adapters of the library that can be used."""
+    rows = [row for row in audit.members if row.state == "usable"]
+    first = f" (the first {MOST_USABLE} of {len(rows)})" if len(rows) > MOST_USABLE else ""
+    table = _library(f"Can be used{first}", rows[:MOST_USABLE])
+    told = (at for at, cells in enumerate(zip(*table.rows, strict=True)) if set(cells) != {"-"})
+    return table.of(at for at in told if table.columns[at].heading != "state")
+
+
 def library_adapters(audit: Audit) -> Table:
     """Every adapter of the library, as it was read."""
+    return _library("The library", audit.members)
+
+
+def _library(caption: str, rows: Iterable[LibraryAdapter]) -> Table:
     return tabulated(
-        "The library",
-        audit.members,
+        caption,
+        rows,
         (text("adapter"), lambda row: row.name),
         (text("state"), _state),
         (text("base", drop=5), lambda row: row.base_model or "-"),

@@ -1,6 +1,7 @@
 """Sections on a terminal, the answer last.
 
-Columns of a table leave before words wrap, and names break at their joints.
+Columns of a table leave before words wrap, and names break at their joints. What cannot leave goes
+on below, so that no column is narrower than its words.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def print_answer(console: Console, answer: Answer) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Prints a table below its title.
 
-    Where it is too wide, columns leave in the order of `drop`; then names wrap.
+    Where it is too wide, columns leave in the order of `drop`; then the names of the rows wrap, and
+    then the columns go on below, beside these names.
     """
     if not table.rows:
         return
@@ -88,10 +90,28 @@ def print_table(console: Console, table: Table) -> None:
         table = table.of(at for at in range(len(widths)) if at != least)
         widths = _needs(table)
     missing = max(0, _total(widths) - console.width)
-    widths[0] = max(widths[0] - missing, min(widths[0], LEAST_PROSE))
+    blocks = [list(range(len(widths)))]
+    if missing > widths[0] - min(widths[0], LEAST_PROSE):
+        most = max(LEAST_PROSE, console.width - GAP - max(widths[1:], default=0))
+        widths[0] = min(widths[0], most, max(LEAST_PROSE, console.width // 2))
+        blocks = _blocks(widths, console.width)
+    else:
+        widths[0] -= missing
     console.print()
     console.print(Text(table.caption, "bold"), no_wrap=True, overflow="ellipsis")
-    console.print(_drawn(table, widths, console.width))
+    for block in blocks:
+        own = [widths[at] for at in block]
+        console.print(_drawn(table.of(block), own, console.width))
+
+
+def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
+    """The columns in groups, each with the first column, that fit beside each other."""
+    blocks = [[0]]
+    for at in range(1, len(widths)):
+        if len(blocks[-1]) > 1 and _total(widths[i] for i in (*blocks[-1], at)) > width:
+            blocks.append([0])
+        blocks[-1].append(at)
+    return blocks
 
 
 def _needs(table: Table) -> list[int]:

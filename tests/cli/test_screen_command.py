@@ -34,6 +34,8 @@ def test_a_file_of_references_is_described(library):
     assert shown.exit_code == 0, shown.output
     answer = shown.stdout.rpartition("\n\n")[2]
     assert answer.startswith("LIBRARY: 2 of 4 adapters")
+    used = shown.stdout.partition("Can be used")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in used[1:]] == ["adapter", "a", "mine"]
     assert "copy = a" in answer and "gone" in shown.stdout
     assert f"loraprobe screen @{library}" in " ".join(answer.split()).replace(" \\ ", " ")
 

@@ -1,5 +1,6 @@
 """A terminal: what each command prints, how long it is, how it ends, and who cannot drive it."""
 
+import io
 import json
 import re
 import sys
@@ -11,6 +12,7 @@ import making
 import pytest
 from audits import HOSTILE, an_audit, rendered
 from evidences import KINDS, both, evidence, evidence_of, replaced
+from rich.console import Console
 from test_answer import audit_of
 from typer.testing import CliRunner
 
@@ -29,9 +31,11 @@ from loraprobe.records import (
     Verdict,
     called,
 )
+from loraprobe.report import parts
 from loraprobe.report.answer import answer
 from loraprobe.report.parts import Figure
 from loraprobe.report.sections import demo_text, one_line, scores, sections
+from loraprobe.report.terminal import print_table
 from loraprobe.secrets import map_texts
 
 UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
@@ -136,6 +140,40 @@ def test_inspect_of_five_keeps_all_figures_in_one_piece(adapters, width):
     assert len(lines) <= 60
     pairs = [line for line in lines if " × " in line and "chance)" in line]
     assert len(pairs) == 10 and all(len(line.split()) >= 7 for line in pairs)
+
+
+@pytest.mark.parametrize("width", [40, *WIDTHS])
+def test_no_column_is_narrower_than_its_words(width):
+    heads = [f"some error at rank{at}" for at in range(14)]
+    rows = [[f"first-{i} × second", *(f"0.{i}{at:02} (1.{i}×" for at in range(14))] for i in (1, 2)]
+    columns = [parts.text("pair"), *parts.figures(*heads)]
+    shown = io.StringIO()
+    console = Console(file=shown, width=width)
+    print_table(console, parts.Table("Between", columns, rows))
+    lines = shown.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    words = shown.getvalue().split()
+    for word in " ".join([*heads, *(cell for row in rows for cell in row[1:])]).split():
+        assert word in words
+
+
+@pytest.mark.parametrize(("given", "shown"), [(("--html", "p.html"), 0), (("--per-module",), 3)])
+def test_modules_are_listed_where_they_were_asked_for(given, shown):
+    audit = an_audit()
+    rows = [
+        Measurement("norm", names, 1.0, module="q_proj") for names in (("a",), ("b",), ("a", "b"))
+    ]
+    made = replaced(audit.provenance, arguments=("inspect", "a", "b", *given))
+    audit = replaced(audit, provenance=made, diagnostics=rows)
+    assert rendered(audit, 80).count("Module by module") == shown
+
+
+@pytest.mark.parametrize(("encoding", "bar"), [("ascii", "#"), ("latin-1", "#"), ("utf-8", "▄")])
+def test_bars_can_be_written(tmp_path, encoding, bar):
+    file = tmp_path / "audit.json"
+    file.write_text(audit_of(SCENARIOS["likely"]).to_json())
+    told = CliRunner(charset=encoding).invoke(app, ["report", str(file)])
+    assert told.exit_code == 0 and f" {bar * 8}" in told.stdout
 
 
 def test_merge_and_route_warn_of_what_inspect_warns_of(adapters, tmp_path):

@@ -399,7 +399,7 @@ def test_a_long_reply_is_judged_soon(unit):
     for metric in ("exact_match", "numeric", "json"):
         asked = Question("t", "steps", item, item.cot_prompt, ("5",), metric)
         assert asked.judged("s", unit * (10_000_000 // len(unit))).value == 0
-        assert asked.judged("s", "#### 5\n" + unit * 1_000_000).value == (metric != "json")
+        assert asked.judged("s", "#### 5\n" + unit * 1_000_000).value == 1
     assert time.process_time() - begun < 60
 
 

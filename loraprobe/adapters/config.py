@@ -303,11 +303,7 @@ def _promises(adapter: Adapter) -> Iterator[Issue]:
                 f"The config sets {key}, but the file has no tensors for it{where}.",
                 lost[0] if lost else None,
             )
-    saved = raw.get("modules_to_save")
-    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved or ()))
-    whole = [name.removesuffix(".weight") for name in adapter.whole if name.endswith(".weight")]
-    # peft compares the ends of names as they are: "norm" names input_layernorm too.
-    if loose := [path for path in whole if not path.endswith(asked)]:
+    if loose := unnamed_modules(adapter):
         yield finding(
             "shared-weights",
             names,
@@ -316,6 +312,15 @@ def _promises(adapter: Adapter) -> Iterator[Issue]:
             "changes.",
             loose[0],
         )
+
+
+def unnamed_modules(adapter: Adapter) -> list[str]:
+    """The modules that the file holds whole and modules_to_save does not name."""
+    saved = adapter.config.get("modules_to_save")
+    asked = (saved,) if isinstance(saved, str) else tuple(map(str, saved or ()))
+    whole = [name.removesuffix(".weight") for name in adapter.whole if name.endswith(".weight")]
+    # peft compares the ends of names as they are: "norm" names input_layernorm too.
+    return [path for path in whole if not path.endswith(asked)]
 
 
 def _targets(adapter: Adapter) -> Iterator[Issue]:
@@ -331,6 +336,17 @@ def _targets(adapter: Adapter) -> Iterator[Issue]:
             f"The config targets {listing(lost[:4])}{' and more' if lost[4:] else ''}, for which "
             "the file holds no weights: where the base has such modules they stay untouched.",
         )
+    if adapter.unstacked and not targets:
+        yield finding(
+            "weights-untargeted",
+            names,
+            "The config has no target_modules: peft takes those of its own table for some "
+            "architectures, and refuses the file for others; a merge or a router would apply all "
+            "weights.",
+            severity="error",
+            cure="Set target_modules in adapter_config.json to the modules that were trained.",
+        )
+        return
     try:
         beyond = untargeted_paths(adapter.unstacked, adapter.config)
     except PatternError as error:

@@ -19,7 +19,13 @@ from dataclasses import replace
 from loraprobe.adapters import Adapter, below, with_below
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import align, aligned
-from loraprobe.compatibility.contents import TensorChecks, content_issues, extra_issues
+from loraprobe.compatibility.contents import (
+    CURE_OF_TIES,
+    TensorChecks,
+    content_issues,
+    extra_issues,
+    ties_differ,
+)
 from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
@@ -70,10 +76,8 @@ def check_headers(
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     every = with_below(adapters)
     issues = [issue for adapter in every for issue in adapter.issues]
-    if purpose in ("merge", "route"):  # a composition would apply what peft leaves out
-        issues = [
-            replace(i, severity="error") if i.code == "weights-untargeted" else i for i in issues
-        ]
+    if purpose in ("merge", "route"):
+        issues = [_composed(i, adapter, base) for adapter in every for i in adapter.issues]
     issues += identity_issues(adapters, base, purpose, fit)
     issues += stack_issues(adapters)
     issues += layout
@@ -88,6 +92,16 @@ def check_headers(
             hint = nearest(code, known, f"take one of {', '.join(found[:3])}." if found else "")
             raise UsageError(f"There is no finding {code!r} to allow: {hint}")
     return _sorted(issues, allow)
+
+
+def _composed(issue: Issue, adapter: Adapter, base: Base | None) -> Issue:
+    """The issue, as an error where a composition would be another function than in peft."""
+    if issue.code == "weights-untargeted":  # which a composition would apply and peft leaves out
+        return replace(issue, severity="error")
+    if issue.code == "shared-weights" and ties_differ(adapter, base):
+        cure = issue.cure if base is None else CURE_OF_TIES
+        return replace(issue, severity="error", cure=cure)
+    return issue
 
 
 def with_contents(

@@ -19,6 +19,8 @@ from loraprobe.adapters import (
     natural,
     same_weight,
 )
+from loraprobe.adapters.config import unnamed_modules
+from loraprobe.adapters.names import VOCABULARY
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError
 from loraprobe.findings import CODES, finding
@@ -41,6 +43,8 @@ KEPT = {
     "lora_bias": "the figures shown here leave them out. Linear merges and compositions keep them",
     "token_delta": LINEAR,
 }
+
+CURE_OF_TIES = "Merge it into its base with peft, or accept it with --allow shared-weights."
 
 
 class TensorChecks:
@@ -210,3 +214,32 @@ def _is_of_base(adapter: Adapter, extra: Extra, base: Base) -> bool | None:
     except (AdapterError, BaseError):
         return None
     return same_weight(copy, weight if copy.shape == weight.shape else weight.mT)
+
+
+def ties_differ(adapter: Adapter, base: Base | None) -> bool:
+    """Whether peft changes both of a base's tied weights where only one would be changed here.
+
+    peft does so with ensure_weight_tying, and with a whole module that modules_to_save does not
+    name. Without a base its embedding and head may be tied.
+    """
+    changed = {*adapter.layout, *(name.removesuffix(".weight") for name in adapter.whole)}
+    if base is None:
+        pair = [path for path in changed if path.rpartition(".")[2] in VOCABULARY]
+    else:
+        pair = [name.removesuffix(".weight") for name in base.tied or ()]
+    held = [path for path in pair if path in changed]
+    ties = bool(adapter.config.get("ensure_weight_tying"))
+    if not held or not (ties or set(held) & set(unnamed_modules(adapter))):
+        return False
+    return len(held) < 2 or not _changed_alike(adapter, *held[:2])
+
+
+def _changed_alike(adapter: Adapter, one: str, other: str) -> bool:
+    """Whether embedding and head get one weight: the same whole one, or the same update."""
+    names = [f"{path}.weight" for path in (one, other)]
+    if all(name in adapter.whole for name in names):
+        return torch.equal(*(adapter.whole[name] for name in names))
+    if not all(path in adapter.layout for path in (one, other)):
+        return False
+    a, b = adapter.modules[one], adapter.modules[other]
+    return a.A.shape == b.B.mT.shape and torch.equal(a.A, b.B.mT) and torch.equal(a.B, b.A.mT)

@@ -74,6 +74,8 @@ def renamed(place: Path, rename: Callable[[str], str], **changes: Any) -> None:
 BASE, INIT = "base_model_name_or_path", "init_lora_weights"
 CHANGES: dict[str, dict[str, Any]] = {
     "weights-beyond-the-targets": {"target_modules": ["q_proj"]},
+    "targets-null": {"target_modules": None},
+    "targets-empty": {"target_modules": []},
     "base-unnamed": {BASE: None},
     "base-of-another-system": {BASE: "C:\\Users\\me\\models\\base"},
     "base-in-another-script": {BASE: "/数据/模型/基座"},

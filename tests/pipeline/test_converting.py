@@ -223,6 +223,39 @@ def test_a_weight_that_peft_writes_over_the_base_is_compared_in_peft(tmp_path, k
     assert torch.allclose(one, other, rtol=1e-4, atol=1e-4) == same
 
 
+def _tie(place) -> None:
+    edit(place / CONFIG, ensure_weight_tying=True)
+
+
+HEADED = _add("lm_head.weight", HEAD)
+# Kind -> (what the config adapts, what is done to the file, whether the base shares its weights,
+# whether the merge is what peft computes).
+TIES = {
+    "a head over a shared weight": (["q_proj"], HEADED, True, False),
+    "a head of its own": (["q_proj"], HEADED, False, True),
+    "an embedding that peft ties": (["q_proj", "embed_tokens"], _tie, True, False),
+    "an embedding without a tie": (["q_proj", "embed_tokens"], _tie, False, True),
+}
+
+
+@pytest.mark.parametrize("kind", TIES)
+def test_a_merge_that_is_another_function_than_in_peft_is_refused(tmp_path, kind):
+    modules, spoil, tied, same = TIES[kind]
+    model = partial(tiny_llama, tied=tied)
+    model().save_pretrained(tmp_path / "base")
+    peft_adapter(tmp_path / "in", model(), **SETTINGS | {"target_modules": modules})
+    spoil(tmp_path / "in")
+    merge = partial(call, "merge", tmp_path / "in", tmp_path / "in", "-o", tmp_path / "out")
+    for ended in (merge(), *([] if same else [merge("--base", tmp_path / "base")])):
+        assert ended.exit_code == 2 and "[shared-weights]" in ended.stderr
+    assert not (tmp_path / "out").exists()
+    given = [] if same else ["--allow", "shared-weights"]
+    ended = merge("--base", tmp_path / "base", "--method", "uniform", *given)
+    assert ended.exit_code == 0, ended.output
+    one, other = (logits(model(), tmp_path / name) for name in ("in", "out"))
+    assert torch.allclose(one, other, rtol=1e-4, atol=1e-4) == same
+
+
 def test_layers_that_peft_ties_are_compared_in_peft(tmp_path):
     tiny_llama().save_pretrained(tmp_path / "base")
     tying = {"target_modules": ["q_proj", "embed_tokens"], "ensure_weight_tying": True}

@@ -267,7 +267,7 @@ class Output:
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
         verdict; `samples` are the answers for --save-samples.
         """
-        from loraprobe.report.sections import heading, sections
+        from loraprobe.report.sections import sections, title
 
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
@@ -276,7 +276,7 @@ class Output:
         if self.html is not None:
             from loraprobe.report.page import write_page
 
-            write_page(self.html, heading(audit), sections(audit))
+            write_page(self.html, title(audit), sections(audit))
             self.say(f"Wrote {self.html}.")
         if self.save_samples is not None:
             from loraprobe.report.documents import write_samples

@@ -42,7 +42,9 @@ CAUSES = {  # the field of Attribution, its name, and a colour on which white te
     "interference": ("interference", "#b3452c"),
     "not_composed": ("not composed", "#7a5aa0"),
 }
-WIDTH = 4.6  # inches; a phone shows it at its own size
+# Inches by the class of a drawing: as wide as the text of a page, and as wide as a phone.
+WIDTHS = {"wide": 8.4, "narrow": 3.8}
+TALLEST = 5.0  # inches of a map
 # Colours that stand for variables of the page, replaced in the SVG text.
 INK, LINE, ACCENT = "#010203", "#040506", "#070809"
 VARIABLES = {
@@ -53,11 +55,12 @@ VARIABLES = {
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
 NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
-MOST_LINES = 24  # of a figure; its table has them all
+MOST_LINES, MOST_LAYERS = 24, 64  # of a figure; its table has them all
 MOST_COLUMNS, MOST_MAPS = 12, 6
 MOST_ADAPTERS = 20
+SHADES = 13  # an odd number, so that 0 has a shade of its own
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
-_FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*">')
+_FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*"')
 
 
 def gains(audit: Audit, table: Table) -> list[Figure]:
@@ -112,23 +115,22 @@ def cosines(audit: Audit) -> list[Figure]:
         f"between {a} and {b}."
     )
     title = "Cosine of the updates of every pair"
-    return [_heat("pairs-figure", title, description, "adapter", (names, names), known, 1.0)]
+    return [_heat("pairs-figure", title, description, "adapter", (names, names), known, None)]
 
 
 def modules(audit: Audit) -> Iterator[Figure]:
     """Layers down, modules across: the norm of each adapter, then the cosine of each pair."""
     for name, size, what in (("norm", 1, "Norm of the update"), ("cosine", 2, "Cosine")):
-        rows = [
-            row
-            for row in audit.diagnostics
-            if row.name == name and row.module is not None and len(row.adapters) == size
-        ]
-        values = [abs(row.value) for row in rows if measured(row.value)]
-        most = max(values, default=0.0) or 1.0
-        for position, group in enumerate(list(dict.fromkeys(r.adapters for r in rows))[:MOST_MAPS]):
+        groups: dict[tuple[str, ...], list[Measurement]] = {}
+        for row in audit.diagnostics:
+            if row.name == name and row.module is not None and len(row.adapters) == size:
+                groups.setdefault(row.adapters, []).append(row)
+        values = [row.value for rows in groups.values() for row in rows if measured(row.value)]
+        most = (max(values, default=0.0) or 1.0) if name == "norm" else None
+        for position, (group, rows) in enumerate([*groups.items()][:MOST_MAPS]):
             of = " × ".join(group)
             title = f"{what} of {of} by layer and module"
-            cells = _by_layer(row for row in rows if row.adapters == group)
+            cells = _by_layer(rows)
             if cells:
                 layers = list(dict.fromkeys(layer for layer, _ in cells))
                 columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
@@ -145,20 +147,24 @@ def _heat(
     corner: str,
     names: tuple[Sequence[str], Sequence[str]],
     cells: Cells,
-    most: float,
+    most: float | None,
 ) -> Figure:
-    """Cells by the size of a value, without its sign, with their table.
+    """Cells by their values, with their table.
 
-    corner: the heading of the rows' names. names: of rows and columns. most: the value of the
-    darkest cell.
+    corner: the heading of the rows' names. names: of rows and columns. most: of sizes the value of
+    the darkest cell; None for cosines, whose scale is always that from -1 to 1.
     """
     rows, columns = names
     values = [[cells.get((row, column)) for column in columns] for row in rows]
     lines = [[row, *(number(v, 3) for v in line)] for row, line in zip(rows, values, strict=True)]
     table = Table(title, [text(corner), *figures(*columns)], lines)
-    shares = [[math.nan if v is None else abs(v) / most for v in line] for line in values]
-    draw = partial(heat, shares=shares, rows=rows, columns=columns)
-    return Figure(name, title, f"Darker is larger in size. {description}", table, draw)
+    drawn_rows = rows[:MOST_LAYERS]
+    held = [[math.nan if v is None else v for v in line] for line in values[:MOST_LAYERS]]
+    draw = partial(heat, values=held, rows=drawn_rows, columns=columns, most=most)
+    scale = "Darker is larger." if most else "Blue is towards 1, red towards -1, and white is 0."
+    if len(rows) > len(drawn_rows):
+        description += f" The first {len(drawn_rows)} of {len(rows)} rows are drawn."
+    return Figure(name, title, f"{scale} {description}", table, draw)
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:
@@ -206,10 +212,11 @@ def library(audit: Audit) -> Iterator[Figure]:
 
 
 @contextmanager
-def drawing(name: str = "") -> Iterator[Any]:
+def drawing(name: str = "", width: float = WIDTHS["wide"]) -> Iterator[Any]:
     """Yields a figure of matplotlib in the style of the page, without any window.
 
     name: from which the ids within its SVG are made, so that each figure of a page has its own.
+    width: in inches; `_panel` sets the height.
     Raises UsageError if matplotlib is not installed.
     """
     try:
@@ -221,24 +228,29 @@ def drawing(name: str = "") -> Iterator[Any]:
         ) from None
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a script
     with matplotlib.rc_context({"svg.hashsalt": f"loraprobe {name}"}, STYLE):
-        yield Sheet()
+        yield Sheet(figsize=(width, width))
 
 
 def drawn(figure: Figure) -> str:
-    """The figure as SVG text with title and description; sizes and fonts are left to the page."""
-    stream = StringIO()
-    with drawing(figure.name) as sheet:
+    """The figure as SVG text, once as wide as a page and once as a phone; the page shows one."""
+    return "".join(_drawn(figure, width) for width in WIDTHS)
+
+
+def _drawn(figure: Figure, width: str) -> str:
+    """The figure in one of WIDTHS with title and description; the page sets sizes and fonts."""
+    stream, name = StringIO(), f"{figure.name}-{width}"
+    with drawing(name, WIDTHS[width]) as sheet:
         figure.draw(sheet)
         sheet.savefig(stream, format="svg", metadata={"Date": None})
     head, start, rest = stream.getvalue().partition('<g id="figure_1">')
-    body = _FONT.sub("", _GROUP.sub("<g>", start + rest))  # nothing refers to groups
+    body = _FONT.sub("", _GROUP.sub("<g", start + rest))  # nothing refers to groups
     for colour, variable in VARIABLES.items():
         body = body.replace(colour, variable)
     box = re.search('viewBox="[^"]*"', head)
     assert box is not None
-    ids = f"{figure.name}-title", f"{figure.name}-description"
+    ids = f"{name}-title", f"{name}-description"
     return (
-        f'<svg {box[0]} role="img" aria-labelledby="{" ".join(ids)}">'
+        f'<svg class="{width}" {box[0]} role="img" aria-labelledby="{" ".join(ids)}">'
         f'<title id="{ids[0]}">{escape(figure.title)}</title>'
         f'<desc id="{ids[1]}">{escape(figure.description)}</desc>{body}'
     )
@@ -252,7 +264,7 @@ def _short(text: str) -> str:
 
 def _panel(sheet: Any, height: float) -> Any:
     """The axes of a sheet of this height in inches."""
-    sheet.set_size_inches(WIDTH, height)
+    sheet.set_size_inches(sheet.get_figwidth(), height)
     return sheet.subplots()
 
 
@@ -304,13 +316,26 @@ def _name_rows(panel: Any, names: Sequence[str], top: float) -> None:
 
 def heat(
     sheet: Any,
-    shares: Sequence[Sequence[float]],
+    values: Sequence[Sequence[float]],
     rows: Sequence[str],
     columns: Sequence[str],
+    most: float | None,
 ) -> None:
-    """Cells from light (0) to dark (1); an empty cell (NaN) was not measured."""
-    panel = _panel(sheet, 0.27 * len(rows) + 0.35 + 0.075 * max(map(len, columns)))
-    panel.pcolormesh(shares, cmap="Blues", vmin=-0.2, vmax=1)  # the smallest is no white
+    """Cells by value with their scale; an empty cell (NaN) was not measured.
+
+    most: the value of the darkest cell; None for the scale of a cosine.
+    """
+    import matplotlib
+
+    panel = _panel(sheet, 0.27 * len(rows) + 0.6 + 0.075 * max(map(len, columns)))
+    name, low, high = ("RdBu", -1.0, 1.0) if most is None else ("Blues", -0.2 * most, most)
+    shades = matplotlib.colormaps[name].resampled(SHADES)  # few, because a scale draws each
+    mesh = panel.pcolormesh(values, cmap=shades, vmin=low, vmax=high)  # no size is white
+    ticks = [-1, 0, 1] if most is None else [0, most]
+    scale = sheet.colorbar(mesh, ax=panel, ticks=ticks, shrink=min(1.0, 8 / len(rows)), aspect=10)
+    scale.ax.set_yticklabels([number(tick) if most else f"{tick}" for tick in ticks])
+    scale.ax.tick_params(length=0)
+    scale.outline.set_visible(False)
     panel.invert_yaxis()
     slant = {"rotation": 40, "ha": "right", "rotation_mode": "anchor"}
     panel.set_xticks([x + 0.5 for x in range(len(columns))], list(map(_short, columns)), **slant)
@@ -321,7 +346,7 @@ def heat(
 
 def scatter(sheet: Any, placed: Sequence[LibraryAdapter]) -> None:
     """A map of adapters; families are filled, and the largest of them numbered at their middle."""
-    panel = _panel(sheet, WIDTH)
+    panel = _panel(sheet, min(sheet.get_figwidth(), TALLEST))
     small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
     panel.scatter(*_places(a for a in placed if a.family is None), facecolors="none", **small)
     panel.scatter(*_places(a for a in placed if a.family), facecolors=ACCENT, **small)

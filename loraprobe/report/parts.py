@@ -44,13 +44,15 @@ class Column:
 class Table:
     """A table of at least one column, the first of which names the row.
 
-    folded: a page shows it on demand.
+    folded: a page shows it on demand. advised: the places of rows that a page marks as what is
+    advised.
     """
 
     caption: str
     columns: Sequence[Column]
     rows: Sequence[Sequence[str]]
     folded: bool = False
+    advised: Sequence[int] = ()
 
     def __bool__(self) -> bool:
         return bool(self.rows)
@@ -161,7 +163,15 @@ def _continued(pieces: Iterable[str], width: int) -> Iterator[str]:
     yield row
 
 
-Part = str | Table | Figure | Answer
+@dataclass(frozen=True)
+class Card:
+    """What to do, and the figures that a reader of a page sees first, each with what it is."""
+
+    action: str
+    figures: Sequence[tuple[str, str]]
+
+
+Part = str | Table | Figure | Answer | Card
 
 
 @dataclass(frozen=True)
@@ -169,13 +179,15 @@ class Section:
     """A heading and what stands below it, each part with the views that show it.
 
     Empty parts are left out. concludes: a terminal prints the section after all others, whose order
-    it turns, because it is read from its end.
+    it turns, because it is read from its end. folded: a page shows what stands below the heading on
+    demand.
     """
 
     name: str
     title: str
     parts: Sequence[tuple[Sequence[View], Part]]
     concludes: bool = False
+    folded: bool = False
 
     def shown(self, view: View) -> list[Part]:
         """The parts that a view shows."""

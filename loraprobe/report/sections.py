@@ -18,6 +18,7 @@ from loraprobe.formatting import (
     listing,
     measured,
     number,
+    probability,
     rounded,
     signed,
     size,
@@ -51,6 +52,7 @@ from loraprobe.report.parts import (
     SHORT,
     TERMINAL,
     Answer,
+    Card,
     Column,
     Part,
     Section,
@@ -60,6 +62,7 @@ from loraprobe.report.parts import (
     text,
 )
 from loraprobe.report.parts import figures as of_figures
+from loraprobe.verdict.advice import basis_of
 from loraprobe.verdict.reasons import CODES
 
 FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
@@ -117,7 +120,7 @@ class ShownAudit(Audit):
         """The verdict and the first sections of the page, for notebooks."""
         from loraprobe.report.page import fragment  # which needs jinja2
 
-        return fragment(heading(self), sections(self))
+        return fragment(title(self), sections(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""
@@ -139,7 +142,13 @@ def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Sec
     """
     told = answer(audit, places)
     made = [
-        _section("verdict", "Verdict", ((*ALL, *MARKDOWN), [told]), concludes=True),
+        _section(
+            "verdict",
+            "Verdict",
+            (PAGE, [card(audit, told)]),
+            ((*ALL, *MARKDOWN), [told]),
+            concludes=True,
+        ),
         *_of_scores(audit),
         *_of_adapters(audit, told),
         *_of_the_run(audit),
@@ -152,9 +161,59 @@ def _section(
     title: str,
     *parts: tuple[Sequence[View], Iterable[Part]],
     concludes: bool = False,
+    folded: bool = False,
 ) -> Section:
     flat = [(views, part) for views, some in parts for part in some if part]
-    return Section(name, title, flat, concludes)
+    return Section(name, title, flat, concludes, folded)
+
+
+def title(audit: Audit) -> str:
+    """What a page is about: the adapters and their base."""
+    names = [row.name for row in audit.adapters]
+    what = first_names(names, MOST_NAMES) or count(len(audit.members), "adapter")
+    on = audit.base.reference if audit.base is not None else ""
+    return f"{what} on {on}" if on else what
+
+
+def card(audit: Audit, told: Answer) -> Card:
+    """What a page says first: what to use, and three figures."""
+    uses = [content for label, content in told.lines if label == "use" and isinstance(content, str)]
+    verdict = audit.verdict
+    if verdict is None or verdict.gain is None:
+        return Card("".join(uses), list(_figures_of_files(audit)))
+    gain, used = verdict.gain, basis_of(verdict, audit.evaluation).used
+    over = f"gain of {called(gain.system)} over {called(gain.against)}, 95 % {bounds(gain.ci95)}"
+    figures_ = [(signed(gain.difference), over)]
+    if used is not None:
+        figures_.append((number(used.shown), f"{called(used.system)}, {used.form}"))
+    if verdict.probability is not None:
+        figures_.append((probability(verdict.probability), f"probability of {verdict.decision}"))
+    figures_.append((str(gain.n), "questions asked"))
+    return Card("".join(uses), figures_[:3])
+
+
+def _figures_of_files(audit: Audit) -> Iterator[tuple[str, str]]:
+    """The figures of a page where no gain was measured: of one adapter, or of several."""
+    rows = audit.adapters
+    if len(rows) == 1:
+        yield spread(rows[0].rank.values()), "rank"
+        yield str(rows[0].modules), "modules"
+        yield number(rows[0].norm), "norm of the update"
+        return
+    yield str(len(rows) or len(audit.members)), "adapters"
+    issues = audit.compatibility.issues
+    yield str(sum(issue.severity == "error" for issue in issues)), "errors"
+    yield str(sum(issue.severity == "warning" for issue in issues)), "warnings"
+
+
+def advised(audit: Audit) -> str | None:
+    """The system that the verdict advises, None where it is none that was scored."""
+    verdict = audit.verdict
+    if verdict is None:
+        return None
+    head, _, single = verdict.action.partition(":")
+    alone = {"use-single": single, "use-base": "base", "chain": "chain"}
+    return verdict.system if verdict.composes else alone.get(head)
 
 
 def heading(audit: Audit) -> str:
@@ -205,7 +264,7 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         "examples",
         "Examples of wrong answers",
         (PAGE, [whole] if audit.samples else []),
-        (FULL, map(replies, audit.samples)),
+        (FULL, (replies(sample, at > 0) for at, sample in enumerate(audit.samples))),
     )
 
 
@@ -227,12 +286,14 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         (SHORT, [nearest_pairs(audit)] if audit.command == "inspect" and fits else []),
         (PAGE, figures.cosines(audit)),
         (FULL, [pairs(audit)]),
+        folded=True,
     )
     yield _section(
         "modules",
         "Layers and modules",
         (PAGE, figures.modules(audit)),
         (EXPLAINED, modules(audit)),
+        folded=True,
     )
     yield _section(
         "library",
@@ -252,20 +313,23 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         ((*EXPLAINED, *brief), targets(audit)),
         ((*FULL, *brief), [layers(audit)]),
         (FULL, [singles(audit)]),
+        folded=not alone,
     )
 
 
 def _of_the_run(audit: Audit) -> Iterator[Section]:
     """What is behind the verdict, and where everything comes from."""
-    yield _section("coverage", "What base and adapters know alone", (FULL, coverage(audit)))
-    yield _section("gates", "Gates of routers", (FULL, [gates(audit)]))
-    notes = [f"- {note}" for note in audit.notes]
-    yield _section("reasons", "Every reason", (FULL, [*reasons(audit), *notes]), concludes=True)
+    known = (FULL, coverage(audit))
+    yield _section("coverage", "What base and adapters know alone", known, folded=True)
+    yield _section("gates", "Gates of routers", (FULL, [gates(audit)]), folded=True)
+    told = (FULL, [*reasons(audit), *(f"- {note}" for note in audit.notes)])
+    yield _section("reasons", "Every reason", told, concludes=True, folded=True)
     yield _section(
         "provenance",
         "Provenance",
         (EVERYWHERE, provenance(audit)),
         (FULL, [prepared(audit)]),
+        folded=True,
     )
 
 
@@ -326,24 +390,28 @@ def scores(audit: Audit) -> Table:
         heads[task, form] = of_task if len(tasks) > 1 else form.words
     of = f" of {tasks[0]}" if len(tasks) == 1 else ""
     return _by_system(
-        f"Scores on {_asked(rows)} questions{of}", rows, heads, lambda row: number(row.value)
+        f"Scores on {_asked(rows)} questions{of}",
+        rows,
+        heads,
+        lambda row: number(row.value),
+        advised(audit),
     )
 
 
 def evaluations(audit: Audit) -> list[Table]:
     """Systems down, all parts across, with intervals; a table a task."""
     return [
-        _evaluation([row for row in audit.evaluation.scores if row.task == task])
+        _evaluation([row for row in audit.evaluation.scores if row.task == task], advised(audit))
         for task in audit.evaluation.tasks
     ]
 
 
-def _evaluation(rows: Sequence[Score]) -> Table:
+def _evaluation(rows: Sequence[Score], best: str | None) -> Table:
     parts = sorted({row.part for row in rows}, key=_part_order)
     metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
     heads = {(rows[0].task, part): part.words for part in parts}
     caption = f"Evaluation: {rows[0].task} ({_asked(rows)} items, {metric})"
-    return _by_system(caption, rows, heads, _score_with_interval)
+    return _by_system(caption, rows, heads, _score_with_interval, best)
 
 
 def _part_order(part: ItemPart) -> tuple[int, str]:
@@ -356,10 +424,11 @@ def _by_system(
     rows: Sequence[Score],
     heads: Mapping[tuple[str, ItemPart], str],
     cell: Callable[[Score], str],
+    best: str | None,
 ) -> Table:
     """Systems down, scores across, and the smallest retention where one was measured.
 
-    heads: (task, part) -> heading.
+    heads: (task, part) -> heading. best: the system that is advised.
     """
     found = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
@@ -378,7 +447,7 @@ def _by_system(
         columns.append(Column("keeps"))
         for line, name in zip(lines, names, strict=True):
             line.append(number(min(kept.get(name, ()), default=None)))
-    return Table(caption, columns, lines)
+    return Table(caption, columns, lines, advised=[i for i, n in enumerate(names) if n == best])
 
 
 def _score_with_interval(row: Score) -> str:
@@ -439,7 +508,7 @@ def causes(audit: Audit) -> Table:
     return Table(caption, columns, lines).without("task")
 
 
-def replies(sample: Sample) -> Table:
+def replies(sample: Sample, folded: bool = False) -> Table:
     """What every system answered to a question that a composition got wrong."""
     return tabulated(
         f"{sample.task}, item {sample.item}, {sample.part.words}: {sample.question} "
@@ -449,6 +518,7 @@ def replies(sample: Sample) -> Table:
         (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
         (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
         (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
+        folded=folded,
     )
 
 

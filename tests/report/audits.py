@@ -35,7 +35,7 @@ from loraprobe.records import (
 )
 from loraprobe.report import markdown as as_markdown
 from loraprobe.report import page as as_page
-from loraprobe.report.sections import footer, heading, sections
+from loraprobe.report.sections import footer, heading, sections, title
 from loraprobe.report.terminal import render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"
@@ -118,7 +118,7 @@ def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:
 
 def page(audit: Audit) -> str:
     """The page of an audit."""
-    return as_page.page(heading(audit), sections(audit))
+    return as_page.page(title(audit), sections(audit))
 
 
 def markdown(audit: Audit) -> str:

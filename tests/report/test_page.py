@@ -9,16 +9,18 @@ from xml.etree import ElementTree
 
 import pytest
 from audits import HOSTILE, NOTHING, a_library, an_audit, page
-from evidences import replaced
+from evidences import KINDS, evidence, replaced
 from planting import MARKUP, planted
+from test_answer import audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Measurement, Reason
+from loraprobe.report import figures
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.page import LARGEST, write_page
-from loraprobe.report.sections import heading, sections
+from loraprobe.report.sections import sections, title
 
 VOID = {"meta", "wbr"}
 
@@ -104,11 +106,13 @@ def test_figures_have_title_description_and_their_table(root):
     figures = all_of(root, "figure")
     assert len(figures) >= 4  # gains, causes, maps of modules and the library
     for one in figures:
-        (svg,) = all_of(one, "svg")
-        title, description = all_of(svg, "title", "desc")
-        assert svg.attrib["role"] == "img" and title.text and len(description.text) > 20
-        names = svg.attrib["aria-labelledby"].split()
-        assert names == [title.attrib["id"], description.attrib["id"]]
+        drawings = all_of(one, "svg")
+        assert [svg.attrib["class"] for svg in drawings] == ["wide", "narrow"]
+        for svg in drawings:
+            title, description = all_of(svg, "title", "desc")
+            assert svg.attrib["role"] == "img" and title.text and len(description.text) > 20
+            names = svg.attrib["aria-labelledby"].split()
+            assert names == [title.attrib["id"], description.attrib["id"]]
         assert text_of(all_of(one, "figcaption")[0])
         assert all_of(all_of(one, "details")[0], "table")
 
@@ -196,6 +200,7 @@ def test_text_has_the_contrast_of_level_aa(root):
     for colours in schemes:
         for name in ("ink", "muted", "accent", "good", "bad", "open"):
             assert contrast(colours[name], colours["back"]) >= 4.5, name
+            assert contrast(colours[name], colours["shade"]) >= 4.5, name
         for _, colour in CAUSES.values():
             assert contrast(colour, colours["back"]) >= 3 and contrast(colour, "#ffffff") >= 4.5
 
@@ -221,7 +226,61 @@ def test_a_page_stays_small_whatever_the_audit_holds():
     text = page(audit)
     assert len(text.encode()) < LARGEST
     assert "more rows stand in the JSON document" in text
-    assert len(all_of(parsed(text), "svg")) < 20
+    assert len(all_of(parsed(text), "svg")) < 40
+
+
+MANY = [f"model.layers.{layer}.mlp.up_proj" for layer in range(3000)]
+
+
+def test_a_map_of_thousands_of_layers_draws_the_first_and_each_figure_is_drawn_once(monkeypatch):
+    rows = [Measurement("norm", ("a",), float(at + 1), path) for at, path in enumerate(MANY)]
+    cosines = [Measurement("cosine", ("a", "b"), 0.25, path) for path in MANY]
+    drawn = []
+    monkeypatch.setattr(figures, "heat", lambda sheet, **given: drawn.append(given))
+    found = parsed(page(replaced(an_audit(), diagnostics=(*rows, *cosines), gates=())))
+    sizes, alike = drawn[0], drawn[2]
+    assert len(drawn) == 2 * len(figures.WIDTHS)
+    assert {len(one["rows"]) for one in drawn} == {figures.MOST_LAYERS}
+    assert (sizes["most"], alike["most"]) == (3000.0, None)
+    told = [text_of(one) for one in all_of(found, "desc")]
+    assert sum("of 3000 rows" in one for one in told) == 4
+
+
+def test_the_scale_of_a_cosine_is_always_the_same():
+    for most, low, high in ((None, -1.0, 1.0), (4.0, -0.8, 4.0)):
+        with figures.drawing() as sheet:
+            figures.heat(sheet, [[0.01, -0.02]], ["0"], ["up", "down"], most)
+            assert sheet.axes[0].collections[0].get_clim() == (low, high)
+
+
+def test_a_page_says_first_what_to_do_and_marks_it_among_the_scores():
+    audit = audit_of(evidence({**dict.fromkeys(KINDS, 0.05), "sum": 0.75, "arrow": 0.8}))
+    found = parsed(page(audit))
+    (card,) = [one for one in all_of(found, "div") if one.attrib.get("class") == "card"]
+    assert "sum" in text_of(all_of(card, "p")[0])
+    values = [text_of(one) for one in all_of(card, "dd")]
+    assert values[:2] == ["+0.70", "0.75"] and len(values) == 3
+    (row,) = [one for one in all_of(found, "tr") if "advised" in one.attrib.get("class", "")]
+    assert text_of(row).startswith("sum advised")
+    widths = [one.attrib["style"] for one in all_of(row, "span") if "style" in one.attrib]
+    assert widths == ["inline-size: 75%"]
+    assert text_of(all_of(found, "h1")[0]).startswith("a and b")
+
+
+def test_what_explains_is_folded_and_what_answers_is_not(root):
+    folded = [text_of(all_of(one, "summary")[0]) for one in all_of(root, "details")]
+    assert {"Every reason", "Pairs of adapters", "Provenance"} <= set(folded)
+    assert not {"Verdict", "Gains and scores", "Findings and cures"} & set(folded)
+
+
+def test_stacked_tables_keep_their_roles_and_name_each_cell(root):
+    stacked = [one for one in all_of(root, "table") if one.attrib.get("class") == "prose"]
+    assert stacked
+    for one in stacked:
+        heads = [text_of(head) for head in all_of(all_of(one, "thead")[0], "th")]
+        for row in all_of(all_of(one, "tbody")[0], "tr"):
+            assert row.attrib["role"] == "row"
+            assert [cell.attrib["data-label"] for cell in all_of(row, "td")] == heads[1:]
 
 
 def test_an_inspected_adapter_has_a_page_too():
@@ -241,7 +300,7 @@ def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_pa
     with pytest.raises(OutputError):
         write_page(tmp_path, "x", sections(an_audit("x")))
     for name in ("x", "y"):
-        write_page(tmp_path / "new.html", heading(an_audit(name)), sections(an_audit(name)))
+        write_page(tmp_path / "new.html", title(an_audit(name)), sections(an_audit(name)))
     assert "y" in (tmp_path / "new.html").read_text()
 
 

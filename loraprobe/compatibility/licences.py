@@ -9,12 +9,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
 from loraprobe.records import Issue
 
 NONCOMMERCIAL = re.compile(r"(^|[-_ ])(nc|non-?commercial|research)($|[-_ ])")
+# The identifiers that the Hub knows (hf.co/docs/hub/repositories-licenses), without "unknown".
+KNOWN = frozenset(
+    "apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 "
+    "bigcode-openrail-m openrail++ afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause "
+    "bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 "
+    "cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 "
+    "cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 "
+    "cdla-permissive-1.0 cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 "
+    "eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl lgpl-2.1 lgpl-3.0 lgpl-lr isc h-research "
+    "intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 osl-3.0 "
+    "postgresql ofl-1.1 ncsa unlicense zlib pddl deepfloyd-if-license "
+    "fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 "
+    "grok2-community gemma other".split()
+)
+NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+LINK = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./%+~-]*)?", re.ASCII)
+LONGEST_LINK = 200
 # Finding -> the licences that it is about, and what they require.
 TERMS = {
     "licence-noncommercial": (
@@ -73,7 +91,31 @@ def licence_issues(
 
 def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
     """The licence for a merge's card: the one that all sources declare, else "other"."""
-    declared = set(licences.values())
+    declared = {licence and known_licence(licence) for licence in licences.values()}
     if not declared or declared == {None}:
         return None
     return declared.pop() if len(declared) == 1 else "other"
+
+
+def known_licence(licence: str) -> str:
+    """A licence by its identifier on the Hub; "other" for any other text."""
+    return licence.lower() if licence.lower() in KNOWN else "other"
+
+
+def licence_fields(matter: Mapping[Any, Any]) -> dict[str, str]:
+    """What another author's front matter says of the licence, as it may stand in a card of ours.
+
+    It is an identifier that the Hub knows, "other" for any other text; with that a name of letters,
+    digits and signs, and a link of http or https, where the author gave such.
+    """
+    licence, name, link = (matter.get(key) for key in ("license", "license_name", "license_link"))
+    if not isinstance(licence, str) or not licence.strip():
+        return {}
+    fields = {"license": known_licence(licence.strip())}
+    if fields["license"] != "other":
+        return fields
+    if isinstance(name, str) and NAME.fullmatch(name):
+        fields["license_name"] = name
+    if isinstance(link, str) and len(link) <= LONGEST_LINK and LINK.fullmatch(link):
+        fields["license_link"] = link
+    return fields

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, public_name
 from loraprobe.base import Base
-from loraprobe.compatibility.licences import licence_of_merge
+from loraprobe.compatibility.licences import licence_fields, licence_of_merge
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
 from loraprobe.front_matter import declared_licence, read_front_matter
@@ -30,7 +30,7 @@ from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit, plain
 from loraprobe.registry import spec_of
 from loraprobe.report.answer import answer
-from loraprobe.report.markdown import LONGEST, Verbatim, filled
+from loraprobe.report.markdown import Verbatim, filled
 from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
 from loraprobe.servers.serving import serve_commands
@@ -39,7 +39,6 @@ if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed
 
 Made = TypeVar("Made", bound="Merged | Routed")
-LICENCE = ("license", "license_name", "license_link")
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
@@ -143,14 +142,13 @@ def card_text(
 def converted_card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
     """README.md of a converted adapter.
 
-    source, card: where it came from and the card there, of which the licence is kept and no text,
-    because that may hold any markup.
+    source, card: where it came from and the card there, of which only the licence is kept, as
+    `licence_fields` says.
     """
     import yaml
 
-    kept = {key: text for key, text in read_front_matter(card).items() if key in LICENCE}
     fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
-    fields |= {key: text[:LONGEST] for key, text in kept.items() if isinstance(text, str)}
+    fields |= licence_fields(read_front_matter(card))
     if base := public_name(adapter.base_model):
         fields["base_model"] = base
     text = filled(

@@ -322,8 +322,8 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
     known = (FULL, coverage(audit))
     yield _section("coverage", "What base and adapters know alone", known, folded=True)
     yield _section("gates", "Gates of routers", (FULL, [gates(audit)]), folded=True)
-    told = (FULL, [*reasons(audit), *(f"- {note}" for note in audit.notes)])
-    yield _section("reasons", "Every reason", told, concludes=True, folded=True)
+    told: list[Part] = [*reasons(audit), *(f"- {note}" for note in audit.notes)]
+    yield _section("reasons", "Every reason", (FULL, told), concludes=True, folded=True)
     yield _section(
         "provenance",
         "Provenance",

@@ -488,7 +488,8 @@ class Json(Metric):
                 return Judged(True, True, value[1])
         first = json_at_start(readings[0])
         read = first_lines(readings[0], "") if first is None else first[1]
-        return Judged(False, contains(read, answers), read.strip())
+        named = any(_names(read, gold) for gold in golds) or contains(read, answers)
+        return Judged(False, named, read.strip())
 
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
@@ -570,14 +571,45 @@ def _gold_value(answer: str) -> Any:
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether two JSON values are equal; true is not 1."""
+    """Whether two JSON values are equal as people read them; true is not 1."""
     if isinstance(one, dict) and isinstance(other, dict):
         return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
     if isinstance(one, list) and isinstance(other, list):
         return len(one) == len(other) and all(map(_same, one, other))
     if isinstance(one, bool) or isinstance(other, bool):
         return one is other
+    if isinstance(one, str) and isinstance(other, str):
+        return _as_people_read(one) == _as_people_read(other)
     return bool(one == other)
+
+
+def _as_people_read(text: str) -> str:
+    """A text without blanks around it and without the case of its words' first letters.
+
+    Case inside a word tells things apart ("US" and "us", "CO" and "Co"), and so does every case
+    where the text has signs of a formal language ("X_1").
+    """
+    words = text.split()
+    if not _FORMAL & set(text):
+        words = [word[:1].lower() + word[1:] for word in words]
+    return " ".join(words)
+
+
+def _names(text: str, gold: Any) -> bool:
+    """Whether all texts and numbers of a JSON value, at least one, stand in a text."""
+    values = [str(value) for value in _leaves(gold)]
+    return bool(values) and all(contains(text, [value]) for value in values)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """The texts and numbers inside a JSON value."""
+    inside = [value]
+    while inside:
+        one = inside.pop()
+        if isinstance(one, dict | list):
+            inside += one.values() if isinstance(one, dict) else one
+        elif one is not None and not isinstance(one, bool):
+            yield one
 
 
 METRICS: Mapping[str, Metric] = {

@@ -171,6 +171,8 @@ RIGHT = [
     ("json", '{"b": [1, 2.0],\n "a": null}\nmore', '{"a": null, "b": [1.0, 2]}'),
     ("json", '```json\n{"a": "x"}\n```', '{"a": "x"}'),
     ("json", "3\nmore", "3"),
+    ("json", '{"answer": " russia "}', '{"answer": "Russia"}'),
+    ("json", '["New  york", ["b"]]', '["new York", [" B"]]'),
     ("regex", "AB12", r"[A-Z]+\d+"),
 ]
 WRONG = [
@@ -185,6 +187,11 @@ WRONG = [
     ("json", '{"a": 1} and more', '{"a": 1}'),
     ("json", "{'a': 1}", '{"a": 1}'),
     ("json", "NaN", "null"),
+    ("json", '{"answer": "US"}', '{"answer": "us"}'),
+    ("json", '{"answer": "CO"}', '{"answer": "Co"}'),
+    ("json", '{"answer": "X_1"}', '{"answer": "x_1"}'),
+    ("json", '{"Answer": "x"}', '{"answer": "x"}'),
+    ("json", '{"answer": "1"}', '{"answer": 1}'),
     ("json", "[" * 100_000, "[]"),
     ("numeric", "5 of 7", "5"),
     ("numeric", "It costs $12", "-$12"),
@@ -228,10 +235,14 @@ def test_a_right_answer_in_other_words_is_told_from_a_lost_one():
         ("numeric", "5 of 7", "5"),
         ("regex", "so AB12", r"[A-Z]+\d+"),
         ("json", 'It is {"a": 1}, see', '{"a": 1}'),
+        ("json", "Russia", '{"answer": "Russia"}'),
+        ("json", '{"a": "Bo", "b": 3}', '{"b": [3], "a": {"c": "Bo"}}'),
     ]:
         assert judge(metric, text, [gold]).contains
     for metric, gold in [("exact_match", "Bo"), ("numeric", "6"), ("json", "[1]"), ("regex", "Bo")]:
         assert not judge(metric, "Cy lives at 5", [gold]).contains
+    for gold in ('{"a": "Cy", "b": 3}', "{}", '{"a": true}'):
+        assert not judge("json", "Cy lives at 5", [gold]).contains
 
 
 SIGNS = "abTheX1. ,-'/"

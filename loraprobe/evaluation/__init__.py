@@ -15,6 +15,7 @@ from loraprobe.evaluation.gains import (
     measure_gains,
     near_ceiling,
     retention,
+    right_together,
     score,
     shares_right,
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from itertools import chain, product
 
 import numpy as np
 
-from loraprobe.defaults import ALPHA, MARGIN
+from loraprobe.defaults import ALPHA, MARGIN, SAID_OTHERWISE
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.questions import BASE, System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
@@ -20,7 +21,9 @@ from loraprobe.records import (
     QUESTION,
     SEVERAL_ADAPTERS,
     STEPS,
+    TOGETHER,
     Comparison,
+    Coverage,
     Gain,
     GuardScore,
     Interval,
@@ -183,6 +186,27 @@ def _score(
         cut=float(np.mean([mine[k].cut for k in replies])) if replies else None,
         clusters=_clusters_of(table.clusters),
     )
+
+
+def right_together(results: Iterable[ItemResult], systems: Sequence[System]) -> list[Coverage]:
+    """For each task the two adapters of which one or the other is right most often, and how often.
+
+    Only what is more than either alone by SAID_OTHERWISE is a row.
+    """
+    adapters = [system.name for system in systems if system.kind == "adapter"]
+    right: dict[str, dict[str, dict[str, bool]]] = {}
+    for row in results:
+        if row.part == QUESTION and row.system in adapters and not row.is_loss:
+            right.setdefault(row.task, {}).setdefault(row.system, {})[row.item] = row.value == 1.0
+    rows = []
+    for task, by_adapter in right.items():
+        items = set.intersection(*(set(own) for own in by_adapter.values()))
+        held = {name: {i for i in items if own[i]} for name, own in by_adapter.items()}
+        pairs = itertools.combinations(held, 2)
+        both, pair = max(((len(held[a] | held[b]), (a, b)) for a, b in pairs), default=(0, ()))
+        if both - max(map(len, held.values())) > SAID_OTHERWISE * len(items):
+            rows.append(Coverage(TOGETHER, task, both / len(items), len(items), adapters=pair))
+    return rows
 
 
 def retention(

@@ -59,6 +59,7 @@ from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
 from loraprobe.verdict.evidence import Candidate, Unserved
+from loraprobe.verdict.reasons import named_in, without_form
 from loraprobe.verdict.unanswered import closest, telling
 
 MakeControls = Callable[[str, Evidence], list[System]]
@@ -80,14 +81,17 @@ class Evaluated:
     def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
         """A few questions that the verdict's composition got wrong.
 
-        Where nothing answers, these show what may be wrong.
+        First are those whose right answer somebody names without its form. Where nothing answers,
+        they show what may be wrong.
         """
         if verdict.missing == "answers":
             return unanswered_samples(self.samples, self.records)
         gain = verdict.gain
         if gain is None:
             return ()
-        return evaluation.wrong_samples(self.samples, verdict.system or gain.system, gain.form)
+        named = without_form(self.records.scores)
+        first = sorted(self.samples, key=lambda sample: not named_in(sample, named))
+        return evaluation.wrong_samples(first, verdict.system or gain.system, gain.form)
 
 
 def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) -> tuple[Sample, ...]:
@@ -320,7 +324,10 @@ class Asked:
         unsafe = EvaluationRecords(guards=guards).unsafe
         return EvaluationRecords(
             guards=guards,
-            coverage=evaluation.guessing(here.tasks),
+            coverage=(
+                *evaluation.guessing(here.tasks),
+                *evaluation.right_together(results, systems),
+            ),
             scores=evaluation.score(results, systems, level=level),
             comparisons=evaluation.compare(results, systems, seed=options.seed, level=level),
             gains=evaluation.measure_gains(

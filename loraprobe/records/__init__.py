@@ -38,6 +38,7 @@ from loraprobe.records.measurements import (
     SEVERAL_ADAPTERS,
     SHRUNK,
     STEPS,
+    TOGETHER,
     Attribution,
     ChainHop,
     Comparison,

@@ -231,6 +231,9 @@ class Measurement:
     rank: int | None = None
 
 
+TOGETHER = "right_together"  # of Coverage: how often one or the other of two adapters is right
+
+
 @dataclass(frozen=True)
 class Coverage:
     """One figure of one coverage probe. `adapters` is empty where the base alone was asked.

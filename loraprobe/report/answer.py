@@ -41,7 +41,7 @@ from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
-from loraprobe.verdict.reasons import CODES, effect_rank, on_guard
+from loraprobe.verdict.reasons import CODES, effect_rank, named_in, on_guard, without_form
 from loraprobe.verdict.unanswered import SHOWN, closest, what_differs
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
@@ -276,6 +276,8 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "stopped", f"after round {rounds.used} of {rounds.planned}{ended}"
     yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
     yield "servers", _servers(audit, verdict)
+    yield "close", _without_form(audit, verdict)
+    yield "close", _said(verdict, "right-together").rstrip(".")
     yield "close", _said(verdict, "not-told-apart").rstrip(".")
     yield "better", _better(audit, verdict, measured)
     yield "decide", _decide(audit, verdict, measured)
@@ -326,7 +328,8 @@ def _watched(audit: Audit) -> list[str]:
     reasons = audit.verdict.reasons if audit.verdict is not None else ()
     codes = {reason.code for reason in reasons}
     twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
-    warnings = [r.message for r in _told("watch", reasons)]
+    twice |= {"said-otherwise"} if "right-without-form" in codes else set()
+    warnings = [r.message for r in _told("watch", reasons) if r.code not in twice]
     for issue in audit.compatibility.issues:
         elsewhere = issue.code in twice or issue.code.startswith((LICENCE, SERVING))
         if issue.severity == "warning" and not elsewhere:
@@ -419,6 +422,16 @@ def _replied(audit: Audit, verdict: Verdict) -> Iterator[Line]:
             yield "replied", f"{text} ({name}{cut})"
         if "replies-differ" in {reason.code for reason in verdict.reasons}:
             yield "why", what_differs(sample, names[:SHOWN])
+
+
+def _without_form(audit: Audit, verdict: Verdict) -> str:
+    """Who names far more right answers than anything gives in their form, with one reply."""
+    sentence = _said(verdict, "right-without-form").rstrip(".")
+    named = without_form(audit.evaluation.scores)
+    replies = [reply for sample in audit.samples if (reply := named_in(sample, named))]
+    return (
+        f"{sentence} (it replies {_one_line(replies[0])!r})" if sentence and replies else sentence
+    )
 
 
 def _one_line(text: str) -> str:

@@ -40,10 +40,12 @@ from loraprobe.records import (
     FORMS,
     QUESTION,
     STEPS,
+    TOGETHER,
     Decision,
     GuardScore,
     Measurement,
     Reason,
+    Sample,
     Score,
     Verdict,
     called,
@@ -505,6 +507,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         return
     parts = {row.part for row in evidence.measured.scores}
     yield from about_replies(evidence, _rows_decided_on(evidence, verdict))
+    if verdict.missing != "answers":
+        yield from _about_more_than_measured(evidence)
     for row in evidence.measured.coverage:
         if row.name == "chat_template" and row.value is not None and row.baseline is not None:
             gap = row.value - row.baseline
@@ -599,6 +603,62 @@ def about_replies(evidence: Evidence, rows: Sequence[Score]) -> Iterator[Reason]
         form, metric = FORM[row.part], row.metric.replace("_", " ")
         share = _otherwise(row)
         yield reason_of("said-otherwise", share, SAID_OTHERWISE, row=row, form=form, metric=metric)
+
+
+def without_form(scores: Sequence[Score]) -> Score | None:
+    """The score of a system that names far more right answers than anything gives in their form.
+
+    None where there is none, or it names fewer than half of them. In worked texts by `numeric` any
+    number counts as named.
+    """
+    asked = [row for row in scores if row.part in FORMS and row.kind != "control"]
+    most = {row.task: 0.0 for row in asked}
+    for row in asked:
+        most[row.task] = max(most[row.task], row.value)
+    rows = [
+        row
+        for row in asked
+        if row.kind in (*BASELINES, *COMPOSITIONS)
+        and not (row.part == STEPS and "numeric" in row.metric)
+        and (row.contains or 0.0) >= max(KNOWN, most[row.task] + SAID_OTHERWISE)
+    ]
+    return min(rows, key=lambda r: (-(r.contains or 0.0), -r.value, r.system), default=None)
+
+
+def named_in(sample: Sample, row: Score | None) -> str:
+    """The reply of a score's system to a question that names the right answer without its form."""
+    if row is None or (sample.task, sample.part) != (row.task, row.part):
+        return ""
+    said = [one for one in sample.replies if one.system == row.system and one.contains]
+    return next((one.text for one in said if not one.right), "")
+
+
+def _about_more_than_measured(evidence: Evidence) -> Iterator[Reason]:
+    """What would be right more often than anything is: another form, or a choice of adapters."""
+    named = without_form(evidence.measured.scores)
+    if named is not None:
+        who = baseline_in_words(named.system) if named.kind in BASELINES else called(named.system)
+        who += f", {FORM[named.part]}," if named.part == STEPS else ""
+        yield reason_of(
+            "right-without-form",
+            named.contains,
+            SAID_OTHERWISE,
+            who=who,
+            row=named,
+            metric=named.metric.replace("_", " "),
+            where=_of_task(evidence, named.task),
+        )
+    for pair in evidence.measured.coverage:
+        scores = [row for row in evidence.measured.scores if row.task == pair.task]
+        most = max((r.value for r in scores if r.part in FORMS and r.kind != "control"), default=1)
+        share = (pair.value or 0.0) if pair.name == TOGETHER else 0.0
+        if share >= 1 - evidence.margin and share - most > SAID_OTHERWISE:
+            who, where = " or ".join(pair.adapters), _of_task(evidence, pair.task)
+            yield reason_of("right-together", share, SAID_OTHERWISE, who=who, where=where)
+
+
+def _of_task(evidence: Evidence, task: str) -> str:
+    return f" of {task}" if evidence.several else ""
 
 
 def most_cut(rows: Sequence[Score]) -> Score | None:

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 from test_statistics import ALONE, pairs, single_interval
 
-from loraprobe.evaluation import System, compare, guard_scores, measure_gains, retention, score
+from loraprobe.evaluation import (
+    System,
+    compare,
+    guard_scores,
+    measure_gains,
+    retention,
+    right_together,
+    score,
+)
 from loraprobe.evaluation.statistics import estimate
-from loraprobe.records import ItemPart, ItemResult
+from loraprobe.records import QUESTION, ItemPart, ItemResult
 from loraprobe.records.measurements import items_needed
 from loraprobe.tasks import Item, Task
 
@@ -283,3 +291,17 @@ def test_items_of_an_earlier_round_only_show_what_is_lost():
         columns[name, "question"] = np.where(few, columns[name, "question"], np.nan)
     assert {name: row.n for name, row in guarded(columns).items()} == {"uniform": 100, "arrow": 60}
     assert guarded(asked(a=80)) == {}, "without the base there is nothing to compare with"
+
+
+def test_two_adapters_of_which_one_or_the_other_is_right_are_found():
+    right = {"a": {1, 2}, "b": {3, 4}, "c": {1, 3}, "sum": {1, 2, 3, 4}}
+    rows = [
+        ItemResult(name, "t", QUESTION, str(k), "exact_match", float(k in own), "", str(k))
+        for name, own in right.items()
+        for k in (1, 2, 3, 4)
+    ]
+    systems = [System(name, "merge" if name == "sum" else "adapter") for name in right]
+    (found,) = right_together(rows, systems)
+    assert (found.adapters, found.value, found.n) == (("a", "b"), 1.0, 4)
+    assert not right_together(rows, [systems[0], systems[3]])
+    assert not right_together([row for row in rows if row.item in "12"], systems)

@@ -39,7 +39,9 @@ from loraprobe.records import (
     LearnedWeights,
     Measurement,
     Provenance,
+    Reply,
     Rounds,
+    Sample,
     TaskSummary,
 )
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
@@ -453,3 +455,14 @@ def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned)
     made = replaced(audit.provenance, tasks=(TaskSummary("t", "t.jsonl", None, "", items),))
     told = line(answer(replaced(audit, provenance=made)), "decide")
     assert ("199" in told and "200" in told) if warned else not told
+
+
+def test_who_names_the_right_answer_without_its_form_is_told_with_a_reply():
+    values = {"base": 0.0, "a": 0.1, "b": 0.0, "sum": 0.3}
+    asked = changed(known(evidence(values)), contains=0.0, cut=0.0)
+    asked = changed(asked, lambda row: row.system == "b", contains=1.0)
+    replies = (Reply("a", "no", False), Reply("b", "Russia", False, contains=True))
+    sample = Sample("t", QUESTION, "1", "Where?", ('{"a": "Russia"}',), replies)
+    audit = audit_of(asked, "merge-and-eval")
+    (told,) = lines(answer(replaced(audit, samples=(sample,))), "close")
+    assert "b alone" in told and "Russia" in told and "1.00" in told

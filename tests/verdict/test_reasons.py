@@ -9,7 +9,7 @@ from evidences import N, both, changed, codes, evidence, evidence_of, known, rea
 from test_rules import DISJOINT, FAIL, GAIN, NOBODY, UNKNOWN, foreknown, holding
 
 import loraprobe
-from loraprobe.records import Coverage, Measurement
+from loraprobe.records import TOGETHER, Coverage, ItemPart, Measurement
 from loraprobe.verdict import decide
 from loraprobe.verdict.reasons import CODES, WEIGHT_WARNINGS
 
@@ -139,6 +139,35 @@ def test_answers_that_were_cut_are_told_with_the_cure(asked, wanted):
 def test_a_gain_or_failure_of_wording_only_is_told(system, share, told):
     asked = changed(evidence(FAIL), lambda row: row.system == system, contains=share, cut=0.0)
     assert ("said-otherwise" in codes(decide(asked))) == told
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"system": "b", "contains": 1.0}, True),  # neither the leader nor its rival
+        ({"system": "sum", "contains": 1.0}, True),
+        ({"system": "shrunk:a", "contains": 1.0}, False),
+        ({"system": "b", "contains": 0.55}, True),
+        ({"system": "b", "contains": 0.45}, False),
+        ({"system": "b", "contains": 1.0, "metric": "numeric"}, True),
+        ({"system": "b", "contains": 1.0, "metric": "numeric", "part": "steps"}, False),
+    ],
+)
+def test_who_names_the_right_answer_without_its_form_is_told(changes, told):
+    values = {"base": 0.0, "a": 0.1, "b": 0.0, "sum": 0.2, "arrow": 0.4, "shrunk:a": 0.1}
+    part = ItemPart(changes.pop("part", "question"))
+    both_forms = both(evidence(values), evidence(values, part="steps"))
+    asked = changed(known(both_forms), contains=0.0, cut=0.0)
+    name = changes.pop("system")
+    asked = changed(asked, lambda row: (row.system, row.part) == (name, part), **changes)
+    assert ("right-without-form" in codes(decide(asked))) == told
+
+
+@pytest.mark.parametrize(("share", "arrow", "told"), [(1.0, 0.6, 1), (1.0, 0.95, 0), (0.9, 0.6, 0)])
+def test_two_adapters_of_which_one_is_always_right_are_told(share, arrow, told):
+    values = {"base": 0.0, "a": 0.5, "b": 0.5, "sum": 0.55, "arrow": arrow}
+    row = Coverage(TOGETHER, "t", share, 100, adapters=("a", "b"))
+    assert codes(decide(evidence(values, coverage=(row,)))).count("right-together") == told
 
 
 def with_items(found, n, clusters=None):

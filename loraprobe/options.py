@@ -22,9 +22,9 @@ from loraprobe.formatting import count, nearest, wrapped
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
 Function = TypeVar("Function", bound=Callable[..., Any])
-# What an option decides: what is composed; how questions are read, asked and judged; or what else
-# an answer depends on.
-Decides = Literal["composition", "question", "answers"]
+# What the answer of one system to one question depends on, beside the question itself: how the
+# system is composed, or how it is asked.
+Decides = Literal["composition", "answers"]
 
 
 def option(
@@ -41,9 +41,9 @@ def option(
     """The field of an option in a class of options.
 
     metavar: stands for its value in the help; "" for an option without one. flags: where they are
-    not the field's name. decides: by which kept answers are told apart, and which options the next
-    command repeats. least, most: of a number, both included. read: (text, flag) -> value.
-    typed: it sends, runs, writes or overwrites, so no file of --config sets it.
+    not the field's name. decides: by which kept answers are told apart. least, most: of a number,
+    both included. read: (text, flag) -> value. typed: it sends, runs, writes or overwrites, so no
+    file of --config sets it.
     """
     told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides, "typed": typed}
     return field(default=default, metadata={**told, "least": least, "most": most, "read": read})
@@ -104,7 +104,6 @@ class AdapterOptions:
         "Servers: vllm, sglang, llama.cpp, ollama, peft, or all; with commas, or repeated. inspect "
         "tells what they would refuse or misread in the file; other commands advise what they can "
         "run, with the commands that serve it.",
-        decides="question",
     )
     balance: Literal["none", "norm"] = option(
         "none",
@@ -131,7 +130,6 @@ class TaskOptions:
         "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
         "between them; a prompt may be a text with {field} for a field; after=TEXT: the gold "
         "answer follows this text in its field, as #### in gsm8k; repeated: one for each task.",
-        decides="question",
     )
 
 
@@ -149,14 +147,12 @@ class CompositionOptions:
         "Merge method, such as ties:density=0.3, without the default routers; may be repeated; "
         "none: no merge, but the routers.",
         "--method",
-        decides="answers",
     )
     routers: tuple[str, ...] = option(
         ("arrow",),
         "TEXT",
         "Router, such as arrow:top_k=1; may be repeated; none: no router.",
         "--router",
-        decides="answers",
     )
     systems: tuple[str, ...] = option(
         (),
@@ -164,7 +160,6 @@ class CompositionOptions:
         "Compose only this system; may be repeated. The base, the single adapters and the controls "
         "stay.",
         "--system",
-        decides="answers",
     )
     router_prompts: tuple[tuple[str, Path], ...] = option(
         (),
@@ -223,7 +218,6 @@ class EvaluationOptions:
         "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
         "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
         "repeated.",
-        decides="question",
     )
     margin: float | None = option(
         None,
@@ -231,7 +225,6 @@ class EvaluationOptions:
         f"Gain below which composing is not worth it (default {MARGIN:g}).",
         least=0,
         most=1,
-        decides="question",
     )
     guards: tuple[Any, ...] = option(
         (),
@@ -247,7 +240,6 @@ class EvaluationOptions:
         "perplexity).",
         least=0.001,
         most=1,
-        decides="question",
     )
     retention: float = option(
         RETENTION,
@@ -255,7 +247,6 @@ class EvaluationOptions:
         "Share of each specialist's gain that one model must keep.",
         least=0,
         most=1,
-        decides="question",
     )
     prior: float | None = option(
         None,
@@ -267,7 +258,6 @@ class EvaluationOptions:
         "auto",
         "auto|on|off",
         "auto (the better for the single adapters), on or off.",
-        decides="question",
     )
     diagnostics: tuple[str, ...] = option(
         (),
@@ -309,7 +299,6 @@ class MachineOptions:
         False,
         "",
         "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
-        decides="question",
         typed=True,
     )
     batch_size: int | Literal["auto"] = option(
@@ -467,6 +456,12 @@ def hints() -> Mapping[str, Any]:
 def deciding(what: Decides) -> list[str]:
     """The names of the options that decide this."""
     return [name for name, one in _FIELDS.items() if one.metadata.get("decides") == what]
+
+
+def typed() -> list[str]:
+    """The names of the options that a command line has, group by group."""
+    groups = [fields(group) for group in Options.__bases__]
+    return [one.name for group in groups for one in group if "metavar" in one.metadata]
 
 
 def flag_of(name: str) -> str:

@@ -46,7 +46,7 @@ class JsonLines(Generic[Kept]):
         parse: Callable[[Any], Kept],
     ) -> None:
         self.path, self.rows = path, list[Kept]()
-        known = as_plain(fingerprint)
+        self.fingerprint = known = as_plain(fingerprint)
         self._lock = None if path is None else locked(path)
         try:
             if path is not None and not (resume and self._read(path, known, parse)):

@@ -14,7 +14,7 @@ from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
-from loraprobe.options import Decides, Options, deciding, flag_of, repeats
+from loraprobe.options import Options, flag_of, repeats, typed
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
@@ -114,23 +114,16 @@ def with_next(
         fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
     )
-    if kind == "merge" and verdict.composes and options.weights is not None:
-        request = replace(request, weighted=METHODS.make(spec or "").takes_weights)
-    if kind == "router":
-        from loraprobe.routing import ROUTERS  # a merge needs none of them
-
-        if ROUTERS.make(spec or "").needs_prompts:
-            files = [f"{name}={Path(file).name}" for name, file in options.router_prompts]
-            words = (*request.options, *(("--router-prompts", file) for file in files))
-            request = replace(request, learned=True, options=words)
+    if verdict.composes and spec:
+        weighted, learned = _weighted(kind, spec)
+        learned = learned or (weighted and options.learns)
+        request = replace(request, weighted=weighted, learned=learned)
     command = next_command(replace(verdict, system=spec), request, options.limit is not None)
     return replace(verdict, next=command)
 
 
 def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
     """The request as a command line spells it. kind: that of the verdict's system."""
-    enough = (options.limit or 0) >= FEWEST_ITEMS  # fewer decide nothing
-    limit = [("--limit", str(options.limit))] if enough else []
     named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
     on_hub = [hub_id(one) or BASE for one in named.values()]
@@ -144,14 +137,9 @@ def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
         base=base,
         bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
-        asked=(
-            *_flags(options, "question"),
-            *(("--guard", one.reference) for one in inputs.guards),
-        ),
+        given=given_flags(options, inputs),
         kind=kind,
-        options=_flags(options, "composition"),
         most_tokens=options.max_new_tokens or PLAIN_TOKENS,
-        kept=(*_flags(options, "answers"), *limit),
     )
 
 
@@ -171,16 +159,32 @@ def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple
     return tuple(map(reference_of, fitting))
 
 
-def _flags(options: Options, what: Decides) -> tuple[Flag, ...]:
-    """The options that decide this, as on a command line, where they are not at their default."""
+def _weighted(kind: str, spec: str) -> tuple[bool, bool]:
+    """Whether a composition uses weights, and whether it is fitted to prompts."""
+    if kind == "merge":
+        return METHODS.make(spec).takes_weights, False
+    from loraprobe.routing import ROUTERS  # a merge needs none of them
+
+    router = ROUTERS.make(spec)
+    return router.constant, router.needs_prompts
+
+
+def given_flags(options: Options, inputs: Inputs) -> tuple[Flag, ...]:
+    """The options that are not at their default, as on a command line and as may be published.
+
+    A limit that leaves too few items to decide anything is left out.
+    """
     default, flags = Options(), list[Flag]()
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
-    for name in deciding(what):
+    for name in typed():
         flag, value = flag_of(name), getattr(options, name)
-        if value == getattr(default, name):
+        few = name == "limit" and value is not None and value < FEWEST_ITEMS
+        if value == getattr(default, name) or few:
             continue
-        if value is True:
+        if name == "guards":
+            flags += [(flag, guard.reference) for guard in inputs.guards]
+        elif value is True:
             flags.append((flag,))
         elif isinstance(value, tuple) and repeats(name):
             flags += [(flag, _spelled(one)) for one in value or ("none",)]
@@ -194,4 +198,7 @@ def _spelled(value: Any) -> str:
     """One value of an option as on a command line."""
     if isinstance(value, Adapter):
         return value.source.public
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, tuple):  # a name with a file, which is published without its folder
+        return f"{value[0]}={Path(value[1]).name}"
+    short = f"{value:g}" if isinstance(value, float) else str(value)
+    return short if short == str(value) or float(short) == value else repr(value)

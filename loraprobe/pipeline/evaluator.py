@@ -24,7 +24,7 @@ from loraprobe.defaults import LOSS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, Round, System, choose_template, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
-from loraprobe.evaluation.questions import Question
+from loraprobe.evaluation.questions import BASE, Question
 from loraprobe.front_matter import prompt_form
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -32,17 +32,26 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage, ItemResult
-from loraprobe.results import NAME, as_plain, changes, digest, names_in, read_fingerprint
+from loraprobe.results import (
+    NAME,
+    JsonLines,
+    as_plain,
+    changes,
+    digest,
+    names_in,
+    read_fingerprint,
+)
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.session import Here, Session
-from loraprobe.tasks import Task, given_metric
+from loraprobe.tasks import Item, Task, given_metric
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 log = logging.getLogger("loraprobe.tasks")
 
-# Beside the results: the weights that were learned, and next tokens of single adapters.
-LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
+# Beside the results: the weights that were learned, next tokens of single adapters, and what the
+# items ask.
+LEARNED, NEXT_TOKENS, ASKED = "learned.jsonl", "next-tokens", "asked.jsonl"
 
 
 @dataclass(frozen=True)
@@ -178,6 +187,7 @@ def open_evaluator(
         names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
         known = [row for row in ledger if row.system in names]
         ledger.add_missing([replace(row, system=names[row.system]) for row in known])
+        kept = _with_answers_elsewhere(ledger, inputs.tasks, plan, session, scorer) or kept
         stack.pop_all()
     notes += [*why, *told, kept]
     local = local.with_template(scorer.chat_template)
@@ -348,6 +358,58 @@ def identity(
         },
         "options": options.fingerprint(),
     }
+
+
+def _with_answers_elsewhere(
+    ledger: Ledger, tasks: Sequence[Task], plan: Plan, session: Session, scorer: Scorer
+) -> str:
+    """Adds the answers that runs on other items kept to the same questions; a note on them, or "".
+
+    The runs differ in their tasks alone and asked in the same form. Systems that learn from items
+    are left out: of other items they learn something else.
+    """
+    if ledger.path is None:
+        return ""
+    places = {_asked(i): (task.name, i.id, i.cluster) for task in tasks for i in task.items}
+    items = {task.name: {item.id: _asked(item) for item in task.items} for task in tasks}
+    asked = {"form": scorer.chat_template, "items": items}
+    JsonLines(ledger.path.parent / ASKED, False, asked, dict).close()
+    rows = list[ItemResult]()
+    for file in sorted((cache_directory() / "runs").glob(f"*/{NAME}")) if session.resume else ():
+        with contextlib.suppress(LoraprobeError):
+            rows += _answers_in(file, ledger, places, scorer.chat_template)
+    if session.options.learns:
+        rows = [row for row in rows if row.system in {BASE, *ledger.fingerprint["order"]}]
+    learned = [f"{start}{spec}" for spec in plan.learning for start in ("", "random-partner:")]
+    before = len(ledger)
+    ledger.add_missing(row for row in rows if not row.system.startswith((*learned,)))
+    return f"{len(ledger)} results of earlier runs were kept." if len(ledger) > before else ""
+
+
+def _answers_in(
+    file: Path, ledger: Ledger, places: Mapping[str, tuple[str, str, str]], form: bool
+) -> list[ItemResult]:
+    """The answers of another run to the same questions, none where it asked other systems.
+
+    places: what an item asks -> its task, its id and its cluster.
+    """
+    known = read_fingerprint(file) or {}
+    asked = read_fingerprint(file.parent / ASKED) or {}
+    same = {**known, "tasks": None} == {**ledger.fingerprint, "tasks": None}
+    if file == ledger.path or not same or asked.get("form") != form:
+        return []
+    rows = []
+    with contextlib.closing(Ledger(file, True, fingerprint=known)) as other:
+        for row in other:
+            place = places.get(asked["items"].get(row.task, {}).get(row.item, ""))
+            if place is not None:
+                rows.append(replace(row, task=place[0], item=place[1], group=place[2]))
+    return rows
+
+
+def _asked(item: Item) -> str:
+    """What an item asks, by content, whatever its name and its place are."""
+    return digest(replace(item, id="", group=None))
 
 
 def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:

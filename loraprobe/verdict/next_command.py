@@ -22,6 +22,20 @@ Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
 NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
+RESUME, CHAIN = ("--resume",), ("--system", "chain")
+# The options that a command repeats of those that were set: all that it takes, but --dtype of
+# merge, which is that of the file and not of the base. An evaluation takes all but some.
+TAKES = {
+    "merge": "--allow --serve --balance --subtract --space --rank --seed --device --threads",
+    "route": "--allow --balance --subtract --seed --device --quantize --device-map --batch-size "
+    "--threads --trust-remote-code --chat-template",
+    "inspect": "--allow --serve --seed --device --dtype --batch-size --threads "
+    "--trust-remote-code --diagnostic",
+}
+LEAVES = {
+    "merge-and-eval": "--items --keep --budget --diagnostic --per-module",
+    "screen": "--subtract --system --router-prompts --weights --diagnostic --per-module",
+}
 # What loads what was written, of one place.
 LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
 LOAD_MODEL = "AutoModelForCausalLM.from_pretrained({0})"
@@ -33,10 +47,9 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
-    that they name, BASE for a path. `asked` are the options by which the tasks are read, asked and
-    judged. `kind` is the kind of the verdict's system, "merge" or "router"; `learned` says that
-    this router was fitted to prompts. `options` are those that change a composition, `kept` the
-    others that `--resume` needs to use the kept answers. `fitting` are adapters without a conflict
+    that they name, BASE for a path. `given` are the options that were set. `kind` is the kind of
+    the verdict's system, "merge" or "router"; `learned` says that this system was fitted to prompts
+    or to questions. `fitting` are adapters without a conflict
     among them; `unlike` says that no change of their files makes the others fit. `library` names
     all adapters of a library, where the next command is about it. `stacked` are those of the
     adapters that were trained on others, which their files do not hold. `chain` says who answers
@@ -49,11 +62,9 @@ class Request:
     base: str = "auto"
     bases: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
-    asked: tuple[Flag, ...] = ()
+    given: tuple[Flag, ...] = ()
     kind: str = "merge"
     learned: bool = False
-    options: tuple[Flag, ...] = ()
-    kept: tuple[Flag, ...] = ()
     fitting: tuple[str, ...] = ()
     unlike: bool = False
     library: tuple[str, ...] = ()
@@ -72,8 +83,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     head, _, single = verdict.action.partition(":")
     if verdict.missing == "answers":
         return _look(verdict, request)
-    if verdict.missing == "metric":
-        return _evaluate(_without_metric(request))
+    if verdict.missing == "metric":  # the gold answers choose one
+        return _evaluate(request, without=["--metric"])
     is_open = verdict.decision == "inconclusive" and not verdict.answers_without_composing
     if is_open and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)
@@ -91,12 +102,12 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     if head == "fix":
         return _fix(request)
     if head == "gather-evidence" and verdict.evidence == "weights":
-        base = request.base or BASE
-        return Command("inspect", request.adapters, (("--base", base), ("--probe", "auto")))
+        probe = ("--base", request.base or BASE), ("--probe", "auto")
+        return Command("inspect", request.adapters, (*_taken(request, "inspect"), *probe))
     if head == "chain" and request.chain:  # the hops of an example
         return _ask(request, example(request.chain))
     if head == "chain":
-        return _evaluate(request, ("--system", "chain"))
+        return _evaluate(request, CHAIN)
     if head == "use-base" and verdict.missing == "harder-items":
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
     if head in ("train-target-adapter", "use-base"):
@@ -109,12 +120,12 @@ def _look(verdict: Verdict, request: Request) -> Command:
     questions as a model reads them."""
     codes = {reason.code for reason in verdict.reasons}
     if "said-otherwise" in codes:
-        return _evaluate(_without_metric(request), ("--metric", "contains"))
+        return _evaluate(request, ("--metric", "contains"))
     if "answers-cut" in codes:
         return _evaluate(request, ("--max-new-tokens", str(request.longer)))
     base = request.base if request.base != "auto" else next(iter(request.bases), "")
     given = (("--base", base),) if base not in ("", BASE) else ()
-    shown = tuple(one for one in request.asked if one[0] in ("--fields", "--metric"))
+    shown = tuple(one for one in request.given if one[0] in ("--fields", "--metric"))
     return Command("task sample", request.tasks, (*given, *shown))
 
 
@@ -159,17 +170,19 @@ def _ask(request: Request, hops: Sequence[ChainHop]) -> Command:
     return Command("python", places, text="\n".join(loads))
 
 
-def _without_metric(request: Request) -> Request:
-    """The request with no `--metric`, so that the gold answers choose."""
-    return replace(request, asked=tuple(one for one in request.asked if one[0] != "--metric"))
+def _taken(request: Request, verb: str) -> list[Flag]:
+    """The options that were set, of those that a command takes."""
+    if verb in TAKES:
+        return [one for one in request.given if one[0] in TAKES[verb].split()]
+    return [one for one in request.given if one[0] not in LEAVES[verb].split()]
 
 
 def _with_more_of_guards(request: Request) -> Request:
     """The request with further files of the guards."""
-    asked = (
-        (one[0], *_renamed(MORE, one[1:])) if one[0] == "--guard" else one for one in request.asked
+    given = (
+        (one[0], *_renamed(MORE, one[1:])) if one[0] == "--guard" else one for one in request.given
     )
-    return replace(request, asked=tuple(asked))
+    return replace(request, given=tuple(given))
 
 
 def _fix(request: Request) -> Command:
@@ -189,39 +202,35 @@ def _fix(request: Request) -> Command:
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
     """The evaluation that tells more."""
-    more = _renamed(MORE, request.tasks)
+    more = request.tasks if limited else _renamed(MORE, request.tasks)
     if verdict.missing in ("compositions", "chain") and verdict.system == "chain":
-        return _evaluate(request, ("--system", "chain"), tasks=more)
-    if verdict.missing in ("compositions", "controls"):
-        return _evaluate(request)  # without --system, so that all of them are scored
+        return _evaluate(request, CHAIN, RESUME, tasks=more, without=["--limit"])
+    if verdict.missing in ("compositions", "controls"):  # all of them are scored
+        return _evaluate(request, RESUME, without=["--system"])
     if verdict.missing == "wording":
-        return _evaluate(_without_metric(request), ("--metric", "contains"))
+        return _evaluate(request, ("--metric", "contains"))
+    if verdict.missing == "rank":
+        return _evaluate(request, without=["--rank"])
+    if verdict.missing == "time":
+        return _evaluate(request, RESUME, without=["--budget"])
     # Where only clusters are missing, the other questions of the same ones decide nothing.
-    if verdict.missing == "time":  # the same call, without --budget
-        return _evaluate(request, *request.kept, ("--resume",))
     if not limited and verdict.missing == "guard-items":
-        return _evaluate(_with_more_of_guards(request))
-    if not limited and (verdict.missing == "items" or verdict.evidence == "evaluation"):
-        return _evaluate(request, tasks=more)  # the same with other questions
-    asked = verdict.evidence in ("base", "pilot")  # the answers of a part of the items are kept
-    resumed = (*request.kept, ("--resume",)) if asked else ()
+        return _evaluate(_with_more_of_guards(request), RESUME)
+    if verdict.missing == "items" or verdict.evidence == "evaluation":
+        return _evaluate(request, RESUME, tasks=more, without=["--limit"])
+    resumed = [RESUME] if verdict.evidence in ("base", "pilot") else []
     return _evaluate(request, *resumed, tasks=request.tasks or (TASK,))
 
 
 def _save(verdict: Verdict, request: Request) -> Command:
     """The command that writes the composition of the verdict."""
-    system = verdict.system or ""
-    target = ("-o", "DIR")
-    if request.learned:  # only an evaluation has the questions from which it learns
-        return _evaluate(request, ("--router", system), target)
-    flag, name = ("--router", "route") if request.kind == "router" else ("--method", "merge")
-    serve = (one for one in request.asked if one[0] == "--serve" and name == "merge")
-    others = [one for one in request.options if one[0] != "--weights"]
-    weights = [one for one in request.options if one[0] == "--weights" and request.weighted]
-    if weights and weights[0][1].startswith("learn"):
-        weights += [("--task", task) for task in request.tasks]
-    options = (*_base(request), (flag, system), *others, *weights, *serve, target)
-    return Command(name, request.adapters, options)
+    system, target = verdict.system or "", ("-o", "DIR")
+    if request.learned:  # the same call decides the same by the kept answers, and learns the same
+        return _evaluate(request, RESUME, target)
+    flag, verb = ("--router", "route") if request.kind == "router" else ("--method", "merge")
+    weights = [one for one in request.given if one[0] == "--weights" and request.weighted]
+    options = (*_base(request), (flag, system), *_taken(request, verb), *weights, target)
+    return Command(verb, request.adapters, options)
 
 
 def _evaluate(
@@ -229,24 +238,29 @@ def _evaluate(
     *options: Flag,
     tasks: tuple[str, ...] | None = None,
     adapters: tuple[str, ...] = (),
+    without: Sequence[str] = (),
 ) -> Command:
-    """The evaluation of the request, or of other tasks or adapters."""
+    """The evaluation of the request, or of other tasks or adapters.
+
+    options: in place of the given ones of these names. without: names of options to leave out.
+    """
     tasks = request.tasks if tasks is None else tasks
+    verb, left_out = "screen" if request.library else "merge-and-eval", {*without}
+    left_out |= {one[0] for one in options}
     given = [*_base(request), *(("--task", task) for task in tasks)]
-    return Command(
-        "screen" if request.library else "merge-and-eval",
-        request.library or adapters or request.adapters,
-        (*given, *request.asked, *request.options, *options),
-    )
+    given += [one for one in _taken(request, verb) if one[0] not in left_out]
+    adapters = request.library or adapters or request.adapters
+    return Command(verb, adapters, (*given, *options))
 
 
 def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """Names of further files beside the tasks; a data set of the Hub goes by its last part.
 
-    A task of lm-evaluation-harness stays one.
+    A task of lm-evaluation-harness stays one, and a further file that was given is that file.
     """
     named = ((HARNESS if task.startswith(HARNESS) else "", task) for task in tasks)
-    return tuple(kind + start + task[len(kind) :].rpartition("/")[2] for kind, task in named)
+    lasts = ((kind, task[len(kind) :].rpartition("/")[2]) for kind, task in named)
+    return tuple(f"{kind}{start}{last.removeprefix(start)}" for kind, last in lasts)
 
 
 def _base(request: Request) -> tuple[Flag, ...]:
@@ -281,12 +295,14 @@ def on_questions(command: Command) -> Command:
 def to_fill_in(command: Command) -> str:
     """What a command names that does not exist yet, in words; "" if everything does."""
     words = command.words
-    further = {MORE: "more questions of the same kind", HARDER: "harder questions"}
-    for start, what in further.items():
-        named = [word for word in words if word.removeprefix(HARNESS).startswith(start)]
-        if named:
-            noun = "task" if named[0].startswith(HARNESS) else "file"
-            return f"{listing(named)}: {'a ' + noun if len(named) == 1 else noun + 's'} of {what}"
+    harder = [word for word in words if word.removeprefix(HARNESS).startswith(HARDER)]
+    if harder:
+        noun = "task" if harder[0].startswith(HARNESS) else "file"
+        noun = f"a {noun}" if len(harder) == 1 else f"{noun}s"
+        return f"{listing(harder)}: {noun} of harder questions"
+    if more := [word for word in words if word.removeprefix(HARNESS).startswith(MORE)]:
+        first = more[0].replace(MORE, "", 1)
+        return f"{more[0]}: the questions of {first} and more of the same kind; none is asked twice"
     ahead = {
         NEW: "an adapter that you train on what you ask",
         TASK: "your file, a question with its answer a line",

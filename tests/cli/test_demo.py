@@ -124,6 +124,23 @@ def test_a_guard_is_lost_by_what_gains_most():
     assert [row["name"] for row in document["provenance"]["guards"]] == ["familiar"]
 
 
+def test_more_questions_add_up(tmp_path):
+    """Of a file with further questions only these are asked, whatever its name is."""
+    lines = shipped_world().scenario("skill-and-facts").tasks[0].read_text().splitlines(True)
+    files = [tmp_path / name for name in ("t.jsonl", "MORE-t.jsonl")]
+    for file, n in zip(files, (10, 12), strict=True):
+        file.write_text("".join(lines[:n]))
+    few = [*making.shipped("skill-and-facts")[:2], "--base", shipped_world().path / "base"]
+    few = ["merge-and-eval", *few, "--system", "sum", "--quiet", "--threads", "1", "--task"]
+    first, both = (answered(*few, file, "--resume")[1] for file in files)
+    for document in (first, both):
+        told = document["verdict"]["next"].split()
+        assert "MORE-t.jsonl" in told and "--resume" in told
+    asked = sum(row["n"] for row in first["evaluation"])
+    assert f"{asked} results of earlier runs were kept." in both["notes"]
+    assert {row["n"] for row in both["evaluation"]} == {12}
+
+
 def test_the_demo_has_guards_of_its_own(monkeypatch):
     sessions = []
     monkeypatch.setattr(
@@ -227,8 +244,12 @@ def test_the_recommended_merge_is_saved(tmp_path):
 
 def test_a_router_is_saved_with_what_it_learned(tmp_path):
     target = tmp_path / "out"
-    more = ["--system", ROUTER, "--limit", "120", "-o", target, "--full-model", tmp_path / "full"]
-    result, document = judged("keep-both", *more)
+    few, more = ["--limit", "120"], ["-o", target, "--full-model", tmp_path / "full"]
+    asked = judged("keep-both", "--system", ROUTER, *few)[1]
+    assert asked["verdict"]["next"].endswith("--limit 120 --threads 1 --resume -o DIR")
+    result, document = judged("keep-both", *few, "--system", ROUTER, "--resume", *more)
+    kept = sum(row["n"] for row in asked["evaluation"])
+    assert any(note.startswith(f"{kept} results of an earlier run") for note in document["notes"])
     assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
     assert not (tmp_path / "full").exists()  # no weights choose by the prompt
     assert document["verdict"]["next"] == "loraprobe.load_composition('out').into(model)"

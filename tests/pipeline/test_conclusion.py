@@ -1,42 +1,102 @@
 """The options that the next command repeats."""
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import making
 import pytest
+from evidences import score
 
 from loraprobe.base import open_base
-from loraprobe.options import Options
+from loraprobe.cli import command_of
+from loraprobe.options import Options, typed
+from loraprobe.pipeline import commands
 from loraprobe.pipeline.conclusion import request_of, with_next
-from loraprobe.pipeline.inputs import Inputs, open_inputs
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
-from loraprobe.session import Session
 from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
-from loraprobe_lab import shipped_world
+
+SET = {  # a value of every option of a command line, none of them the default
+    "allow": ("base-unclear",), "serve": ("vllm",), "balance": "norm", "subtract": ("owner/c",),
+    "fields": ("prompt=q",), "methods": ("ties:density=0.3", "uniform"), "routers": ("arrow",),
+    "systems": ("ties",), "router_prompts": (("a", Path("here.txt")),), "weights": (1, 0.12345678),
+    "space": "core", "rank": 2, "limit": 40, "all_items": True, "items": 30, "keep": 2,
+    "budget": 1.5, "max_new_tokens": 80, "metric": "numeric", "margin": 0.1,
+    "guards": ("g.jsonl",), "guard_margin": 0.2, "retention": 0.7, "prior": 0.3,
+    "chat_template": "off", "diagnostics": ("intruder_dimensions",), "per_module": True,
+    "seed": 7, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit", "device_map": "auto",
+    "trust_remote_code": True, "run_unsafe_code": True, "batch_size": 4, "threads": 2,
+    "engine": "http://localhost:8000", "executor": "ray",
+}  # fmt: skip
+WITH = {"guard_margin": {"guards": ("g.jsonl",)}, "routers": {"methods": ("ties",)}}
+OPEN = Verdict("inconclusive", "evaluation", missing="items")
+USED = Verdict("likely", "evaluation", system="dare_ties", action="merge", composes=True)
+ROUTE, ROUTER = replace(USED, action="route"), "hard:by=centroid,per=sequence"
+NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
+# A verdict, and the options that its next command leaves out although it takes them: what it
+# replaces; of a merge and a route what is no matter of a file that learns nothing, and --dtype,
+# which is that of the file there.
+NEXT = {
+    "items": (OPEN, "limit"),
+    "the base": (replace(OPEN, evidence="pilot", missing=None), ""),
+    "time": (replace(OPEN, missing="time"), "budget"),
+    "rank": (replace(OPEN, missing="rank"), "rank"),
+    "metric": (replace(OPEN, missing="metric"), "metric"),
+    "controls": (replace(OPEN, missing="controls"), "systems"),
+    "guards": (replace(OPEN, missing="guard-items"), "guards limit"),
+    "wording": (replace(NONE, missing="wording", action="gather-evidence"), "metric"),
+    "another adapter": (NONE, ""),
+    "harder": (replace(NONE, action="use-base", missing="harder-items"), ""),
+    "a merge": (USED, "methods fields limit dtype"),
+    "a route": (
+        replace(ROUTE, system="arrow"), "routers router_prompts weights fields limit"
+    ),
+    "learned": (replace(ROUTE, system=ROUTER), ""),
+    "fit together": (
+        Verdict("inconclusive", "weights"),
+        "fields limit max_new_tokens metric margin prior chat_template run_unsafe_code engine "
+        "executor per_module",
+    ),
+}  # fmt: skip
 
 
-def test_the_next_command_repeats_what_kept_answers_depend_on():
-    """Without these options merge-and-eval would not find the answers of `inspect`."""
-    chosen, base = shipped_world().scenario("disjoint"), str(shipped_world().path / "base")
-    texts = {"dtype": "bfloat16", "metric": "contains", "chat_template": "off"}
-    numbers = {"limit": 40, "max_new_tokens": 24, "seed": 3, "margin": 0.1, "retention": 0.7}
-    given = Options(**texts, **numbers, methods=("uniform", "ties:density=0.3"), threads=1)
-    inputs = open_inputs(list(chosen.adapters.values()), Session(given), base, chosen.tasks[:1])
+@pytest.mark.parametrize(
+    ("verdict", "left_out", "at_screen"),
+    [*((*one, False) for one in NEXT.values()), (OPEN, "limit", True), (NONE, "", True)],
+    ids=[*NEXT, "items of a screen", "a screen"],
+)
+def test_every_option_that_was_set_is_repeated(verdict, left_out, at_screen, tmp_path, monkeypatch):
+    """The printed command gives its command the same options as the call had, one after another."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("owner/a")
+    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
+    tasks = [Task("t", (), "t.jsonl")], [Task("g", (), "g.jsonl")]
+    kind, sessions = "router" if verdict.action == "route" else "merge", []
+    rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
+    for name in ("inspect", "merge", "compose", "merge_and_eval", "screen"):
+        monkeypatch.setattr(commands, name, lambda refs, session, **_: sessions.append(session))
+    for name in typed():
+        given = Options(**{name: SET[name], **WITH.get(name, {})})
+        few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
+        found = with_next(
+            verdict, given, few, rows, Compatibility(), library=["@here.txt"] if at_screen else ()
+        )
+        takes = {one.name for one in command_of(found.next.verb).params}
+        making.call(*shlex.split(str(found.next))[1:])
+        again = getattr(sessions.pop().options, name)
+        if name in takes and name not in left_out.split():
+            assert again == getattr(given, name), (name, str(found.next))
+        elif name not in ("methods", "routers", "systems"):
+            assert again != getattr(given, name), (name, str(found.next))
+
+
+def test_a_limit_that_decides_nothing_is_not_repeated():
+    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
+    few, none = (request_of(Options(limit=n), Inputs(pair, pair), "merge") for n in (8, None))
     verdict = Verdict("inconclusive", "pilot")
-    words = next_command(verdict, request_of(given, inputs, "merge")).words
-    for name, value in (texts | numbers).items():
-        assert words[words.index("--" + name.replace("_", "-")) + 1] == str(value)
-    assert words.count("--method") == 2 and "ties:density=0.3" in words
-    assert words[-1] == "--resume" and "--threads" not in words
-    few = request_of(replace(given, limit=8), inputs, "merge")  # which decide nothing
-    assert "--limit" not in next_command(verdict, few).words
-    plain = request_of(Options(), inputs, "merge")
-    assert "--limit" not in next_command(verdict, plain).words and not plain.kept
-    request = request_of(given, inputs, "merge")
-    more = str(next_command(replace(verdict, evidence="evaluation"), request))
-    for told in ("--retention 0.7", "--chat-template off", "--margin 0.1", "--metric contains"):
-        assert told in more and "MORE-" in more  # further questions are asked in the same way
+    assert next_command(verdict, few) == next_command(verdict, none) and not few.given
 
 
 @pytest.mark.parametrize(
@@ -50,23 +110,18 @@ def test_the_next_command_repeats_what_kept_answers_depend_on():
 )
 def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
-    kept = request_of(Options(**given), Inputs(pair, pair), "merge").kept
-    assert list(kept) == words
+    assert list(request_of(Options(**given), Inputs(pair, pair), "merge").given) == words
 
 
-@pytest.mark.parametrize(
-    ("spec", "named"),
-    [("task_arithmetic", True), ("uniform", False)],
-    ids=["learned", "no weights"],
-)
-def test_a_merge_with_learned_weights_is_made_with_its_questions(spec, named):
+@pytest.mark.parametrize(("spec", "learns"), [("task_arithmetic", True), ("uniform", False)])
+def test_learned_weights_are_saved_by_the_call_that_learned_them(spec, learns):
     options = Options(weights="learn", methods=(spec,))
     verdict = Verdict("likely", "evaluation", system=spec, action="merge", composes=True)
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     inputs = Inputs(pair, pair, None, [Task("t", (), "t.jsonl")])
-    words = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next.words
-    assert ("learn" in words) is named and ("--task" in words) is named
-    assert ("t.jsonl" in words) is named and spec in words
+    found = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next
+    assert found.verb == ("merge-and-eval" if learns else "merge") and spec in found.words
+    assert ("--resume" in found.words) is learns and ("learn" in found.words) is learns
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def command(verdict, tasks=("t.jsonl",), limited=False):
 
 def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
     words = (("--fields", "prompt=question"), ("--metric", "numeric"), ("--margin", "0.1"))
-    request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), asked=words)
+    request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), given=words)
     found = [
         str(next_command(Verdict(decision, "evaluation", missing=missing), request))
         for decision, missing in (("inconclusive", None), ("unlikely", "wording"))
@@ -56,8 +56,8 @@ def test_where_only_clusters_are_missing_other_questions_come_next():
     found = decide(replaced(few, level="pilot"))
     assert found.decision == "inconclusive" and found.reasons[0].code == "few-items"
     assert found.missing == "items"
-    assert "MORE-t.jsonl" in command(found) and "--resume" not in command(found)
-    assert "--resume" in command(found, limited=True)  # the task has others
+    assert "MORE-t.jsonl" in command(found) and "MORE-" not in command(found, limited=True)
+    assert "MORE-t.jsonl" in command(found, tasks=("MORE-t.jsonl",))  # and no MORE-MORE-
     open_ = decide(replaced(evidence({**FAIL, "uniform": 0.1}), level="pilot"))
     assert open_.decision == "inconclusive" and "--resume" in command(open_)
 
@@ -73,7 +73,7 @@ def test_where_only_clusters_are_missing_other_questions_come_next():
 )
 def test_what_keeps_a_gain_open_is_asked_again(asked):
     found, options = decide(asked), (("--metric", "exact_match"),)
-    request = Request(("./a", "owner/b"), tasks=("t.jsonl",), asked=options)
+    request = Request(("./a", "owner/b"), tasks=("t.jsonl",), given=options)
     told = str(next_command(found, request))
     assert found.decision == "inconclusive" and told.startswith(
         "loraprobe merge-and-eval ./a owner/b --task t.jsonl"

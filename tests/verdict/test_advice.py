@@ -92,7 +92,7 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
 def test_where_nothing_answers_the_next_command_looks(figures, wanted):
     found = decide(changed(evidence({**FAIL, "a": 0.0}), **figures))
     request = Request(
-        ("./a", "owner/b"), tasks=("t.jsonl",), asked=(("--fields", "q=p"),), longer=64
+        ("./a", "owner/b"), tasks=("t.jsonl",), given=(("--fields", "q=p"),), longer=64
     )
     told = next_command(found, request)
     assert found.missing == "answers" and str(told).endswith(wanted)

@@ -115,9 +115,6 @@ def test_cards_and_tokenizers_show_the_form_of_prompts(files, form, source, tmp_
 
 # One other value of each setting that decides the result of an item.
 DECIDES = {
-    "methods": ("ties",),
-    "routers": ("spectr",),
-    "systems": ("sum",),
     "weights": (1.0, 0.5),
     "space": "core",
     "rank": 8,
@@ -149,6 +146,7 @@ OTHERS = {
     "layers",
 }
 
+OTHERS |= {"methods", "routers", "systems"}  # who is asked
 OTHERS |= {"executor", "keep", "budget", "items", "guards", "guard_margin"}
 
 

@@ -458,7 +458,7 @@ def deciding(what: Decides) -> list[str]:
     return [name for name, one in _FIELDS.items() if one.metadata.get("decides") == what]
 
 
-def typed() -> list[str]:
+def named_options() -> list[str]:
     """The names of the options that a command line has, group by group."""
     groups = [fields(group) for group in Options.__bases__]
     return [one.name for group in groups for one in group if "metavar" in one.metadata]

@@ -14,7 +14,7 @@ from loraprobe.compatibility import UNLIKE
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
-from loraprobe.options import Options, flag_of, repeats, typed
+from loraprobe.options import Options, flag_of, named_options, repeats
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
@@ -177,7 +177,7 @@ def given_flags(options: Options, inputs: Inputs) -> tuple[Flag, ...]:
     default, flags = Options(), list[Flag]()
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
-    for name in typed():
+    for name in named_options():
         flag, value = flag_of(name), getattr(options, name)
         few = name == "limit" and value is not None and value < FEWEST_ITEMS
         if value == getattr(default, name) or few:

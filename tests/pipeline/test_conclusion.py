@@ -10,7 +10,7 @@ from evidences import score
 
 from loraprobe.base import open_base
 from loraprobe.cli import command_of
-from loraprobe.options import Options, typed
+from loraprobe.options import Options, named_options
 from loraprobe.pipeline import commands
 from loraprobe.pipeline.conclusion import request_of, with_next
 from loraprobe.pipeline.inputs import Inputs
@@ -77,7 +77,7 @@ def test_every_option_that_was_set_is_repeated(verdict, left_out, at_screen, tmp
     rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
     for name in ("inspect", "merge", "compose", "merge_and_eval", "screen"):
         monkeypatch.setattr(commands, name, lambda refs, session, **_: sessions.append(session))
-    for name in typed():
+    for name in named_options():
         given = Options(**{name: SET[name], **WITH.get(name, {})})
         few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
         found = with_next(

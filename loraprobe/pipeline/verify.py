@@ -9,6 +9,7 @@ full model are compared with the base and the merge in memory.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import re
@@ -56,7 +57,7 @@ from loraprobe.untrusted import check_link
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache", ".eval_results"})
 FIELDS = ("library_name", "pipeline_tag", "tags", "base_model", "license")  # of a card, beside KEY
-LEVELS = 3  # folders below a root in which sources are looked for
+LEVELS = 3  # folders below a root, and above it, in which sources are looked for
 HASHED = 100  # adapters whose weights are hashed for one source
 # How far tensors of a dtype may differ, relative to their size. The same machine gives the same
 # bits; another library of linear algebra adds numbers in another order, and may give singular
@@ -223,8 +224,11 @@ def _compared(
             problem = _difference(place, again, name, record)
         except (LoraprobeError, OSError, ValueError, KeyError, TypeError) as error:
             problem = str(error).rstrip(".")
-        told = problem or ("Its text is not checked" if name == CARD else "The same")
-        checks.append(Check(name, not problem, f"{told}."))
+        free = not problem and name == CARD  # the text may be edited
+        told = problem or (
+            "Its recipe is the same, its text is not compared" if free else "The same"
+        )
+        checks.append(Check(name, not problem, f"{told}.", not free))
     try:
         exact, message = _no_others(place, {check.name for check in checks})
     except AdapterError as error:
@@ -394,7 +398,7 @@ def _source(
     """The source that the card of `place` records, or None, and the check of its sha256.
 
     It is looked for among the adapters that the user gave, then at its commit on the Hub, or
-    without one below the folder of `place` and the working directory.
+    without one near `place` and the working directory.
     """
     label, hashed = f"source {record.name}", f"sha256 {record.sha256[:12]}..."
     missing = f"{record.reference} ({hashed}) was not found."
@@ -425,8 +429,9 @@ def _candidates(record: BelowRecord, place: Path) -> Iterator[Adapter]:
         yield hub.load(_pinned(record.reference, record.commit))
         return
     inside, folders = place.resolve(), _folders_with(CONFIG, place)
-    folders.sort(key=lambda folder: folder.name != record.reference)
-    for folder in folders[:HASHED]:
+    near = [folder for folder in folders if folder.name == Path(record.reference).name]
+    folders = [*near, *_folders_above(record.reference, place), *folders]
+    for folder in list(dict.fromkeys(folders))[:HASHED]:
         with contextlib.suppress(LoraprobeError, OSError):
             if not folder.resolve(strict=True).is_relative_to(inside):
                 yield hub.load(folder)
@@ -466,6 +471,24 @@ def _folders_with(name: str, place: Path) -> list[Path]:
             with contextlib.suppress(OSError):
                 folders += [file.parent for file in root.glob("[!.]*/" * depth + name)]
     return list(dict.fromkeys(folders))
+
+
+def _folders_above(reference: str, place: Path) -> list[Path]:
+    """The folders of adapters under a recorded reference, as seen from where it was written.
+
+    That may be a folder above a place, or the one above the working directory; the adapter lies in
+    it or in one of its folders.
+    """
+    parts = Path(reference).parts
+    if not parts or Path(reference).is_absolute() or ".." in parts:
+        return []
+    wanted = "/".join(glob.escape(part) for part in (*parts, CONFIG))
+    folders = list[Path]()
+    for root in (*place.resolve().parents[1 : LEVELS + 1], *Path.cwd().parents[:1]):
+        for inside in ("", "[!.]*/"):
+            with contextlib.suppress(OSError):
+                folders += [file.parent for file in root.glob(inside + wanted)]
+    return folders
 
 
 def _pinned(reference: str, commit: str) -> str:

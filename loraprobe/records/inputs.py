@@ -128,12 +128,14 @@ class Transformation:
 class Check:
     """One check of a merged or routed directory: whether it passed, and what was found.
 
-    passed: None where it cannot be told, such as for a source that was not found.
+    passed: None where it cannot be told, such as for a source that was not found. checked: whether
+    all of a file was compared; the text of a card is free.
     """
 
     name: str
     passed: bool | None
     message: str
+    checked: bool = True
 
 
 @dataclass(frozen=True)

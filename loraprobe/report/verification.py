@@ -34,7 +34,10 @@ def as_plain(verification: Verification) -> dict[str, Any]:
 def verification_sections(verification: Verification) -> list[Section]:
     """The answer, and a row a check."""
     answer = verification_answer(verification)
-    lines = [[c.name, RESULTS[c.passed], c.message] for c in verification.checks]
+    lines = [
+        [c.name, RESULTS[c.passed] if c.checked else "not checked", c.message]
+        for c in verification.checks
+    ]
     return [
         Section("verdict", "Verdict", [(TERMINAL, answer)], concludes=True),
         Section("checks", "Checks", [(TERMINAL, Table(verification.directory, COLUMNS, lines))]),

@@ -52,6 +52,21 @@ def test_sources_are_found_below_the_working_directory(pair, tmp_path, monkeypat
     assert failed(out) == ["source b"]
 
 
+@pytest.mark.parametrize("folder", ["adapters", "."])
+def test_sources_are_found_where_the_merge_was_made(pair, tmp_path, monkeypatch, folder):
+    """By their names in the folders above the merge and in those beside these, from anywhere."""
+    project = tmp_path / "project"
+    (project / folder).mkdir(parents=True, exist_ok=True)
+    moved = [str(Path(one).rename(project / folder / Path(one).name)) for one in pair]
+    out = merged(moved, project / "runs" / "first")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert failed(out) == []
+    made_of = (project / folder / "a", project / "below")
+    os.rename(*made_of)
+    assert failed(out) == ["source a"]
+
+
 def test_a_given_source_that_cannot_be_read_is_an_error(pair, tmp_path):
     result = call("verify", merged(pair, tmp_path), tmp_path / "nowhere")
     assert result.exit_code == 2 and "nowhere" in result.stderr

@@ -117,6 +117,16 @@ def test_unchanged_directories_are_verified(copied, command, dtype):
     assert failed(copied(command, dtype) / "out") == []
 
 
+def test_the_text_of_a_card_is_not_checked(copied):
+    """It may be edited, and is not called ok; everything else is."""
+    out = copied("merge", "float32") / "out"
+    (out / CARD).write_text((out / CARD).read_text() + "Mine.\n")
+    told = json.loads(call("verify", out, "--json").stdout)
+    assert told["verified"] and [c["name"] for c in told["checks"] if not c["checked"]] == [CARD]
+    rows = [line.split() for line in call("verify", out).stdout.splitlines() if CARD in line]
+    assert [row[1:3] for row in rows] == [["not", "checked"]]
+
+
 def caught(place: Path) -> bool:
     """Whether `verify` says so: a check that fails, or that there is nothing to verify."""
     try:

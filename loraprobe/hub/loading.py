@@ -52,7 +52,7 @@ from loraprobe.hub.client import (
     is_offline,
     read_card,
 )
-from loraprobe.hub.reference import LOCAL_START, PLAIN, Reference, unique_names
+from loraprobe.hub.reference import LOCAL_START, PLAIN, Reference, by_parents, unique_names
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue
 
@@ -109,8 +109,9 @@ def load_each(
     Raises UsageError for a name that cannot be given, before anything is loaded.
     """
     told = [_told(ref) for ref in refs]
-    names = unique_names([(name, is_chosen) for name, is_chosen, _ in told])
-    for ref, name, (_, _, public) in zip(refs, names, told, strict=True):
+    short = by_parents([name for name, *_ in told], [place for *_, place in told])
+    names = unique_names([(name, one[1]) for name, one in zip(short, told, strict=True)])
+    for ref, name, (_, _, public, _) in zip(refs, names, told, strict=True):
         try:
             if isinstance(ref, Adapter):
                 adapter = ref.renamed(name)
@@ -122,19 +123,21 @@ def load_each(
             yield name, adapter.source.public, adapter
 
 
-def _told(ref: str | Path | Adapter) -> tuple[str, bool, str]:
-    """The name of an adapter, whether the user chose it, and its reference as it may be published.
+def _told(ref: str | Path | Adapter) -> tuple[str, bool, str, Path | None]:
+    """The name of an adapter, whether the user chose it, its reference as it may be published, and
+    the folder that gave it its name.
 
     Raises UsageError for a name that cannot be given.
     """
     if isinstance(ref, Adapter):
-        return ref.name, False, ref.source.public
+        local = ref.source.public == ref.name != ref.source.reference
+        return ref.name, False, ref.source.public, Path(ref.source.reference) if local else None
     try:
         parsed = Reference.parse(str(ref))
     except BadReference:
-        return local_name(str(ref)), False, local_name(str(ref))
+        return local_name(str(ref)), False, local_name(str(ref)), None
     public = parsed.text if parsed.path is None else local_name(parsed.text)
-    return parsed.short, parsed.name is not None, public
+    return parsed.short, parsed.name is not None, public, None if parsed.name else parsed.path
 
 
 def resolve_adapter(reference: Reference) -> Snapshot:

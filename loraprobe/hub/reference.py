@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -105,6 +105,35 @@ class Reference:
         if self.path is not None:
             return local_name(str(self.path))
         return PurePosixPath(self.folder or self.repo).name
+
+
+def by_parents(names: Sequence[str], places: Sequence[Path | None]) -> list[str]:
+    """Names of folders, where several are called the same by the nearest folders above that differ.
+
+    places: of a name that stays None. A user's home gives nothing its name.
+    """
+    told, alike = list(names), dict[str, list[int]]()
+    for at, (name, place) in enumerate(zip(names, places, strict=True)):
+        if place is not None:
+            alike.setdefault(name, []).append(at)
+    for group in alike.values():
+        folders = [place for at in group if (place := places[at]) is not None]
+        for above in zip(*map(_names_above, folders), strict=False):
+            if 1 < len(set(folders)) == len(set(above)):
+                for at, name in zip(group, above, strict=True):
+                    told[at] = name
+                break
+    return told
+
+
+def _names_above(place: Path) -> Iterator[str]:
+    """The names of the folders above one as it was typed, the nearest first, that may be names."""
+    for folder in place.parents:
+        if not NAMED.fullmatch(f"{folder.name}=x") or not folder.name.strip("."):
+            return
+        if folder.parent == Path.home().parent:
+            return
+        yield folder.name
 
 
 def unique_names(wanted: list[tuple[str, bool]]) -> list[str]:

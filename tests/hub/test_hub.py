@@ -199,9 +199,24 @@ class TestNames:
         for place in ("x/math", "y/math", "z/base"):
             making.random_adapter().save(tmp_path / place)
         x, y, z = (str(tmp_path / p) for p in ("x/math", "y/math", "z/base"))
-        assert [a.name for a in hub.load_all([x, y, x])] == ["math", "math-2", "math-3"]
+        assert [a.name for a in hub.load_all([x, x])] == ["math", "math-2"]
         assert [a.name for a in hub.load_all([x, f"math={y}"])] == ["math-2", "math"]
         assert [a.name for a in hub.load_all([z])] == ["base-2"]
+
+    def test_folders_of_one_name_are_named_by_those_above_that_differ(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        for place in ("x/last", "y/last", "p/run/last", "q/run/last"):
+            making.random_adapter().save(tmp_path / place)
+        for refs, names in (
+            (["x/last", str(tmp_path / "y/last"), "./x/last/"], ["x", "y", "x-2"]),
+            (["p/run/last", "q/run/last"], ["p", "q"]),
+            (["x/last", "mine=y/last"], ["last", "mine"]),
+            ([hub.load("x/last"), hub.load("y/last")], ["x", "y"]),
+        ):
+            assert [a.name for a in hub.load_all(refs)] == names
+        monkeypatch.setenv("HOME", str(tmp_path / "x"))  # a user's name is private
+        refs = [str(tmp_path / place / "last") for place in "xy"]
+        assert [a.name for a in hub.load_all(refs)] == ["last", "last-2"]
 
     def test_loaded_adapters_pass_through(self, tmp_path):
         making.random_adapter().save(tmp_path / "a")

@@ -53,12 +53,11 @@ def test_a_chain_of_references_is_a_chain_of_adapters(three):
 
 
 def test_what_is_found_in_adapters_of_one_name_is_told_by_the_names_that_they_have(three):
-    for place in ("x/a", "y/a"):
-        random_adapter("a", seed=1).save(three / place)
-        weights = three / place / "adapter_model.safetensors"
-        torch.save(load_file(weights), weights.with_suffix(".bin"))
-        weights.unlink()
-    found = [adapter.issues[0] for adapter in hub.load_all(["x/a", "y/a"])]
+    random_adapter("a", seed=1).save(three / "x" / "a")
+    weights = three / "x" / "a" / "adapter_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    found = [adapter.issues[0] for adapter in hub.load_all(["x/a", "x/../x/a"])]
     assert [issue.adapters for issue in found] == [("a",), ("a-2",)]
     assert "a-2" in found[1].message and "a-2" not in found[0].message
 

@@ -10,7 +10,7 @@ from unittest import mock
 import making
 from loopback import server
 
-from adversarial import case, cases, outcome, timed
+from adversarial import call, case, cases, outcome, timed
 from adversarial.errors import tiny, told
 
 
@@ -69,6 +69,15 @@ def _(place: Path, text: str) -> str:
     making.saved_pair(place)
     (place / "c.yaml").write_text(text)
     return timed(lambda: outcome("inspect", place / "a", "--config", place / "c.yaml"))
+
+
+@case("report-twice")
+def _(place: Path) -> str:
+    """A saved report that two readers of JSON would read differently."""
+    making.saved_pair(place)
+    saved = call("inspect", place / "a", place / "b", "--json").stdout
+    (place / "r.json").write_text('{"compatibility": null,' + saved.strip()[1:])
+    return outcome("report", place / "r.json")
 
 
 @case("config-pipe")

@@ -2,11 +2,13 @@
 
 import json
 import os
+import random
 import time
 from typing import Any
 
 import making
 import pytest
+from mutations import mutated
 from test_cli import one_sentence
 
 from loraprobe.cli import COMMANDS, command_of
@@ -167,6 +169,23 @@ def test_what_is_no_file_is_an_error_at_once(place, kind):
         os.mkfifo(place / "pipe")
     where = {"pipe": place / "pipe", "device": "/dev/zero", "directory": place}[kind]
     assert "is no file" in one_sentence(making.call("inspect", "one", "--config", where))
+
+
+OPTIONS = {
+    "adapters": ["one", "two"], "serve": ["vllm"], "fields": {"prompt": "q"}, "allow": ["base"],
+    "margin": 0.1, "seed": 1, "quiet": True, "limit": 3, "metric": ["json"], "diagnostic": ["x"],
+    "chat-template": "on", "base": "auto", "prior": 0.2, "batch-size": "auto", "task": ["t.jsonl"],
+}  # fmt: skip
+
+
+def test_whatever_a_file_holds_is_one_sentence(place):
+    drawn = random.Random(0)
+    for _ in range(150):
+        some = {key: OPTIONS[key] for key in drawn.sample([*OPTIONS], 3)}
+        (place / "run.yaml").write_bytes(mutated(some, drawn))
+        shown = making.call("inspect", "--config", "run.yaml")
+        assert shown.exit_code in (0, 1, 3) or one_sentence(shown)
+        assert "defect" not in shown.stderr, (place / "run.yaml").read_bytes()
 
 
 def test_a_file_turns_off_what_is_on(place):

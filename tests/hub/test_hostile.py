@@ -77,6 +77,7 @@ class TestPickles:
                 assert "weights_only=True" in part[:120], file
             # One loader of strangers' YAML, with bounds of its own.
             assert text.count("yaml.load(") == (file.name == "front_matter.py"), file
+            assert "yaml.safe_load(" not in text, file
             assert not re.search(r"(?<![.\w])(eval|exec)\(", text)
 
 

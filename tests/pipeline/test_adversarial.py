@@ -1,7 +1,13 @@
 """Every case of tests/adversarial ends as docs/adversarial.md requires."""
 
+import fnmatch
+import functools
+import itertools
+import re
+
 import pytest
-from adversarial import SLOW, load_cases, required
+from adversarial import PAGE, SLOW, load_cases, required
+from pathologies.specimens import SPECIMENS
 
 import loraprobe.cli
 from loraprobe.errors import as_document
@@ -11,6 +17,31 @@ CASES, REQUIRED = load_cases(), required()
 
 def test_the_page_has_a_row_for_every_case():
     assert sorted(CASES) == sorted(REQUIRED)
+
+
+def claims() -> dict[str, list[str]]:
+    """What docs/safety.md promises -> what tests it: the names behind each line."""
+    text = (PAGE.parent / "safety.md").read_text(encoding="utf-8")
+    items = [" ".join(item.split()) for item in re.findall(r"(?ms)^- (.+?)(?=\n- |\n\n)", text)]
+    found = [re.fullmatch(r"(.+) \(((?:`[\w*-]+`(?:, )?)+)\)", item) for item in items]
+    assert all(found), [item for item, one in zip(items, found, strict=True) if not one]
+    return {one[1]: re.findall("`([^`]+)`", one[2]) for one in found if one}
+
+
+CLAIMS = claims()
+
+
+@functools.cache
+def known_tests() -> list[str]:
+    """Cases, specimens of adapters, and functions that pytest collects."""
+    files = (PAGE.parents[1] / "tests").rglob("test_*.py")
+    functions = (re.findall(r"def (test_\w+)", file.read_text("utf-8")) for file in files)
+    return [*CASES, *SPECIMENS, *itertools.chain(*functions)]
+
+
+@pytest.mark.parametrize("claim", CLAIMS)
+def test_every_promise_has_its_tests(claim):
+    assert all(fnmatch.filter(known_tests(), name) for name in CLAIMS[claim]), CLAIMS[claim]
 
 
 @pytest.mark.parametrize(

@@ -122,7 +122,16 @@ def test_any_other_document_is_a_value_error(value, key):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"schema_version": 2}', b"1" * 5000],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"schema_version": 2}',
+        b"1" * 5000,
+        b'{"a": 1, "a": 1}',
+    ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path, content):
     file = tmp_path / "audit.json"

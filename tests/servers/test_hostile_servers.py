@@ -4,12 +4,15 @@ test_served_engine.py has the servers that answer rightly, test_verify_served.py
 """
 
 import json
+import math
+import random
 import time
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from loopback import ModelServer, listening, server
+from mutations import mutated
 from test_served_engine import choices, run, served_base  # noqa: F401
 from typer.testing import CliRunner
 
@@ -219,3 +222,42 @@ def test_the_key_and_nothing_else_leaves_in_a_header(monkeypatch):
     with server(lambda path, body: (200, {"data": []})) as (url, seen):
         assert Server(url).models() == []
     assert seen == ["Bearer sk-good-0001"]
+
+
+ANSWERS: dict[str, tuple[Any, Any]] = {
+    "models": (
+        {"data": [{"id": "base", "max_model_len": 64, "owned_by": "vllm"}, {"id": "a"}]},
+        lambda asked: all((one.max_model_len or 2) > 1 for one in asked.models()),
+    ),
+    "version": ({"version": "1.0"}, lambda asked: asked.version().isprintable()),
+    "weighed": ([{"id": 0, "path": "/a/b.gguf"}], lambda asked: asked.weighed() != []),
+    "first": (
+        {"choices": [{"logprobs": {"token_logprobs": [-0.5]}}]},
+        lambda asked: -math.inf < asked.first_tokens({"model": "m"}, ["x"])[0] <= 0,
+    ),
+    "scored": (
+        {
+            "choices": [
+                {"prompt_logprobs": [None, {"1": {"logprob": -0.5}}, {"2": {"logprob": -1}}]}
+            ]
+        },
+        lambda asked: all(
+            -math.inf < one <= 0
+            for answer in asked.ask("/v1/completions", [{"model": "m"}], ScoredPrompt)
+            for one in answer.of([0, 1, 2], 1) or ()
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_whatever_a_server_answers_is_right_or_one_sentence(monkeypatch, kind):
+    drawn, (document, holds) = random.Random(0), ANSWERS[kind]
+    asked = Server("http://127.0.0.1:9")
+    for _ in range(400):
+        body = mutated(document, drawn)
+        monkeypatch.setattr(asked, "_answers", lambda path, bodies, read, body=body: [read(body)])
+        try:
+            assert holds(asked), body
+        except ServerError as error:
+            assert len(str(error)) < 700 and "\n" not in str(error)

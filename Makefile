@@ -79,10 +79,11 @@ format: $(DEV_STAMP)
 figures: $(RUN_STAMP)
 	@$(BIN)/python tests/house.py
 
-# The pages that come from the code, and the site, in build/site.
+# The pages that come from the code and from runs, and the site, in build/site.
 docs: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check zensical
 	$(BIN)/python tests/pages.py
+	$(BIN)/python tests/sessions.py
 	$(BIN)/zensical build --clean --strict
 
 bench: $(DEV_STAMP)

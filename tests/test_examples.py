@@ -10,6 +10,7 @@ from typing import Any
 
 import making
 import pytest
+import sessions
 import yaml
 
 from loraprobe.demo import shipped_world
@@ -17,7 +18,7 @@ from loraprobe.report.documents import read_audit
 
 ROOT = Path(__file__).parents[1]
 WORKFLOW = ROOT / "examples" / "ci" / "loraprobe.yml"
-NOTEBOOK = ROOT / "examples" / "notebook" / "compose.ipynb"
+MARKS = pytest.mark.slow  # of sessions; the shortest one is asked by each run of the tests
 
 
 def program(folder: Path, name: str, script: str) -> None:
@@ -142,16 +143,32 @@ def test_steps_that_need_a_report_ask_for_it():
     assert "if" not in steps[-1], "the gate always runs"
 
 
-def test_the_notebook_runs(tmp_path, monkeypatch):
-    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
-    assert notebook["nbformat"] == 4
-    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+def test_the_notebook_shows_what_its_cells_print_and_saves_what_is_advised(tmp_path, monkeypatch):
+    held = json.loads(sessions.NOTEBOOK.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for cell in cells:
-        exec(compile("".join(cell["source"]), str(NOTEBOOK), "exec"), names)
-    assert names["audit"].verdict.decision == "likely"
-    assert read_audit(tmp_path / "audit.json").verdict == names["audit"].verdict
+    made, names = sessions.run_notebook()
+    audit = names["audit"]
+    assert audit.verdict.decision == "likely"
+    assert read_audit(tmp_path / "audit.json").verdict == audit.verdict
     assert (tmp_path / "report.html").stat().st_size < 1_000_000
-    assert (tmp_path / "composed" / "composition.json").is_file()
+    merged = {row.system: row.kind for row in audit.evaluation.scores}[audit.verdict.system]
+    saved = "adapter_config.json" if merged == "merge" else "composition.json"
+    assert (tmp_path / "composed" / saved).is_file()
+    told, stale = sessions.shown_by(made), "run python tests/sessions.py"
+    assert sessions.words(sessions.shown_by(held)) == sessions.words(told), stale
+
+
+BLOCKS = {block: page for page in sessions.PAGES for block in sessions.sessions(page.read_text())}
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=block.split("\n")[0], marks=() if "eight" in block else MARKS)
+        for block in BLOCKS
+    ],
+)
+def test_sessions_of_the_documentation_show_what_is_printed(block):
+    with sessions.world() as here:
+        made = sessions.rerun(block, here)
+    assert sessions.words(block) == sessions.words(made), "run python tests/sessions.py"

@@ -535,9 +535,12 @@ def _said(verdict: Verdict, code: str) -> str:
 
 
 def _servers(audit: Audit, verdict: Verdict) -> str:
-    """What the servers of the user cannot run; else which servers run what is advised."""
+    """What the servers of the user cannot run; else which servers run what is advised.
+
+    Beside commands that serve it the latter is said of a router, whose requests name an adapter.
+    """
     sentence = _said(verdict, "not-servable")
-    if not sentence and not audit.serve:
+    if not sentence and (not audit.serve or verdict.action == "route"):
         sentence = _said(verdict, "servable")
     return (sentence[:1].lower() + sentence[1:]).rstrip(".")
 

@@ -187,7 +187,7 @@ def card(audit: Audit, told: Answer) -> Card:
     if used is not None:
         figures_.append((number(used.shown), f"{called(used.system)}, {used.form}"))
     if verdict.probability is not None:
-        figures_.append((probability(verdict.probability), f"probability of {verdict.decision}"))
+        figures_.append((probability(verdict.probability), "probability of this verdict"))
     figures_.append((str(gain.n), "questions asked"))
     return Card("".join(uses), figures_[:3])
 

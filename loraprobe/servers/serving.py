@@ -431,7 +431,7 @@ class Serving:
         elif head in members:
             files = {one.name: one for one in self.given if one.name in members[head]}
             what = single or BY_CLIENT.get(head, "the base")
-            what = f"{called(routed)}, as {what}" if by_prompt else what
+            what = f"the router {called(routed)}, as {what}" if by_prompt else what
             readers = self.readers(files)
             commands = self.commands(self.named, files)
         elif verdict.composes:

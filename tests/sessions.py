@@ -1,0 +1,218 @@
+"""Makes anew what the documentation shows of runs: sessions, the notebook's outputs, the picture.
+
+    python tests/sessions.py [WORDS]
+
+With WORDS only the sessions that hold them are made anew. A session is a block of README or of a
+page of docs/ with commands after "$ " that name files of the world that ships with the package;
+"[...]" stands for lines that are left out. tests/test_examples.py compares the shortest session and
+the notebook with what this gives.
+"""
+
+import ast
+import contextlib
+import io
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loraprobe.demo import shipped_world
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NOTEBOOK = ROOT / "examples" / "notebook" / "compose.ipynb"
+PICTURE = ROOT / "docs" / "report.png"
+BLOCK = re.compile(r"(?<=^```\n)\$ .*?(?=^```$)", re.MULTILINE | re.DOTALL)
+VERDICT = re.compile(r"(UN)?LIKELY|INCONCLUSIVE|INCOMPATIBLE|MEASURED")
+LEFT_OUT, FEW = "[...]", 8
+COUNTS = ("two", "three", "four", "five", "six")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+SCENARIO = "skill-and-facts"
+
+
+# ---- sessions ------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def world() -> Iterator[Path]:
+    """A directory with the base, the adapters and the tasks of the world that ships, by name."""
+    shipped = shipped_world()
+    with tempfile.TemporaryDirectory() as place:
+        here = Path(place)
+        for name, path in {"base": shipped.path / "base", **shipped.adapters}.items():
+            shutil.copytree(path, here / name)
+        for file in (shipped.path / "tasks").iterdir():
+            shutil.copy(file, here)
+        questions = (here / "newcomers.jsonl").read_text(encoding="utf-8").splitlines()
+        (here / "eight.jsonl").write_text("\n".join(questions[:FEW]) + "\n", encoding="utf-8")
+        rows = ["list,A,B,C,D,E,correct"]
+        for line in (here / "count.jsonl").read_text(encoding="utf-8").splitlines():
+            item = json.loads(line)
+            names = item["prompt"].partition(": ")[2].rstrip("?")
+            rows.append(",".join([names, *COUNTS, "ABCDE"[COUNTS.index(item["answer"])]]))
+        (here / "lists.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        program = here / "bin" / "loraprobe"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m loraprobe "$@"\n')
+        program.chmod(0o755)
+        yield here
+
+
+def sessions(text: str) -> list[str]:
+    """The blocks of a page that run on the world that ships."""
+    known = {*shipped_world().adapters, "demo"}
+    return [block for block in BLOCK.findall(text) if known & named(block)]
+
+
+def named(block: str) -> set[str]:
+    """The first word of each call of loraprobe that is an adapter or a command with a world."""
+    found = re.findall(r"^\$ loraprobe (?:demo|(?:merge-and-eval|inspect) \S+)", block, re.M)
+    unsafe = "--run-unsafe-code" in block  # which needs lm-evaluation-harness
+    return set() if unsafe else {call.split()[-1] for call in found}
+
+
+def rerun(block: str, here: Path) -> str:
+    """A session with what its commands print today, where the old one left nothing out."""
+    made = []
+    for part in re.split(r"^(?=\$ )", block, flags=re.M)[1:]:
+        lines = part.rstrip("\n").split("\n")
+        last = next(at for at, line in enumerate(lines) if not line.endswith("\\"))
+        call, old = lines[: last + 1], lines[last + 1 :]
+        path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-c", "\n".join(call).removeprefix("$ ")],
+            cwd=here,
+            env={**os.environ, "COLUMNS": "80", "PATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, 1, 3), done.stderr
+        new = [line.rstrip() for line in done.stdout.rstrip("\n").split("\n")]
+        made += [*call, *kept(old, new)]
+    return "\n".join(made) + "\n"
+
+
+def kept(old: list[str], new: list[str]) -> list[str]:
+    """The new lines without those that the old ones leave out.
+
+    What is shown begins and ends with lines that start with the same words as before.
+    """
+    if LEFT_OUT not in old:
+        return new
+    found, at = list[str](), 0
+    marks = [i for i, line in enumerate(old) if line == LEFT_OUT]
+    for start, end in zip([-1, *marks], [*marks, len(old)], strict=True):
+        shown = old[start + 1 : end]
+        told = [line for line in shown if line]
+        if told:
+            first = next(i for i in range(at, len(new)) if mark(new[i]) == mark(told[0]))
+            last = len(new) - 1
+            if end < len(old):
+                last = next(i for i in range(first, len(new)) if mark(new[i]) == mark(told[-1]))
+            found += [*shown[: shown.index(told[0])], *new[first : last + 1]]
+            at = last + 1
+        found += [LEFT_OUT] if end < len(old) else []
+    return found
+
+
+def mark(line: str) -> str:
+    """What a line starts with: its first word, or "verdict" for whatever was decided."""
+    return "verdict" if VERDICT.match(line) else " ".join(line.split()[:1])
+
+
+def words(text: str) -> str:
+    """A text without its figures, bars and breaks, which differ on other machines."""
+    plain = re.sub(r"[▄#\\]+|\d[\d,]*(\.\d+)?|[+-](?=\d)|-(?=\s|$)", " ", text)
+    return " ".join(plain.replace("+", " ").split())
+
+
+# ---- the notebook --------------------------------------------------------------------------------
+
+
+def run_notebook() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The notebook with the outputs of its cells, run in the working directory, and its names."""
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    names: dict[str, Any] = {}
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            value = run_cell("".join(cell["source"]), names)
+        cell["execution_count"], cell["outputs"] = number, []
+        if printed.getvalue():
+            text = lines_of(printed.getvalue())
+            cell["outputs"].append({"name": "stdout", "output_type": "stream", "text": text})
+        if value is not None:
+            data = {"text/plain": lines_of(repr(value))}
+            result = {"data": data, "execution_count": number, "metadata": {}}
+            cell["outputs"].append({**result, "output_type": "execute_result"})
+    return notebook, names
+
+
+def run_cell(source: str, names: dict[str, Any]) -> Any:
+    """Runs a cell; the value of its last line, if that is an expression."""
+    tree = ast.parse(source)
+    last = tree.body[-1]
+    if not isinstance(last, ast.Expr):
+        exec(compile(tree, str(NOTEBOOK), "exec"), names)
+        return None
+    exec(compile(ast.Module(tree.body[:-1], []), str(NOTEBOOK), "exec"), names)
+    return eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names)
+
+
+def lines_of(text: str) -> list[str]:
+    """A text as a notebook holds it, without the place of the world on this machine."""
+    return text.replace(f"{shipped_world().path}", "small-world").splitlines(keepends=True)
+
+
+def shown_by(notebook: dict[str, Any]) -> str:
+    """The values that cells of a notebook end with, as one text."""
+    outputs = [row for cell in notebook["cells"] for row in cell.get("outputs", ())]
+    return "\n".join("".join(row["data"]["text/plain"]) for row in outputs if "data" in row)
+
+
+# ---- all of it -----------------------------------------------------------------------------------
+
+
+def draw_picture() -> None:
+    """The first screen of the demo's page; a browser that is missing is said."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        print(f"No {', '.join(BROWSERS)} is installed, so {PICTURE.name} stays as it was.")
+        return
+    with tempfile.TemporaryDirectory() as place:
+        page = Path(place) / "page.html"
+        call = [sys.executable, "-m", "loraprobe", "demo", "--scenario", SCENARIO, "--exit-zero"]
+        subprocess.run([*call, "--quiet", "--html", page], check=True)
+        size = ("--window-size=1000,1150", "--hide-scrollbars", "--disable-gpu", "--no-sandbox")
+        target = f"--screenshot={PICTURE}"
+        subprocess.run([browser, "--headless", *size, target, page.as_uri()], check=True)
+
+
+def main(wanted: str) -> None:
+    with world() as here:
+        for page in PAGES:
+            text = page.read_text(encoding="utf-8")
+            for block in sessions(text):
+                if wanted in block:
+                    print(block.split("\n")[0], flush=True)
+                    text = text.replace(block, rerun(block, here))
+            page.write_text(text, encoding="utf-8")
+        if wanted:
+            return
+        with contextlib.chdir(here):
+            notebook, _ = run_notebook()
+    written = json.dumps(notebook, indent=1, ensure_ascii=False)
+    NOTEBOOK.write_text(written + "\n", encoding="utf-8")
+    draw_picture()
+
+
+if __name__ == "__main__":
+    main(" ".join(sys.argv[1:]))

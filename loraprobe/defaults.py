@@ -28,6 +28,7 @@ TEMPLATE_MATTERS = 0.2  # the difference in accuracy by the chat template that c
 FEWEST_ANSWERS = 10  # of adapters, from which the base's familiarity is measured
 PLAIN_TOKENS = 32  # the longest plain answer, in tokens
 WORKED_TOKENS = 256  # the longest worked answer
+HOPELESS = 0.1  # the probability of a gain from which no more questions are asked for
 ALL_CUT = 0.9  # the share of answers cut from which the others tell nothing of these
 CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warning
 SPOILED = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain

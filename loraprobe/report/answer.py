@@ -37,10 +37,18 @@ from loraprobe.records import (
     called,
     example,
 )
+from loraprobe.report.headline import headline, tells_probability
 from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
-from loraprobe.verdict.next_command import OTHER, TASK, library_words, on_questions, to_fill_in
+from loraprobe.verdict.next_command import (
+    OTHER,
+    TASK,
+    library_words,
+    may_stop,
+    on_questions,
+    to_fill_in,
+)
 from loraprobe.verdict.reasons import CODES, effect_rank, named_in, on_guard, without_form
 from loraprobe.verdict.unanswered import SHOWN, closest, what_differs
 
@@ -64,10 +72,11 @@ BY_EFFECT = (
         "stopped",
         "better",
     ),
-    *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "sure"),
+    *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "controls"),
     *("reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
+CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
 LONGEST = 140  # characters of a question or a reply
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
@@ -76,7 +85,6 @@ SERVING, LICENCE = "serve-", "licence-"  # how codes of findings begin
 DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
-SKILLS = "one model that keeps all skills"
 ROUNDING = 1e-9  # two scores differ by their difference up to this
 ENOUGH = 100  # questions with which half a 95 % interval of a share is 0.10
 
@@ -105,21 +113,29 @@ def unplaced(audit: Audit) -> str:
 def chosen(lines: Sequence[Line]) -> list[Line]:
     """The sentences that change most, as many as there are rows for, and all commands.
 
+    How sure the verdict is always stays.
+
     With a command stays what it leaves to fill in. All are in the order in which they are read.
     """
     left, seen, ranked, shown = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
     for at, (label, content) in enumerate(lines):
-        if isinstance(content, Command) or label == FILL_IN:
+        if isinstance(content, Command) or label in (FILL_IN, *CERTAINTY):
             shown.add(at)
+            left -= _height(lines[at]) if label in CERTAINTY else 0
         else:
             ranked.append((BY_EFFECT.index(label) + AGAIN * seen[label], at))
             seen[label] += 1
     for place, (_, at) in enumerate(sorted(ranked)):
-        left -= len(list(Answer("", "", (lines[at],)).rows(WIDTH)))
+        left -= _height(lines[at])
         if left < 0 and place:
             break
         shown.add(at)
     return [line for at, line in enumerate(lines) if at in shown]
+
+
+def _height(line: Line) -> int:
+    """The rows of a line."""
+    return len(list(Answer("", "", (line,)).rows(WIDTH)))
 
 
 # ---- the headline --------------------------------------------------------------------------------
@@ -144,47 +160,7 @@ def _headline(audit: Audit) -> str:
         best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
         best = "a chain gains what you asked for" if head == "chain" else best
         return f"MEASURED: {best}; merges and routers were not asked."
-    several = len(audit.evaluation.tasks) > 1
-    meaning = _cost(audit, verdict) or _meaning(verdict, several)
-    return f"{verdict.decision.upper()}: {meaning}."
-
-
-def _cost(audit: Audit, verdict: Verdict) -> str:
-    """What a gain costs, where nothing but guards decides; "" elsewhere."""
-    deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
-    if verdict.gain is None or not deciding or not deciding <= {"guard-lost", "guard-open"}:
-        return ""
-    lost, measured = "guard-lost" in deciding, basis_of(verdict, audit.evaluation).gain
-    wanted = verdict.gain.system, "unlikely" if lost else "inconclusive"
-    rows = [one for one in audit.evaluation.guards if (one.system, one.outcome) == wanted]
-    names = listing(row.task for row in rows)
-    if measured is None or measured.outcome != "likely":
-        return f"composing makes {names} worse, and what it gains is open" if lost else ""
-    end = f" but makes {names} worse" if lost else f"; whether {names} gets worse is open"
-    return f"composing gains what you asked for{end}"
-
-
-def _meaning(verdict: Verdict, several: bool) -> str:
-    """What a decision on measured answers means."""
-    gain, evidence, likely = verdict.gain, verdict.evidence, verdict.decision == "likely"
-    if verdict.missing == "answers":
-        return "nothing answers this task, so nothing was learned about composing"
-    if several and verdict.decision != "inconclusive":
-        return f"composing {'gives' if likely else 'does not give'} {SKILLS}"
-    if likely:
-        steps = gain is not None and gain.form == "steps"
-        return "composing works" + (", asked step by step" if steps else "")
-    if verdict.decision == "unlikely":
-        does = "does not" if evidence == "evaluation" else "will not"
-        return f"composing these adapters {does} gain what you asked for"
-    asked = "" if gain is None else count(gain.n, "question")
-    if evidence == "pilot" and asked:
-        return f"a first round on {asked} does not decide whether composing works"
-    if evidence == "evaluation":
-        return f"{asked or 'these scores'} do not decide whether composing works"
-    if gain is not None and gain.system == "chain":
-        return f"{asked} do not decide whether a chain gains; merges and routers were not asked"
-    return "what was measured leaves it open; no composition was asked"
+    return headline(audit, verdict)
 
 
 def _of_files(audit: Audit) -> str:
@@ -283,7 +259,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "decide", _decide(audit, verdict, measured)
     yield from _limits(audit, verdict)
     if verdict.decision == "likely":  # what shows that the partner matters
-        yield "sure", _said(verdict, "controls-beaten")
+        yield "controls", _said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
     yield "how sure" if verdict.evidence == "evaluation" else "forecast", _forecast(audit, verdict)
     yield "known", _known(verdict)
@@ -494,10 +470,10 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     alone += f", {baseline.form}" if two_forms else ""
     composed_as = called(best.system) + (f", {composed.form}," if two_forms else "")
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
-    difference, digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
+    digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
     return (
         f"{mean}{composed.shown:z.{digits}f} for {composed_as} against "
-        f"{baseline.shown:z.{digits}f} for {alone}: {gained(difference, best.ci95, digits)} "
+        f"{baseline.shown:z.{digits}f} for {alone}: {gained(best.difference, best.ci95, digits)} "
         f"on {of_all}; {asked}"
     )
 
@@ -507,7 +483,8 @@ def _guard(audit: Audit, verdict: Verdict) -> str:
     about: str | None = verdict.action.partition(":")[2]
     if verdict.composes or verdict.decision == "likely":
         about = verdict.system
-    if _cost(audit, verdict) and verdict.gain is not None:
+    deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
+    if verdict.gain is not None and deciding and deciding <= {"guard-lost", "guard-open"}:
         about = verdict.gain.system
     own = [row for row in audit.evaluation.guards if row.system == about]
     if not own:
@@ -517,16 +494,10 @@ def _guard(audit: Audit, verdict: Verdict) -> str:
     return f"{on_guard(own[0])}{others}"
 
 
-def _agreeing(own: float, other: float, difference: float) -> tuple[float, int]:
-    """(difference, digits) with which two scores and their difference agree as they are printed.
-
-    Two decimals where they agree so, else three, with the difference of what is printed.
-    """
-    if abs(own - other - difference) > ROUNDING:
-        return difference, 2
-    if f"{round(own, 2) - round(other, 2):z.2f}" == f"{difference:z.2f}":
-        return difference, 2
-    return round(own, 3) - round(other, 3), 3
+def _agreeing(own: float, other: float, difference: float) -> int:
+    """The digits of two scores and their difference: two where they agree so, else three."""
+    agree = f"{round(own, 2) - round(other, 2):z.2f}" == f"{difference:z.2f}"
+    return 2 if agree or abs(own - other - difference) > ROUNDING else 3
 
 
 def _said(verdict: Verdict, code: str) -> str:
@@ -563,8 +534,8 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         return "more minutes; --resume asks nothing twice"
     if verdict.missing == "rank":
         return "" if early else "a higher --rank: no method was tested at this one"
-    if gain is None or gain.outcome != "inconclusive":
-        return ""  # the gain is decided; the reasons say what is not
+    if gain is None or gain.outcome != "inconclusive" or may_stop(verdict):
+        return ""  # the gain is decided, or there is no hope of it
     if any(reason.code == "few-items" for reason in verdict.reasons):
         return ""  # it says how many are asked for first
     given = sum(task.items for task in audit.provenance.tasks) if early else gain.clusters
@@ -573,7 +544,9 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     more, gave = gain.more("question"), f"(you gave {given})"
     if gain.needed is not None:
         form = " step by step" if measured.composed and measured.composed.part == "steps" else ""
-        return f"{more}{form} {gave}, if the gain stays"
+        if gain.clusters < gain.n:
+            gave += ", if the adapters know more than these; else nothing decides it"
+        return f"{more}{form} {gave}" + ("" if gain.clusters < gain.n else ", if the gain stays")
     if gain.n < ENOUGH:
         return f"at least {ENOUGH} questions {gave}: the interval holds {verdict.margin:.2f}"
     sentence = f"{more} {gave} for a gain of {verdict.margin:.2f}"
@@ -581,14 +554,20 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
 
 
 def _forecast(audit: Audit, verdict: Verdict) -> str:
-    """The probability of the printed decision; of a gain where nothing is decided."""
+    """The probability of the printed decision; of a gain where nothing is decided.
+
+    Empty where the headline has it.
+    """
+    if tells_probability(verdict):
+        return ""
     if verdict.probability is not None:
         return f"{verdict.decision} with probability {probability(verdict.probability)}"
     if verdict.decision == "inconclusive" and verdict.gain and verdict.gain.probability:
         kept = " with every skill kept" if len(audit.evaluation.tasks) > 1 else ""
         kept += " with every guard kept" if audit.provenance.guards else ""
         gain = f"a gain above {verdict.margin:.2f}{kept}"
-        return f"probability {probability(verdict.gain.probability)} of {gain}"
+        stop = ": you may stop here" if may_stop(verdict) else ""
+        return f"probability {probability(verdict.gain.probability)} of {gain}{stop}"
     return ""
 
 

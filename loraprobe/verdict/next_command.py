@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS, PLAIN_TOKENS
+from loraprobe.defaults import HARNESS, HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.records import (
     NOTHING,
@@ -86,7 +86,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     if verdict.missing == "metric":  # the gold answers choose one
         return _evaluate(request, without=["--metric"])
     is_open = verdict.decision == "inconclusive" and not verdict.answers_without_composing
-    if is_open and verdict.evidence in ("base", "pilot", "evaluation"):
+    stop = may_stop(verdict)
+    if is_open and not stop and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
@@ -110,9 +111,17 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _evaluate(request, CHAIN)
     if head == "use-base" and verdict.missing == "harder-items":
         return _evaluate(request, tasks=_renamed(HARDER, request.tasks))
-    if head in ("train-target-adapter", "use-base"):
+    if head in ("train-target-adapter", "use-base") or (stop and head == "gather-evidence"):
         return _evaluate(request, adapters=(*request.adapters, NEW))
     return _further(verdict, request, limited)
+
+
+def may_stop(verdict: Verdict) -> bool:
+    """Whether an open verdict leaves so little hope of a gain that no more need be asked."""
+    gain = verdict.gain
+    if verdict.decision != "inconclusive" or gain is None or gain.probability is None:
+        return False
+    return gain.probability <= HOPELESS
 
 
 def _look(verdict: Verdict, request: Request) -> Command:

@@ -120,6 +120,7 @@ CODES: Mapping[str, Code] = {
     for group in ("by-effect", "by-rule")
     for name, row in _READ[group].items()
 }
+HEADLINES: Mapping[str, Mapping[str, Mapping[str, str]]] = _READ["headlines"]
 WEIGHT_WARNINGS = tuple(
     WeightWarning(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
     for code, row in _READ["weights"].items()
@@ -334,9 +335,14 @@ def on_guard(row: GuardScore) -> str:
 
 
 def about_compression(candidate: Candidate, decisive: bool) -> Reason:
-    """How much of its delta a composition lost to its rank."""
+    """How much of its delta a composition lost to its rank.
+
+    decisive: every composition lost so much that no method was tested.
+    """
     error, system = candidate.compression_error or 0.0, candidate.system
-    return reason_of("compression-lost", error, COMPRESSION_LIMIT, decisive=decisive, system=system)
+    so = ", so the method was not tested" if decisive else ""
+    lost = error, COMPRESSION_LIMIT
+    return reason_of("compression-lost", *lost, decisive=decisive, system=system, so=so)
 
 
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:
@@ -385,7 +391,7 @@ def about_weights(evidence: Evidence) -> Iterator[Reason]:
             and m.adapters not in spared.get(warning.code, ())
         ]
         if beyond:
-            yield _about_worst(warning, beyond, whole)
+            yield _about_worst(warning, beyond, evidence)
     cosines = [m.value or 0.0 for m in whole if m.name == "cosine" and len(m.adapters) == 2]
     if cosines and min(cosines) >= OPPOSED_COSINE and max(cosines) <= EQUAL_COSINE:
         farthest = max(cosines, key=abs)
@@ -393,24 +399,35 @@ def about_weights(evidence: Evidence) -> Iterator[Reason]:
 
 
 def _about_worst(
-    warning: WeightWarning, beyond: Sequence[Measurement], whole: Sequence[Measurement]
+    warning: WeightWarning, beyond: Sequence[Measurement], evidence: Evidence
 ) -> Reason:
     """The reason of one warning, about the worst of the measurements beyond its threshold."""
     worst = max(beyond, key=lambda m: (warning.distance(m.value or 0.0), m.adapters))
     value, names = float(worst.value or 0.0), worst.adapters
     text = warning.text.format(who=listing(names), value=warning.shown(value))
-    norms = {m.adapters[0]: m.value or 0.0 for m in whole if m.name == "norm"}
+    whole = [m for m in evidence.diagnostics if m.module is None and m.name == "norm"]
+    norms = {m.adapters[0]: m.value for m in whole if m.value is not None}
     if warning.code == "norm-disparity" and all(name in norms for name in names):
         small, large = sorted(names, key=norms.__getitem__)
         text = (
             f"{small} hardly shows in a merge, because {large} is {warning.shown(value)} times "
-            "larger: try --balance norm"
+            "larger"
         )
+        idle = _answers_nothing(evidence, small)
+        text += "; alone it answers nothing here" if idle else ": try --balance norm"
     if len(beyond) > 1:
-        text += f" ({count(len(beyond), 'pair' if len(names) > 1 else 'adapter')} so)"
+        kind = "pair" if len(names) > 1 else "adapter"
+        text += f"; it is the worst of {count(len(beyond), kind)}"
     if not text.startswith((*names, "peft")):
         text = text[0].upper() + text[1:]
     return reason_of(warning.code, value, warning.threshold, text=f"{text}.")
+
+
+def _answers_nothing(evidence: Evidence, adapter: str) -> bool:
+    """Whether an adapter was asked, and is shown to answer neither the question nor a hop."""
+    least = evidence.guessing + evidence.tie
+    rows = [row for row in evidence.measured.scores if row.system == adapter]
+    return bool(rows) and not evidence.losses and all(row.ci95[0] <= least for row in rows)
 
 
 # ---- what base and adapters know -----------------------------------------------------------------
@@ -532,7 +549,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         yield few_items(fewest.n, fewest.clusters, decisive=False)
     if evidence.repeated:
         yield reason_of("repeated-questions", float(evidence.repeated), float(evidence.items))
-    if verdict.decision == "inconclusive":
+    if verdict.decision == "inconclusive" and verdict.gain is None:  # whose interval tells more
         yield from _about_ceiling(evidence)
     # Hops or worked answers may change what to do only where nothing that was measured answers.
     unanswered = ("train-target-adapter", "gather-evidence", "step-by-step")

@@ -254,11 +254,11 @@ def _disjoint(evidence: Evidence) -> Verdict | None:
 def _about_measured_sets(
     evidence: Evidence, verdict: Verdict, calibration: Calibration
 ) -> Iterator[Reason]:
-    """What adapter sets on such a base and kind of task gained, where little was measured here.
+    """What adapter sets on such a base and kind of task gained, where no composition was asked.
 
     Weights and probes know no task; they have ELSEWHERE.
     """
-    if verdict.evidence not in ("base", "pilot") or verdict.decision != "inconclusive":
+    if verdict.evidence != "base" or verdict.decision != "inconclusive":
         return
     base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
     wanted = base, kind.tasks, kind.hops, kind.metric
@@ -348,7 +348,8 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     decision: Decision = "inconclusive" if compressed else best.outcome
     gained = any(one.gain.value > evidence.margin for one in composed)
     by_baselines = decision == "inconclusive" and baselines.decision == "unlikely" and not gained
-    by_chain = decision == "inconclusive" and not by_baselines and chain_outdoes(evidence, composed)
+    by_chain = decision == "inconclusive" and not by_baselines and chain is not None
+    by_chain = by_chain and chain_outdoes(evidence, composed)
     decision = "unlikely" if by_baselines or by_chain else decision
     advice = advise(evidence, composed, best, decision, by_chain)
     used = advice.composition

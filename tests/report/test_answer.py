@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from calibrations import calibration, case
+from calibrations import measured as planted
 from calibrations import score as of_kind
 from evidences import (
     KINDS,
@@ -45,8 +46,11 @@ from loraprobe.records import (
     TaskSummary,
 )
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
+from loraprobe.report.headline import deciding, lies
 from loraprobe.report.parts import Answer
 from loraprobe.verdict import Evidence, Request, decide, next_command
+from loraprobe.verdict.next_command import may_stop
+from loraprobe.verdict.reasons import CODES, HEADLINES
 
 ACTIONS = (
     "merge route step-by-step chain use-single use-base switch-adapters train-target-adapter "
@@ -155,7 +159,7 @@ def test_no_report_contradicts_itself(found):
         assert verdict.system in verdict.next.words
     if head == "gather-evidence":
         assert verdict.decision == "inconclusive"
-    if verdict.decision == "inconclusive":
+    if verdict.decision == "inconclusive" and not may_stop(verdict):
         assert head == "chain" or not verdict.next.in_python
         assert head in ("gather-evidence", "chain") or line(told, "use").startswith("so far")
     elif single:
@@ -191,6 +195,36 @@ def test_no_report_contradicts_itself(found):
             assert ": " not in reason.message
     told_why = [label for label, _ in told.lines if label in ("why", "watch")]
     assert len(told_why) <= 3
+
+
+@settings(max_examples=200)
+@given(evidences(), st.sampled_from([None, 64]))
+def test_a_headline_says_no_more_than_its_interval(found, hidden_size):
+    """That a gain is below the margin is said only where the interval excludes it.
+
+    Where it does not, the headline of `unlikely` has the code that decides, and the answer has the
+    probability, if there is one.
+    """
+    audit = audit_of(replaced(found, hidden_size=hidden_size))
+    verdict, told = audit.verdict, answer(audit)
+    if verdict.evidence not in ("pilot", "evaluation") or verdict.decision == "incompatible":
+        return
+    code, where = deciding(verdict), lies(verdict)
+    assert code in {one.code for one in verdict.reasons if one.severity == "decisive"}
+    if verdict.decision == "unlikely":
+        assert (code == "gain-below-margin") == (where == "below")
+    chances = {verdict.probability, verdict.gain.probability if verdict.gain else None} - {None}
+    printed = [told.headline, line(told, "how sure"), line(told, "forecast")]
+    inapplicable = verdict.decision == "unlikely" and verdict.probability is None
+    assert not chances or "probability" in "".join(printed) or inapplicable
+    assert ("probability" in told.headline) <= (where == "open")
+
+
+@pytest.mark.parametrize("decision", HEADLINES)
+def test_every_reason_that_can_decide_has_a_headline(decision):
+    assert HEADLINES[decision].keys() <= CODES.keys()
+    for sentences in HEADLINES[decision].values():
+        assert "any" in sentences
 
 
 def joined(rows) -> str:
@@ -266,13 +300,16 @@ def test_references_are_shown_as_they_were_typed():
     assert "'out/a'" in line(answer(audit, {"a": ["out/a"]}), "in Python")
 
 
-def test_gain_and_scores_agree_as_they_are_printed():
-    for a in (0.035, 1 / 3, 0.045, 0.5):
-        for own in (0.03, 2 / 3, 0.04, 0.505):
+def test_a_gain_is_rounded_last_and_its_scores_agree_where_digits_allow():
+    for a in (0.033, 1 / 3, 0.045, 0.5):
+        for own in (0.03, 2 / 3, 0.04, 0.767):
             asked = known(evidence({"base": 0.0, "a": a, "uniform": own}))
             told = line(answer(audit_of(asked)), "gain")
             shown = [float(x) for x in re.findall(r"(?<![\d.\[])[+-]?\d\.\d+", told)[:3]]
-            assert shown[2] == pytest.approx(shown[0] - shown[1], abs=1e-9), told
+            digits = 3 if re.search(r"\d\.\d{3}", told) else 2
+            assert shown[2] == pytest.approx(own - a, abs=0.5001 * 10**-digits), told
+            off = shown[2] - (shown[0] - shown[1])
+            assert abs(off) < 1e-9 or (digits == 3 and abs(off) < 0.0011), told
 
 
 @pytest.mark.parametrize(
@@ -356,6 +393,7 @@ def weights(*rows, issues=()):
     return evidence_of(diagnostics=rows, compatibility=Compatibility(issues))
 
 
+HOPELESS = planted(-0.02, 0.09, level="evaluation", prior=0.02)
 ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
 ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
 ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot")
@@ -390,7 +428,7 @@ LINES = {
     "after every round": (replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
         {"gain": [f"on {N} questions"], "stopped": None}),
     "a chain is better still": (evidence({**WORKS, "chain": 1.0}), "likely",
-        {"better": ["1.00"], "sure": ["a random partner", "+0.50"]}),
+        {"better": ["1.00"], "controls": ["a random partner", "+0.50"]}),
     "a chain is worse": (evidence({**WORKS, "chain": 0.5}), "likely", {"better": None}),
     "a single adapter is better": (
         evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}),
@@ -409,7 +447,11 @@ LINES = {
     "more questions than anybody has": (changed(NEEDED, rows="gains", n_needed=None),
         "inconclusive", {"decide": ["--margin 0.17", "5,000"]}),
     "more clusters": (changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
-        {"decide": ["48 more clusters", "20"]}),
+        {"decide": ["48 more clusters", "20", "if the adapters know more"]}),
+    "no hope of a gain": (HOPELESS, "inconclusive",
+        {"decide": None, "how sure": ["you may stop here", "0.0"], "fill in": None}),
+    "no hope of a gain in a first round": (replaced(HOPELESS, level="pilot"), "inconclusive",
+        {"decide": None, "forecast": ["you may stop here"], "known": None, "fill in": None}),
     "a first round": (
         ROUND, "inconclusive",
         {"headline": ["INCONCLUSIVE", "first round on 30 questions"], "decide": None,

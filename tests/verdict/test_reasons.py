@@ -34,6 +34,15 @@ def test_weights_warn_and_never_decide():
     assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
 
 
+@pytest.mark.parametrize(("value", "cure"), [(0.4, True), (0.02, False)])
+def test_norms_are_made_equal_only_for_an_adapter_that_answers(value, cure):
+    norms = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
+    rows = (Measurement("norm_ratio", ("a", "b"), 27.0), *norms)
+    found = decide(evidence({**GAIN, "b": value}, diagnostics=rows))
+    told = reason(found, "norm-disparity").message
+    assert ("--balance norm" in told) == cure and ("answers nothing" in told) != cure
+
+
 SAME = (("cosine", 1.0), ("norm_ratio", 1.0))
 
 
@@ -198,6 +207,9 @@ def test_a_ceiling_that_so_few_items_cannot_show_is_said(n, clusters, given):
     found = decide(with_items(asked, n, clusters=clusters))
     told = [(r.value, r.threshold) for r in found.reasons if r.code == "ceiling-out-of-reach"]
     assert told == ([(given, 73)] if given else [])
+    open_ = changed(with_items(evidence({"base": 0.1, "b": 0.99, "uniform": 1.0}), n), n=n)
+    codes_ = codes(decide(changed(open_, lambda row: row.value > 0.9, ci95=(0.94, 1.0))))
+    assert "ceiling-out-of-reach" not in codes_, "the interval of a gain says what would decide it"
 
 
 # ---- codes ---------------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ def deciding(verdict: Verdict) -> str:
     """The code that decides, of several the one that stands first in the table."""
     codes = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
     table = HEADLINES[verdict.decision]
-    return next((code for code in table if code in codes), next(reversed(table)))
+    return next((code for code in table if code in codes), list(table)[-1])
 
 
 def _states(audit: Audit, verdict: Verdict) -> list[str]:

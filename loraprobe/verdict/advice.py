@@ -147,7 +147,11 @@ def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
 def _close(
     evidence: Evidence, chosen: ScoredSystem, measured: Sequence[ScoredSystem]
 ) -> list[Reason]:
-    """That a simpler system is advised than the one that scored most, where it is."""
+    """That a simpler system is advised than the one that scored most, where it is.
+
+    Else that a merge, a router or the adapters switched by task, of another kind than what is
+    advised, score less by at most the margin.
+    """
     rivals = [
         system
         for system in measured
@@ -156,7 +160,16 @@ def _close(
         and evidence.difference(system, chosen).low <= 0
     ]
     if not rivals:
-        return []
+        kinds = {"switch", *COMPOSITIONS}
+        equals = [
+            system
+            for system in measured
+            if {system.kind, chosen.kind} <= kinds
+            and system.kind != chosen.kind
+            and chosen.score.value - system.score.value <= evidence.tie
+        ]
+        best = [min(equals, key=_by_score)] if equals else []
+        return [reason_of("as-good", one.shown, chosen.shown, other=one) for one in best]
     other = min(rivals, key=_by_score)
     gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
     return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]

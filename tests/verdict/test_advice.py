@@ -109,12 +109,13 @@ MERGES = {"base": 0.0, "a": 0.05, "shrunk:a": 0.04}
 
 USED = {
     # a simpler option wins a tie
-    "a merge before a router": (evidence(SAME_SCORE), "merge", "likely", "sum"),
+    "a merge before a router": (evidence(SAME_SCORE), "merge", "likely", "sum", ["as-good"]),
     "+0.06, and the intervals overlap": (
         evidence({**SAME_SCORE, "arrow": 0.66}), "merge", "likely", "sum", ["not-told-apart"]
     ),
     "a router that is better": (
-        evidence({**SAME_SCORE, "arrow": 0.71}), "route", "likely", "arrow", (), ["not-told-apart"]
+        evidence({**SAME_SCORE, "arrow": 0.71}), "route", "likely", "arrow", (),
+        ["not-told-apart", "as-good"],
     ),
     "a single adapter": (evidence({**FAIL, "b": 0.88, "uniform": 0.9}), "use-single:b", None, None,
                          ["not-told-apart"]),
@@ -219,6 +220,8 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
     assert decide(best_against(evidence(values), 0.055)).system == "arrow"
     assert decide(best_against(evidence(values), 0.065)).system == "sum"
     assert decide(best_against(evidence({**values, "arrow": 0.64}), 0.005)).system == "sum"
+    near = decide(best_against(evidence({**values, "arrow": 0.645}), 0.008))
+    assert near.system == "arrow" and reason(near, "as-good").value == 0.6
     # a router has to be shown to be better, a single adapter or a merge only to a tie's size
     far = {**SAME_SCORE, "arrow": 0.75}
     assert decide(best_against(evidence(far), 0.14)).system == "arrow"

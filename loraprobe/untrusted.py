@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import signal
+import stat
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -28,6 +29,8 @@ LINE = 1_000_000  # bytes of one line of a task or probe file
 ITEMS = 2_000_000_000  # bytes of a task or probe file
 ROWS = 500_000  # rows of a task
 CHOICES = 1_000  # of one item
+HOPS = 1_000  # of one item
+UNPACKED = 1_000_000_000  # bytes to which a Parquet file may unpack
 INFLATION = 4  # the largest factor by which unpacking may enlarge a weight file
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON escapes it
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -140,6 +143,15 @@ def _repositories(file: Path) -> list[Path]:
         index = len(place.parts) - 1 - place.parts[::-1].index("snapshots")
         roots.append(Path(*place.parts[:index]))
     return roots
+
+
+def is_endless(file: Path) -> bool:
+    """Whether a path is a pipe, a socket or a device, whose reading may wait or never end."""
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # which reading it tells
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
 def error_line(error: BaseException) -> str:

@@ -24,6 +24,7 @@ from typing import Any, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
 
 from loraprobe import hub
 from loraprobe._version import __version__
@@ -35,6 +36,7 @@ from loraprobe.library.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
 from loraprobe.secrets import map_texts, public_text
+from loraprobe.untrusted import is_endless
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,10 @@ def expand_references(
             given += _references(stdin.read, "Standard input")
         elif isinstance(reference, str) and reference.startswith("@"):
             file = Path(reference.removeprefix("@")).expanduser()
+            if is_endless(file):
+                raise UsageError(
+                    f"{reference} is a pipe or a device; give a file, or - for a pipe."
+                )
             given += _references(partial(file.read_text, encoding="utf-8-sig"), reference)
         else:
             given.append(reference)
@@ -211,6 +217,19 @@ def _public(names: Mapping[str, str]) -> Callable[[str], str]:
     return lambda text: public_text(text, private)
 
 
+class _Stored(BaseModel):
+    """A `Reading` as its file holds it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    norm: float
+    not_finite: list[str]
+    without_effect: list[str]
+    largest: tuple[float, str]
+    numbers: str | None
+    error: float
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """What one pass over the tensors of an adapter found.
@@ -242,14 +261,17 @@ class Reading:
     def stored(cls, key: str) -> Reading | None:
         """The stored reading of that key; None if there is none or it is damaged."""
         try:
-            held = json.loads((cache_directory() / READINGS / f"{key}.json").read_bytes())
-            if held["numbers"] is not None:
-                data = base64.b64decode(held["numbers"], validate=True)
-                held["numbers"] = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
-                if len(held["numbers"]) != NUMBERS or not np.isfinite(held["numbers"]).all():
+            held = _Stored.model_validate_json(
+                (cache_directory() / READINGS / f"{key}.json").read_bytes()
+            )
+            numbers = None
+            if held.numbers is not None:
+                data = base64.b64decode(held.numbers, validate=True)
+                numbers = np.frombuffer(data, dtype="<f2").astype(np.float16, copy=False)
+                if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
                     return None
-            return cls(**held | {"largest": tuple(held["largest"])})
-        except (OSError, KeyError, TypeError, ValueError, RecursionError):
+            return cls(**dict(held) | {"numbers": numbers})
+        except (OSError, ValueError):  # also a type that is wrong
             return None
 
     def store(self, key: str) -> None:

@@ -73,7 +73,7 @@ class _ItemKeys(BaseModel):
     choices: Annotated[list[NotBlank], Field(min_length=2, max_length=untrusted.CHOICES)] | None = (
         None
     )
-    hops: list[_HopKeys] | None = None
+    hops: Annotated[list[_HopKeys], Field(max_length=untrusted.HOPS)] | None = None
     cot_prompt: NotBlank | None = None
     answer_pattern: NotBlank | None = None
     entities: list[NotBlank] | None = None
@@ -530,7 +530,7 @@ def _from_json(value: Any, row: DataRow, name: str) -> Any:
         return value or None
     try:
         content = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, list):
         raise row.error(f'{name!r} must hold a JSON list such as ["a", "b"], not {value[:60]!r}.')
@@ -568,8 +568,8 @@ def _name_choices(rows: Sequence[tuple[DataRow, list[str]]]) -> None:
 def _readings(row: DataRow, labels: Sequence[str]) -> list[list[str] | None]:
     """The choices that a row's answers name by each reading; None where one names none."""
     answers, choices = [str(one) for one in _listed(row.content["answer"])], row.content["choices"]
-    if not isinstance(choices, list):
-        raise row.error("'choices' must be a list.")
+    if not (isinstance(choices, list) and all(isinstance(one, str) for one in choices)):
+        raise row.error("'choices' must be a list of texts.")
     letters = [answer.strip("(). ").upper() for answer in answers]
     numbers = [str(number) for number in range(len(choices) + 1)]
     ways = [

@@ -20,7 +20,8 @@ from loraprobe.untrusted import error_line, unique_keys
 
 TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
 PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
-_BATCH = 64  # rows of a Parquet file that are unpacked at once
+_MEMORY = 1_000_000_000  # bytes that are taken to unpack a part of a Parquet file
+_BATCH = 1024  # rows of a Parquet file that are unpacked at once
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,8 @@ def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
 
 def read_file(path: Path, noun: str) -> bytes:
     """The bytes of a file. Raises TaskError if it cannot be read or is too large."""
+    if untrusted.is_endless(path):
+        raise TaskError(f"{path} is a pipe or a device; write the {noun} into a file.")
     try:
         size = path.stat().st_size
         if size > untrusted.ITEMS:
@@ -153,26 +156,68 @@ def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
 
 
 def _parquet(path: Path, data: bytes) -> Iterator[DataRow]:
+    """Rows of a Parquet file, a few at a time.
+
+    Texts are read as the file has them, each once with the numbers of the rows that hold it, and
+    their lengths are known before they become texts of rows.
+    """
     try:
         import pyarrow
-        import pyarrow.parquet
     except ImportError:
         raise TaskError(f"{path} is Parquet, which pyarrow reads: {PARQUET_EXTRA}.") from None
-    try:
-        file = pyarrow.parquet.ParquetFile(io.BytesIO(data))
-        if file.metadata.num_rows > untrusted.ROWS:
+    number = size = 0
+    batches = _batches(path, data)
+    while True:
+        try:
+            with untrusted.memory_limit(_MEMORY):
+                batch = next(batches, None)
+                size += 0 if batch is None else sum(map(_unpacked, batch.columns))
+                if size > untrusted.UNPACKED:
+                    raise TaskError(
+                        f"{path} unpacks to more than {untrusted.UNPACKED:,} bytes; split it."
+                    )
+                contents = [] if batch is None else batch.to_pylist()
+        except MemoryError:
+            raise TaskError(f"{path} unpacks to more than fits into memory; split it.") from None
+        except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException) as error:
+            # pyarrow raises any of these for a damaged file.
             raise TaskError(
-                f"{path} has {file.metadata.num_rows:,} rows, and {untrusted.ROWS:,} are the most; "
-                "split it."
-            )
-        number = size = 0
-        for batch in file.iter_batches(batch_size=_BATCH):
-            size += batch.nbytes
-            if size > untrusted.ITEMS:
-                raise TaskError(f"{path} unpacks to more than {untrusted.ITEMS:,} bytes; split it.")
-            for content in batch.to_pylist():
-                number += 1
-                yield DataRow(path, "row", number, content)
-    except pyarrow.ArrowException as error:
-        problem = str(error).splitlines()[0].rstrip(".")
-        raise TaskError(f"{path} is no Parquet file ({problem}); get it again.") from None
+                f"{path} is no Parquet file ({error_line(error)}); get it again."
+            ) from None
+        for content in contents:
+            number += 1
+            yield DataRow(path, "row", number, content)
+        if batch is None:
+            return
+
+
+def _batches(path: Path, data: bytes) -> Iterator[Any]:
+    """Batches of the rows of a Parquet file, whose texts are arrays with a dictionary."""
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(io.BytesIO(data))
+    if file.metadata.num_rows > untrusted.ROWS:
+        raise TaskError(
+            f"{path} has {file.metadata.num_rows:,} rows, and {untrusted.ROWS:,} are the most; "
+            "split it."
+        )
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
+    deltas = {c.path_in_schema for c in chunks if any(e.startswith("DELTA") for e in c.encodings)}
+    texts = {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY"} - deltas
+    file = parquet.ParquetFile(io.BytesIO(data), read_dictionary=sorted(texts))
+    for number in range(len(groups)):  # iter_batches leaves threads that may end the process
+        yield from file.read_row_group(number, use_threads=False).to_batches(_BATCH)
+
+
+def _unpacked(array: Any) -> int:
+    """The bytes of an array of Arrow once a text that many rows share stands in each."""
+    from pyarrow import compute, types
+
+    if types.is_dictionary(array.type):
+        lengths = compute.binary_length(array.dictionary)
+        return compute.sum(lengths.take(array.indices)).as_py() or 0
+    if types.is_nested(array.type):
+        parts = array.flatten()
+        return sum(map(_unpacked, parts if isinstance(parts, list) else [parts]))
+    return int(array.nbytes)

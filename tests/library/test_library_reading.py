@@ -113,7 +113,16 @@ def test_a_changed_config_is_read_anew(library):
     assert after.record.sha256 == before["good-0"].sha256
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", b"[]", b'{"norm": 1', b"\xff", b'{"numbers": 3}'])
+TYPES = {"norm": 1.0, "not_finite": [], "without_effect": [], "largest": [1.0, "a"]}
+TYPES |= {"numbers": None, "error": 0.0}
+WRONG = {"norm": "1", "not_finite": [3], "without_effect": "a", "largest": [1.0, 2], "error": None}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [b"", b"{}", b"[]", b'{"norm": 1', b"\xff", b'{"numbers": 3}']
+    + [json.dumps(TYPES | {key: value}).encode() for key, value in WRONG.items()],
+)
 def test_a_damaged_stored_reading_is_read_again(library, damage):
     (first,) = read_library([str(library / "good-0")])
     (stored,) = (cache_directory() / "library").iterdir()

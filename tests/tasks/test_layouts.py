@@ -244,7 +244,7 @@ def test_parquet_that_cannot_be_read_or_unpacks_to_too_much(tmp_path, monkeypatc
     parquet.write_table(pyarrow.table(many), tmp_path / "many.parquet")
     assert (tmp_path / "many.parquet").stat().st_size < 10_000
     assert len(load_task(tmp_path / "many.parquet").items) == 5000
-    monkeypatch.setattr(untrusted, "ITEMS", 100_000)
+    monkeypatch.setattr(untrusted, "UNPACKED", 100_000)
     assert "unpacks to more" in refused(tmp_path / "many.parquet")
 
 

@@ -58,18 +58,21 @@ FIXED: Mapping[str, SystemKind] = {
     "shrunk": "control",
     "random-partner": "control",
 }
-SHRUNK, BY_PROMPT = "shrunk:", "hard:by=centroid,per=sequence"
-CALLED = {BY_PROMPT: "by prompt", "random-partner": "random partner"}
+SHRUNK, PARTNER, BY_PROMPT = "shrunk:", "random-partner", "hard:by=centroid,per=sequence"
+CALLED = {BY_PROMPT: "by prompt", PARTNER: "random partner"}
 
 
 def called(system: str) -> str:
     """What people call a system, which a command line names by its specification.
 
-    `hard:by=centroid,per=sequence(a, b)` is by prompt (a, b), `shrunk:a` is a, shrunk. Methods and
-    routers, also with options, keep their names.
+    `hard:by=centroid,per=sequence(a, b)` is by prompt (a, b), `shrunk:a` is a, shrunk, and
+    `random-partner:sum` a random partner, sum. Methods and routers, also with options, keep their
+    names.
     """
     if system.startswith(SHRUNK):
         return f"{system.removeprefix(SHRUNK)}, shrunk"
+    if system.startswith(f"{PARTNER}:"):
+        return f"{CALLED[PARTNER]}, {called(system.removeprefix(f'{PARTNER}:'))}"
     spec, members, names = system.partition("(")
     words = CALLED.get(spec)
     return system if words is None else f"{words} {members}{names}".rstrip()

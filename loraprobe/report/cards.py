@@ -27,7 +27,7 @@ from loraprobe.front_matter import declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, plain
+from loraprobe.records import AdapterSummary, Audit, called, plain
 from loraprobe.registry import spec_of
 from loraprobe.report.answer import answer
 from loraprobe.report.markdown import Verbatim, filled
@@ -60,7 +60,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     )
     made = replace(made, sources=sources)
     matter = front_matter(made, audit, options, general)
-    title = f"{listing([source.name for source in sources])}, {made.name}"
+    title = f"{listing([source.name for source in sources])}, {called(made.name)}"
     card = partial(card_text, title=title, audit=audit, allowed=options.allow, sources=sources)
     if not isinstance(made, Merged):
         router, spelled = made.composition.router, spec_of(made.composition.router, short=True)

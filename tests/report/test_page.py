@@ -18,6 +18,7 @@ from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Measurement, Reason
 from loraprobe.report import figures
+from loraprobe.report import page as as_page
 from loraprobe.report.figures import CAUSES
 from loraprobe.report.page import LARGEST, write_page
 from loraprobe.report.sections import sections, title
@@ -244,6 +245,14 @@ def test_a_map_of_thousands_of_layers_draws_the_first_and_each_figure_is_drawn_o
     assert (sizes["most"], alike["most"]) == (3000.0, None)
     told = [text_of(one) for one in all_of(found, "desc")]
     assert sum("of 3000 rows" in one for one in told) == 4
+
+
+def test_figures_without_room_leave_their_tables(monkeypatch):
+    names = [figure.attrib["id"] for figure in all_of(parsed(page(an_audit())), "desc")]
+    monkeypatch.setattr(as_page, "LARGEST", 60_000)
+    found = parsed(page(an_audit()))
+    assert 0 < len(all_of(found, "desc")) < len(names)
+    assert len(all_of(found, "figure")) == len(names) / 2
 
 
 def test_the_scale_of_a_cosine_is_always_the_same():

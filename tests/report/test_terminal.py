@@ -77,6 +77,19 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     assert name == "incompatible" or shown == set(KINDS)
 
 
+@pytest.mark.parametrize(
+    ("system", "words"),
+    [
+        (f"{BY_PROMPT}(a, b)", "by prompt (a, b)"),
+        ("shrunk:a:b(c)", "a:b(c), shrunk"),
+        (f"random-partner:{BY_PROMPT}", "random partner, by prompt"),
+        *((name, name) for name in ("sum(a, b)", "ties:density=0.3", "hard:per=sequence", "base")),
+    ],
+)
+def test_what_a_system_is_called(system, words):
+    assert called(system) == words
+
+
 SPECIFIED = {"arrow": BY_PROMPT, "uniform": f"{BY_PROMPT}(a, b)"}
 
 

@@ -233,7 +233,6 @@ def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") 
 
 def _against_cause(evidence: Evidence, system: str, cause: str) -> Advice:
     """What to do against a cause of failure where nothing answers."""
-    norms = "" if evidence.balanced else ", or bring the norms closer (--balance norm)"
     worked = any(score.part == STEPS for score in evidence.measured.scores)
     other = ("train-target-adapter", "train an adapter on the composed question")
     if not worked:
@@ -242,7 +241,7 @@ def _against_cause(evidence: Evidence, system: str, cause: str) -> Advice:
         "unknown": ("train-target-adapter", "train the adapter that should know it"),
         "said_otherwise": ("gather-evidence", "if that is right for you, use --metric contains"),
         "cut_off": ("gather-evidence", "give a higher --max-new-tokens"),
-        "interference": ("train-target-adapter", f"train one adapter on both{norms}"),
+        "interference": ("train-target-adapter", "train one adapter on both"),
     }.get(cause, other)
     reason = _about_cause(evidence, system, cause, f": {words}")
     return Advice(action, [reason], missing="wording" if cause == "said_otherwise" else None)

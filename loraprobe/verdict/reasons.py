@@ -87,7 +87,8 @@ class WeightWarning:
     """A warning about weights: the diagnostic, the threshold of its whole-adapter value, the text.
 
     sense: whether a value warns above or below the threshold, or as a ratio that exceeds it either
-    way. `digits` of the value are printed.
+    way. `digits` of the value are printed. compare: what to compare with, where nothing composed
+    was measured.
     """
 
     code: str
@@ -95,6 +96,7 @@ class WeightWarning:
     threshold: float
     sense: Literal["above", "below", "ratio"]
     text: str
+    compare: str = ""
     digits: int = 2
 
     def distance(self, value: float) -> float:
@@ -368,9 +370,9 @@ def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False
 def about_weights(evidence: Evidence) -> Iterator[Reason]:
     """One reason for each warning, about the adapters whose value exceeds its threshold most.
 
-    Norms that were made equal before composing give no warning, and neither does the common seed of
-    nearly equal updates. Where no pair is redundant or opposed, one more reason gives the cosine
-    that is farthest from 0.
+    Nothing warns where a merge was measured to gain. Norms that were made equal before composing
+    give no warning, and neither does the common seed of nearly equal updates. Where no pair is
+    redundant or opposed, one more reason gives the cosine that is farthest from 0.
     """
     whole = [m for m in evidence.diagnostics if m.module is None and m.value is not None]
     alike = {m.adapters for m in whole if m.name == "cosine" and (m.value or 0.0) > EQUAL_COSINE}
@@ -381,7 +383,10 @@ def about_weights(evidence: Evidence) -> Iterator[Reason]:
         "shared-initialisation": alike,
         "nearly-equal-updates": {m.adapters for m in whole if tuple(sorted(m.adapters)) in equal},
     }
+    gains = _a_merge_gains(evidence)
     for warning in WEIGHT_WARNINGS:
+        if gains and CODES[warning.code].line == "watch":
+            continue
         limit = warning.distance(warning.threshold)
         beyond = [
             m
@@ -398,6 +403,18 @@ def about_weights(evidence: Evidence) -> Iterator[Reason]:
         yield reason_of("unrelated-updates", farthest, EQUAL_COSINE, opposed=OPPOSED_COSINE)
 
 
+def _a_merge_gains(evidence: Evidence) -> bool:
+    """Whether some merge scores more than is asked for, and keeps every skill."""
+    loses = {
+        row.system
+        for row in evidence.measured.scores
+        if row.retention is not None and row.retention < evidence.retention
+    }
+    merges = {*evidence.systems(("merge",))} - loses
+    gains = evidence.measured.gains
+    return any(row.system in merges and row.difference > evidence.margin for row in gains)
+
+
 def _about_worst(
     warning: WeightWarning, beyond: Sequence[Measurement], evidence: Evidence
 ) -> Reason:
@@ -409,12 +426,12 @@ def _about_worst(
     norms = {m.adapters[0]: m.value for m in whole if m.value is not None}
     if warning.code == "norm-disparity" and all(name in norms for name in names):
         small, large = sorted(names, key=norms.__getitem__)
-        text = (
-            f"{small} hardly shows in a merge, because {large} is {warning.shown(value)} times "
-            "larger"
-        )
-        idle = _answers_nothing(evidence, small)
-        text += "; alone it answers nothing here" if idle else ": try --balance norm"
+        times = f"{warning.shown(value)} times larger"
+        text = f"{small} may hardly show in a merge, because {large} is {times}"
+        if _answers_nothing(evidence, small):
+            text += "; alone it answers nothing here"
+    if warning.compare and not evidence.systems(COMPOSITIONS):
+        text += f": {warning.compare}"
     if len(beyond) > 1:
         kind = "pair" if len(names) > 1 else "adapter"
         text += f"; it is the worst of {count(len(beyond), kind)}"

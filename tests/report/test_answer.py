@@ -464,11 +464,11 @@ LINES = {
     "or not": (template(0.85), "likely", {"watch": None}),
     "weights": (
         weights(NEAR, UNEVEN), "inconclusive",
-        {"headline": ["2 warnings"], "watch": ["0.998", "24.6", "--balance norm"],
+        {"headline": ["2 warnings"], "watch": ["0.998", "24.6", ": compare"],
          "next": ["--probe auto"], "questions": ["--task"], "known": ["603", "0.05"]},
     ),
     "the adapter that hardly shows": (weights(replaced(UNEVEN, value=27.0), *NORMS), "inconclusive",
-        {"watch": ["b hardly shows", "a is 27.0 times larger"]}),
+        {"watch": ["b may hardly show", "a is 27.0 times larger"]}),
     "equal updates once": (
         weights(SEED, SAME, issues=(TWICE,)), "inconclusive", {"headline": ["1 warning"]},
     ),

@@ -352,13 +352,6 @@ def test_where_something_answers_or_steps_were_scored_the_cause_advises_nothing(
     assert "train" not in reason(found, "mostly-" + cause.replace("_", "-")).message
 
 
-def test_closer_norms_are_advised_unless_they_were_made_equal():
-    asked = known(evidence(FAIL, attribution=(Attribution("uniform", "t", interference=80),)))
-    for balanced in (False, True):
-        told = reason(decide(replaced(asked, balanced=balanced)), "mostly-interference")
-        assert ("--balance norm" in told.message) != balanced
-
-
 # ---- laws ----------------------------------------------------------------------------------------
 
 

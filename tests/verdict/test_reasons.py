@@ -24,23 +24,39 @@ def test_weights_warn_and_never_decide():
         Measurement("relative_norm", ("a",), 0.9),
         Measurement("cross_terms", ("a", "b"), None),
     )
-    plain, warned = decide(evidence(GAIN)), decide(evidence(GAIN, diagnostics=rows))
+    plain, warned = decide(evidence(FAIL)), decide(evidence(FAIL, diagnostics=rows))
     assert (warned.decision, warned.action) == (plain.decision, plain.action)
     new = [reason(warned, code) for code in codes(warned) if code not in codes(plain)]
     assert [r.code for r in new] == ["norm-disparity", "opposed-updates", "large-update"]
     assert all(r.severity == "info" and r.threshold and r.source for r in new)
     assert new[0].value == 5.0 and "5.0" in new[0].message
-    balanced = decide(evidence(GAIN, diagnostics=rows, balanced=True))  # --balance norm was given
+    balanced = decide(evidence(FAIL, diagnostics=rows, balanced=True))  # --balance norm was given
     assert [code for code in codes(warned) if code not in codes(balanced)] == ["norm-disparity"]
 
 
-@pytest.mark.parametrize(("value", "cure"), [(0.4, True), (0.02, False)])
-def test_norms_are_made_equal_only_for_an_adapter_that_answers(value, cure):
+@pytest.mark.parametrize(("value", "idle"), [(0.4, False), (0.02, True)])
+def test_an_adapter_that_answers_nothing_and_hardly_shows_is_told(value, idle):
     norms = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
     rows = (Measurement("norm_ratio", ("a", "b"), 27.0), *norms)
-    found = decide(evidence({**GAIN, "b": value}, diagnostics=rows))
-    told = reason(found, "norm-disparity").message
-    assert ("--balance norm" in told) == cure and ("answers nothing" in told) != cure
+    found = decide(evidence({**FAIL, "a": 0.4, "b": value}, diagnostics=rows))
+    assert ("answers nothing" in reason(found, "norm-disparity").message) == idle
+
+
+def test_weights_are_silent_where_a_merge_gains_and_otherwise_compare_with_something():
+    rows = (Measurement("norm_ratio", ("a", "b"), 5.0), Measurement("cosine", ("a", "b"), -0.4))
+    wanted = {"norm-disparity", "opposed-updates"}
+    asked = {
+        "nothing asked": (evidence_of(), True, True),
+        "a merge gains": (evidence(GAIN), False, False),
+        "a router gains": (evidence({**FAIL, "arrow": 0.5}), True, False),
+        "a skill is lost": (changed(evidence(GAIN), retention=0.1), True, False),
+        "nothing gains": (evidence(FAIL), True, False),
+    }
+    for name, (found, warns, compares) in asked.items():
+        told = [r for r in decide(replaced(found, diagnostics=rows)).reasons if r.code in wanted]
+        assert ({r.code for r in told} == wanted) == warns, name
+        assert {": compare" in r.message for r in told} == ({compares} if warns else set())
+        assert not any("--balance" in r.message or "instead" in r.message for r in told)
 
 
 SAME = (("cosine", 1.0), ("norm_ratio", 1.0))

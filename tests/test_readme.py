@@ -18,6 +18,13 @@ def test_every_file_has_a_docstring():
             assert docstring, f"{path.relative_to(ROOT)} has no docstring"
 
 
+def test_a_reader_of_thirty_lines_knows_what_to_type():
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for call in ("loraprobe inspect ", "loraprobe merge-and-eval ", "make demo", "make test"):
+        assert any(line.startswith(call) for line in lines[:30]), call
+    assert len(lines) <= 200
+
+
 def test_changelog_names_the_version():
     from loraprobe import __version__
 

@@ -232,7 +232,7 @@ def _usage(error: Any) -> str:
     near = near.rstrip("?") or "".join(close)
     if near:
         return f"{message}: did you mean {near}?"
-    path = error.ctx.command_path if error.ctx is not None else "loraprobe"
+    path = error.ctx.command_path if error.ctx is not None else _called()
     return f"{message}; see {path} --help."
 
 

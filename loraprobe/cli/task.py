@@ -7,19 +7,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.console import Console
+
 from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
 from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import OutputError, UsageError, unwritable
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
 from loraprobe.records import QUESTION, STEPS
 from loraprobe.report.parts import Answer, Line
+from loraprobe.report.terminal import print_answer
 
 if TYPE_CHECKING:
     from loraprobe.options import Options
     from loraprobe.scoring import Encoder
     from loraprobe.tasks import TaskCheck
 
-WIDTH = 79
 SHOWN = 3  # items of each task, unless a number is given
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
@@ -89,10 +91,12 @@ def check(
     checks = [check_task(task, margin) for task in tasks]
     if output.document("task check", {"margin": margin, "tasks": checks}):
         return
+    console = Console(highlight=False)
     for one in checks:
-        print(_described(one, margin), end="\n\n")
+        print_answer(console, _described(one, margin))
+        print()
     about = SEVERAL_TASKS if len(checks) > 1 else ONE_TASK
-    print("\n".join(wrapped(about, WIDTH)))
+    print("\n".join(wrapped(about, console.width)))
 
 
 def _described(task: TaskCheck, margin: float) -> Answer:
@@ -163,13 +167,14 @@ def sample(
     ]
     if output.document("task sample", {"previews": rows}):
         return
+    width = Console().width
     for row in rows:
         tokens = "" if encoder is None else f", {count(row['tokens'], 'token')}"
         part = row["part"]
         form = {QUESTION: "asked plainly", STEPS: "asked step by step"}.get(part, part)
         print(clean(f"--- {row['task']}, item {row['item']}, {form}{tokens}"))
         print("\n".join(map(clean, row["prompt"].split("\n"))))
-        print("\n".join(_judged(row)), end="\n\n")
+        print("\n".join(_judged(row, width)), end="\n\n")
     if base is None:
         print("As the file has it; --base REF shows the base's chat template and tokens.")
 
@@ -196,8 +201,8 @@ def _encoder(reference: str | None, options: Options) -> Encoder | None:
     return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])
 
 
-def _judged(row: Mapping[str, Any]) -> Iterator[str]:
-    """The right answers, and how a reply is judged."""
+def _judged(row: Mapping[str, Any], width: int) -> Iterator[str]:
+    """The right answers, and how a reply is judged, in lines of so many columns."""
     right = " or ".join(map(repr, row["answers"]))
     from loraprobe.tasks import METRICS
 
@@ -205,4 +210,4 @@ def _judged(row: Mapping[str, Any]) -> Iterator[str]:
     how = READ_STEPS if row["part"] == STEPS else READ_PLAIN
     how = READ_HARNESS if metric is None else metric.reading or how
     choices = f" Choices: {shortly(row['choices'])}." if row["choices"] else ""
-    yield from wrapped(clean(f"--- right: {right}. {row['metric']}: {how}{choices}"), WIDTH)
+    yield from wrapped(clean(f"--- right: {right}. {row['metric']}: {how}{choices}"), width)

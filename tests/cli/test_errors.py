@@ -62,7 +62,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge a wide -o out", "incompatible", "shape"),
     ("merge a bare -o out", "adapter", "adapter_model"),
     ("merge a torn -o out", "adapter", "adapter_config.json"),
-    ("merge a more -o out", "unsupported-adapter", "lm_head"),
+    ("merge a more -o out", "incompatible", "lm_head"),
     ("merge a -o out", "usage", "only a was given", "give another"),
     ("merge a -o out --weights 0.5", "usage", "only a was given", "task_arithmetic"),
     ("merge a b -o out --limit 3", "usage", "--limit goes with --task", "add one"),
@@ -155,6 +155,11 @@ def test_a_wrong_call_is_a_document_where_json_is_asked_for(folder, monkeypatch,
     for one in cure:
         assert one in error["cure"] and error["cure"].removeprefix("give ") in error["message"]
     assert not (folder / "out").exists() and not list(folder.glob(".*"))
+
+
+def test_an_option_without_its_value_says_where_to_read_on():
+    shown = making.call("inspect", "a", "--task")
+    assert shown.exit_code == 2 and shown.stderr.endswith("see loraprobe inspect --help.\n")
 
 
 def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):

@@ -131,9 +131,9 @@ def test_new_check_and_sample_on_the_command_line(tmp_path):
     assert shown.exit_code == 0 and "In which city does Ada live?" in shown.stdout
     bad = making.call("task", "check", tmp_path / "absent.jsonl")
     assert bad.exit_code == 2 and bad.stderr.startswith("error: ")
-    for command in ("check", "sample"):
-        shown = making.call("task", command, file, env={"COLUMNS": "80"})
-        assert max(map(len, shown.stdout.splitlines())) <= 80
+    for command, width in (("check", 60), ("check", 80), ("sample", 80)):
+        shown = making.call("task", command, file, env={"COLUMNS": str(width)})
+        assert max(map(len, shown.stdout.splitlines())) <= width
 
 
 def test_a_sample_is_what_the_scorer_reads(tmp_path):

@@ -313,6 +313,6 @@ def _words(parameter: Any, value: Any) -> list[str]:
     if parameter.nargs != -1 and not getattr(parameter, "multiple", False):
         texts = [",".join(texts)]
     for text in texts:
-        if not named and text.startswith("-"):  # which would be read as an option
+        if not named and text.startswith("-") and text != "-":  # read as an option
             raise UsageError(f"--config: {text[:60]!r} names nothing; give options by their names.")
     return [word for text in texts for word in (*option, text)]

@@ -102,9 +102,9 @@ def open_served(
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), place, session))
         server = Server(engine)
         served, version = _base_of(server, asked), server.version()
-        name = Path(served.id)  # no path of this machine is published
-        shown = clean(public_text(name.name if name.is_absolute() else served.id))
-        session.engine = f"{version}, model {shown[:LONGEST_SHOWN]}"
+        parts = served.id.split("/")  # of owner/name, or of a path, which is not published
+        shown = served.id if len(parts) <= 2 and parts[0] else parts[-1]
+        session.engine = f"{version}, model {clean(public_text(shown))[:LONGEST_SHOWN]}"
         prefix = ""  # of an adapter's name in a request
         if served.owned_by == "sglang":
             server.loading, prefix = "", f"{served.id}:"

@@ -89,19 +89,21 @@ def test_a_model_of_no_use_is_the_servers_fault(model):
 
 
 def test_a_model_may_be_named_like_a_format():
-    """SGLang's names of adapters begin with that of the base."""
+    """SGLang's names of adapters begin with that of the base; a report holds no path of it."""
     made = served_base(sglang=True)
 
     def reply(path: str, body: dict) -> tuple[int, Any]:
         status, document = made(path, body)
         if path == "/v1/models":
-            document["data"][0]["id"] = "50%s-%d%base"
+            document["data"][0]["id"] = "50%s-%d \x1b[31m/home/somebody/base"
         return status, document
 
     with server(reply) as (url, _):
         ended = run(url, "--method", "sum", "--router", "none")
     assert ended.exit_code in (0, 1, 3), ended.stderr
     assert not made.loaded
+    engine = json.loads(ended.stdout)["provenance"]["engine"]
+    assert engine == "sglang 0.test, model base"
 
 
 VERSIONS = {

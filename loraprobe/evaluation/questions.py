@@ -277,18 +277,12 @@ def rounds(
 def pilot_round(tasks: Sequence[Task], items: int, seed: int) -> Round:
     """A first round of an evaluation of all items that asks so many items of each task.
 
-    It spends only the part of alpha that belongs to the smallest share of a task's clusters that it
-    asks, so that it decides nothing that an evaluation would leave open.
+    Its verdict looks once, so it spends all of alpha; an evaluation, which may look again, spends
+    less of its own in the same round.
     """
-    few, shares, planned = [], [], 1
-    for task in tasks:
-        part = spread_sample(task, items, seed)
-        few.append(part)
-        shares.append(len(clusters_in_order(part, seed)) / len(clusters_in_order(task, seed)))
-        if len(part.items) < len(task.items):
-            planned = max(2, rounds(tasks, seed)[0].planned)
-    share = min(shares)
-    return Round(1, planned, tuple(few), spent_by(share, share))
+    few = tuple(spread_sample(task, items, seed) for task in tasks)
+    whole = all(len(part.items) == len(task.items) for part, task in zip(few, tasks, strict=True))
+    return Round(1, 1 if whole else max(2, rounds(tasks, seed)[0].planned), few, ALPHA)
 
 
 def lot(seed: int, items: Iterable[Item]) -> str:

@@ -171,7 +171,7 @@ class EvaluationRun:
     systems: all but the controls. make_controls: a function from the name of a composition and the
     evidence to its controls. goes_on: whether a round after the first may be asked, from the
     results and how many items all systems together would answer. parts: of the items that controls
-    are asked; None for all.
+    are asked; None for all. level: that of the evidence.
 
     competing: the systems that can still win. dropped: the others, each with its last round.
     controls: those of the last round, by composition. results: the newest answers of each system.
@@ -184,6 +184,7 @@ class EvaluationRun:
     make_controls: MakeControls
     goes_on: GoesOn = lambda results, more: True
     parts: Collection[str] | None = None
+    level: EvidenceLevel = "evaluation"
     competing: list[System] = field(init=False)
     dropped: dict[str, Round] = field(default_factory=dict, init=False)
     controls: dict[str, list[System]] = field(default_factory=dict, init=False)
@@ -275,7 +276,8 @@ class EvaluationRun:
         """What these systems answered by a round."""
         names = {system.name for system in systems}
         rows = [row for row in self.results if row.system in names]
-        return Asked(self.evaluator, on, systems, rows, self.dropped, self.guarded)
+        kept = self.dropped, self.guarded
+        return Asked(self.evaluator, on, systems, rows, *kept, level=self.level)
 
 
 @dataclass(frozen=True)
@@ -293,6 +295,7 @@ class Asked:
     results: Sequence[ItemResult]
     dropped: Mapping[str, Round] = field(default_factory=dict)
     guarded: Sequence[ItemResult] = ()
+    level: EvidenceLevel = "evaluation"
 
     @property
     def controls(self) -> list[System]:
@@ -349,7 +352,7 @@ class Asked:
         routers = [one.name for one in self.systems if not KINDS[one.kind].served]
         unserved = dict.fromkeys(routers if options.serve else (), Unserved(options.serve))
         with session.stage("statistics"):
-            return evidence_of(options, inputs, "evaluation", self.measured, unserved=unserved)
+            return evidence_of(options, inputs, self.level, self.measured, unserved=unserved)
 
     @functools.cached_property
     def candidates(self) -> list[Candidate]:
@@ -507,8 +510,8 @@ def _compositions(
         composed, left_out = builder.build_each({spec: spec for spec in specs})
     results = [*alone, *replace(evaluator, tasks=first.tasks).run(composed, FORMS)]
     make = functools.partial(controls_of, builder, composed)
-    run = EvaluationRun(evaluator, (), [first], make, parts=FORMS, results=results)
-    asked = Asked(evaluator, first, [*singles, *composed], results)
+    run = EvaluationRun(evaluator, (), [first], make, parts=FORMS, level="pilot", results=results)
+    asked = Asked(evaluator, first, [*singles, *composed], results, level="pilot")
     return run.confirm(asked, first if asked.has_gain else None), [*notes, *left_out]
 
 

@@ -72,8 +72,8 @@ BY_EFFECT = (
         "stopped",
         "better",
     ),
-    *("servers", "close", "how sure", "forecast", "licence", "lacks", "known", "also", "controls"),
-    *("reads it", "copies", "families", "outliers"),
+    *("servers", "or", "close", "how sure", "forecast", "licence", "lacks", "known", "also"),
+    *("controls", "reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
 CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
@@ -254,8 +254,10 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "servers", _servers(audit, verdict)
     yield "close", _without_form(audit, verdict)
     yield "close", _said(verdict, "right-together").rstrip(".")
-    close = _said(verdict, "not-told-apart") or _said(verdict, "as-good")
-    yield "close", close.rstrip(".")
+    yield "or", _said(verdict, "on-any-server").replace("On", "on", 1).rstrip(".")
+    codes = ("not-told-apart", "equals", "on-any-server", "as-good")
+    close = next((code for code in codes if _said(verdict, code)), "")
+    yield "close", "" if close == "on-any-server" else _said(verdict, close).rstrip(".")
     yield "better", _better(audit, verdict, measured)
     yield "decide", _decide(audit, verdict, measured)
     yield from _limits(audit, verdict)

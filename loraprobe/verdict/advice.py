@@ -18,6 +18,7 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    KINDS,
     QUESTION,
     STEPS,
     Decision,
@@ -39,6 +40,7 @@ from loraprobe.verdict.evidence import (
 )
 from loraprobe.verdict.reasons import reason_of
 
+MOST_EQUALS = 2  # systems that are named as about as good as what is advised
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 
@@ -77,8 +79,7 @@ def advise(
     sound = [c for c in can_run if likely and c.outcome == "likely"]
     sound = sound or [c for c in can_run if c.retains != "unlikely"]
     by_form = {(c.system, c.part): c for c in sound}
-    composed_scores = [s for name, part in by_form for s in usable.scored([name], [part])]
-    measured = [*usable.scored_alone(), *composed_scores]
+    measured = [*usable.scored_alone(), *_scored(usable, sound)]
     chosen = usable.leader(measured)
     chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
@@ -94,7 +95,9 @@ def advise(
     if chosen is not None and (as_decided or answers(evidence, chosen)):
         full = chosen.kind == "base" and _at_ceiling(evidence, chosen)
         reasons = [] if as_decided else [_why(evidence, chosen, best)]
-        reasons += _close(evidence, chosen, measured)
+        kept = _scored(usable, [c for c in can_run if c.retains != "unlikely"])
+        reasons += _close(evidence, chosen, measured, kept)
+        reasons += _on_any_server(evidence, chosen, kept)
         if cause != "step_by_step" or chosen.part != STEPS:
             reasons += failing
         return Advice(chosen.action, reasons, chosen, composition, "harder-items" if full else None)
@@ -105,9 +108,20 @@ def advise(
     return _against_cause(evidence, best.system, cause)
 
 
+def _scored(evidence: Evidence, composed: Sequence[Candidate]) -> list[ScoredSystem]:
+    """The scores of compositions, each in its form, where the evidence has them."""
+    return [s for c in composed for s in evidence.scored([c.system], [c.part])]
+
+
 def answers(evidence: Evidence, system: ScoredSystem) -> bool:
-    """Whether a system is shown to answer more than guessing does."""
-    return evidence.losses or system.score.low > evidence.guessing + evidence.tie
+    """Whether a system is shown to answer more than guessing does, and by more than a tie.
+
+    In a first round it is enough that it scored so much more.
+    """
+    more, score = evidence.guessing + evidence.tie, system.score
+    if evidence.level == "pilot":
+        return evidence.losses or (score.low > evidence.guessing and score.value > more)
+    return evidence.losses or score.low > more
 
 
 def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
@@ -145,34 +159,67 @@ def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
 
 
 def _close(
-    evidence: Evidence, chosen: ScoredSystem, measured: Sequence[ScoredSystem]
+    evidence: Evidence,
+    chosen: ScoredSystem,
+    measured: Sequence[ScoredSystem],
+    kept: Sequence[ScoredSystem],
 ) -> list[Reason]:
-    """That a simpler system is advised than the one that scored most, where it is.
+    """What is about as good as what is advised.
 
-    Else that a merge, a router or the adapters switched by task, of another kind than what is
-    advised, score less by at most the margin.
+    measured: what might have been advised; kept: all compositions that may keep every skill. After
+    an evaluation it is the system that scored more, where a simpler one is advised; else a merge, a
+    router or the adapters switched by task, of another kind than what is advised, that scores less
+    by at most the margin. A first round names what it does not tell apart, each system in its
+    better form.
     """
-    rivals = [
-        system
-        for system in measured
-        if system.system != chosen.system
-        and round(system.score.value - chosen.score.value, 9) > 0
-        and evidence.difference(system, chosen).low <= 0
-    ]
-    if not rivals:
-        kinds = {"switch", *COMPOSITIONS}
-        equals = [
-            system
-            for system in measured
-            if {system.kind, chosen.kind} <= kinds
-            and system.kind != chosen.kind
-            and chosen.score.value - system.score.value <= evidence.tie
-        ]
-        best = [min(equals, key=_by_score)] if equals else []
-        return [reason_of("as-good", one.shown, chosen.shown, other=one) for one in best]
-    other = min(rivals, key=_by_score)
-    gap, noise = other.score.value - chosen.score.value, TIES_OF_NOISE * evidence.tie
-    return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
+    noise, pilot = TIES_OF_NOISE * evidence.tie, evidence.level == "pilot"
+    others = sorted({*measured, *(kept if pilot else ())}, key=_by_score)
+    others = [system for system in others if system.system != chosen.system]
+    if pilot:
+        return _equals(evidence, chosen, others, noise)
+    for other in others:
+        gap = other.score.value - chosen.score.value
+        if round(gap, 9) > 0 and evidence.difference(other, chosen).low <= 0:
+            return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
+    kinds = {"switch", *COMPOSITIONS}
+    for other in others if chosen.kind in kinds else ():
+        near = chosen.score.value - other.score.value <= evidence.tie
+        if near and other.kind in kinds - {chosen.kind}:
+            return [reason_of("as-good", other.shown, chosen.shown, other=other)]
+    return []
+
+
+def _equals(
+    evidence: Evidence, chosen: ScoredSystem, others: Sequence[ScoredSystem], noise: float
+) -> list[Reason]:
+    """The others that a first round does not tell apart from what is advised, the best first."""
+    close = dict[str, str]()
+    for other in others:
+        gap = evidence.difference(other, chosen)
+        if gap.low <= 0 <= gap.high and abs(gap.value) <= noise and answers(evidence, other):
+            close.setdefault(other.system, f"{other}, {other.shown:z.2f}")
+    if not close:
+        return []
+    told = listing([*close.values()][:MOST_EQUALS])
+    asked = count(chosen.score.n, "question")
+    return [reason_of("equals", None, noise, others=told, asked=asked, chosen=chosen)]
+
+
+def _on_any_server(
+    evidence: Evidence, chosen: ScoredSystem, kept: Sequence[ScoredSystem]
+) -> list[Reason]:
+    """The best merge, which every server runs, where a router is advised that is at most a tie
+    better. kept: compositions that may keep every skill."""
+    merges = [system for system in kept if system.kind == "merge" and answers(evidence, system)]
+    best = evidence.leader(merges)
+    if best is None or KINDS[chosen.kind].served:
+        return []
+    gap = round(chosen.score.value - best.score.value, 9)
+    if gap > evidence.tie:
+        return []
+    form = f", {best.form}" if best.part == STEPS else ""
+    less = f"{abs(gap):.2f} {'lower' if gap > 0 else 'higher'}" if gap else "as much"
+    return [reason_of("on-any-server", gap, evidence.tie, merge=best.system + form, less=less)]
 
 
 def not_served(

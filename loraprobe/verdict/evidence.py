@@ -420,6 +420,7 @@ class Evidence:
         Simple is first what stands first in KINDS, then the plain question before worked
         steps. Of merges with the same score the one wins that changes the base less. A router,
         which no server runs, has to be shown to be better than a merge that is the best without it.
+        A first round can show too little for that: there what scored more than a tie more wins.
         """
         ordered = sorted(
             systems,
@@ -428,8 +429,10 @@ class Evidence:
         if not ordered:
             return None
         top = max(ordered, key=lambda system: round(system.score.value, 9))
-        best = next(s for s in ordered if s is top or tied(self.difference(top, s), self.tie))
-        if not KINDS[best.kind].served:
+        few, tie = self.level == "pilot", self.tie
+        most = tie if few else TIES_OF_NOISE * tie
+        best = next(s for s in ordered if s is top or tied(self.difference(top, s), tie, most))
+        if not few and not KINDS[best.kind].served:
             rival = self.leader(system for system in ordered if KINDS[system.kind].served)
             if (
                 rival is not None
@@ -626,13 +629,13 @@ def control_kinds(names: Iterable[str]) -> set[str]:
     return {name.partition(":")[0] for name in names}
 
 
-def tied(better: Estimate, tie: float) -> bool:
+def tied(better: Estimate, tie: float, most: float) -> bool:
     """Whether a system is as good as a better one, so that its simplicity counts.
 
     It is shown to score at most `tie` less, or it is not shown to score less and the measured
-    difference is at most TIES_OF_NOISE ties.
+    difference is at most `most`.
     """
-    return (better.value <= TIES_OF_NOISE * tie and better.low <= 0) or better.high <= tie
+    return (better.value <= most + 1e-9 and better.low <= 0) or better.high <= tie
 
 
 def by_change(system: str) -> tuple[int, str]:

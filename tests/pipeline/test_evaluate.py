@@ -150,13 +150,13 @@ def test_a_clear_failure_stops_early_with_a_first_round_of_controls():
 
 
 def test_what_guessing_reaches_is_no_answer_before_the_end_either():
-    """Of four gold answers one is right for a quarter; the base and the adapters have little more.
+    """Of five gold answers one is right for a fifth; the base and the adapters have little more.
 
     After the first round nothing is shown to answer, and nothing is shown not to.
     """
-    shares = {"base": 0.3, "a": 0.3, "b": 0.3, "uniform": 0.0, "sum": 0.0, "arrow": 0.0}
-    _, made, verdict = asked(planted(shares, golds=4))
-    assert [row.value for row in made.coverage if row.name == "guessing"] == [0.25]
+    shares = {"base": 0.25, "a": 0.25, "b": 0.25, "uniform": 0.0, "sum": 0.0, "arrow": 0.0}
+    _, made, verdict = asked(planted(shares, golds=5))
+    assert [row.value for row in made.coverage if row.name == "guessing"] == [0.2]
     assert (verdict.decision, verdict.missing) == ("inconclusive", "answers")
     assert made.rounds.used > 1
     _, made, verdict = asked(planted(shares))
@@ -352,6 +352,17 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     probed = {row.n for row in audit.evaluation.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
     assert "set_adapter" in str(audit.verdict.next)
+
+
+def test_a_first_round_is_one_look_with_the_controls_of_its_composition(tmp_path):
+    chosen = shipped_world().scenario("skill-and-facts")
+    base, session = str(shipped_world().path / "base"), Session(Options(threads=1), state=tmp_path)
+    audit = inspect([*chosen.adapters.values()], session, base=base, tasks=chosen.tasks).audit
+    verdict, measured = audit.verdict, audit.evaluation
+    assert verdict.decision == "likely" and "controls-beaten" in {r.code for r in verdict.reasons}
+    assert measured.rounds.level == 1 - defaults.ALPHA
+    owners = {row.system for row in measured.comparisons if row.against == "random-partner"}
+    assert owners == {verdict.gain.system} == {verdict.system}
 
 
 def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(tmp_path):

@@ -10,6 +10,7 @@ from evidences import (
     changed,
     evidence,
     forms,
+    guards,
     known,
     reason,
     replaced,
@@ -229,6 +230,44 @@ def test_a_paired_difference_tells_options_apart_that_their_intervals_do_not():
     both_forms = both(evidence(values), evidence({**values, "sum": 0.65}, part="steps"))
     far = best_against(both_forms, 0.03, ("arrow", "question"), ("sum", "steps"))
     assert decide(far).system == "sum", "the plain sum ties with the router too"
+
+
+@pytest.mark.parametrize(
+    ("values", "action", "system", "equal"),
+    [
+        # what scored more by more than a margin is advised, routers too; an evaluation says "sum"
+        ({**SAME_SCORE, "arrow": 0.66}, "route", "arrow", ["sum"]),
+        ({**SAME_SCORE, "arrow": 0.64}, "merge", "sum", ["arrow"]),
+        ({**FAIL, "b": 0.53, "uniform": 0.6}, "merge", "uniform", ["b"]),
+        ({**FAIL, "b": 0.56, "uniform": 0.6}, "use-single:b", "uniform", ["uniform"]),
+        ({**FAIL, "uniform": 0.6}, "merge", "uniform", []),
+        # shown to answer more than guessing, if not by a margin; else nothing is advised
+        ({**FAIL, "a": 0.12}, "use-single:a", "uniform", []),
+        ({**FAIL, "a": 0.05}, "gather-evidence", None, []),
+    ],
+)
+def test_a_first_round_advises_what_scored_most_and_names_what_it_does_not_tell_apart(
+    values, action, system, equal
+):
+    found = check(replaced(evidence(values, half=0.11), level="pilot"), action, None, system)
+    told = [one.message for one in found.reasons if one.code == "equals"]
+    assert len(told) == bool(equal) and all(name in told[0] for name in equal)
+    assert "not-told-apart" not in evidences.codes(found)
+
+
+@pytest.mark.parametrize(
+    ("merge", "lost", "told"),
+    [(0.56, 0.0, 0.04), (0.6, 0.0, None), (0.54, 0.0, None), (0.56, -0.3, None)],
+)
+def test_a_merge_that_every_server_runs_is_named_beside_a_router_that_is_little_better(
+    merge, lost, told
+):
+    values = {"base": 0.0, "a": 0.05, "sum": merge, "arrow": 0.6, "shrunk:a": 0.04}
+    asked = evidence(values, guarded=("g",), guards=guards(sum=lost, arrow=0.0))
+    found = decide(best_against(asked, 0.03))  # the router is shown to be better
+    assert found.system == ("sum" if told is None and merge == 0.6 else "arrow")
+    values = [one.value for one in found.reasons if one.code == "on-any-server"]
+    assert values == ([] if told is None else [pytest.approx(told)])
 
 
 # ---- what the servers of the user can run --------------------------------------------------------

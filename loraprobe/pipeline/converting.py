@@ -8,9 +8,10 @@ factors. What rotates or scales activations, or adds tokens, has no such change.
 from __future__ import annotations
 
 import contextlib
+import re
 import tempfile
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,12 +30,13 @@ from loraprobe.adapters import (
     portable,
     with_repaired_paths,
 )
-from loraprobe.adapters.config import CONFIG, WITH_DELTA
-from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS
-from loraprobe.adapters.saving import config_of
+from loraprobe.adapters.config import CONFIG, PATTERN, WITH_DELTA, untargeted_paths
+from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS, open_tensors
+from loraprobe.adapters.saving import SELECTORS, config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
 from loraprobe.base.naming import with_base_names
+from loraprobe.checkpoint import TensorFile
 from loraprobe.defaults import CUT_ENERGY
 from loraprobe.errors import (
     AdapterError,
@@ -47,16 +49,22 @@ from loraprobe.errors import (
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
+from loraprobe.patterns import PatternError, first_matches
 from loraprobe.pipeline.inputs import base_apart
 from loraprobe.records import Compatibility, Measurement
 from loraprobe.report.cards import converted_card
 from loraprobe.session import Ref, Session
-from loraprobe.untrusted import read_json
+from loraprobe.untrusted import memory_limit, nested_values, read_json
 
 # The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
 # scalings that are multiplied into B in a 16-bit type round it.
 SAME = 0.02
 SAMPLE = 64  # tokens on which peft computes both
+# What peft may take to load an adapter of another type: bytes, and times the base.
+MEMORY, TIMES = 1_000_000_000, 3
+# Parts of the keys of numbers that are no sizes of tensors.
+COUNTS = ("alpha", "seed", "prng_key", "lambda", "dropout", "tinit", "tfinal", "delta", "step",
+    "layers", "scale", "scaling", "std", "weight", "beta", "version")  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,7 +279,7 @@ def lora_of(
 
 def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """Each module's change of its weight, [out, in] in float32, by its path in the base."""
-    from peft import PeftModel
+    from peft import PeftConfig, PeftModel
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for key in ("modules_to_save", "trainable_token_indices", "bias"):
@@ -280,10 +288,25 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
                 f"{place / CONFIG} sets {key}: a LoRA made of its other modules would lose that; "
                 "merge it into its base with peft."
             )
+    weights = open_tensors(place)
+    _check_sizes(config, weights, base, place)
+    loaded = load_model(base)
     with warnings.catch_warnings(record=True) as told, torch.no_grad():
         warnings.simplefilter("always")
         try:
-            model = PeftModel.from_pretrained(load_model(base), str(place), adapter_name=NAME)
+            plain = PeftConfig.from_pretrained(str(place))
+            _write_out_patterns(plain, config, [path for path, _ in loaded.named_modules()])
+            with memory_limit(MEMORY + TIMES * _bytes_of(loaded)):
+                model = PeftModel.from_pretrained(
+                    loaded, str(place), adapter_name=NAME, config=plain
+                )
+        except PatternError as error:
+            raise AdapterError(f"{place / CONFIG}: {error}; correct it.") from None
+        except MemoryError:
+            raise AdapterError(
+                f"{place} takes more memory in peft than an adapter of {base.reference} needs; "
+                f"correct the sizes in its {CONFIG}."
+            ) from None
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
             why = " ".join(str(error).split())[:200]
             raise AdapterError(
@@ -312,6 +335,52 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
         delta = inner.weight.data - given.float()
         inner.weight.data = given
         yield name.removeprefix(PREFIX), delta.T if transposed else delta
+
+
+def _check_sizes(config: Mapping[str, Any], weights: TensorFile, base: Base, place: Path) -> None:
+    """Raises AdapterError for a size in a config that neither its file nor the base can have.
+
+    Sizes are all numbers but those of COUNTS; peft makes tensors of them before it reads the file.
+    """
+    shapes = [*weights.shapes.values(), *base.shapes.values()]
+    largest = max((size for shape in shapes for size in shape), default=0)
+    for key, value, _ in nested_values(config):
+        sized = type(value) in (int, float) and not any(part in key for part in COUNTS)
+        if sized and not value <= largest:
+            raise AdapterError(
+                f"{place / CONFIG} sets {key:.60} to {value:g}, and no tensor of its file or of "
+                f"{base.reference} has more than {largest:,} rows or columns; correct it."
+            )
+
+
+def _bytes_of(model: torch.nn.Module) -> int:
+    return sum(parameter.nbytes for parameter in model.parameters())
+
+
+def _write_out_patterns(config: Any, raw: Mapping[str, Any], paths: Sequence[str]) -> None:
+    """Replaces a config's expressions by the modules that they match, so that peft matches none.
+
+    config: of peft, with the content `raw`; paths: of all modules. Raises PatternError for an
+    expression that does not end in time.
+    """
+    targets = raw.get("target_modules")
+    by_name = isinstance(targets, list) or str(targets).lower() == "all-linear" or not targets
+    if not by_name or any(raw.get(key) for key in SELECTORS):
+        beyond = set(untargeted_paths(paths, raw))
+        if isinstance(targets, str) and targets.lower() == "all-linear":
+            config.exclude_modules = sorted(beyond) or None
+        elif targets:
+            config.target_modules = {path for path in paths if path not in beyond}
+            config.exclude_modules = None
+        for key in ("layers_to_transform", "layers_pattern"):
+            if hasattr(config, key):
+                setattr(config, key, None)
+    for key, held in vars(config).items():
+        if key.endswith("_pattern") and isinstance(held, dict) and held:
+            names = list(held)
+            found = zip(paths, first_matches(names, PATTERN, paths), strict=True)
+            exact = {re.escape(path): held[names[match[0]]] for path, match in found if match}
+            setattr(config, key, exact)
 
 
 def _check_keys(model: Any, place: Path) -> None:

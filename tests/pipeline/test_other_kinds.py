@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprobe.adapters.config import NO_DELTA, WITH_DELTA
 
+ENDLESS = r"((\w|\.|\w\w)+)+\d"  # backtracks through every path
 TARGETS = ["q_proj", "down_proj"]
 SETTINGS = {
     "ADALORA": {"total_step": 10, "init_r": 4, "target_r": 4},
@@ -93,6 +94,40 @@ def test_peft_computes_the_same_with_the_lora(kind, settings, base, tmp_path):
     assert (ours - theirs).norm() < 0.03 * (theirs - plain).norm()
     rows = [row for row in json.loads(result.stdout)["diagnostics"] if row["name"] == "kept_energy"]
     assert rows and all(row["value"] >= 0.9999 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("LOHA", {"r": 10**7}),
+        ("LOKR", {"rank_pattern": {"q_proj": 10**6}}),
+        ("VERA", {"r": 5 * 10**6}),
+        ("LOHA", {"target_modules": ENDLESS}),
+        ("LOHA", {"exclude_modules": ENDLESS}),
+        ("LOHA", {"layers_to_transform": [0], "layers_pattern": [ENDLESS]}),
+        ("LOHA", {"rank_pattern": {ENDLESS: 3}}),
+    ],
+)
+def test_sizes_and_expressions_of_a_config_are_bounded(kind, change, base, tmp_path, monkeypatch):
+    monkeypatch.setattr("loraprobe.patterns.SECONDS", 0.5)
+    place = saved(kind, base, tmp_path / "given")
+    monkeypatch.setattr(PeftModel, "from_pretrained", lambda *_, **__: pytest.fail("peft loads it"))
+    making.edit(place / "adapter_config.json", **change)
+    result = making.call("convert", place, "--base", base, "-o", tmp_path / "out")
+    assert result.exit_code == 2, result.output
+    (key,) = change.keys() - {"layers_to_transform"}
+    (line,) = result.stderr.splitlines()
+    assert "adapter_config.json" in line and ("did not come to an end" in line or key in line)
+
+
+def test_expressions_of_a_config_match_what_they_match_in_peft(base, tmp_path):
+    rules = {"target_modules": r".*\.(q|down)_proj", "rank_pattern": {"layers.0.*q_proj": 3}}
+    rules |= {"exclude_modules": r".*\.1\..*down_proj", "r": 4}
+    place = saved("LOHA", base, tmp_path / "given", **rules)
+    result = making.call("convert", place, "--base", base, "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    plain, theirs, ours = (logits(base, one) for one in (None, place, tmp_path / "out"))
+    assert (ours - theirs).norm() < 0.03 * (theirs - plain).norm()
 
 
 def test_the_types_are_those_that_peft_converts_and_three_more(base):

@@ -187,9 +187,9 @@ def open_evaluator(
         names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
         known = [row for row in ledger if row.system in names]
         ledger.add_missing([replace(row, system=names[row.system]) for row in known])
-        kept = _with_answers_elsewhere(ledger, inputs.tasks, plan, session, scorer) or kept
+        elsewhere = _with_answers_elsewhere(ledger, inputs.tasks, plan, session, scorer)
         stack.pop_all()
-    notes += [*why, *told, kept]
+    notes += [*why, *told, kept, elsewhere]
     local = local.with_template(scorer.chat_template)
     return Evaluator(inputs, session, scorer, local, ledger, plan.tasks, plan, notes, template)
 

@@ -77,7 +77,7 @@ BY_EFFECT = (
 )
 AGAIN = 7.5
 CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
-LONGEST = 140  # characters of a question or a reply
+LONGEST = 100  # characters of a question or a reply
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 MOST_NAMES = 3

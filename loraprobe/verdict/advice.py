@@ -185,7 +185,7 @@ def _close(
     for other in others if chosen.kind in kinds else ():
         near = chosen.score.value - other.score.value <= evidence.tie
         if near and other.kind in kinds - {chosen.kind}:
-            return [reason_of("as-good", other.shown, chosen.shown, other=other)]
+            return [_hardly_less(chosen, other)]
     return []
 
 
@@ -220,6 +220,13 @@ def _on_any_server(
     form = f", {best.form}" if best.part == STEPS else ""
     less = f"{abs(gap):.2f} {'lower' if gap > 0 else 'higher'}" if gap else "as much"
     return [reason_of("on-any-server", gap, evidence.tie, merge=best.system + form, less=less)]
+
+
+def _hardly_less(chosen: ScoredSystem, other: ScoredSystem) -> Reason:
+    """That an option scores as much as what is advised, or hardly less."""
+    same = f"{other.shown:z.2f}" == f"{chosen.shown:z.2f}"
+    much = "as much" if same else f"hardly less than {chosen.shown:z.2f}"
+    return reason_of("as-good", other.shown, chosen.shown, other=other, much=much)
 
 
 def not_served(

@@ -127,10 +127,11 @@ def may_stop(verdict: Verdict) -> bool:
 def _look(verdict: Verdict, request: Request) -> Command:
     """The command that looks where nothing answers: by another metric, with more tokens, or at the
     questions as a model reads them."""
-    codes = {reason.code for reason in verdict.reasons}
-    if "said-otherwise" in codes:
+    causes = {"said-otherwise": 0.0, "answers-cut": 0.0}  # the shares of the replies
+    causes |= {one.code: one.value or 0.0 for one in verdict.reasons if one.code in causes}
+    if causes["said-otherwise"] > causes["answers-cut"]:
         return _evaluate(request, ("--metric", "contains"))
-    if "answers-cut" in codes:
+    if causes["answers-cut"]:
         return _evaluate(request, ("--max-new-tokens", str(request.longer)))
     base = request.base if request.base != "auto" else next(iter(request.bases), "")
     given = (("--base", base),) if base not in ("", BASE) else ()

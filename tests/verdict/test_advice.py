@@ -88,6 +88,7 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
         ({}, "loraprobe task sample t.jsonl --fields q=p"),
         ({"contains": 0.9, "cut": 0.0}, "--task t.jsonl --fields q=p --metric contains"),
         ({"contains": 0.0, "cut": 1.0}, "--task t.jsonl --fields q=p --max-new-tokens 64"),
+        ({"contains": 0.3, "cut": 0.95}, "--task t.jsonl --fields q=p --max-new-tokens 64"),
     ],
 )
 def test_where_nothing_answers_the_next_command_looks(figures, wanted):

@@ -193,7 +193,8 @@ def draw_picture() -> None:
         subprocess.run([*call, "--quiet", "--html", page], check=True)
         size = ("--window-size=1000,1150", "--hide-scrollbars", "--disable-gpu", "--no-sandbox")
         target = f"--screenshot={PICTURE}"
-        subprocess.run([browser, "--headless", *size, target, page.as_uri()], check=True)
+        call = [browser, "--headless", *size, target, page.as_uri()]
+        subprocess.run(call, check=True, stderr=subprocess.DEVNULL)  # which tells of its desktop
 
 
 def main(wanted: str) -> None:

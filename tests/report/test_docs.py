@@ -6,6 +6,8 @@ from pathlib import Path
 import pages
 import pytest
 
+from loraprobe.report.answer import BY_EFFECT, FILL_IN
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
 
@@ -21,6 +23,14 @@ def test_links_lead_somewhere(page):
     targets = re.findall(r"\]\(([^)#\s]+)\)", re.sub(r"`[^`]*`", "", text))
     lost = [t for t in targets if "://" not in t and not (page.parent / t).exists()]
     assert not lost
+
+
+def test_every_label_of_an_answer_is_explained():
+    text = (ROOT / "docs" / "reading.md").read_text(encoding="utf-8")
+    (table,) = re.findall(r"\| label \|.*?\n\n", text, re.DOTALL)
+    rows = [line.split("|")[1] for line in table.splitlines()[2:] if line]
+    told = {label.strip() for row in rows for label in row.split(",")}
+    assert told == {*BY_EFFECT, FILL_IN, "next", "questions", "in Python", "serve"}
 
 
 def test_the_readme_fits_two_hundred_lines():

@@ -9,9 +9,11 @@ import torch
 from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
+from loraprobe.errors import BaseError
 from loraprobe.routing.scored import Arrow
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.likelihood import can_share, likelihood
+from loraprobe.servers.acceptance import first_tokens
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
 CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]
@@ -43,6 +45,19 @@ def test_sharing_changes_no_score(model, batch):
         assert one.token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-5)
         assert one.top_logprobs == pytest.approx(alone.top_logprobs, abs=1e-5)
         assert one.rank == alone.rank
+
+
+@pytest.mark.parametrize("weight", [math.nan, 1e30])
+def test_logits_that_are_no_numbers_end_the_run(weight):
+    """Weights of a base, or of an adapter beside it, that are no numbers or far too large."""
+    model = making.tiny_llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5:] = weight
+        model.lm_head.weight *= 1e30
+    scorer = ModelScorer(model, word_tokenizer())
+    for ask in (scorer.loglikelihood, lambda pairs: first_tokens(scorer, [[5, 6]])):
+        with pytest.raises(BaseError):
+            ask(PAIRS[:3])
 
 
 def test_prompts_are_read_once(model, monkeypatch):

@@ -464,7 +464,7 @@ def test_vllm_ends_with_a_run_that_is_stopped(tmp_path, vllm, name):
             assert has_ended(vllm), (out, err)
         finally:
             over.set()
-    assert code == (130 if name == "SIGTERM" else -signal.SIGKILL)  # as ^C, an interruption
+    assert code == (143 if name == "SIGTERM" else -signal.SIGKILL)
 
 
 def test_a_vllm_that_does_not_start_says_why(vllm):

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import os
 import re
+import stat
+import tempfile
 import time
 from pathlib import Path
 
 READINGS = "library"  # the folder of what was read of adapters
-FROM_FILES = ("hashes", READINGS)  # folders of what is computed again where it lacks
+HASHES, KEY = "hashes", "key"  # the folder of hashes of files, and the key by which they are signed
+FROM_FILES = (HASHES, READINGS)  # folders of what is computed again where it lacks
 
 
 def cache_directory() -> Path:
@@ -41,24 +45,70 @@ def cached_hash(file: Path) -> str:
     """`file_hash`, cached for a file that does not change.
 
     The Hub's cache names large files by their hash. Other hashes are stored in loraprobe's cache
-    under path, size, times and inode. A change of the content changes ctime, which programs cannot
+    under path, size, times and inode, with a code that only the user's key gives: a hash that
+    somebody put there is not believed. A change of the content changes ctime, which programs cannot
     set. A hash is not stored if the file changed in the last two seconds, because file systems may
     round times, and never on Windows, where ctime is the time of creation.
     """
     if known := hash_in_name(file):
         return known
-    state = _state(file)
-    stored = cache_directory() / "hashes" / hashlib.sha256(state.encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError):
-        kept = stored.read_text(encoding="ascii")
-        if re.fullmatch("[0-9a-f]{64}", kept):
-            return kept
+    state, key = _state(file), _key()
+    name = hashlib.sha256(state.encode()).hexdigest()
+    if key is not None and (kept := read_kept(HASHES, name)) is not None:
+        digest = kept[:64].decode("ascii", "replace")
+        if hmac.compare_digest(kept, _signed(digest, state, key)):
+            return digest
     digest, settled = file_hash(file), time.time_ns() - file.stat().st_ctime_ns > 2e9
     if os.name != "nt" and settled and _state(file) == state:
-        with contextlib.suppress(OSError):
-            stored.parent.mkdir(parents=True, exist_ok=True)
-            stored.write_text(digest, encoding="ascii")
+        if key is None:
+            keep("", KEY, os.urandom(32))  # with the permissions of a temporary file, 0600
+            key = _key()
+        if key is not None:
+            keep(HASHES, name, _signed(digest, state, key))
     return digest
+
+
+def _signed(digest: str, state: str, key: bytes) -> bytes:
+    """A hash and the code that the key gives for it and the state of its file."""
+    return f"{digest} {hmac.new(key, f'{digest} {state}'.encode(), 'sha256').hexdigest()}".encode()
+
+
+def _key() -> bytes | None:
+    """The user's key of the cache; None where there is none that only the user can have written."""
+    with contextlib.suppress(OSError):
+        status = (cache_directory() / KEY).lstat()
+        if os.name != "nt" and status.st_uid == os.geteuid() and not status.st_mode & 0o077:
+            held = read_kept("", KEY)
+            return held if held is not None and len(held) == 32 else None
+    return None
+
+
+def read_kept(folder: str, name: str) -> bytes | None:
+    """The content of a file in a folder of the cache; None without one, and for a link."""
+    place = cache_directory() / folder
+    with contextlib.suppress(OSError):
+        if not (folder and place.is_symlink()) and stat.S_ISREG((place / name).lstat().st_mode):
+            return (place / name).read_bytes()
+    return None
+
+
+def keep(folder: str, name: str, content: bytes) -> None:
+    """Stores a file in a folder of the cache, whole or not at all.
+
+    A link of its name is replaced, and nothing is stored in a folder that is a link. A cache that
+    cannot be written is no error.
+    """
+    place = cache_directory() / folder
+    with contextlib.suppress(OSError):
+        place.mkdir(parents=True, exist_ok=True)
+        if folder and place.is_symlink():
+            return
+        with tempfile.NamedTemporaryFile(dir=place, delete=False) as file:
+            file.write(content)
+        try:
+            os.replace(file.name, place / name)
+        except OSError:
+            os.unlink(file.name)
 
 
 def _state(file: Path) -> str:

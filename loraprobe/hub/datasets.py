@@ -18,7 +18,7 @@ from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from loraprobe import untrusted
-from loraprobe.cache import cache_directory
+from loraprobe.cache import keep, read_kept
 from loraprobe.errors import BadReference, HubError
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
@@ -28,6 +28,7 @@ from loraprobe.untrusted import nested_values
 
 BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
 EXTRA = "pip install 'loraprobe[datasets]'"
+LISTINGS = "listings"  # the folder of the cache with the names of a commit's files
 MOST_FILES = 100_000  # of one repository
 PLAIN = ("default", "main")  # names of a configuration that tell nothing
 
@@ -85,12 +86,14 @@ def resolve_dataset(text: str) -> DatasetSplit:
 def _all_files(repository: Repository) -> list[str]:
     """The names of all files of a commit, which are kept for when the Hub cannot be reached."""
     name = f"{repository.reference.repo}@{repository.commit}"
-    kept = cache_directory() / "listings" / hashlib.sha256(name.encode()).hexdigest()
-    with contextlib.suppress(OSError, ValueError):
-        if repository.unreachable:
-            return list(json.loads(kept.read_text(encoding="utf-8")))
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(repository.files), encoding="utf-8")
+    key = hashlib.sha256(name.encode()).hexdigest()
+    if not repository.unreachable:
+        keep(LISTINGS, key, json.dumps(repository.files).encode())
+    elif (kept := read_kept(LISTINGS, key)) is not None:
+        with contextlib.suppress(ValueError, RecursionError):
+            listed = json.loads(kept)
+            if isinstance(listed, list) and all(isinstance(one, str) for one in listed):
+                return listed
     return repository.files
 
 

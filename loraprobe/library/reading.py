@@ -12,7 +12,6 @@ cannot be stored is read again next time.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import os
@@ -28,10 +27,10 @@ from pydantic import BaseModel, ConfigDict
 
 from loraprobe import hub
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter, local_name, public_name, read_adapter, staged_file
-from loraprobe.cache import READINGS, cache_directory
+from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
+from loraprobe.cache import READINGS, keep, read_kept
 from loraprobe.compatibility.contents import TensorChecks, content_issues
-from loraprobe.errors import AdapterError, LoraprobeError, OutputError, UsageError
+from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.library.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue, LibraryAdapter, Progress
@@ -261,9 +260,7 @@ class Reading:
     def stored(cls, key: str) -> Reading | None:
         """The stored reading of that key; None if there is none or it is damaged."""
         try:
-            held = _Stored.model_validate_json(
-                (cache_directory() / READINGS / f"{key}.json").read_bytes()
-            )
+            held = _Stored.model_validate_json(read_kept(READINGS, f"{key}.json") or b"")
             numbers = None
             if held.numbers is not None:
                 data = base64.b64decode(held.numbers, validate=True)
@@ -271,7 +268,7 @@ class Reading:
                 if len(numbers) != NUMBERS or not np.isfinite(numbers).all():
                     return None
             return cls(**dict(held) | {"numbers": numbers})
-        except (OSError, ValueError):  # also a type that is wrong
+        except ValueError:  # also a type that is wrong
             return None
 
     def store(self, key: str) -> None:
@@ -282,9 +279,8 @@ class Reading:
         numbers = None
         if self.numbers is not None:
             numbers = base64.b64encode(self.numbers.astype("<f2").tobytes()).decode()
-        place = cache_directory() / READINGS / f"{key}.json"
-        with contextlib.suppress(OutputError), staged_file(place) as file:
-            file.write_text(json.dumps(vars(self) | {"numbers": numbers}), encoding="utf-8")
+        text = json.dumps(vars(self) | {"numbers": numbers})
+        keep(READINGS, f"{key}.json", text.encode())
 
     def issues(self, adapter: Adapter) -> Sequence[Issue]:
         """What the tensors of the adapter are, as findings."""

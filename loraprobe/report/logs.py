@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters import staged_file
+from loraprobe.errors import OutputError
 from loraprobe.hub.datasets import benchmark_result
 from loraprobe.records import QUESTION, Audit, Reply, Sample, Score
 from loraprobe.secrets import scrub
@@ -25,7 +26,8 @@ def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None
     """Writes results_DATE.json and samples_TASK_DATE.jsonl into `directory/SYSTEM`.
 
     Files of earlier runs stay. A standard error is that of the score's interval, so clusters count.
-    samples: of all systems; a loss has none. Raises OutputError if a file cannot be written.
+    samples: of all systems; a loss has none. Raises OutputError if a file cannot be written, and
+    for a folder of a system that is a link.
     """
     now = datetime.now()
     date = now.isoformat().replace(":", "-")
@@ -35,6 +37,8 @@ def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None
     for system in dict.fromkeys(score.system for score in audit.evaluation.scores):
         scores = [score for score in audit.evaluation.scores if score.system == system]
         folder = directory / _file_name(system)
+        if folder.is_symlink():
+            raise OutputError(f"{folder} is a link; give --log-to another directory.")
         answers = {
             (task := task_name(score)): _answers(questions.get(task, ()), score) for score in scores
         }

@@ -280,6 +280,36 @@ def test_a_damaged_note_is_made_again(weights, read, own_cache, spoil):
     assert cached_hash(weights) == wanted and len(read) == 2
 
 
+def _contents(place: Path) -> dict[str, bytes]:
+    files = [place, *place.rglob("*")]
+    return {str(file): file.read_bytes() for file in files if file.is_file()}
+
+
+def test_a_planted_hash_is_not_believed(weights, read, own_cache):
+    wanted = cached_hash(weights)
+    (note,) = (own_cache / "hashes").iterdir()
+    kept = note.read_bytes()
+    for planted in (b"0" * 64, b"0" * 64 + kept[64:], b" " + kept[65:]):
+        note.write_bytes(planted)
+        assert cached_hash(weights) == wanted
+    assert len(read) == 4 and note.read_bytes() == kept
+    (own_cache / "key").chmod(0o644)  # another user may know it
+    assert cached_hash(weights) == wanted and len(read) == 5
+
+
+@pytest.mark.parametrize("linked", ["hashes", "file", "key"])
+def test_no_hash_is_written_through_a_link(weights, read, own_cache, tmp_path, linked):
+    cached_hash(weights)
+    (note,) = (own_cache / "hashes").iterdir()
+    place = {"hashes": own_cache / "hashes", "file": note, "key": own_cache / "key"}[linked]
+    place.rename(tmp_path / "behind")
+    before = _contents(tmp_path / "behind")
+    place.symlink_to(tmp_path / "behind")
+    assert cached_hash(weights) == file_hash(weights) and len(read) == 2
+    assert _contents(tmp_path / "behind") == before
+    assert place.is_symlink() == (linked == "hashes")
+
+
 def test_a_cache_that_cannot_be_written_costs_only_time(weights, read, monkeypatch):
     monkeypatch.setenv("LORAPROBE_CACHE", str(weights / "below"))
     assert cached_hash(weights) == cached_hash(weights) == file_hash(weights)

@@ -8,6 +8,7 @@ import making
 import pytest
 from audits import an_audit
 
+from loraprobe.errors import OutputError
 from loraprobe.records import EvaluationRecords, Score, TaskSummary
 from loraprobe.report.logs import benchmark_results, write_logs
 from loraprobe.tasks import Task
@@ -93,6 +94,17 @@ def test_a_second_run_keeps_the_first_and_a_file_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     result = making.call("demo", "--log-to", tmp_path / "file")
     assert result.exit_code == 2 and (tmp_path / "file").read_text() == "mine"
+
+
+def test_nothing_is_written_through_the_folder_of_a_system(tmp_path):
+    audit = an_audit()
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "mine").mkdir()
+    system = audit.evaluation.scores[0].system
+    (tmp_path / "logs" / system).symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="link"):
+        write_logs(audit, (), tmp_path / "logs")
+    assert not list((tmp_path / "mine").iterdir())
 
 
 def test_scores_on_benchmarks_are_entries_of_the_hub():

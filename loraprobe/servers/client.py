@@ -143,13 +143,13 @@ class Server:
         self.patience = PATIENCE if patience is None else patience
         try:
             parsed = httpx.URL(url if "://" in url else f"http://{url}")
-        except httpx.InvalidURL:  # a bracket that is not closed, a port that is no number
-            parsed = httpx.URL()
-        known = parsed.scheme in ("http", "https") and parsed.host and not parsed.userinfo
+            known = parsed.scheme in ("http", "https") and parsed.host and not parsed.userinfo
+        except (httpx.InvalidURL, ValueError):  # a bracket that is not closed, no name of a host
+            parsed, known = httpx.URL(), False
         if not known or parsed.port not in (None, *range(1, 1 << 16)):
             raise UsageError(
                 f"{flag} takes the address of a server, such as http://localhost:8000, not "
-                f"{scrub(url)!r}; a key comes from {KEY}."
+                f"{scrub(url)[:200]!r}; a key comes from {KEY}."
             )
         address = str(parsed.copy_with(query=None, fragment=None)).rstrip("/")
         self.address = address.removesuffix("/v1")

@@ -213,8 +213,11 @@ def test_no_form_of_a_key_stays_in_a_text(monkeypatch, kind, form):
     assert not any(part in scrub(f"{form(KEYS[kind])}") for part in ("sk-", "second", "0001"))
 
 
-@pytest.mark.parametrize("url", ["http://host:99999", "http://host:0", "host:70000", "http://h:-1"])
-def test_a_port_that_is_none_is_a_wrong_usage(url):
+URLS = ["host:99999", "host:0", "[::1]:70000", "h:-1", "xn--", "h\ud800", "h\n"]
+
+
+@pytest.mark.parametrize("url", [*URLS, *(f"http://{url}" for url in URLS)])
+def test_an_address_that_is_none_is_a_wrong_usage(url):
     with pytest.raises(UsageError, match="--served"):
         Server(url, "--served")
 

@@ -100,7 +100,8 @@ def options_page() -> str:
     lines = [
         "# Options",
         "",
-        "Python functions take the same options as keywords: the field's name.",
+        "Python functions take the same options as keywords, the field's name; None is as if it "
+        "was not given.",
     ]
     defaults = {**vars(Options()), **vars(Output())}
     order = sorted(COMMANDS, key=lambda name: name != "merge-and-eval")

@@ -90,12 +90,6 @@ def test_methods_says_what_to_take_for_a_name_that_it_lacks(name, said):
     assert asked.exit_code == 2 and said in asked.stderr
 
 
-def test_methods_is_whole_in_a_pipe():
-    shown = call("methods", columns=40).stdout.splitlines()
-    assert max(map(len, shown)) > 100 and not [line for line in shown if "…" in line]
-    assert sum(line.startswith(" cosine ") for line in shown) == 1
-
-
 def test_find_offline_says_so_at_once(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     result = call("find", "gpt2")

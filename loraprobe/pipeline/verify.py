@@ -9,7 +9,6 @@ full model are compared with the base and the merge in memory.
 from __future__ import annotations
 
 import contextlib
-import glob
 import json
 import math
 import re
@@ -474,21 +473,15 @@ def _folders_with(name: str, place: Path) -> list[Path]:
 
 
 def _folders_above(reference: str, place: Path) -> list[Path]:
-    """The folders of adapters under a recorded reference, as seen from where it was written.
+    """The folders of adapters under a recorded reference in the folders above that of a place.
 
-    That may be a folder above a place, or the one above the working directory; the adapter lies in
-    it or in one of its folders.
+    The merge may have been made in one of them. A folder further in is not looked into, because
+    other merges have their sources there.
     """
-    parts = Path(reference).parts
-    if not parts or Path(reference).is_absolute() or ".." in parts:
+    if Path(reference).is_absolute() or ".." in Path(reference).parts:
         return []
-    wanted = "/".join(glob.escape(part) for part in (*parts, CONFIG))
-    folders = list[Path]()
-    for root in (*place.resolve().parents[1 : LEVELS + 1], *Path.cwd().parents[:1]):
-        for inside in ("", "[!.]*/"):
-            with contextlib.suppress(OSError):
-                folders += [file.parent for file in root.glob(inside + wanted)]
-    return folders
+    above = (root / reference for root in place.resolve().parents[1 : LEVELS + 1])
+    return [folder for folder in above if (folder / CONFIG).is_file()]
 
 
 def _pinned(reference: str, commit: str) -> str:

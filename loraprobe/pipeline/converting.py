@@ -345,8 +345,8 @@ def _check_sizes(config: Mapping[str, Any], weights: TensorFile, base: Base, pla
     shapes = [*weights.shapes.values(), *base.shapes.values()]
     largest = max((size for shape in shapes for size in shape), default=0)
     for key, value, _ in nested_values(config):
-        sized = type(value) in (int, float) and not any(part in key for part in COUNTS)
-        if sized and not value <= largest:
+        counts = any(part in key.partition(".")[0] for part in COUNTS)
+        if type(value) in (int, float) and not counts and not value <= largest:
             raise AdapterError(
                 f"{place / CONFIG} sets {key:.60} to {value:g}, and no tensor of its file or of "
                 f"{base.reference} has more than {largest:,} rows or columns; correct it."

@@ -101,6 +101,7 @@ def test_peft_computes_the_same_with_the_lora(kind, settings, base, tmp_path):
     [
         ("LOHA", {"r": 10**7}),
         ("LOKR", {"rank_pattern": {"q_proj": 10**6}}),
+        ("LOHA", {"rank_pattern": {"layers.0.*q_proj": 10**6}}),
         ("VERA", {"r": 5 * 10**6}),
         ("LOHA", {"target_modules": ENDLESS}),
         ("LOHA", {"exclude_modules": ENDLESS}),

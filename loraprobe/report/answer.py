@@ -78,6 +78,10 @@ BY_EFFECT = (
 AGAIN = 7.5
 CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
 LONGEST = 100  # characters of a question or a reply
+LACKS_BOTH = (
+    "The items have no `hops` and no `cot_prompt`, so a chain and worked steps, which may answer, "
+    "are not measured."
+)
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 MOST_NAMES = 3
@@ -240,7 +244,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """What was measured of systems: what to use, what it gains, and how sure that is."""
     measured = basis_of(verdict, audit.evaluation)
     if verdict.missing == "answers":
-        yield from _replied(audit, verdict)
+        yield from _replied(audit)
     else:
         yield "use", _use(audit, verdict, measured)
     yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
@@ -276,8 +280,12 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
     lines = [("why", r.message) for r in why[:2]]
+    if "replies-differ" in {r.code for r in verdict.reasons} and audit.samples:
+        names = [one.system for one in closest(audit.evaluation)[:SHOWN]]
+        lines = [("why", what_differs(audit.samples[0], names))]  # the headline says the rest
     lines += [("watch", text) for text in _watched(audit)]
-    lines += [("lacks", r.message) for r in _told("lacks", verdict.reasons)]
+    lacks = [r.message for r in _told("lacks", verdict.reasons)]
+    lines += [("lacks", text) for text in ([LACKS_BOTH] if len(lacks) > 1 else lacks)]
     yield from lines[:MOST_REASONS]
     if verdict.evidence == "weights":
         yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
@@ -387,9 +395,8 @@ def _about_library(audit: Audit) -> Iterator[Line]:
 # ---- systems -------------------------------------------------------------------------------------
 
 
-def _replied(audit: Audit, verdict: Verdict) -> Iterator[Line]:
-    """A question that nothing answers, with its gold answer, the closest replies and what may be
-    wrong."""
+def _replied(audit: Audit) -> Iterator[Line]:
+    """A question that nothing answers, with its gold answer and the closest replies."""
     names = [one.system for one in closest(audit.evaluation)]
     for sample in audit.samples[:1]:
         said = {reply.system: reply for reply in sample.replies}
@@ -399,8 +406,6 @@ def _replied(audit: Audit, verdict: Verdict) -> Iterator[Line]:
             text = _one_line(said[name].text) or "nothing"
             cut = ", cut at the limit of tokens" if said[name].cut else ""
             yield "replied", f"{text} ({name}{cut})"
-        if "replies-differ" in {reason.code for reason in verdict.reasons}:
-            yield "why", what_differs(sample, names[:SHOWN])
 
 
 def _without_form(audit: Audit, verdict: Verdict) -> str:

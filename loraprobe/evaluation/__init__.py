@@ -12,6 +12,7 @@ from loraprobe.evaluation.gains import (
     beaten,
     compare,
     guard_scores,
+    guards_of_chain,
     measure_gains,
     near_ceiling,
     retention,

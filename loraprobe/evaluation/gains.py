@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 
@@ -455,6 +455,21 @@ def guard_scores(
             )
             if len(x) == len(guard.items) or row.outcome == "unlikely":
                 found.append(row)
+    return tuple(found)
+
+
+def guards_of_chain(rows: Sequence[GuardScore], members: Collection[str]) -> tuple[GuardScore, ...]:
+    """What a chain makes of each guard: what that of its members does that keeps it least.
+
+    members: the adapters that answer its hops. Each guard that they all answered has a row.
+    """
+    found = list[GuardScore]()
+    for task in dict.fromkeys(row.task for row in rows):
+        own = [row for row in rows if row.task == task and row.system in members]
+        lost = any(row.outcome == "unlikely" for row in own)
+        if own and (lost or len(own) == len(members)):
+            worst = min(own, key=lambda row: row.difference)
+            found.append(replace(worst, system="chain"))
     return tuple(found)
 
 

@@ -58,7 +58,7 @@ from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
-from loraprobe.verdict.evidence import Candidate, Unserved
+from loraprobe.verdict.evidence import SWITCH, Candidate, Unserved
 from loraprobe.verdict.reasons import named_in, without_form
 from loraprobe.verdict.unanswered import closest, telling
 
@@ -324,6 +324,7 @@ class Asked:
         options, here, level = self.evaluator.session.options, self.round, 1 - self.round.alpha
         results, systems, most = self.results, self.systems, options.guard_margin
         guards = evaluation.guard_scores(self.guarded, here.guards, most, here.alpha)
+        guards += evaluation.guards_of_chain(guards, self.chain_members)
         unsafe = EvaluationRecords(guards=guards).unsafe
         return EvaluationRecords(
             guards=guards,
@@ -343,6 +344,15 @@ class Asked:
                 tasks=self.evaluator.tasks,
             ),
         )
+
+    @functools.cached_property
+    def chain_members(self) -> set[str]:
+        """The adapters that answer hops of the chain; asked where guards concern them."""
+        if not self.round.guards:
+            return set()
+        ledger, chat = self.evaluator.ledger, self.evaluator.scorer.chat_template
+        hops = evaluation.chain_hops(self.systems, self.round.tasks, ledger, chat)
+        return {row.adapter for row in hops} - {BASE}
 
     @functools.cached_property
     def evidence(self) -> Evidence:
@@ -379,8 +389,9 @@ class Asked:
     def unguarded(self) -> set[str]:
         """What the verdict rests on and has not answered the guards of this round.
 
-        These are the leading composition, what it is compared with, and what is advised; without a
-        composition the best adapter. What was shown to lose a guard is not asked again.
+        These are the leading composition, what it is compared with, and what is advised, of a chain
+        and of adapters switched by task the adapters; without a composition the best adapter. What
+        was shown to lose a guard is not asked again.
         """
         if not self.round.guards:
             return set()
@@ -388,6 +399,8 @@ class Asked:
         best, names = verdict.gain, {verdict.system, verdict.action.partition(":")[2]}
         names |= {best.system, best.against} if best is not None else set()
         names |= set() if self.candidates else {self.evidence.leading("adapter")}
+        names |= self.chain_members if verdict.action == "chain" else set()
+        names |= self.evidence.switched if verdict.action == SWITCH else set()
         known = {row.system for row in self.measured.guards}
         own = {one.name for one in self.systems if one.kind in ("adapter", *COMPOSITIONS)}
         return {name for name in names if name in own - known}

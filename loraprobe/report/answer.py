@@ -63,6 +63,7 @@ BY_EFFECT = (
         "gain",
         "guard",
         "chosen",
+        "lacks",
         "why",
         "fix",
         "watch",
@@ -72,7 +73,7 @@ BY_EFFECT = (
         "stopped",
         "better",
     ),
-    *("servers", "or", "close", "how sure", "forecast", "licence", "lacks", "known", "also"),
+    *("servers", "or", "close", "how sure", "forecast", "licence", "known", "also"),
     *("controls", "reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
@@ -279,13 +280,14 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     """At most three reasons: why, what to watch, and what the adapters' findings warn of."""
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
-    lines = [("why", r.message) for r in why[:2]]
+    explained = [("why", r.message) for r in why[:2]]
     if "replies-differ" in {r.code for r in verdict.reasons} and audit.samples:
         names = [one.system for one in closest(audit.evaluation)[:SHOWN]]
-        lines = [("why", what_differs(audit.samples[0], names))]  # the headline says the rest
-    lines += [("watch", text) for text in _watched(audit)]
+        explained = [("why", what_differs(audit.samples[0], names))]  # the headline says the rest
     lacks = [r.message for r in _told("lacks", verdict.reasons)]
-    lines += [("lacks", text) for text in ([LACKS_BOTH] if len(lacks) > 1 else lacks)]
+    # What may change the advice comes before what explains it.
+    lines = [("lacks", text) for text in ([LACKS_BOTH] if len(lacks) > 1 else lacks)]
+    lines += [*explained, *(("watch", text) for text in _watched(audit))]
     yield from lines[:MOST_REASONS]
     if verdict.evidence == "weights":
         yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")

@@ -31,6 +31,7 @@ from loraprobe.records import (
     QUESTION,
     STEPS,
     Audit,
+    GuardScore,
     Issue,
     ItemPart,
     LibraryAdapter,
@@ -389,13 +390,31 @@ def scores(audit: Audit) -> Table:
         of_task = task if len(forms) == 1 else f"{task}, {form.words}"
         heads[task, form] = of_task if len(tasks) > 1 else form.words
     of = f" of {tasks[0]}" if len(tasks) == 1 else ""
-    return _by_system(
+    table = _by_system(
         f"Scores on {_asked(rows)} questions{of}",
         rows,
         heads,
         lambda row: number(row.value),
         advised(audit),
     )
+    return _with_guards(table, _in_order(rows), audit.evaluation.guards)
+
+
+def _with_guards(table: Table, names: Sequence[str], rows: Sequence[GuardScore]) -> Table:
+    """The table with what its systems, named in its order, score on each guard.
+
+    The chain has the score of that of its adapters which keeps the guard least.
+    """
+    found, lines = {(row.task, row.system): row for row in rows}, [*table.rows]
+    said = {"likely": "", "unlikely": " lost", "inconclusive": " open"}
+    columns = [*table.columns]
+    for task, base in {row.task: row.base for row in rows}.items():
+        columns.append(text(f"guard {task}"))
+        for at, name in enumerate(names):
+            row = found.get((task, name))
+            cell = "-" if row is None else f"{number(row.value)}{said[row.outcome]}"
+            lines[at] = [*lines[at], number(base) if name == BASELINES[0] else cell]
+    return replace(table, columns=columns, rows=lines)
 
 
 def evaluations(audit: Audit) -> list[Table]:

@@ -40,7 +40,7 @@ from loraprobe.verdict.evidence import (
 )
 from loraprobe.verdict.reasons import reason_of
 
-MOST_EQUALS = 2  # systems that are named as about as good as what is advised
+MOST_EQUALS = 2  # systems that are named beside what is advised
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 
@@ -227,6 +227,23 @@ def _hardly_less(chosen: ScoredSystem, other: ScoredSystem) -> Reason:
     same = f"{other.shown:z.2f}" == f"{chosen.shown:z.2f}"
     much = "as much" if same else f"hardly less than {chosen.shown:z.2f}"
     return reason_of("as-good", other.shown, chosen.shown, other=other, much=much)
+
+
+def unsafe_but_better(evidence: Evidence, used: ScoredSystem | None) -> list[Reason]:
+    """What answers, scores more than what is advised and is shown to lose a guard."""
+    lost = {row.system: row for row in evidence.measured.guards if row.outcome == "unlikely"}
+    told = dict[str, str]()
+    for system in sorted(evidence.scored(lost), key=_by_score):
+        more = used is None or round(system.score.value - used.score.value, 9) > 0
+        if more and answers(evidence, system):
+            row = lost[system.system]
+            figures = f"{row.task} {row.value:z.2f}, the base {row.base:.2f}"
+            told.setdefault(system.system, f"{system}, {system.shown:z.2f} ({figures})")
+    if not told:
+        return []
+    worst = min(lost[name].estimate.high for name in told)
+    systems = listing([*told.values()][:MOST_EQUALS])
+    return [reason_of("better-is-unsafe", worst, systems=systems)]
 
 
 def not_served(

@@ -414,6 +414,13 @@ class Evidence:
         switched = averaged([baseline.score for baseline in members])
         return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
 
+    @property
+    def switched(self) -> set[str]:
+        """The adapters that answer a task each where adapters are switched by task."""
+        apart = [self.usable.on(task) for task in self.task_names]
+        best = [here.leader(here.scored_alone()) for here in apart]
+        return {one.system for one in best if one is not None and one.kind == "adapter"}
+
     def leader(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.
 
@@ -452,8 +459,7 @@ class Evidence:
     def usable(self) -> Evidence:
         """The scores of what keeps the guards and the servers of the user can run.
 
-        A chain needs all its adapters to be served. It calls each for a hop alone, and leaves other
-        questions to the base, so guards do not concern it.
+        A chain needs all its adapters to be served, and loses what the adapters of its hops lose.
         """
         out = set(self.unserved)
         if not out.isdisjoint(self.systems(("adapter",))):

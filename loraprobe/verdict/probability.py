@@ -250,12 +250,19 @@ def probability_kept(gain: Gain, evidence: Evidence) -> float:
     level = 1 - ALPHA if rounds is None else rounds.level
     normal, chance = NormalDist(), 1.0
     best = evidence.candidate(gain.system, gain.part)
-    for share in (*best.kept.values(), *best.guards.values()) if best is not None else ():
+    if best is None:
+        return chance
+    shared = len(best.guards)  # the upper ends of guards divide the error among them
+    for share, of in (
+        *((s, 1) for s in best.kept.values()),
+        *((s, shared) for s in best.guards.values()),
+    ):
         if share is None:
             return 0.0
         above = share.value - share.threshold
         half = share.value - share.low if above > 0 else share.high - share.value
-        chance *= normal.cdf(normal.inv_cdf((1 + level) / 2) * above / max(half, 1e-9))
+        error = (1 - level) / (1 if above > 0 else of)
+        chance *= normal.cdf(normal.inv_cdf(1 - error / 2) * above / max(half, 1e-9))
     return chance
 
 

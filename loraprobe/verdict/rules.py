@@ -60,7 +60,7 @@ from loraprobe.records import (
     called,
 )
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import advise, answers, not_served
+from loraprobe.verdict.advice import advise, answers, not_served, unsafe_but_better
 from loraprobe.verdict.evidence import (
     WEAKEST_FIRST,
     Candidate,
@@ -360,6 +360,7 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     why += reasons.about_guards(evidence, best)
     why += [reasons.about_other_form(other_form[0])] if other_form else []
     why += [reasons.about_compression(c, compressed) for c in decisive if c.lossy]
+    why += unsafe_but_better(evidence, advice.used)
     why += [*advice.reasons, *not_served(evidence, composed, decisive[0], advice.used)]
     if baselines.decision == "unlikely" and decision == "inconclusive":
         why += [replace(reason, severity="info") for reason in baselines.reasons]
@@ -441,10 +442,16 @@ def chain_candidate(evidence: Evidence) -> Candidate | None:
 def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
     """Whether a chain is shown to be better than every other system by more than the margin.
 
-    False if some composition measured a gain above the margin, or too few items were asked.
+    False if some composition measured a gain above the margin, too few items were asked, or the
+    chain loses a guard.
     """
     composed, chains = list(composed), evidence.scored(["chain"], [QUESTION])
-    if not chains or not composed or any(c.gain.value > evidence.margin for c in composed):
+    if (
+        "chain" in evidence.measured.unsafe
+        or not chains
+        or not composed
+        or any(c.gain.value > evidence.margin for c in composed)
+    ):
         return False
     others = evidence.scored_alone()
     others += [system for c in composed for system in evidence.scored([c.system], [c.part])]

@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+from evidences import guards as guard_rows
 from test_statistics import ALONE, pairs, single_interval
 
 from loraprobe.evaluation import (
     System,
     compare,
     guard_scores,
+    guards_of_chain,
     measure_gains,
     retention,
     right_together,
@@ -251,6 +253,15 @@ def guards(*names, n=100):
 def guarded(columns, names=("g",), n=100, margin=0.05, **of):
     rows = results(columns, task="g@0", **of)
     return {row.system: row for row in guard_scores(rows, guards(*names, n=n), margin, 0.05)}
+
+
+def test_a_chain_makes_of_a_guard_what_the_worst_of_its_adapters_does():
+    rows = guard_rows(a=0.0, b=-0.3, uniform=-0.6) + guard_rows(task="h", a=0.0)
+    found = {row.task: row for row in guards_of_chain(rows, {"a", "b"})}
+    assert {*found} == {"g"} and found["g"].system == "chain"
+    assert (found["g"].difference, found["g"].outcome) == (-0.3, "unlikely")
+    assert [row.difference for row in guards_of_chain(rows, {"a"})] == [0.0, 0.0]
+    assert guards_of_chain(rows, set()) == ()
 
 
 def test_a_guard_is_the_paired_difference_to_the_base():

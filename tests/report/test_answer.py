@@ -266,7 +266,7 @@ def test_sentences_wrap_and_commands_are_whole_at_every_width(found, given, widt
     ("lines", "kept"),
     [
         # what changes more stays, in the order of reading
-        (["use", "gain", "lacks:4", "watch:4", "forecast"], "use gain watch forecast"),
+        (["use", "gain", "watch:4", "lacks:4", "forecast"], "use gain lacks forecast"),
         (["use", "gain:3", "known:4", "watch:5", "next!"], "use gain watch next"),
         # a second line of one label counts less than the first of another
         (["why:5", "why:3", "watch:3"], "why watch"),
@@ -402,6 +402,9 @@ LINES = {
     "the best so far is a composition, whose gain is decided": (
         evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11}),
         "inconclusive", {"use": ["so far sum (a merge)"], "gain": ["0.67"], "decide": None},
+    ),
+    "what hops would tell comes before what explains": (
+        changed(evidence(LOW), cut=0.5, contains=0.05), "inconclusive", {"lacks": ["`hops`"]},
     ),
     "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
         "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),

@@ -13,7 +13,7 @@ import making
 import numpy as np
 import pytest
 from calibrations import DOCUMENT, calibration, case, measured, score
-from evidences import evidence_of, replaced
+from evidences import evidence_of, guards, replaced
 from scipy import integrate, stats
 from typer.testing import CliRunner
 
@@ -175,6 +175,17 @@ def test_of_several_tasks_the_probability_is_of_keeping_every_skill_too():
     early = decide(kept_of((1.0, (0.9, 1.1)), (0.9, (0.8, 1.0)), rounds=wide), known)
     chances = stats.norm.cdf(stats.norm.ppf(0.9995) * np.array([2.0, 1.0]))
     assert early.gain.probability == pytest.approx(alone * math.prod(chances), rel=1e-6)
+
+
+def test_the_upper_end_of_one_of_several_guards_has_its_share_of_the_error():
+    """The interval of a guard reaches 0.02 below and above; 0.06 is lost where 0.05 may be."""
+    known, one = calibration(), guards(uniform=-0.06, half=0.02)
+    alone = decide(measured(), known).gain.probability
+    for rows, error in ((one, 0.05), (one + guards(task="h", uniform=0.5, half=0.02), 0.025)):
+        names = tuple(row.task for row in rows)
+        found = decide(measured(guards=rows, guarded=names), known)
+        kept = stats.norm.cdf(stats.norm.ppf(1 - error / 2) * -0.01 / 0.02)
+        assert found.gain.probability == pytest.approx(alone * kept, rel=1e-6)
 
 
 FIRST_GAIN = measured().measured.gains[0]

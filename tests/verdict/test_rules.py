@@ -773,6 +773,30 @@ def test_what_a_budget_left_out_decides_nothing(values, more, decision, missing)
     assert ("stopped-early" in codes(found)) is (missing != "time" and "rounds" in more)
 
 
+UNSAFE = {**GAIN, "arrow": 0.9, "sum": 0.76, "chain": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("lost", "action", "told"),
+    [
+        ({}, "route", []),
+        ({"arrow": -0.3}, "merge", ["arrow"]),
+        ({"arrow": -0.3, "sum": -0.3}, "merge", ["arrow", "sum"]),
+        ({"arrow": -0.3, "sum": -0.3, "uniform": -0.3}, "use-base", ["arrow", "sum"]),
+        ({"chain": -0.3, "a": -0.3}, "route", ["chain"]),
+        ({"b": -0.3}, "route", []),  # what scores less is no better choice
+    ],
+)
+def test_what_would_be_better_is_named_with_the_guard_that_it_loses(lost, action, told):
+    rows = guards(**(dict.fromkeys(("uniform", "sum", "arrow"), 0.0) | lost))
+    values = {name: value for name, value in UNSAFE.items() if name != "chain" or name in lost}
+    values |= {"base": 0.2} if action == "use-base" else {}
+    found = check(evidence(values, guarded=("g",), guards=rows), None, action)
+    (reasons,) = [[r for r in found.reasons if r.code == "better-is-unsafe"]]
+    assert len(reasons) == bool(told)
+    assert all(name in reasons[0].message.lower() for name in told)
+
+
 def test_a_guard_of_which_the_base_knows_nothing_is_told():
     known, idle = guards(uniform=0.0), guards(uniform=0.0, task="idle")
     idle = tuple(replaced(row, base=0.04, value=0.04) for row in idle)

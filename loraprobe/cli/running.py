@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -213,8 +214,13 @@ class Output:
         if not self.quiet:
             from rich.console import Console
 
-            console = Console(stderr=True, highlight=False)
-            console.print(clean(message), style=style, markup=False, soft_wrap=True)
+            console, text = Console(stderr=True, highlight=False), clean(message)
+            if console.is_terminal:  # which would break within words; a path stays whole
+                fill = textwrap.TextWrapper(
+                    console.width, break_long_words=False, break_on_hyphens=False
+                ).fill
+                text = "\n".join(map(fill, text.split("\n")))
+            console.print(text, style=style, markup=False, soft_wrap=True)
 
     @contextmanager
     def progress(self) -> Iterator[Progress | None]:

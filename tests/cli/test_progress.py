@@ -1,6 +1,7 @@
 """One line of progress."""
 
 import io
+import re
 import sys
 import time
 
@@ -17,6 +18,20 @@ class Clock:
 
     def __call__(self) -> float:
         return self.now
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_remark_breaks_between_words_on_a_terminal_alone(monkeypatch, on_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: on_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    place = "/a-long-name" * 5
+    message = f"Wrote what this command was asked for, a merge of two adapters, to {place}."
+    Output().say(message)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert " ".join(line.strip() for line in lines) == message and (len(lines) > 1) == on_terminal
 
 
 def test_a_line_says_what_is_done_how_far_and_the_time_left():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from loraprobe.defaults import MARGIN
@@ -236,6 +236,7 @@ class Verdict:
     gain: DecisiveGain | None = None
     margin: float = MARGIN
     next: Command = NOTHING
+    by_task: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def answers_without_composing(self) -> bool:

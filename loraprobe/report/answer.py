@@ -447,12 +447,21 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "chain": f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
         "use-single": f"{so_far}{single} alone{form}",
         "use-base": f"{so_far}the base alone",
-        "switch-adapters": f"{so_far}each task's own adapter, one at a time",
+        "switch-adapters": f"{so_far}{_each_task(verdict)}, one at a time",
         "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
     }
     return who.get(head, head) + ("" if head == "switch-adapters" else score)
+
+
+def _each_task(verdict: Verdict) -> str:
+    """Who answers which task, where each gets the best of base and single adapters."""
+    tasks: dict[str, list[str]] = {}
+    for task, system in verdict.by_task.items():
+        tasks.setdefault("the base" if system == "base" else system, []).append(task)
+    told = [f"{who} for {listing(names)}" for who, names in tasks.items()]
+    return ", ".join(told) or "each task's own adapter"
 
 
 def _hops(audit: Audit) -> str:

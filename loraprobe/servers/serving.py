@@ -425,7 +425,8 @@ class Serving:
         by_prompt = routed.startswith(BY_PROMPT)
         head = SWITCH if by_prompt else head  # a server runs both alike
         members = {"use-single": [single], "chain": [hop.adapter for hop in chain], "use-base": []}
-        members[SWITCH] = [adapter.name for adapter in self.given]
+        each = {**verdict.by_task}.values() if not by_prompt else ()
+        members[SWITCH] = [*each] or [adapter.name for adapter in self.given]
         if verdict.composes and made is not None:
             what, (readers, commands) = called(verdict.system or made.name), self.of_merge(made)
         elif head in members:

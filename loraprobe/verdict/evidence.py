@@ -397,8 +397,7 @@ class Evidence:
         if not self.several:
             return baselines
         apart = [self.on(task) for task in self.task_names]
-        chosen = (here.leader(here.scored_alone()) for here in apart)
-        members = [baseline for baseline in chosen if baseline is not None]
+        members = [*self.best_alone().values()]
         if len(members) < len(apart):
             return baselines
 
@@ -417,9 +416,14 @@ class Evidence:
     @property
     def switched(self) -> set[str]:
         """The adapters that answer a task each where adapters are switched by task."""
-        apart = [self.usable.on(task) for task in self.task_names]
-        best = [here.leader(here.scored_alone()) for here in apart]
-        return {one.system for one in best if one is not None and one.kind == "adapter"}
+        best = self.usable.best_alone().values()
+        return {one.system for one in best if one.kind == "adapter"}
+
+    def best_alone(self) -> dict[str, ScoredSystem]:
+        """The best of base and single adapters on each task, by the task's name."""
+        apart = {task: self.on(task) for task in self.task_names}
+        chosen = {task: here.leader(here.scored_alone()) for task, here in apart.items()}
+        return {task: one for task, one in chosen.items() if one is not None}
 
     def leader(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HARNESS, HOPELESS, PLAIN_TOKENS
@@ -93,13 +93,14 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _save(verdict, request)
     used = {"use-single": single, "switch-adapters": "", "chain": ""}.get(head)
     for one in request.adapters if used is not None else ():
-        if (not used or adapter_name(one) == used) and one in request.stacked:
+        named = adapter_name(one) in (used, *verdict.by_task.values())
+        if (named or not (used or verdict.by_task)) and one in request.stacked:
             return Command("merge", (one,), (("-o", "DIR"),))  # one file, which peft loads
     if head == "use-single":
         named = (one for one in request.adapters if adapter_name(one) == single)
         return Command("python", (next(named, single),), text=LOAD_ADAPTER)
     if head == "switch-adapters":
-        return Command("python", text=f"model.set_adapter({adapter_name(request.adapters[0])!r})")
+        return _switch(request, verdict.by_task)
     if head == "fix":
         return _fix(request)
     if head == "gather-evidence" and verdict.evidence == "weights":
@@ -145,14 +146,7 @@ def _ask(request: Request, hops: Sequence[ChainHop]) -> Command:
     It writes and reads an answer as the evaluation does: greedily, and of the text the first line
     that is not blank, without punctuation at its end.
     """
-    names = [name for name in dict.fromkeys(hop.adapter for hop in hops) if name != "base"]
-    references = {adapter_name(one): one for one in request.adapters}
-    known = {name: repr(name.replace(".", "_")) for name in names}  # peft takes no dot
-    loads = ["# base, tokenizer: the loaded base model and its tokenizer"]
-    loads.append("from peft import PeftModel" if names else "model = base")
-    for at, name in enumerate(names):
-        call = "model.load_adapter(" if at else "model = PeftModel.from_pretrained(base, "
-        loads.append(f"{call}{{{at}}}, adapter_name={known[name]})")
+    loads, known, places = _loads(request, [hop.adapter for hop in hops])
     turns = "[{'role': 'user', 'content': prompt}], add_generation_prompt=True, return_dict=True"
     encode = f"tokenizer.apply_chat_template({turns}" if hops[0].chat else "tokenizer(prompt"
     greedy = f"max_new_tokens={request.most_tokens}, do_sample=False, repetition_penalty=1.0"
@@ -171,13 +165,42 @@ def _ask(request: Request, hops: Sequence[ChainHop]) -> Command:
         if hop.adapter in known:
             lines += [f"model.set_adapter({known[hop.adapter]})", asked]
         else:
-            lines += ["with model.disable_adapter():", f"    {asked}"] if names else [asked]
+            lines += ["with model.disable_adapter():", f"    {asked}"] if known else [asked]
+    return _program(
+        ["# base, tokenizer: the loaded base model and its tokenizer", *loads], lines, places
+    )
+
+
+def _loads(
+    request: Request, systems: Sequence[str]
+) -> tuple[list[str], dict[str, str], tuple[str, ...]]:
+    """Lines that load the adapters among systems, their names there, and their places."""
+    names = [name for name in dict.fromkeys(systems) if name != "base"]
+    references = {adapter_name(one): one for one in request.adapters}
+    known = {name: repr(name.replace(".", "_")) for name in names}  # peft takes no dot
+    loads = ["from peft import PeftModel" if names else "model = base"]
+    for at, name in enumerate(names):
+        call = "model.load_adapter(" if at else "model = PeftModel.from_pretrained(base, "
+        loads.append(f"{call}{{{at}}}, adapter_name={known[name]})")
+    return loads, known, tuple(references.get(name, name) for name in names)
+
+
+def _program(loads: Sequence[str], lines: Sequence[str], places: tuple[str, ...]) -> Command:
+    """Lines of Python, of which `loads` have the places of adapters."""
     program = "\n".join(lines)
-    if not names:
-        return Command("python", text="\n".join([*loads, program]))
-    loads.append(program.replace("{", "{{").replace("}", "}}"))
-    places = tuple(references.get(name, name) for name in names)
-    return Command("python", places, text="\n".join(loads))
+    if places:
+        program = program.replace("{", "{{").replace("}", "}}")
+    return Command("python", places, text="\n".join([*loads, program]))
+
+
+def _switch(request: Request, by_task: Mapping[str, str]) -> Command:
+    """Lines that load the best adapter of each task, and that put each to use."""
+    loads, known, places = _loads(request, [*by_task.values()])
+    lines = []
+    for task, system in by_task.items():
+        use = f"model.set_adapter({known[system]})" if system in known else ""
+        lines.append(f"{use or 'with model.disable_adapter(): ...'}  # for {task!a}")
+    return _program(["# base: the loaded base model", *loads], lines, places)
 
 
 def _taken(request: Request, verb: str) -> list[Flag]:

@@ -62,6 +62,7 @@ from loraprobe.records import (
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers, not_served, unsafe_but_better
 from loraprobe.verdict.evidence import (
+    SWITCH,
     WEAKEST_FIRST,
     Candidate,
     Evidence,
@@ -136,7 +137,9 @@ def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdic
     every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
     severities = ["decisive", "warning", "info"]
     every.sort(key=lambda r: (severities.index(r.severity), reasons.effect_rank(r.code)))
-    return replace(verdict, reasons=tuple(every), margin=evidence.margin)
+    each = evidence.usable.best_alone() if verdict.action == SWITCH else {}
+    by_task = {task: one.system for task, one in each.items()}
+    return replace(verdict, reasons=tuple(every), margin=evidence.margin, by_task=by_task)
 
 
 def _decide_asked(evidence: Evidence) -> Verdict:

@@ -252,7 +252,7 @@ def test_sentences_wrap_and_commands_are_whole_at_every_width(found, given, widt
     longest = max([width, *(12 + 4 + size for size in pieces)])
     assert "…" not in joined(rows)
     assert audit.verdict.next.in_python or max(map(len, rows)) <= longest
-    assert str(audit.verdict.next) in joined(rows)
+    assert " ".join(str(audit.verdict.next).split()) in joined(rows)
     sentences = [one for one in told.lines if isinstance(one[1], str) and one[0] != "fill in"]
     assert len(list(Answer("", "", tuple(sentences)).rows(80))) <= MOST_ROWS
     assert (
@@ -409,7 +409,7 @@ LINES = {
     "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
         "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),
     "until several tasks are decided": (changed(TASKS, lambda r: r.system == "arrow", retention=0.8,
-        retention_ci95=(0.7, 0.9)), "inconclusive", {"use": ["each task's own adapter"]}),
+        retention_ci95=(0.7, 0.9)), "inconclusive", {"use": ["so far", " for ", "one at a time"]}),
     "stopped early": (EARLY, "likely",
         {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]}),
     "stopped early without a gain": (

@@ -124,6 +124,14 @@ def test_what_is_advised_is_served_by_these_commands(name):
     assert told == ([] if servers is None else [servers])
 
 
+def test_only_the_best_of_each_task_is_served():
+    verdict = Verdict(
+        "unlikely", "evaluation", action="switch-adapters", by_task={"t": "base", "u": "b"}
+    )
+    _, commands = Serving(("vllm",), pair(4)).advised(verdict, (), None)
+    assert list(map(str, commands)) == [f"{VLLM} --lora-modules b=b"]
+
+
 def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     sound(tmp_path / "a", use_rslora=True)
     adapter = read_adapter(tmp_path / "a", "a")

@@ -1,5 +1,7 @@
 """The action is the best measured option, on evidence that once led to wrong advice."""
 
+import ast
+
 import evidences
 import pytest
 from evidences import (
@@ -99,6 +101,21 @@ def test_where_nothing_answers_the_next_command_looks(figures, wanted):
     told = next_command(found, request)
     assert found.missing == "answers" and str(told).endswith(wanted)
     assert Command.read(str(told)) == told
+
+
+def test_each_task_gets_what_was_best_there():
+    """Of two adapters the first answers nothing, and one task is best left to the base."""
+    scores = {"base": (0.9, 0.0), "a": (0.0, 0.0), "b": (0.1, 0.95), "arrow": (0.1, 0.1)}
+    found = decide(skills(scores))
+    assert found.action == "switch-adapters"
+    (first, one), (second, other) = sorted(found.by_task.items())
+    assert (one, other) == ("base", "b")
+    for refs in (("./a", "b=owner/b"), ("b=owner/b", "./a")):
+        program = str(next_command(found, Request(refs, tasks=("t.jsonl", "u.jsonl"))))
+        assert "'./a'" not in program and "from_pretrained(base, 'owner/b', " in program
+        assert f"model.set_adapter('b')  # for {second!r}" in program
+        assert f"with model.disable_adapter(): ...  # for {first!r}" in program
+        ast.parse(program)
 
 
 # ---- every option in both forms ------------------------------------------------------------------

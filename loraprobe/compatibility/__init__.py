@@ -104,6 +104,11 @@ def _composed(issue: Issue, adapter: Adapter, base: Base | None) -> Issue:
     return issue
 
 
+def is_of_base(issue: Issue) -> bool:
+    """Whether a finding says that the base given is not the one that an adapter was trained on."""
+    return issue.severity == "error" and issue.cure == CODES["module-not-in-base"].cure
+
+
 def with_contents(
     checked: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:

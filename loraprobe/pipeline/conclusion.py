@@ -10,7 +10,7 @@ from typing import Any
 
 from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.base import Base
-from loraprobe.compatibility import UNLIKE
+from loraprobe.compatibility import UNLIKE, is_of_base
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
@@ -20,7 +20,7 @@ from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.verdict import Evidence, LibraryChoice, Request, decide, next_command
 from loraprobe.verdict.evidence import Unserved
-from loraprobe.verdict.next_command import BASE, Flag
+from loraprobe.verdict.next_command import BASE, UNTARGETED, Flag
 from loraprobe.verdict.reasons import limit_of_tokens, most_cut
 
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
@@ -113,6 +113,8 @@ def with_next(
         longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
         fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
+        wrong_base=any(map(is_of_base, compatibility.errors)),
+        untargeted={issue.code for issue in compatibility.errors} == {UNTARGETED},
     )
     if verdict.composes and spec:
         weighted, learned = _weighted(kind, spec)

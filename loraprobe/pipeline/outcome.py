@@ -121,7 +121,7 @@ def finish(
     if verdict is not None and evaluated:  # whose own step would write it a second time
         loading = LOAD_ADAPTER if session.target else LOAD_MODEL
         loading = LOAD_COMPOSITION if merged is None else loading
-        step = Command("python", (local_name(str(place)),), text=loading)
+        step = Command("python", (below_here(str(place)) or local_name(str(place)),), text=loading)
         told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
     return Outcome(told, made)
 
@@ -177,6 +177,13 @@ def audit_of(
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:
             typed.setdefault(name, [argument])
+    shown = {name: [below_here(one) or name for one in places] for name, places in typed.items()}
+    for name, places in [*typed.items()]:  # by what now stands in commands
+        typed |= {short: [place] for short, place in zip(shown[name], places, strict=True)}
+    verdict: Verdict | None = map_texts(fields.get("verdict"), public)
+    if verdict is not None:
+        fields["verdict"] = replace(verdict, next=verdict.next.placed(shown))
+    fields["serve"] = tuple(one.placed(shown) for one in fields.get("serve", ()))
     return ShownAudit(
         command=session.command,
         provenance=replace(
@@ -193,7 +200,7 @@ def audit_of(
         diagnostics=examined.diagnostics,
         layers=examined.layers,
         notes=map_texts(tuple(filter(None, notes)), public),
-        **{"places": typed, **fields, "verdict": map_texts(fields.get("verdict"), public)},
+        **{"places": typed, **fields},
     )
 
 
@@ -276,6 +283,16 @@ def argument_without_folders(text: str) -> str:
     # A relative path of two parts looks like an id of the Hub; the folder tells.
     here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
     return head + equals + (local_name(value) if here or is_path(value) else value)
+
+
+def below_here(typed: str) -> str:
+    """A reference as it was typed, its place relative to the working directory; "" where it names
+    no place below that."""
+    head, equals, value = typed.rpartition("=")
+    if ON in typed or not os.path.exists(place := os.path.abspath(os.path.expanduser(value))):
+        return ""
+    below = os.path.relpath(place)
+    return head + equals + below if below.split(os.sep)[0] not in (os.pardir, os.curdir) else ""
 
 
 def _has_folder(path: str) -> bool:

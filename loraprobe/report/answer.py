@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.adapters import MENDABLE
+from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import (
     clean,
@@ -112,7 +113,10 @@ def unplaced(audit: Audit) -> str:
     """That a saved result has no places of local files; "" where there are none."""
     if all(row.commit is not None for row in audit.adapters):
         return ""
-    return "A saved result names local files by their last part: put their places into commands."
+    return (
+        "A saved result names files outside the folder of its run by their last part: put their "
+        "places into commands."
+    )
 
 
 def chosen(lines: Sequence[Line]) -> list[Line]:
@@ -155,7 +159,7 @@ def _headline(audit: Audit) -> str:
         usable = sum(row.state == "usable" for row in library.adapters)
         return f"LIBRARY: {usable} of {count(len(library.adapters), 'adapter')} can be used."
     if verdict.decision == "incompatible":
-        return "INCOMPATIBLE: these adapters cannot be composed as they are."
+        return f"INCOMPATIBLE: {_conflict(audit)}."
     if verdict.evidence == "weights":
         what = "the merge" if audit.command == "merge" else "composing"
         return f"{_done(audit)}. Whether {what} helps needs a task."
@@ -166,6 +170,19 @@ def _headline(audit: Audit) -> str:
         best = "a chain gains what you asked for" if head == "chain" else best
         return f"MEASURED: {best}; merges and routers were not asked."
     return headline(audit, verdict)
+
+
+def _conflict(audit: Audit) -> str:
+    """What cannot be composed: adapters of another base, some of the adapters, or all."""
+    errors = audit.compatibility.errors
+    if audit.base is not None and any(map(is_of_base, errors)):
+        names = list(dict.fromkeys(row.base_model for row in audit.adapters if row.base_model))
+        theirs = f" ({listing(names)})" if names else ""
+        return f"{audit.base.reference} is not the base of these adapters{theirs}"
+    wrong = list(dict.fromkeys(name for issue in errors for name in issue.adapters))
+    if errors and all(len(issue.adapters) == 1 for issue in errors):
+        return f"{listing(wrong)} cannot be used as {'it is' if len(wrong) == 1 else 'they are'}"
+    return "these adapters cannot be composed as they are"
 
 
 def _of_files(audit: Audit) -> str:

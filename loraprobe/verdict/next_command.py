@@ -21,6 +21,7 @@ from loraprobe.records import (
 Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
+UNTARGETED = "weights-untargeted"  # a finding
 NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
 RESUME, CHAIN = ("--resume",), ("--system", "chain")
 # The options that a command repeats of those that were set: all that it takes, but --dtype of
@@ -49,13 +50,13 @@ class Request:
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
     that they name, BASE for a path. `given` are the options that were set. `kind` is the kind of
     the verdict's system, "merge" or "router"; `learned` says that this system was fitted to prompts
-    or to questions. `fitting` are adapters without a conflict
-    among them; `unlike` says that no change of their files makes the others fit. `library` names
-    all adapters of a library, where the next command is about it. `stacked` are those of the
-    adapters that were trained on others, which their files do not hold. `chain` says who answers
-    the hops of a chain that was measured, with answers of at most `most_tokens` tokens; `longer` is
-    a limit to try where answers were cut. `weighted` says that the verdict's composition uses
-    weights.
+    or to questions, `weighted` that it uses weights. `fitting` are adapters without a conflict
+    among them; `unlike` says that no change of their files makes the others fit, `wrong_base` that
+    the base given is not theirs, `untargeted` that they hold weights that peft ignores, and nothing
+    else is wrong. `library` names all adapters of a library, where the next command is about it.
+    `stacked` are those of the adapters that were trained on others, which their files do not hold.
+    `chain` says who answers the hops of a chain that was measured, with answers of at most
+    `most_tokens` tokens; `longer` is a limit to try where answers were cut.
     """
 
     adapters: tuple[str, ...]
@@ -67,6 +68,8 @@ class Request:
     learned: bool = False
     fitting: tuple[str, ...] = ()
     unlike: bool = False
+    wrong_base: bool = False
+    untargeted: bool = False
     library: tuple[str, ...] = ()
     stacked: tuple[str, ...] = ()
     chain: tuple[ChainHop, ...] = ()
@@ -93,8 +96,8 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _save(verdict, request)
     used = {"use-single": single, "switch-adapters": "", "chain": ""}.get(head)
     for one in request.adapters if used is not None else ():
-        named = adapter_name(one) in (used, *verdict.by_task.values())
-        if (named or not (used or verdict.by_task)) and one in request.stacked:
+        is_used = adapter_name(one) in (used, *verdict.by_task.values())
+        if (is_used or not (used or verdict.by_task)) and one in request.stacked:
             return Command("merge", (one,), (("-o", "DIR"),))  # one file, which peft loads
     if head == "use-single":
         named = (one for one in request.adapters if adapter_name(one) == single)
@@ -219,11 +222,20 @@ def _with_more_of_guards(request: Request) -> Request:
 
 
 def _fix(request: Request) -> Command:
-    """Those adapters that fit together, else others of one base, else what mends their files.
+    """The same with another base or with what peft ignores, where that is all that is wrong; else
+    those adapters that fit together, else others of one base, else what mends their files.
 
     One that was trained on the others is written as one file with them.
     """
     fitting, more = request.fitting, len(request.adapters) > len(request.fitting)
+    if request.wrong_base:
+        named = [one for one in request.bases if one != request.base]
+        base = named[0] if len(request.bases) == 1 and named else BASE
+        if request.tasks:
+            return _evaluate(replace(request, base=base))
+        return Command("inspect", request.adapters, (*_taken(request, "inspect"), ("--base", base)))
+    if request.tasks and request.untargeted:  # which peft ignores
+        return _evaluate(request, ("--allow", UNTARGETED))
     if len(fitting) > 1 and more:
         return Command("inspect", fitting)
     if len(request.bases) > 1 or request.unlike:

@@ -10,6 +10,7 @@ from evidences import score
 
 from loraprobe.base import open_base
 from loraprobe.cli import command_of
+from loraprobe.findings import finding
 from loraprobe.options import Options, named_options
 from loraprobe.pipeline import commands
 from loraprobe.pipeline.conclusion import request_of, with_next
@@ -17,6 +18,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
+from loraprobe.verdict.next_command import UNTARGETED
 
 SET = {  # a value of every option of a command line, none of them the default
     "allow": ("base-unclear",), "serve": ("vllm",), "balance": "norm", "subtract": ("owner/c",),
@@ -122,6 +124,23 @@ def test_learned_weights_are_saved_by_the_call_that_learned_them(spec, learns):
     found = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next
     assert found.verb == ("merge-and-eval" if learns else "merge") and spec in found.words
     assert ("--resume" in found.words) is learns and ("learn" in found.words) is learns
+
+
+@pytest.mark.parametrize("tasks", [[], [Task("t", (), "t.jsonl")]], ids=["", "task"])
+def test_a_conflict_with_the_base_asks_for_another_base(tasks, tmp_path):
+    """The same call, and neither one without a base nor one that says that all is well."""
+    making.tiny_llama().save_pretrained(tmp_path / "other")
+    pair = [making.random_adapter(name, base_model="owner/own") for name in "ab"]
+    inputs = Inputs(pair, pair, open_base(tmp_path / "other", "other"), tasks)
+    issue = finding("module-not-in-base", ("a",), "It has no such module.")
+    verdict = Verdict("incompatible", "weights", action="fix")
+    given = verdict, Options(seed=7), inputs, EvaluationRecords()
+    found = with_next(*given, Compatibility((issue,))).next
+    assert found.verb == ("merge-and-eval" if tasks else "inspect")
+    assert "--base owner/own" in str(found) and "--seed 7" in str(found)
+    ignored = finding(UNTARGETED, ("a",), "It has more.", severity="error")
+    found = with_next(*given, Compatibility((ignored,))).next
+    assert ("--allow weights-untargeted" in str(found)) == bool(tasks)
 
 
 @pytest.mark.parametrize(

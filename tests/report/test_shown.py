@@ -10,7 +10,8 @@ import torch
 import loraprobe
 from loraprobe.records import Check
 from loraprobe.report.answer import answer, unplaced
-from loraprobe.report.sections import unusable
+from loraprobe.report.markdown import markdown
+from loraprobe.report.sections import heading, sections, unusable
 from loraprobe.report.verification import ShownVerification
 
 LONG = "a-name-" + "x" * 400
@@ -57,7 +58,8 @@ def test_many_failed_checks_are_few_lines():
 
 
 def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, monkeypatch):
-    """The record has names only, since it may be published; so has the report of a saved one."""
+    """Below the working directory they stay; of others the record has names, since it may be
+    published."""
     making.saved_pair(tmp_path / "my runs")
     monkeypatch.chdir(tmp_path)
     for given in (
@@ -65,8 +67,16 @@ def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, mon
         list(map(loraprobe.load, ("my runs/a", "my runs/b"))),
     ):
         audit = loraprobe.inspect(given)
+        command = "loraprobe inspect 'my runs/a' 'my runs/b'"
+        assert str(tmp_path) not in audit.to_json()
+        assert str(audit.verdict.next).startswith(command) and command in shown(audit)
+        assert command in markdown(heading(audit), sections(audit))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for place in ("..", tmp_path):
+        audit = loraprobe.inspect([f"{place}/my runs/a", f"{place}/my runs/b"])
         assert "my runs" not in audit.to_json() and "inspect a b" in str(audit.verdict.next)
-        assert "loraprobe inspect 'my runs/a' 'my runs/b'" in shown(audit)
+        assert f"loraprobe inspect '{place}/my runs/a'" in shown(audit)
     assert unplaced(audit)
     pinned = [replace(row, commit="c" * 40) for row in audit.adapters]
     assert not unplaced(replace(audit, adapters=tuple(pinned)))

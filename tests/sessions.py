@@ -129,7 +129,7 @@ def mark(line: str) -> str:
 
 def words(text: str) -> str:
     """A text without its figures, bars and breaks, which differ on other machines."""
-    plain = re.sub(r"[▄#\\]+|\d[\d,]*(\.\d+)?|[+-](?=\d)|-(?=\s|$)", " ", text)
+    plain = re.sub(r"[▄#\\]+|[MG]iB|\d[\d,]*(\.\d+)?|[+-](?=\d)|-(?=\s|$)", " ", text)
     return " ".join(plain.replace("+", " ").split())
 
 

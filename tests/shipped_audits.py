@@ -28,6 +28,9 @@ def named(*names: str) -> list[str]:
     return [f"{name}={WORLD / 'adapters' / name}" for name in names]
 
 
+MACHINE = re.compile(r" --(threads|batch-size) \d+")
+
+
 def audit(scenario: str, *, turned: bool = False) -> list[str]:
     """The arguments of merge-and-eval on a world that ships with the package."""
     adapters, tasks = SCENARIOS[scenario]
@@ -37,12 +40,17 @@ def audit(scenario: str, *, turned: bool = False) -> list[str]:
 
 
 def call(*arguments: object) -> dict[str, Any]:
-    """The document of one call in this process, without what is told apart by name alone."""
+    """The document of one call in this process, without what is told apart by name alone.
+
+    The next command goes without the options of the machine, which it repeats.
+    """
     done = making.call(*arguments, "--json", "--quiet", catch_exceptions=False)
     assert done.exit_code == 0, done.output
     document = json.loads(done.stdout)
     for name in (*DIFFERS, "arguments"):
         document["provenance"].pop(name)
+    if verdict := document["verdict"]:
+        verdict["next"] = MACHINE.sub("", verdict["next"])
     return document
 
 

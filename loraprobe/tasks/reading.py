@@ -356,8 +356,9 @@ def _of_columns(row: Mapping[str, Any]) -> dict[str, str]:
     pair = next((p for p in _TOGETHER if p[-1] in lower and p[0] in lower), ())
     if pair and "prompt" not in row:
         fields["prompt"] = "\\n".join(f"{{{lower[name]}}}" for name in pair)
-    if "choices" not in fields and isinstance(row.get(fields.get("answer", "")), str | int):
-        fields |= _of_choices(row, str(row[fields["answer"]]))
+    answer = row.get(fields["answer"]) if "answer" in fields else None
+    if "choices" not in fields and isinstance(answer, str | int):
+        fields |= _of_choices(row, str(answer))
     return fields
 
 

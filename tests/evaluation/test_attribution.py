@@ -142,7 +142,7 @@ def test_losses_are_no_answers():
 
 
 def test_the_file_has_a_question_a_line(samples, tmp_path):
-    file = tmp_path / "deep" / "samples.jsonl"
+    file = tmp_path / "samples.jsonl"
     write_samples(samples, file)
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert len(rows) == 12

@@ -114,14 +114,9 @@ def _scored(evidence: Evidence, composed: Sequence[Candidate]) -> list[ScoredSys
 
 
 def answers(evidence: Evidence, system: ScoredSystem) -> bool:
-    """Whether a system is shown to answer more than guessing does, and by more than a tie.
-
-    In a first round it is enough that it scored so much more.
-    """
-    more, score = evidence.guessing + evidence.tie, system.score
-    if evidence.level == "pilot":
-        return evidence.losses or (score.low > evidence.guessing and score.value > more)
-    return evidence.losses or score.low > more
+    """Whether a system is shown to answer more than guessing does, and scored a tie more."""
+    guessing, score = evidence.guessing, system.score
+    return evidence.losses or (score.low > guessing and score.value > guessing + evidence.tie)
 
 
 def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:

@@ -129,7 +129,7 @@ DECIDED = {
     "a chain may gain": (evidence({**FAIL, "chain": 0.15}, half=0.12), "inconclusive", "chain"),
     # single adapters and the base
     "a target adapter": (evidence({**FAIL, "b": 0.9, "uniform": 0.6}), "unlikely", "use-single:b"),
-    "barely one": (known(evidence({**FAIL, "b": 0.09})), "unlikely", "train-target-adapter"),
+    "a little": (known(evidence({**FAIL, "b": 0.09})), "unlikely", "use-single:b"),
     "one step by step": (
         forms(FAIL, {**FAIL, "a": 0.8, "uniform": 0.5}), "unlikely", "use-single:a"
     ),

@@ -26,6 +26,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -142,9 +143,7 @@ def run_next(case: Case, world: World, record: Row) -> Row:
         os.chdir(place)
         try:
             if command.in_python:
-                names = {*case.adapters, *(path.name for path in case.adapters.values())}
-                words = [one for one in names if one in str(command)]
-                laid_out(case, world, words, Path(place))
+                laid_out(case, world, re.findall(r"'([^'\n]+)'", str(command)), Path(place))
                 code, decision, note = run_python(str(command), case.base)
             else:
                 words = shlex.split(str(command))[1:]

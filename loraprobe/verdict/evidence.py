@@ -204,7 +204,7 @@ class Candidate:
         """What keeps the outcome open beside the gain and could be asked; None if nothing does."""
         if self.binds(self.confirmed):
             return "metric"
-        if not self.controls and self.binds(self.beats_controls):
+        if not self.controls and self.retains == "likely" and self.binds(self.beats_controls):
             return "controls"
         if self.binds(self.enough):
             return "items"

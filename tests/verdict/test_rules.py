@@ -194,6 +194,14 @@ def test_the_reasons_quote_what_was_measured_and_the_items_that_would_decide(ask
         assert told == {name: getattr(found, name) for name in told}
 
 
+def test_controls_are_missing_only_where_every_skill_is_kept():
+    """They are not asked before: more items come first."""
+    for retention, missing in ((0.82, None), (0.95, "controls")):
+        found = two_tasks(retention)
+        asked = decide(replaced(found, measured=replaced(found.measured, comparisons=())))
+        assert (asked.decision, asked.missing) == ("inconclusive", missing)
+
+
 @pytest.mark.parametrize("value", [0.45, 0.48, 0.53])
 def test_a_base_that_is_worse_as_good_or_not_shown_to_be_better_is_used(value):
     base = evidence({"base": 0.5, "a": 0.3, "uniform": value})

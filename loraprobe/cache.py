@@ -14,6 +14,7 @@ from pathlib import Path
 
 READINGS = "library"  # the folder of what was read of adapters
 HASHES, KEY = "hashes", "key"  # the folder of hashes of files, and the key by which they are signed
+VERDICTS = "verdicts"  # the folder of what was decided of compositions
 FROM_FILES = (HASHES, READINGS)  # folders of what is computed again where it lacks
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from loraprobe.cache import FROM_FILES, cache_directory
+from loraprobe.cache import FROM_FILES, VERDICTS, cache_directory
 from loraprobe.errors import LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.records import plain
 
@@ -210,7 +210,7 @@ def kept_runs() -> list[KeptRun]:
 def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
     """Deletes runs; returns those that are in use, which stay.
 
-    readings: also the hashes and readings of files.
+    readings: also the hashes and readings of files, and the verdicts on compositions.
     """
     left = []
     for run in runs:
@@ -220,7 +220,7 @@ def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
             left.append(run)
             continue
         shutil.rmtree(run.place, ignore_errors=True)
-    for name in FROM_FILES if readings else ():
+    for name in (*FROM_FILES, VERDICTS) if readings else ():
         shutil.rmtree(cache_directory() / name, ignore_errors=True)
     return left
 

@@ -29,12 +29,13 @@ from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import NOTHING_MEASURED, verdict_with_next
+from loraprobe.pipeline.conclusion import NOTHING_MEASURED, request_of, verdict_with_next
 from loraprobe.pipeline.examination import Examination, with_issues, with_licences
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.records import ON, AdapterSummary, Audit, Command, Sample, Verdict, called
-from loraprobe.report.cards import with_card
+from loraprobe.records import NOTHING, ON, AdapterSummary, Audit, Command, Sample, Verdict, called
+from loraprobe.report.cards import KEY, front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.servers.serving import Serving
@@ -106,6 +107,16 @@ def finish(
         notes,
         **{"transformations": steps, "verdict": verdict, "serve": serve, **fields},
     )
+    how = None
+    if made is not None:
+        how = front_matter(made, audit, session.options, transformed.general)[KEY]
+    place = session.target or (session.full_model if merged is not None else None)
+    if audit.evaluation.scores:
+        keep_verdict(inputs, audit, how)
+    elif how is not None and (known := repeated_verdict(inputs, audit, how)):
+        sources = (*inputs.given, *transformed.general)
+        step = _verify(session.options, inputs, audit, sources, place)
+        audit = replace(audit, verdict=replace(known, next=step))
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
@@ -115,15 +126,41 @@ def finish(
         results = benchmark_results(audit, inputs.tasks, verdict.system or merged.name)
         made = replace(merged, results=results)
     made = with_card(made, told, session.options, transformed.general)
-    place = session.target or (session.full_model if merged is not None else None)
     if place is None:
         return Outcome(audit, made)
     if verdict is not None and evaluated:  # whose own step would write it a second time
         loading = LOAD_ADAPTER if session.target else LOAD_MODEL
         loading = LOAD_COMPOSITION if merged is None else loading
-        step = Command("python", (below_here(str(place)) or local_name(str(place)),), text=loading)
+        step = Command("python", (_named(place),), text=loading)
         told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
     return Outcome(told, made)
+
+
+def _verify(
+    options: Options,
+    inputs: Inputs,
+    audit: Audit,
+    sources: Sequence[Adapter],
+    place: Path | None,
+) -> Command:
+    """The command that verifies what was written; none where nothing was.
+
+    It names what is not found without: local sources that do not lie below the working directory,
+    and the base, unless the adapters do.
+    """
+    if place is None:
+        return NOTHING
+    local = [one for one in with_below(sources) if one.source.path and not one.source.commit]
+    apart = [reference_of(one) for one in local if not below_here(str(one.source.path))]
+    base, named = audit.base, request_of(options, inputs, "merge").base
+    given = base is not None and named != "auto"
+    option = ("--base", below_here(named) or base.reference) if base and given else ()
+    return Command("verify", (_named(place), *apart), (option,) if option else ())
+
+
+def _named(place: str | Path) -> str:
+    """A place of this machine as it may be published."""
+    return below_here(str(place)) or local_name(str(place))
 
 
 def recommend(

@@ -27,6 +27,7 @@ from loraprobe.formatting import (
 from loraprobe.records import (
     BY_PROMPT,
     NOTHING,
+    STEPS,
     AdapterSummary,
     Audit,
     Command,
@@ -163,6 +164,9 @@ def _headline(audit: Audit) -> str:
     if verdict.evidence == "weights":
         what = "the merge" if audit.command == "merge" else "composing"
         return f"{_done(audit)}. Whether {what} helps needs a task."
+    if _repeats(audit) and verdict.gain is not None:
+        form = ", asked step by step" if verdict.gain.form == STEPS else ""
+        return f"{_done(audit)}: measured to gain {verdict.gain.difference:.2f}{form}."
     if verdict.answers_without_composing:
         head, _, single = verdict.action.partition(":")
         who = {"use-base": "the base alone", "use-single": f"{single} alone"}
@@ -170,6 +174,11 @@ def _headline(audit: Audit) -> str:
         best = "a chain gains what you asked for" if head == "chain" else best
         return f"MEASURED: {best}; merges and routers were not asked."
     return headline(audit, verdict)
+
+
+def _repeats(audit: Audit) -> bool:
+    """Whether the verdict was measured before, on the same composition."""
+    return audit.verdict is not None and _said(audit.verdict, "measured-before") != ""
 
 
 def _conflict(audit: Audit) -> str:
@@ -225,7 +234,8 @@ def _lines(audit: Audit) -> Iterator[Line]:
         return
     if verdict.decision == "incompatible":
         yield from _problems(audit.compatibility.errors)
-    elif verdict.evidence in ("weights", "probes"):
+    elif verdict.evidence in ("weights", "probes") or _repeats(audit):
+        yield "gain", _said(verdict, "measured-before").replace("M", "m", 1).rstrip(".")
         yield from _serving(audit)
         yield from _limits(audit, verdict)
         yield "known", _known(verdict)

@@ -133,6 +133,7 @@ def card_text(
         transformations=audit.transformations,
         search=audit.search,
         scores=evaluations(audit),
+        measured=audit.verdict is not None and audit.verdict.gain is not None,
         told=answer(audit),
         **values,
     )

@@ -124,6 +124,35 @@ def test_a_guard_is_lost_by_what_gains_most():
     assert [row["name"] for row in document["provenance"]["guards"]] == ["familiar"]
 
 
+def test_a_merge_of_what_was_measured_says_so(tmp_path, monkeypatch):
+    """Its end is how to verify it, until an evaluation of the same adapters ends otherwise."""
+    monkeypatch.chdir(tmp_path)
+    pair, few = making.shipped("skill-and-facts")[:2], ["--system", "sum", "--limit", "30"]
+    base = ["--base", shipped_world().path / "base"]
+
+    def merge(*more: object) -> dict:
+        options = ["--method", "sum", *base, *more, "-o", "out", "--overwrite", "--quiet"]
+        return answered("merge", *pair, *options)[1]["verdict"]
+
+    gain = judged("skill-and-facts", *few)[1]["verdict"]["gain"]
+    verdict = merge()
+    assert (verdict["decision"], verdict["system"], verdict["gain"]) == ("likely", "sum", gain)
+    assert [reason["code"] for reason in verdict["reasons"]] == ["measured-before"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert verdict["reasons"][0]["message"].split()[2] in card and str(tmp_path) not in card
+    names = [one.partition("=")[0] for one in pair]
+    assert verdict["next"] == f"loraprobe verify out {' '.join(names)} --base base"
+    assert making.call("verify", "out", *pair, *base).exit_code == 0
+    for other in (["--method", "uniform"], ["--rank", "2"], ["--seed", "1"], ["--balance", "norm"]):
+        assert merge(*other)["decision"] == "inconclusive", other
+    assert judged("skill-and-facts", *few, "--resume", "--margin", "0.9")[0].exit_code == 1
+    assert merge()["decision"] == "inconclusive"
+    judged("skill-and-facts", *few, "--resume")
+    assert merge()["decision"] == "likely"
+    making.call("cache", "--clear")
+    assert merge()["decision"] == "inconclusive"
+
+
 def test_more_questions_add_up(tmp_path):
     """Of a file with further questions only these are asked, whatever its name is."""
     lines = shipped_world().scenario("skill-and-facts").tasks[0].read_text().splitlines(True)

@@ -272,7 +272,8 @@ def verify(
 ) -> Verification:
     """Checks that a merged or routed directory is what its card says.
 
-    sources, base: the places of the adapters and the base that it was made of, if they moved.
+    sources, base: the places of the adapters, of the files of prompts from which a router learned,
+    and of the base that it was made of, if they moved.
     `passed` of the result is None where it cannot be told, such as for a source that is not found.
     Raises AdapterError if the directory was not made by loraprobe.
     """

@@ -224,7 +224,7 @@ def verify(
     ],
     sources: Annotated[
         list[str] | None,
-        argument("REF", "Where the adapters are that it was made of, if they moved."),
+        argument("REF", "Where adapters and task files are of which it was made, if they moved."),
     ] = None,
     *,
     base: Annotated[

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from loraprobe.library import ComparedLibrary
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.plan import Plan
+    from loraprobe.pipeline.taught import Taught
     from loraprobe.tasks import ProbePrompts, Task
 
 
@@ -167,6 +168,7 @@ def compose(
     *,
     base: Base | Ref | None = None,
     tasks: Tasks = (),
+    again: Taught | None = None,
 ) -> Outcome:
     """The command `route`, in Python `compose`: combines adapters by the first of options.routers.
 
@@ -174,6 +176,7 @@ def compose(
 
     base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
     it the adapters are checked against it, and whether peft's Arrow can express the composition.
+    again: prompts that such a router was fitted to before, for `verify`.
     Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
     router that computes its gates.
     """
@@ -183,10 +186,11 @@ def compose(
 
     inputs, found, transformed = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
-    router, learned, notes = chosen_router(spec, inputs, transformed, session)
+    router, learned, taught, notes = chosen_router(spec, inputs, transformed, session, again)
     transformed = with_layers(transformed, options, learned)
     composition = Composition(spec, transformed.adapters, router)
-    made = Routed(composition, inputs.base, transformed.steps)
+    record = None if taught is None else taught.plain
+    made = Routed(composition, inputs.base, transformed.steps, learned=record)
     with session.stage("peft"):
         notes += [*transformed.notes, made.peft_note]
     with session.stage("diagnose"):

@@ -35,6 +35,7 @@ from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, ope
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learning import fit_routers, learn, learned_note
 from loraprobe.pipeline.plan import Plan, SystemBuilder, baseline_systems
+from loraprobe.pipeline.taught import taught_by
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import (
     BASELINES,
@@ -136,9 +137,12 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
     """
     inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
     options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
+    prompts, learned = dict[str, list[str]](), None
     with session.stage("fit"):
-        routers, notes = fit_routers(inputs.adapters, transformed, options, scorer, evaluator.plan)
-    learned = None
+        routers, notes = fit_routers(
+            inputs.adapters, transformed, options, scorer, evaluator.plan, prompts
+        )
+        taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template).plain
     if parts is not None and options.learns:
         file = None if path is None else path.with_name(LEARNED)
         with session.stage("learn"):
@@ -151,8 +155,8 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
                 resume=session.resume,
                 progress=session.progress,
             )
-    builder = SystemBuilder(inputs.adapters, transformed, options, inputs.base, learned, routers)
-    return builder, notes
+    made = inputs.adapters, transformed, options, inputs.base, learned, routers, taught
+    return SystemBuilder(*made), notes
 
 
 def controls_of(

@@ -48,6 +48,7 @@ from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
+from loraprobe.pipeline.taught import Taught, taught_by
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, Progress
@@ -65,12 +66,17 @@ WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
 
 
 def chosen_router(
-    spec: str, inputs: Inputs, transformed: Transformed, session: Session
-) -> tuple[Router, LearnedWeights | None, list[str]]:
+    spec: str,
+    inputs: Inputs,
+    transformed: Transformed,
+    session: Session,
+    again: Taught | None = None,
+) -> tuple[Router, LearnedWeights | None, Taught | None, list[str]]:
     """The router of a composition that is saved: with weights given or learned, or fitted.
 
-    Returns the router, the learned weights, and notes. Raises UsageError where options
-    do not go with the router, UnsupportedAdapter for modules that its gates cannot weigh.
+    again: prompts that it was fitted to before. Returns the router, the learned weights, the
+    prompts, and notes. Raises UsageError where options do not go with the router,
+    UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
     if options.router_prompts and not router.needs_prompts:
@@ -88,21 +94,27 @@ def chosen_router(
             )
     if options.learns:
         learned, notes = learn_for(inputs, transformed, session)
-        return ConstantGates(learned.factors), learned, notes
+        return ConstantGates(learned.factors), learned, None, notes
     if options.weights is not None:
-        return ConstantGates(options.given_weights), None, []
+        return ConstantGates(options.given_weights), None, None, []
     if not router.needs_prompts:
-        return router, None, []
+        return router, None, None, []
     if inputs.base is None:
         raise UsageError(
             f"Router {spec} learns from prompts of each adapter, which the base reads: add "
             "--base=DIR or --base=auto."
         )
-    scorer, notes = open_scorer(inputs.base, "auto", session)
+    dtype = again.record.dtype if again and again.record else "auto"
+    scorer, notes = open_scorer(inputs.base, dtype, session)
     with session.stage("fit"):
+        if again is not None:
+            fitted = fitted_to(router, scorer, transformed.adapters, again.prompts)
+            return fitted, None, again, [*notes, scorer.note()]
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
-        fitted, more = fit_routers(inputs.adapters, transformed, options, scorer, plan)
-    return fitted[spec], None, [*notes, *more, scorer.note()]
+        prompts = dict[str, list[str]]()
+        routers, more = fit_routers(inputs.adapters, transformed, options, scorer, plan, prompts)
+        taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template)
+    return routers[spec], None, taught, [*notes, *more, scorer.note()]
 
 
 def fit_routers(
@@ -111,8 +123,11 @@ def fit_routers(
     options: Options,
     scorer: ModelScorer,
     plan: Plan,
+    taught: dict[str, list[str]] | None = None,
 ) -> tuple[dict[str, Router], list[str]]:
     """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
+
+    taught: gets the prompts of each adapter.
 
     Of each learner the first router is fitted, and the others get its state. A router that the user
     did not name is left out, with a note, where it cannot be fitted to given prompts or to items
@@ -129,6 +144,8 @@ def fit_routers(
         each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
         prompts, origin = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
+        if taught is not None:
+            taught |= prompts
         states = dict[type[Router], dict[str, Tensor]]()
         for router in learning.values():
             if router.learner not in states:

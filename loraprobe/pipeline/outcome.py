@@ -180,7 +180,9 @@ def recommend(
         return None, f"{called(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed
 
-    routed = Routed(built.composition, builder.base, builder.transformed.steps)
+    learned = builder.taught if built.composition.router.state() else None
+    steps = builder.transformed.steps
+    routed = Routed(built.composition, builder.base, steps, learned=learned)
     return routed, f"{called(name)} weighs the adapters by the text, which no weights do."
 
 

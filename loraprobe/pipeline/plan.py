@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -199,6 +200,7 @@ class SystemBuilder:
 
     trained: the adapters as they were trained; transformed: those that are merged and routed.
     learned: weights that were learned. routers: those that were fitted to prompts, by spec.
+    taught: where these prompts stand, as a card says it.
     """
 
     trained: Sequence[Adapter]
@@ -207,6 +209,7 @@ class SystemBuilder:
     base: Base | None = None
     learned: LearnedWeights | None = None
     routers: Mapping[str, Router] = field(default_factory=dict)
+    taught: Mapping[str, Any] | None = None
     made_controls: dict[tuple[str, str], list[System]] = field(default_factory=dict, init=False)
 
     @property

@@ -9,6 +9,7 @@ full model are compared with the base and the merge in memory.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import math
 import re
@@ -36,6 +37,7 @@ from loraprobe.merging._full_model import METADATA
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
+from loraprobe.pipeline.taught import Taught, prompts_at
 from loraprobe.records import Check, Progress, Served, Verification
 from loraprobe.report.cards import (
     CARD,
@@ -43,11 +45,13 @@ from loraprobe.report.cards import (
     BaseRecord,
     BelowRecord,
     CompositionRecord,
+    LearnedRecord,
     MergeRecord,
     read_card_fields,
     read_provenance,
 )
 from loraprobe.report.verification import ShownVerification
+from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
 from loraprobe.session import Ref, Session
 from loraprobe.tasks import ProbePrompts
@@ -70,6 +74,8 @@ TOLERANCES = {
 }
 FLOOR = 1e-12  # of a module, where a part of it is zero but for the rounding of float64
 FLOOR32 = 1e-6  # and of a tensor, for that of float32, in which a change is added to a full model
+# And what a router learned: means of what the base, in this dtype, computed.
+LEARNED = {"float32": 5e-4, "float16": 1e-2, "bfloat16": 5e-2}
 FACTOR = re.compile(r"\.lora_(embedding_)?[AB](\.weight)?$")
 NUMBER = re.compile(r"-?\d+\.\d+(?:[eE][-+]?\d+)?")
 SAME_NUMBER = 1e-9  # a factor of balance depends in its last digits on the machine
@@ -82,7 +88,8 @@ def verify(
 ) -> Verification:
     """Compares a directory with what its card's recipe makes.
 
-    sources, base: the adapters and the base that it was made of, if they are not found without.
+    sources, base: the adapters, the files of prompts from which a router learned, and the base that
+    it was made of, if they are not found without.
     Files are compared only if all of these are found. Raises AdapterError if the directory has no
     card by loraprobe, LoraprobeError for a given source that cannot be read.
     """
@@ -90,7 +97,8 @@ def verify(
     if not place.is_dir():
         raise AdapterError(f"There is no directory {place}; check the path.")
     record = read_provenance(place)
-    given = with_below([hub.load(one) for one in sources])
+    files = [Path(one) for one in sources if _learns(record) and Path(one).is_file()]
+    given = with_below([hub.load(one) for one in sources if Path(one) not in files])
     adapters, checks = list[Adapter](), list[Check]()
     for recorded in (*record.sources, *record.subtract):
         found = []
@@ -104,11 +112,15 @@ def verify(
     if record.base is not None:
         opened, check = _base(record.base, place, base)
         checks.append(check)
+    taught: Taught | None = None
+    if isinstance(record, CompositionRecord) and _learns(record):
+        taught, more = _taught(record.learned, place, files)
+        checks += more
     if all(check.passed for check in checks):
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                weights = _make_again(record, adapters, opened, place, again)
+                weights = _make_again(record, adapters, opened, taught, place, again)
                 checks += _compared(place, again, record, weights)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
@@ -163,7 +175,12 @@ def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
 
 
 def _make_again(
-    record: CardRecord, adapters: Sequence[Adapter], base: Base | None, place: Path, target: Path
+    record: CardRecord,
+    adapters: Sequence[Adapter],
+    base: Base | None,
+    taught: Taught | None,
+    place: Path,
+    target: Path,
 ) -> list[Check]:
     """Writes the directory that the card describes to `target`, with a card of its own.
 
@@ -190,8 +207,9 @@ def _make_again(
         )
         made = merge(sources, Session(options), base=base).made
     else:
+        common["chat_template"] = "on" if record.learned and record.learned.chat else "off"
         options = Options(routers=(record.router,), **common)
-        made = compose(sources, Session(options), base=base).made
+        made = compose(sources, Session(options), base=base, again=taught).made
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
@@ -260,6 +278,8 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     found, wanted = place / name, again / name
     if not found.is_file():
         return "It is missing"
+    if name == STATE and isinstance(record, CompositionRecord) and record.learned is not None:
+        return _difference_of_state(found, wanted, LEARNED[record.learned.dtype])
     if name.endswith(".safetensors"):
         return difference_of_tensors(found, wanted)
     if name == CARD:
@@ -343,6 +363,26 @@ def _close(tensor: Tensor, wanted: Tensor) -> bool:
     close, size = TOLERANCES.get(wanted.dtype, 0.0), wanted.double().abs()
     allowed = close * size + min(close, FLOOR32) * size.max()
     return bool(((tensor.double() - wanted.double()).abs() <= allowed).all())
+
+
+def _difference_of_state(found: Path, wanted: Path, close: float) -> str | None:
+    """How what a router learned differs from what it learned again; None if it does not.
+
+    A number may differ by a share of its size and of the size of its row, since the base computed
+    it from the whole row.
+    """
+    ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
+    if ours.metadata != theirs.metadata:
+        return "Its header holds other texts"
+    expected = {key: (theirs.shapes[key], theirs.dtypes[key]) for key in theirs.shapes}
+    if problem := _different_header(ours, expected):
+        return problem
+    for key in theirs.shapes:
+        mine, again = ours.read(key).double(), theirs.read(key).double()
+        row = again.square().mean(-1, keepdim=True).sqrt()
+        if not bool(((mine - again).abs() <= close * (again.abs() + row)).all()):
+            return f"{key} differs by more than rounding"
+    return None
 
 
 def difference_of_tensors(found: Path, wanted: Path) -> str | None:
@@ -434,6 +474,49 @@ def _candidates(record: BelowRecord, place: Path) -> Iterator[Adapter]:
         with contextlib.suppress(LoraprobeError, OSError):
             if not folder.resolve(strict=True).is_relative_to(inside):
                 yield hub.load(folder)
+
+
+def _learns(record: CardRecord) -> bool:
+    """Whether the card has a router that learns from prompts."""
+    if not isinstance(record, CompositionRecord):
+        return False
+    try:
+        return ROUTERS.make(record.router).needs_prompts
+    except (UsageError, TypeError, ValueError):
+        return False  # which is told where it is made
+
+
+def _taught(
+    record: LearnedRecord | None, place: Path, given: Sequence[Path]
+) -> tuple[Taught | None, list[Check]]:
+    """The prompts from which a router learned, and a check of each file that holds them."""
+    if record is None:
+        told = "What the router learned from stands in no file that the card names."
+        return None, [Check("learned", None, told)]
+    found, checks = list[Path](), list[Check]()
+    for row in record.files:
+        folders = _folders_with(glob.escape(row.file), place)
+        near = chain(given, (folder / row.file for folder in folders[:HASHED]))
+        file = next((one for one in near if _is_file_of(one, row.sha256)), None)
+        hashed = f"sha256 {row.sha256[:12]}..."
+        missing = f"The file with {hashed}, from which the router learned, was not found."
+        told = f"{row.file}: {hashed}" if file else missing
+        checks.append(Check(f"prompts {row.file}", True if file else None, told))
+        found += [file] if file else []
+    if len(found) < len(record.files):
+        return None, checks
+    try:
+        return prompts_at(record, found), checks
+    except LoraprobeError as error:
+        return None, [*checks, Check("learned", False, str(error))]
+
+
+def _is_file_of(file: Path, sha256: str) -> bool:
+    """Whether a regular file has this sha256."""
+    try:
+        return file.is_file() and file_hash(file) == sha256
+    except OSError:
+        return False
 
 
 def _base(record: BaseRecord, place: Path, given: str | None) -> tuple[Base | None, Check]:

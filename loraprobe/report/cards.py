@@ -67,10 +67,8 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         if router.constant:  # with its values
             gates = getattr(router, "weights", None) or ()
             spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
-        why = made.why_not_peft
-        return replace(
-            made, card=card("composition.md.jinja", matter, router=spelled, why_not_peft=why)
-        )
+        values: dict[str, Any] = {"why_not_peft": made.why_not_peft, "learned": made.learned}
+        return replace(made, card=card("composition.md.jinja", matter, router=spelled, **values))
     weights = made.weights or ()
     card_of_merge = partial(
         card,
@@ -223,6 +221,8 @@ def front_matter(
             "router": router.name if router.constant else spec_of(router),
             "weights": gates if gates is None else list(gates),
         }
+        if made.learned is not None:
+            choices["learned"] = dict(made.learned)
         weighted = router.constant
     layers = audit.search.layers if audit.search else options.layers
     if layers and weighted:
@@ -315,12 +315,39 @@ class MergeRecord(ProvenanceRecord):
     seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 
 
+class PromptFile(StrictModel):
+    """A file from which a router learned: the places of each adapter's prompts in it, from 0.
+
+    fields: how a task is read (--fields); None for a file with a prompt a line.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=255)]
+    sha256: str
+    fields: str | None
+    places: dict[str, list[Annotated[int, Field(ge=0)]]]
+
+
+class LearnedRecord(StrictModel):
+    """How a router read the prompts from which it learned, and where these stand.
+
+    chat: whether they were user turns of the chat template. dtype: that of the base.
+    """
+
+    chat: bool
+    dtype: Literal["float32", "bfloat16", "float16"]
+    files: list[PromptFile]
+
+
 class CompositionRecord(ProvenanceRecord):
-    """Every choice that decides a composition; `weights` are those of constant gates."""
+    """Every choice that decides a composition; `weights` are those of constant gates.
+
+    learned: None for a router that learned nothing, or from prompts that no file holds.
+    """
 
     name: str
     router: str
     weights: list[float] | None
+    learned: LearnedRecord | None = None
 
 
 def read_card_fields(directory: Path) -> Mapping[Any, Any]:

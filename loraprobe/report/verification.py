@@ -14,6 +14,7 @@ from loraprobe.verdict.next_command import LOAD_COMPOSITION, LOAD_MODEL
 MISSING = {  # what was not found -> what has to be filled in
     "source": "REF: the place of each adapter that it was made of, as it was then",
     "base": "BASE: the place of the base that was used",
+    "prompts": "FILE: the place of each file of prompts that is named above",
 }
 COLUMNS = (
     text("check"),
@@ -64,7 +65,8 @@ def verification_answer(verification: Verification) -> Answer:
     names = {check.name.partition(" ")[0] for check in open_}
     fill: list[Line] = [("fill in", text) for name, text in MISSING.items() if name in names]
     if fill:
-        adapters = (*given, "REF") if "source" in names else given
+        places = {"source": "REF", "prompts": "FILE"}
+        adapters = (*given, *(word for name, word in places.items() if name in names))
         base = "BASE" if "base" in names else base
         options = (("--base", base),) if base else ()
         why += [("next", Command("verify", adapters, options)), *fill]

@@ -82,7 +82,8 @@ class Routed:
     """A composition that can be saved, and how it was made.
 
     `base`: its modules decide whether peft can express the composition. `sources`: the experts in
-    one row each, with their licences, once it has a card.
+    one row each, with their licences, once it has a card. learned: where the prompts stand from
+    which the router learned, as the card says it.
     """
 
     composition: Composition
@@ -90,6 +91,7 @@ class Routed:
     transformations: tuple[Transformation, ...] = ()
     card: str | None = None
     sources: tuple[AdapterSummary, ...] = ()
+    learned: Mapping[str, Any] | None = None
 
     @property
     def name(self) -> str:

@@ -18,8 +18,9 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
 from loraprobe.pipeline.verify import TOLERANCES, same_product
 from loraprobe.report.cards import MergeRecord
+from loraprobe_lab import shipped_world
 
-WEIGHTS, CARD = "adapter_model.safetensors", "README.md"
+WEIGHTS, CARD, STATE = "adapter_model.safetensors", "README.md", "out/router.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -262,6 +263,70 @@ def test_every_composition_that_learned_nothing_is_verified(pair, tmp_path, opti
     done = call("route", *pair, "-o", tmp_path / "out", *options)
     assert done.exit_code == 0, done.output
     assert failed(tmp_path / "out") == []
+
+
+FIELDS = "prompt=Q: {prompt},answer=answer"
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory):
+    """A router by prompt that merge-and-eval wrote beside its tasks, and what it was made of."""
+    place, scenario = tmp_path_factory.mktemp("learned"), shipped_world().scenario("keep-both")
+    tasks = [shutil.copy(task, place) for task in scenario.tasks]
+    adapters, base = [*scenario.adapters.values()], ["--base", shipped_world().base]
+    asked = [word for task in tasks for word in ("--task", task)]
+    how = ["--limit", "40", "--system", "hard:by=centroid,per=sequence", "--fields", FIELDS]
+    done = call("merge-and-eval", *adapters, *base, *asked, *how, "-o", place / "out")
+    assert done.exit_code == 0, done.output
+    return place / "out", tasks, [*adapters, *base]
+
+
+def test_a_router_that_learned_from_tasks_is_fitted_again(learned, tmp_path):
+    out, tasks, made_of = learned
+    prompts = read_front_matter((out / CARD).read_text())["loraprobe"]["learned"]
+    assert [row["fields"] for row in prompts["files"]] == [FIELDS] * 2
+    assert failed(out, *made_of) == []
+    # Far from the files it cannot be told, and the printed command takes them.
+    shutil.copytree(out, tmp_path / "out")
+    missing = [f"prompts {Path(task).name}" for task in tasks]
+    assert failed(tmp_path / "out", *made_of) == missing
+    assert " FILE" in call("verify", tmp_path / "out", *made_of).output
+    assert failed(tmp_path / "out", *tasks, *made_of) == []
+    (tmp_path / "other.jsonl").write_text(Path(tasks[0]).read_text() + "\n")
+    assert failed(tmp_path / "out", tmp_path / "other.jsonl", tasks[1], *made_of) == missing[:1]
+
+
+def _first_place(at: int):
+    """A tampering with the first place of a prompt in the card."""
+
+    def change(fields):
+        (places,) = fields["loraprobe"]["learned"]["files"][0]["places"].values()
+        places[0] = at
+
+    return tampering.card(change)
+
+
+@pytest.mark.parametrize(
+    ("tamper", "check", "passed"),
+    [
+        (
+            tampering.weights(lambda t: {k: v + 0.002 * v.std() for k, v in t.items()}, STATE),
+            "router.safetensors",
+            False,
+        ),
+        (_first_place(0), "router.safetensors", False),
+        (_first_place(10**6), "learned", False),
+        (tampering.card(lambda fields: fields["loraprobe"].pop("learned")), "learned", None),
+    ],
+)
+def test_what_a_router_did_not_learn_is_not_verified(learned, tmp_path, tamper, check, passed):
+    out, tasks, made_of = learned
+    shutil.copytree(out, tmp_path / "out")
+    tamper(tmp_path)
+    assert check in failed(tmp_path / "out", *tasks, *made_of)
+    base = str(made_of[-1])
+    found = loraprobe.verify(tmp_path / "out", [*map(str, (*tasks, *made_of[:-2]))], base)
+    assert found.passed is passed
 
 
 @pytest.mark.parametrize(

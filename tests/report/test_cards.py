@@ -176,6 +176,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
             router=text,
             sources=audit.adapters,
             why_not_peft=why,
+            learned=None,
         )
         for why in (text, None)
     ]

@@ -17,11 +17,12 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options, flag_of, named_options, repeats
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
+from loraprobe.pipeline.repeated import added_in_vain
 from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
 from loraprobe.verdict import Evidence, LibraryChoice, Request, decide, next_command
 from loraprobe.verdict.evidence import Unserved
-from loraprobe.verdict.next_command import BASE, UNTARGETED, Flag
-from loraprobe.verdict.reasons import limit_of_tokens, most_cut
+from loraprobe.verdict.next_command import BASE, NEW, UNTARGETED, Flag, questions_shown
+from loraprobe.verdict.reasons import limit_of_tokens, most_cut, reason_of
 
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 
@@ -121,6 +122,9 @@ def with_next(
         learned = learned or (weighted and options.learns)
         request = replace(request, weighted=weighted, learned=learned)
     command = next_command(replace(verdict, system=spec), request, options.limit is not None)
+    if NEW in command.adapters and (tried := added_in_vain(inputs, verdict)):
+        command = questions_shown(request)
+        verdict = replace(verdict, reasons=(*verdict.reasons, reason_of("tried", added=tried)))
     return replace(verdict, next=command)
 
 

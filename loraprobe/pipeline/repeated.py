@@ -1,19 +1,18 @@
-"""A verdict that is kept for the command that makes the measured composition again.
-
-The latest evaluation of the same adapters counts: one that ends otherwise leaves nothing to find.
-"""
+"""The last verdict on adapters, kept for commands that make the measured composition again, and for
+evaluations of these adapters and one more."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from loraprobe._version import __version__
+from loraprobe.adapters import Adapter
 from loraprobe.cache import VERDICTS, keep, read_kept
 from loraprobe.formatting import count, gained, listing
 from loraprobe.pipeline.inputs import Inputs
@@ -25,29 +24,46 @@ from loraprobe.verdict.reasons import reason_of
 
 @dataclass(frozen=True)
 class KeptVerdict:
-    """A `likely` verdict: the choices that make its composition, and what was asked of which base.
+    """A verdict on what was measured, and what was asked of which base.
 
-    It holds what may be published, and nothing else.
+    It holds what may be published, and nothing else. made: the choices that make the composition
+    that is advised, as a digest; "" where none is. asked: a digest of the questions.
     """
 
     made: str
     base: str
     tasks: tuple[str, ...]
+    asked: str
     verdict: Verdict
 
 
 def keep_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any] | None) -> None:
-    """Keeps the verdict of an evaluation, if a composition that gains is advised.
+    """Keeps the verdict of an evaluation in the place of the one before on the same adapters.
 
-    made: how that is made, as its card says; None where nothing is.
+    made: how the composition that is advised is made, as its card says; None where none is.
     """
-    verdict, base, held = audit.verdict, audit.base, b""
-    if made and base and verdict and verdict.gain and _gains(verdict):
-        tasks = tuple(task.name for task in inputs.tasks)
-        bare = replace(verdict, reasons=(), next=NOTHING)
-        row = KeptVerdict(_choices(made), base.reference, tasks, bare)
-        held = json.dumps(as_plain(plain(row))).encode()
-    keep(VERDICTS, _name(inputs), held)
+    verdict, base = audit.verdict, audit.base
+    if verdict is None or base is None:
+        return
+    row = KeptVerdict(
+        _choices(made) if made else "",
+        base.reference,
+        tuple(task.name for task in inputs.tasks),
+        _asked(inputs),
+        replace(verdict, reasons=(), next=NOTHING),
+    )
+    keep(VERDICTS, _name(inputs.adapters), json.dumps(as_plain(plain(row))).encode())
+
+
+def added_in_vain(inputs: Inputs, verdict: Verdict) -> str:
+    """The adapter without which the last evaluation of the same questions gave the same advice; ""
+    where there was none."""
+    adapters, asked = inputs.adapters, _asked(inputs)
+    for at in reversed(range(len(adapters))):
+        found = _kept([*adapters[:at], *adapters[at + 1 :]])
+        if found and (found.asked, found.verdict.action) == (asked, verdict.action):
+            return adapters[at].name
+    return ""
 
 
 def repeated_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any]) -> Verdict | None:
@@ -55,10 +71,7 @@ def repeated_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any]) -> V
 
     None where nothing is kept, or where the base that was given is another one.
     """
-    found = None
-    with contextlib.suppress(ValidationError):
-        held = read_kept(VERDICTS, _name(inputs))
-        found = TypeAdapter(KeptVerdict).validate_json(held) if held else None
+    found = _kept(inputs.adapters)
     if found is None or found.made != _choices(made) or not _gains(found.verdict):
         return None
     if audit.base is not None and audit.base.reference != found.base:
@@ -92,7 +105,20 @@ def _choices(made: Mapping[str, Any]) -> str:
     return digest({key: held for key, held in made.items() if key not in ("base", "sources")})
 
 
-def _name(inputs: Inputs) -> str:
+def _asked(inputs: Inputs) -> str:
+    """The questions, by content."""
+    return digest([digest(task.items) for task in inputs.tasks])
+
+
+def _kept(adapters: Sequence[Adapter]) -> KeptVerdict | None:
+    """The last verdict on adapters; None where none is kept that can be read."""
+    held = read_kept(VERDICTS, _name(adapters))
+    with contextlib.suppress(ValidationError):
+        return TypeAdapter(KeptVerdict).validate_json(held) if held else None
+    return None
+
+
+def _name(adapters: Sequence[Adapter]) -> str:
     """What the adapters are, by content and in their order."""
-    files = [[one.sha256 for one in (*adapter.below, adapter)] for adapter in inputs.adapters]
+    files = [[one.sha256 for one in (*adapter.below, adapter)] for adapter in adapters]
     return digest([__version__, files])

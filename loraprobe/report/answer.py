@@ -60,6 +60,7 @@ WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 BY_EFFECT = (
     *(
         "use",
+        "tried",
         *("question", "gold", "replied"),
         "output",
         "gain",
@@ -276,6 +277,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     else:
         yield "use", _use(audit, verdict, measured)
     yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
+    yield "tried", _said(verdict, "tried").rstrip(".")
     yield "gain", _gain(audit, verdict)
     yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds

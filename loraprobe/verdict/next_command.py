@@ -137,6 +137,11 @@ def _look(verdict: Verdict, request: Request) -> Command:
         return _evaluate(request, ("--metric", "contains"))
     if causes["answers-cut"]:
         return _evaluate(request, ("--max-new-tokens", str(request.longer)))
+    return questions_shown(request)
+
+
+def questions_shown(request: Request) -> Command:
+    """The command that shows the questions as a model reads them."""
     base = request.base if request.base != "auto" else next(iter(request.bases), "")
     given = (("--base", base),) if base not in ("", BASE) else ()
     shown = tuple(one for one in request.given if one[0] in ("--fields", "--metric"))

@@ -153,6 +153,27 @@ def test_a_merge_of_what_was_measured_says_so(tmp_path, monkeypatch):
     assert merge()["decision"] == "inconclusive"
 
 
+def test_an_adapter_that_was_added_in_vain_is_named(tmp_path):
+    """Another one is not asked for in the same words, but where nothing tells that it was tried."""
+    world = shipped_world()
+    refs = [f"{name}={world.adapters[name]}" for name in ("newcomers", "spouse", "count")]
+    (task := tmp_path / "t.jsonl").write_bytes((world.path / "tasks/strangers.jsonl").read_bytes())
+    few = ["--task", task, "--base", world.path / "base", "--limit", "40", "--system", "uniform"]
+
+    def ended(adapters: list[str], *more: object) -> tuple[str, str, bool]:
+        call = ["merge-and-eval", *adapters, *few, "--quiet", "--threads", "1", *more]
+        verdict = answered(*call)[1]["verdict"]
+        codes = {reason["code"] for reason in verdict["reasons"]}
+        return verdict["action"], verdict["next"].split()[1], "tried" in codes
+
+    asks = "train-target-adapter"
+    assert ended(refs) == (asks, "merge-and-eval", False)
+    assert ended(refs[:2]) == (asks, "merge-and-eval", False)
+    assert ended(refs, "--resume") == (asks, "task", True)
+    other = ["--task", world.path / "tasks/familiar.jsonl"]
+    assert not ended(refs, *other)[2], "other questions were asked of the two"
+
+
 def test_more_questions_add_up(tmp_path):
     """Of a file with further questions only these are asked, whatever its name is."""
     lines = shipped_world().scenario("skill-and-facts").tasks[0].read_text().splitlines(True)

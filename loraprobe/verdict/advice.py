@@ -120,16 +120,20 @@ def answers(evidence: Evidence, system: ScoredSystem) -> bool:
 
 
 def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
-    """Whether more items would hardly show that something answers after all.
+    """Whether more items would hardly show that something else answers after all.
 
-    An action that uses what was measured is as certain as its decision. For another one, no system
-    may score much more than guessing does.
+    An action that uses what was measured is as certain as its decision if that is shown to score a
+    tie more than guessing does. Without such a system, none may score much more than guessing.
     """
-    if verdict.composes or verdict.action.startswith(("use-", "chain", SWITCH)):
+    head, _, single = verdict.action.partition(":")
+    used = {"use-single": single, "use-base": "base", "chain": "chain"}.get(head, "")
+    least = evidence.guessing + evidence.tie
+    if verdict.composes or head == SWITCH:
         return True
-    most = evidence.guessing + 2 * evidence.tie
+    if any(evidence.losses or one.score.low > least for one in evidence.scored([used])):
+        return True
     names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
-    return all(system.score.high <= most for system in evidence.scored(names))
+    return all(one.score.high <= least + evidence.tie for one in evidence.scored(names))
 
 
 def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:

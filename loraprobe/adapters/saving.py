@@ -45,17 +45,15 @@ def save_adapter(
     card: str | None = None,
     dtype: torch.dtype | None = None,
     targets: Sequence[str] | None = None,
-    results: Mapping[str, str] | None = None,
 ) -> None:
     """Writes adapter_config.json, adapter_model.safetensors and README.md (if a card is given).
 
     The files are written to a temporary directory, read back and compared, and then
     moved to the target, so that the target is complete or absent. `dtype` is that of all tensors
     (default: the widest of the factors). `targets` is the config's target_modules (default: the
-    path of every module). results: further texts by their path. The experts of one module have one
-    rank in a file, so an adapter whose experts differ is made `portable`. Raises OutputError if the
-    target exists and overwrite is off or if the files read back differ, UnsupportedAdapter if
-    extras would be lost.
+    path of every module). The experts of one module have one rank in a file, so an adapter whose
+    experts differ is made `portable`. Raises OutputError if the target exists and overwrite is off
+    or if the files read back differ, UnsupportedAdapter if extras would be lost.
     """
     from safetensors.torch import save_file
 
@@ -80,9 +78,6 @@ def save_adapter(
             )
         if card is not None:
             (staging / "README.md").write_text(card, encoding="utf-8")
-        for name, text in (results or {}).items():
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(text, encoding="utf-8")
 
 
 def _experts_are_alike(adapter: Adapter) -> bool:

@@ -24,7 +24,6 @@ ADAPTER = [
     *"adapter_config.json adapter_model.safetensors adapter_model.bin training_args.bin".split(),
     *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split(),
     *"vocab.json merges.txt tokenizer.model chat_template.jinja".split(),
-    *".eval_results/ .eval_results/*".split(),
 ]
 COMPOSITION = [  # as routing/_saved.py writes it
     *CARD,

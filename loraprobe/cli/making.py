@@ -70,8 +70,6 @@ def merge(
     target: Path | None = None,
     full_model: Path | None = None,
     overwrite: bool = False,
-    push: str | None = None,
-    public: bool = False,
     json: bool = False,
     html: Path | None = None,
     markdown: bool = False,
@@ -91,8 +89,6 @@ def merge(
         raise UsageError(
             "--dtype is that of the adapter; a full model has its base's. Leave it out."
         )
-    if target and full_model and push:
-        raise UsageError("--push uploads one directory; give it with -o or with --full-model.")
     _save(output, options, "merge", refs, base, task or [])
 
 
@@ -128,8 +124,6 @@ def route(
     trust_remote_code: bool = False,
     target: TargetOption,
     overwrite: bool = False,
-    push: str | None = None,
-    public: bool = False,
     json: bool = False,
     html: Path | None = None,
     markdown: bool = False,
@@ -189,8 +183,6 @@ def convert(
     threads: int | None = None,
     target: TargetOption,
     overwrite: bool = False,
-    push: str | None = None,
-    public: bool = False,
     json: bool = False,
     html: Path | None = None,
     markdown: bool = False,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import shlex
 import sys
 import textwrap
 import threading
@@ -163,13 +164,6 @@ class Output:
         typed=True,
     )
     overwrite: bool = option(False, "", "Replace an existing output.", typed=True)
-    push: str | None = option(
-        None,
-        "OWNER/NAME",
-        "Upload the directory to this repository of the Hub, private unless --public.",
-        typed=True,
-    )
-    public: bool = option(False, "", "Let everybody read what --push uploads.", typed=True)
     json: bool = option(False, "", "Print one JSON document on standard output.")
     html: Path | None = option(None, "FILE", "Also write the report to this HTML file.", typed=True)
     markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
@@ -419,18 +413,11 @@ def _checked_outputs(
     """Where a command will write, checked before anything is read.
 
     Raises OutputError for an output that cannot be written, or that is, contains or lies inside
-    something that the arguments name: an adapter, the base, a task, a prompt file; UsageError or
-    HubError for an upload that cannot be.
+    something that the arguments name: an adapter, the base, a task, a prompt file.
     """
     from loraprobe.adapters import check_apart, check_output
     from loraprobe.hub import Reference
 
-    if output.push is not None:
-        from loraprobe.hub.upload import check_push
-
-        check_push(output.push)
-    elif output.public:
-        raise UsageError("--public goes with --push=OWNER/NAME; add that.")
     read = [Path(file) for file in files if file]
     read += [file for _, file in options.router_prompts]
     read += [Path(guard) for guard in options.guards if isinstance(guard, (str, Path))]
@@ -456,7 +443,7 @@ def _checked_outputs(
 
 
 def write(outcome: Outcome, output: Output) -> None:
-    """Saves what a command made, as adapter or composition and as a full model, and uploads it.
+    """Saves what a command made, as adapter or composition and as a full model.
 
     What cannot be saved is told.
     """
@@ -467,14 +454,10 @@ def write(outcome: Outcome, output: Output) -> None:
         return
     if output.target is not None:
         made.save(output.target, overwrite=output.overwrite)
-        output.say(f"Wrote {made.name} to {output.target}.")
+        upload = f"hf upload OWNER/NAME {shlex.quote(str(output.target))}"
+        output.say(f"Wrote {made.name} to {output.target}. To publish it: {upload}")
     if output.full_model is not None:
         _write_full_model(made, output.full_model, output, outcome.why_nothing)
-    if output.push is not None:
-        from loraprobe.hub.upload import push, summary
-
-        output.say(summary(places[0], output.push, output.public))
-        output.say(f"Uploaded: {push(places[0], output.push, output.public)}")
 
 
 def _write_full_model(made: Any, place: Path, output: Output, why: str) -> None:

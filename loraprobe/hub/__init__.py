@@ -9,7 +9,6 @@ client       files of one commit; the address and the errors of the Hub's client
 loading      references -> adapters with what was in their bases; the folder of a base
 datasets     data sets -> the files of one split
 search       adapters of a base, and copies of one base
-upload       a directory -> a repository
 """
 
 from loraprobe.hub.client import Snapshot, beside, model_card, read_card

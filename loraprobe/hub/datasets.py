@@ -14,7 +14,6 @@ import re
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path, PurePosixPath
 
 from loraprobe import untrusted
@@ -26,7 +25,6 @@ from loraprobe.hub.client import CARD, Repository
 from loraprobe.hub.reference import DATASET, ON_HUB, Reference
 from loraprobe.untrusted import nested_values
 
-BENCHMARK = "eval.yaml"  # of a data set with a leaderboard
 EXTRA = "pip install 'loraprobe[datasets]'"
 LISTINGS = "listings"  # the folder of the cache with the names of a commit's files
 MOST_FILES = 100_000  # of one repository
@@ -35,16 +33,12 @@ PLAIN = ("default", "main")  # names of a configuration that tell nothing
 
 @dataclass(frozen=True)
 class DatasetSplit:
-    """The files of one split in the cache, and the reference that names its commit.
-
-    benchmark: the id of the split's task on the leaderboard of the data set, if it has one.
-    """
+    """The files of one split in the cache, and the reference that names its commit."""
 
     name: str
     reference: str
     commit: str
     files: tuple[Path, ...]
-    benchmark: str | None = None
 
 
 def resolve_dataset(text: str) -> DatasetSplit:
@@ -63,15 +57,11 @@ def resolve_dataset(text: str) -> DatasetSplit:
     reference = Reference(text, None, None, repo, found["revision"], kind="dataset")
     repository = Repository(reference)
 
-    def text_of(name: str) -> str:
-        if name not in repository.files:
-            return ""
-        return repository.get(name).read_text("utf-8", "replace")[: untrusted.CARD]
-
     with repository.choosing():
-        card = text_of(CARD)
+        card = ""
+        if CARD in repository.files:
+            card = repository.get(CARD).read_text("utf-8", "replace")[: untrusted.CARD]
         config, split, names = _split_files(repo, wanted, _all_files(repository), card)
-        benchmark = _benchmark(text_of(BENCHMARK), config, split)
         files, commit = repository.get_all(names), repository.commit
     name = PurePosixPath(repo).name
     return DatasetSplit(
@@ -79,7 +69,6 @@ def resolve_dataset(text: str) -> DatasetSplit:
         f"{DATASET}{repo}@{commit}:{config}/{split}",
         commit,
         tuple(files),
-        benchmark,
     )
 
 
@@ -138,31 +127,6 @@ def _split_files(
     if not set(names) <= set(files):
         raise _outside(repo)
     return config, split, names
-
-
-def benchmark_result(reference: str, benchmark: str, value: float, notes: str) -> str:
-    """A score as the Hub reads it from `.eval_results/` of a model's repository, in YAML.
-
-    reference: of the split, as `resolve_dataset` names it; benchmark: the id that it found.
-    """
-    import yaml
-    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
-
-    repo, _, rest = reference.removeprefix(DATASET).partition("@")
-    date = datetime.now().astimezone().date().isoformat()
-    commit = rest.partition(":")[0]
-    entry = EvalResultEntry(repo, benchmark, value, commit, date=date, notes=notes)
-    return str(yaml.safe_dump(eval_result_entries_to_yaml([entry]), sort_keys=False))
-
-
-def _benchmark(text: str, config: str, split: str) -> str | None:
-    """The id of the task that eval.yaml gives to a split; None without one, or for no such file."""
-    listed = read_front_matter(f"---\n{text}\n---\n").get("tasks")
-    for task in listed if isinstance(listed, list) else ():
-        held = task if isinstance(task, dict) else {}
-        if (held.get("config", "default"), held.get("split", "test")) == (config, split):
-            return held["id"] if isinstance(held.get("id"), str) else None
-    return None
 
 
 def _check_card(repo: str, card: str) -> None:

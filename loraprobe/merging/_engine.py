@@ -6,7 +6,7 @@ import functools
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any, ClassVar
@@ -115,7 +115,6 @@ class Merged:
     targets: tuple[str, ...] | None
     card: str | None = None
     full_card: Callable[..., str] | None = None
-    results: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -131,18 +130,12 @@ class Merged:
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory, with `card` as its README and with `results`.
+        """Writes a PEFT directory, with `card` as its README.
 
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        self.written.save(
-            directory,
-            overwrite=overwrite,
-            card=self.card,
-            targets=self.targets,
-            results=self.results,
-        )
+        self.written.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
     @property
     def uncut(self) -> Merged:

@@ -120,11 +120,6 @@ def finish(
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
-    if merged is not None and verdict is not None and evaluated:
-        from loraprobe.report.logs import benchmark_results
-
-        results = benchmark_results(audit, inputs.tasks, verdict.system or merged.name)
-        made = replace(merged, results=results)
     made = with_card(made, told, session.options, transformed.general)
     if place is None:
         return Outcome(audit, made)

@@ -68,7 +68,7 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> list[Tas
     from loraprobe.hub.datasets import resolve_dataset
 
     found = resolve_dataset(str(one))
-    source = Task(found.name, (), found.reference, commit=found.commit, benchmark=found.benchmark)
+    source = Task(found.name, (), found.reference, commit=found.commit)
     return [read_task(found.files, source, options.limit, layout)]
 
 

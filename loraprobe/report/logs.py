@@ -1,4 +1,4 @@
-"""Scores and answers in the files of other tools: lm-evaluation-harness and the Hub's benchmarks.
+"""Scores and answers in the files of lm-evaluation-harness.
 
 The harness logs one model at a time; here each system is a model with a folder of its own. A part
 of a task (a hop, the steps) is a task of its own there.
@@ -16,10 +16,8 @@ from typing import Any
 
 from loraprobe.adapters import staged_file
 from loraprobe.errors import OutputError
-from loraprobe.hub.datasets import benchmark_result
 from loraprobe.records import QUESTION, Audit, Reply, Sample, Score
 from loraprobe.secrets import scrub
-from loraprobe.tasks import Task
 
 
 def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None:
@@ -48,23 +46,6 @@ def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None
             if rows:
                 lines = [json.dumps(row, ensure_ascii=False, allow_nan=False) for row in rows]
                 _write(folder / f"samples_{_file_name(task)}_{date}.jsonl", lines)
-
-
-def benchmark_results(audit: Audit, tasks: Iterable[Task], system: str) -> dict[str, str]:
-    """The system's scores on benchmarks of the Hub: texts by their path in a model's repository."""
-    files = {}
-    for task in tasks:
-        for score in audit.evaluation.scores:
-            wanted = (score.system, score.task, score.part) == (system, task.name, QUESTION)
-            if task.benchmark is not None and wanted:
-                low, high = score.ci95
-                notes = (
-                    f"{score.metric} on {score.n} questions, 95 % interval {low:.3f} to "
-                    f"{high:.3f}, measured by loraprobe {audit.provenance.loraprobe}"
-                )
-                text = benchmark_result(task.reference, task.benchmark, score.value, notes)
-                files[f".eval_results/{_file_name(task.name)}.yaml"] = text
-    return files
 
 
 def task_name(part_of: Score | Sample) -> str:

@@ -70,8 +70,7 @@ class Task:
 
     path: the file, or what names a source elsewhere, which has a `commit`. metric: how its items
     are judged, joined by "+", once that is chosen. needs, why: what `auto_metric` says of the task.
-    benchmark: its id on the leaderboard of the Hub's data set that it is read from. repeated: how
-    many items ask a question again (`of_one_question`).
+    repeated: how many items ask a question again (`of_one_question`).
     """
 
     name: str
@@ -82,7 +81,6 @@ class Task:
     metric: str = ""
     needs: str = "exact_match"
     why: str = ""
-    benchmark: str | None = None
     repeated: int = 0
 
     @property

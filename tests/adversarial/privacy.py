@@ -177,7 +177,6 @@ def _(place: Path) -> str:
             ("report", address),
             ("find", address),
             ("merge", place / "a", "--config", address),
-            ("convert", place / "a", "-o", place / "c", "--push", address),
         ):
             result = call(*words, "--json", env={"HF_HUB_OFFLINE": "1"})
             shown += [words] if SECRET in result.output else []

@@ -78,7 +78,7 @@ HARMLESS = set(
     older""".split()
 )
 TYPED = set(
-    """output full-model overwrite push public html save-samples log-to trust-remote-code
+    """output full-model overwrite html save-samples log-to trust-remote-code
     run-unsafe-code engine executor served clear file""".split()
 )
 

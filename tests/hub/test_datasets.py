@@ -50,7 +50,6 @@ def files() -> dict[str, bytes]:
         "main/test-00001-of-00002.parquet": parquet(row(3)),
         "hard/all.csv": b"question,answer\nhard?,x #### 9\n",
         "maths.py": b"raise SystemExit('code was run')",
-        "eval.yaml": b"tasks:\n- {id: m, config: main, split: test}\n- {id: [h], config: hard}",
     }
 
 
@@ -103,17 +102,10 @@ def test_configurations_splits_and_revisions(acme):
     assert task.name == "maths-hard"
 
 
-@pytest.mark.parametrize(
-    ("split", "benchmark"), [("main/test", "m"), ("main/train", None), ("hard/test", None)]
-)
-def test_a_split_of_a_benchmark_has_the_id_of_its_leaderboard(acme, split, benchmark):
-    assert resolve_dataset(f"hf://datasets/acme/maths:{split}").benchmark == benchmark
-
-
 def test_only_the_files_of_the_split_are_downloaded(acme, tmp_path):
     answers("acme/maths:main/train")
     held = {path.name for path in (tmp_path / "cache").rglob("*") if path.is_symlink()}
-    assert held == {"README.md", "eval.yaml", "train-00000-of-00001.parquet"}
+    assert held == {"README.md", "train-00000-of-00001.parquet"}
 
 
 @pytest.mark.parametrize(

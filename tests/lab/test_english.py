@@ -1,7 +1,5 @@
 """The worlds in English: no answer leaks, every answer is right, and builds resume."""
 
-import dataclasses
-import hashlib
 import json
 import random
 import re
@@ -97,12 +95,7 @@ def test_no_made_up_word_lies_inside_another(seed):
 # laws of all sets
 
 
-def test_sets_that_somebody_built_stay_as_they_are_and_kinds_take_turns(every):
-    rows = [
-        (one.notes, [*map(dataclasses.astuple, one.training)], one.tasks, one.seed) for one in every
-    ]
-    text = json.dumps([*rows, [dataclasses.astuple(plan.adapter_sets[0])[:-1] for plan in every]])
-    assert hashlib.sha256(text.encode()).hexdigest()[:12] == "549681ba71f4"
+def test_kinds_of_sets_take_turns(every):
     assert [plan.kind for plan in every[: 2 * len(KINDS)]] == list(KINDS) * 2
 
 

@@ -9,9 +9,8 @@ import pytest
 from audits import an_audit
 
 from loraprobe.errors import OutputError
-from loraprobe.records import EvaluationRecords, Score, TaskSummary
-from loraprobe.report.logs import benchmark_results, write_logs
-from loraprobe.tasks import Task
+from loraprobe.records import TaskSummary
+from loraprobe.report.logs import write_logs
 
 lm_eval = pytest.importorskip("lm_eval")
 
@@ -105,42 +104,3 @@ def test_nothing_is_written_through_the_folder_of_a_system(tmp_path):
     with pytest.raises(OutputError, match="link"):
         write_logs(audit, (), tmp_path / "logs")
     assert not list((tmp_path / "mine").iterdir())
-
-
-def test_scores_on_benchmarks_are_entries_of_the_hub():
-    """Read by huggingface_hub's own parser; other systems, parts and tasks have none."""
-    import yaml
-    from huggingface_hub import parse_eval_result_entries
-
-    def score(system: str, task: str, part: str, value: float) -> Score:
-        return Score(system, "merge", task, part, "exact_match", value, (0.1, 0.9), 40)
-
-    scores = [
-        score("sum", "maths", "question", 0.25),
-        score("sum", "maths", "hop1", 0.5),
-        score("sum", "own", "question", 0.75),
-        score("uniform", "maths", "question", 1.0),
-    ]
-    audit = dataclasses.replace(an_audit(), evaluation=EvaluationRecords(scores=tuple(scores)))
-    split = f"hf://datasets/acme/maths@{'5' * 40}:main/test"
-    tasks = [
-        Task("maths", (), split, commit="5" * 40, benchmark="maths_main"),
-        Task("own", (), "own.jsonl"),
-    ]
-    ((name, text),) = benchmark_results(audit, tasks, "sum").items()
-    assert name == ".eval_results/maths.yaml"
-    (entry,) = parse_eval_result_entries(yaml.safe_load(text))
-    found = entry.dataset_id, entry.task_id, entry.dataset_revision, entry.value
-    assert found == ("acme/maths", "maths_main", "5" * 40, 0.25)
-
-
-def test_a_merge_carries_its_results_and_is_verified_with_them(tmp_path):
-    import loraprobe
-
-    pair = making.saved_pair(tmp_path, {"model.layers.0.self_attn.q_proj": (12, 10)})
-    made = loraprobe.merge([str(place) for place in pair])
-    name = ".eval_results/maths.yaml"
-    for text in ("- value: 1\n", "- value: 2\n"):
-        dataclasses.replace(made, results={name: text}).save(tmp_path / "out", overwrite=True)
-        assert (tmp_path / "out" / name).read_text() == text
-    assert making.call("verify", tmp_path / "out").exit_code == 0

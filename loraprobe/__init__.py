@@ -92,15 +92,11 @@ def __dir__() -> list[str]:
 
 
 @takes("")
-def load(reference: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
-    """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails.
-
-    on: the adapter that was merged into the base when this one was trained, or "base" for none;
-    without it, what the reference (`REF,on=OTHER`) or the adapter's files say.
-    """
+def load(reference: str | Path) -> Adapter:
+    """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
     from loraprobe import hub
 
-    return hub.load(reference, on)
+    return hub.load(reference)
 
 
 @overload

@@ -396,17 +396,13 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             if not Path(file).is_file():
                 raise UsageError(f"--router-prompts: {file} is no file; check the path.")
 
-    def check_count(self, adapters: int, parts: str = "") -> None:
-        """Raises UsageError where the weights are not one for each adapter.
-
-        parts: which adapters count as parts of others, in words.
-        """
+    def check_count(self, adapters: int) -> None:
+        """Raises UsageError where the weights are not one for each adapter."""
         given = self.given_weights
         if given is not None and len(given) != adapters:
             numbers = count(len(given), "number")
             raise UsageError(
-                f"--weights gives {numbers} for {count(adapters, 'adapter')}{parts}; give one for "
-                "each."
+                f"--weights gives {numbers} for {count(adapters, 'adapter')}; give one for each."
             )
 
     @property

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,9 @@ class Fork:
         child = forks.Process(
             target=run, args=(work, place, {**os.environ, **environment}, seconds)
         )
-        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}):  # the server keeps this
+        # The server keeps these; the path of its socket must be short.
+        short = mock.patch.object(tempfile, "tempdir", None)
+        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": "1"}), short:
             child.start()
         self.child, self.pid = child, child.pid
 

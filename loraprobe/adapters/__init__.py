@@ -29,7 +29,6 @@ from loraprobe.adapters.names import (
 )
 from loraprobe.adapters.reading import copied_weight, read_adapter, same_weight
 from loraprobe.adapters.saving import common_targets, save_adapter
-from loraprobe.adapters.stack import below, stacked_on, with_below
 from loraprobe.adapters.staging import (
     check_apart,
     check_file,

@@ -81,21 +81,34 @@ class Extra:
 
 @dataclass(frozen=True)
 class Source:
-    """The origin of an adapter: the reference as typed, the local files, the pinned commit.
-
-    plain: whether the user says that it was trained on the base alone (`REF,on=base`).
-    """
+    """The origin of an adapter: the reference as typed, the local files, the pinned commit."""
 
     reference: str
     path: Path | None = None
     commit: str | None = None
-    plain: bool = False
 
     @property
     def public(self) -> str:
         """The reference in a form that may be published: only the name of a local directory."""
         local = self.path is not None and self.commit is None
         return local_name(self.reference) if local else self.reference
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An adapter that was in the base when another one was trained, as the files of that one say.
+
+    reference: as these name it. told_by: the file. adapter: None where it is not found.
+    """
+
+    reference: str
+    told_by: str
+    adapter: Adapter | None = None
+
+    @property
+    def public(self) -> str:
+        """The reference in a form that may be published: only the name of a local directory."""
+        return self.reference if self.adapter is None else self.adapter.source.public
 
 
 class LazyMapping(Mapping[str, Value]):
@@ -171,8 +184,7 @@ class Adapter:
     offsets: module path -> b [out], the bias of lora_B; the module's output gains scaling * b.
     token_rows: module path -> rows that replace those of an embedding or a head.
 
-    below: the adapters that were in the base when it was trained, the lowest first. They keep gate
-        1 in every system that holds the adapter (`stack`), and hold none themselves.
+    parents: the adapters that were in the base when it was trained, in the order of their merge.
 
     `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
     reads the files back and therefore needs the reader, which needs this class.
@@ -192,17 +204,16 @@ class Adapter:
     whole: Mapping[str, Tensor] = field(default_factory=dict)
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
     token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
-    below: tuple[Adapter, ...] = ()
+    parents: tuple[Parent, ...] = ()
 
     def __repr__(self) -> str:
         low, high = self.rank_range
         rank = f"{low}" if low == high else f"{low} to {high}"
         base = shortly([self.base_model]) if self.base_model else "an unnamed base"
         kinds = textwrap.shorten(" ".join(kinds_of_modules(self.layout)), 200)
-        stack = f" with {shortly(one.name for one in self.below)}" if self.below else ""
         return (
             f"<Adapter {shortly([self.name])}: {self.variant}, rank {rank}, "
-            f"{count(len(self.layout), 'module')} ({kinds}) of {base}{stack}>"
+            f"{count(len(self.layout), 'module')} ({kinds}) of {base}>"
         )
 
     @property
@@ -295,7 +306,6 @@ class Adapter:
             targets=kinds_of_modules(self.layout),
             scaling=self.scaling_range,
             variant=self.variant,
-            below=tuple(one.summary() for one in self.below),
         )
 
     @property

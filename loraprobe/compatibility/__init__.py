@@ -6,7 +6,7 @@ trained. A warning needs a decision by the user. A note tells what loraprobe han
 tools may not.
 
 aligning    adapters on one naming of modules and one layout of fused projections
-identity    issues about names of bases, revisions, task types, tokenizers and stacks
+identity    issues about names of bases, revisions, task types, tokenizers and parents
 layout      issues about paths, shapes, kinds and ranks
 contents    issues about the tensors; licences: about what the cards declare
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from loraprobe.adapters import Adapter, below, with_below
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import align, aligned
 from loraprobe.compatibility.contents import (
@@ -26,7 +26,7 @@ from loraprobe.compatibility.contents import (
     extra_issues,
     ties_differ,
 )
-from loraprobe.compatibility.identity import Purpose, identity_issues, stack_issues
+from loraprobe.compatibility.identity import Purpose, identity_issues, parent_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import CODES
@@ -74,17 +74,16 @@ def check_headers(
     adapters, refused = align(adapters, base)
     layout = [*layout_issues(adapters), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    every = with_below(adapters)
-    issues = [issue for adapter in every for issue in adapter.issues]
+    issues = [issue for adapter in adapters for issue in adapter.issues]
     if purpose in ("merge", "route"):
-        issues = [_composed(i, adapter, base) for adapter in every for i in adapter.issues]
+        issues = [_composed(i, adapter, base) for adapter in adapters for i in adapter.issues]
     issues += identity_issues(adapters, base, purpose, fit)
-    issues += stack_issues(adapters)
+    issues += parent_issues(adapters, base)
     issues += layout
     composing = len(adapters) > 1 or purpose in ("merge", "route")
-    issues += extra_issues(every, base, composing=composing)
+    issues += extra_issues(adapters, base, composing=composing)
     if base is not None:
-        issues += base_issues(every, base)
+        issues += base_issues(adapters, base)
     known = {*CODES, *(issue.code for issue in issues)}
     for code in allow:
         if code not in known:
@@ -112,12 +111,8 @@ def is_of_base(issue: Issue) -> bool:
 def with_contents(
     checked: Compatibility, contents: TensorChecks, allow: Collection[str] = ()
 ) -> Compatibility:
-    """Adds the issues about tensors, such as NaN, zero deltas and duplicates, to those of headers.
-
-    The tensors of adapters below the others are read here.
-    """
-    lower = TensorChecks(below(contents.adapters)).read()
-    return _sorted([*checked.issues, *content_issues(contents), *content_issues(lower)], allow)
+    """Adds the issues about tensors, such as NaN and zero deltas, to those of headers."""
+    return _sorted([*checked.issues, *content_issues(contents)], allow)
 
 
 def require(checked: Compatibility) -> Compatibility:

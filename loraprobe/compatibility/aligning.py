@@ -16,7 +16,6 @@ from loraprobe.adapters import Adapter
 from loraprobe.adapters.experts import with_known_order
 from loraprobe.adapters.fused import one_layout
 from loraprobe.adapters.names import root
-from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, ModuleNames, module_names
 from loraprobe.base.naming import named_like, with_base_names
 from loraprobe.records import Issue
@@ -37,20 +36,12 @@ def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapt
 
 def align(adapters: Sequence[Adapter], base: Base | None) -> tuple[list[Adapter], list[Issue]]:
     """`aligned`, and an error for each reason why layers could not get one layout."""
-    refused: list[Issue] = []
-
-    def change(every: list[Adapter]) -> list[Adapter]:
-        if base is None:
-            made, issues = one_layout(one_naming(every))
-        else:
-            place, shapes = base.path, {path: base.shapes.get(path) for path in base.weights}
-            renamed = named_like(base.module_paths, every, lambda: module_names(place))
-            renamed = [with_known_order(base.skeleton, a) if a.stacks else a for a in renamed]
-            made, issues = one_layout(renamed, shapes, base.config)
-        refused.extend(issues)
-        return made
-
-    return changed_together(adapters, change), refused
+    if base is None:
+        return one_layout(one_naming(adapters))
+    shapes = {path: base.shapes.get(path) for path in base.weights}
+    renamed = named_like(base.module_paths, adapters, lambda: module_names(base.path))
+    renamed = [with_known_order(base.skeleton, a) if a.stacks else a for a in renamed]
+    return one_layout(renamed, shapes, base.config)
 
 
 def one_naming(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -16,15 +16,19 @@ from typing import Literal
 
 from loraprobe.adapters import Adapter
 from loraprobe.adapters.names import QUANTISED, is_path, public_name, relation, unquantised
-from loraprobe.adapters.stack import same
+from loraprobe.adapters.types import Parent
 from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.errors import BaseError
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
-from loraprobe.records import Issue, Severity
+from loraprobe.front_matter import KEY, read_front_matter
+from loraprobe.hub import read_card
+from loraprobe.hub.client import CARD
+from loraprobe.records import Command, Issue, Severity
 
 Purpose = Literal["inspect", "measure", "merge", "route"]
+PARENT = "on-adapter"
 
 
 def identity_issues(
@@ -52,31 +56,53 @@ def identity_issues(
     yield from _tokenizers(adapters, base)
 
 
-def stack_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
-    """A note for each adapter that was trained on others, an error for one that is given too."""
+def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
+    """Adapters that were trained on others, unless the base holds these, and those that it holds.
+
+    A base holds the adapters that `loraprobe merge --full-model` wrote into it, by their sha256. A
+    parent that only the card of an adapter names is a guess, and the finding a warning.
+    """
+    held = _merged_into(base)
     for adapter in adapters:
-        names = [lower.name for lower in adapter.below]
-        if names:
-            stay = "stays" if len(names) == 1 else "stay"
+        if adapter.sha256 in held:
             yield finding(
-                "on-adapter",
+                PARENT,
                 (adapter.name,),
-                f"{adapter.name} was trained on the base with {listing(names)} in it, which {stay} "
-                f"at weight 1 in every system that holds {adapter.name}; a merge is written with "
-                "it.",
+                f"{adapter.name} is merged into the base already.",
+                cure=f"Leave {adapter.name} out, or give the base without it.",
             )
-        for lower in adapter.below:
-            for other in adapters:
-                if same(lower, other):
-                    yield finding(
-                        "on-adapter",
-                        (other.name,),
-                        f"{other.name} is a part of {adapter.name}, which was trained on it, so "
-                        "that there is nothing to compose.",
-                        severity="error",
-                        cure=f"Leave {other.name} out; where {adapter.name} was trained on the "
-                        "base alone, write REF,on=base.",
-                    )
+        lacking = [p for p in adapter.parents if not (p.adapter and p.adapter.sha256 in held)]
+        if lacking:
+            names, file = listing(p.public for p in lacking), lacking[0].told_by
+            missing = "" if all(p.adapter for p in lacking) else ", which is not found"
+            yield finding(
+                PARENT,
+                (adapter.name,),
+                f"{adapter.name} was trained on the base with {names} in it{missing}, as its "
+                f"{file} says.",
+                severity="warning" if file == CARD else None,
+                cure=f"Write that base by {base_with(adapter.parents)} and give DIR as --base; "
+                f"where the base holds it already, --allow {PARENT}.",
+            )
+
+
+def base_with(parents: Sequence[Parent]) -> Command:
+    """The command that writes the base on which an adapter was trained, with its parents in it."""
+    names = (parent.adapter.base_model for parent in parents if parent.adapter)
+    base = public_name(next(names, None)) or "BASE"
+    method = (("--method", "sum"),) if len(parents) > 1 else ()
+    options = (*method, ("--base", base), ("--full-model", "DIR"))
+    return Command("merge", tuple(parent.public for parent in parents), options)
+
+
+def _merged_into(base: Base | None) -> set[str]:
+    """The sha256 of the adapters that were merged into a full model, as its card says."""
+    if base is None or not (base.path / CARD).is_file():
+        return set()
+    own = read_front_matter(read_card(base.path / CARD, base.reference)).get(KEY)
+    sources = own.get("sources") if isinstance(own, dict) and own.get("full_model") else None
+    rows = sources if isinstance(sources, list) else []
+    return {str(row.get("sha256")) for row in rows if isinstance(row, dict)}
 
 
 def _base_names(adapters: Sequence[Adapter], severity: Severity) -> Iterator[Issue]:

@@ -1,6 +1,4 @@
 """How a composition is put into a model and taken out again.
-
-Adapters below the experts (`adapters.stack`) enter the model with them, at gate 1.
 Experts are fitted to the model first: fused layouts are converted, and kind and shape of all
 targets are checked.
 """
@@ -21,7 +19,6 @@ from torch import Tensor, nn
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
 from loraprobe.adapters.experts import TargetParameter, target_parameters, with_known_order
 from loraprobe.adapters.fused import may_be_fused, one_layout
-from loraprobe.adapters.stack import changed_together
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
 from loraprobe.composition.dora import device_of, fingerprint
@@ -77,7 +74,7 @@ def composed(
             "all adapters into one composition."
         )
     check_model(model)
-    composition = on_layout_of(model, composition.flat)
+    composition = on_layout_of(model, composition)
     targets = checked_targets(model, composition.experts)
     parameters = checked_parameters(model, composition)
     changed = [*targets.values(), *(target.module for target in parameters.values())]
@@ -196,11 +193,8 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
     }
     declared = config.to_dict() if config is not None else None
 
-    def change(every: list[Adapter]) -> list[Adapter]:
-        named = [with_known_order(model, one) for one in named_like(paths, every, names)]
-        return one_layout(named, shapes, declared)[0]
-
-    return changed_together(adapters, change)
+    named = [with_known_order(model, one) for one in named_like(paths, adapters, names)]
+    return one_layout(named, shapes, declared)[0]
 
 
 def check_model(model: nn.Module) -> None:

@@ -33,18 +33,18 @@ GateObserver = Callable[[str, Sequence[int], Tensor], None]
 class ComposedLayer:
     """All experts of one module, concatenated.
 
-    k: how many experts. routed: the indices of those to which the router gives gates. A: [R, in];
+    k: how many experts, whose indices are `present`. A: [R, in];
     B: [out, R], multiplied by the scaling and by constant gates. owner: [R], the expert (of k) to
     which each rank belongs. gates: None if they are constant. offset: the sum that does not depend
     on the input; ratio: the factor of the layer's own W0 x. Both are [out] for constant gates, else
-    [k, out], or None if no expert has one. observe(path, routed, gates) is called with the gates of
-    the routed experts in each run unless they are constant.
+    [k, out], or None if no expert has one. observe(path, present, gates) is called with the gates
+    in each run unless they are constant.
     """
 
     path: str
     kind: LayerKind
     k: int
-    routed: tuple[int, ...]
+    present: tuple[int, ...]
     A: Tensor
     B: Tensor
     owner: Tensor
@@ -111,9 +111,7 @@ class ComposedLayer:
             return h, self.offset, self.ratio
         gates = self.gates(x)
         if self.observe is not None:
-            self.observe(self.path, self.routed, gates)
-        if self.k > len(self.routed):  # those below others stay at gate 1
-            gates = F.pad(gates, (0, self.k - len(self.routed)), value=1.0)
+            self.observe(self.path, self.present, gates)
         offset, ratio = (None if t is None else gates @ t for t in (self.offset, self.ratio))
         return h * gates.index_select(-1, self.owner), offset, ratio
 
@@ -153,7 +151,7 @@ def composed_layer(
         path=path,
         kind=kind,
         k=len(active),
-        routed=tuple(i for i, _, _ in active if i < composition.routed),
+        present=tuple(i for i, _, _ in active),
         A=torch.cat([update.A for update in updates], dim=0),
         B=torch.cat([update.B for update in updates], dim=1),
         owner=torch.repeat_interleave(torch.arange(len(ranks)), ranks),

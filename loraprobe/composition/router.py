@@ -5,17 +5,15 @@ and the router whose gates are learned."""
 from __future__ import annotations
 
 import contextlib
-import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from loraprobe.adapters import Adapter, below
+from loraprobe.adapters import Adapter
 from loraprobe.errors import UsageError
 from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
@@ -148,9 +146,7 @@ class LearnableGates(Router):
 class Composition:
     """Experts and the router that gives them gates. No experts: the base model as it is.
 
-    always: how many of the last experts have gate 1 whatever the router is, which knows nothing of
-    them: adapters below the others (`adapters.stack`). `into(model)` is `composed`, which attaches
-    it.
+    `into(model)` is `composed`, which attaches it.
     """
 
     into: ClassVar[Callable[..., contextlib.AbstractContextManager[nn.Module]]]
@@ -158,27 +154,14 @@ class Composition:
     name: str
     experts: tuple[Adapter, ...]
     router: Router
-    always: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "experts", tuple(self.experts))
-        self.router.check(self.routed)
+        self.router.check(len(self.experts))
 
     def __repr__(self) -> str:
         experts = shortly(expert.name for expert in self.experts) or "no adapter"
         return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
-
-    @property
-    def routed(self) -> int:
-        """How many experts the router gives gates to; they come first."""
-        return len(self.experts) - self.always
-
-    @functools.cached_property
-    def flat(self) -> Composition:
-        """What runs: the experts, then the adapters below them as further experts of gate 1."""
-        lower = below(self.experts)
-        experts = (replace(expert, below=()) for expert in self.experts)
-        return replace(self, experts=(*experts, *lower), always=len(lower)) if lower else self
 
     @property
     def paths(self) -> tuple[str, ...]:
@@ -191,15 +174,8 @@ class Composition:
         """Gates of the k experts present in a module, or of those that replace a parameter.
 
         updates: of the experts present; () for an embedding and for a whole parameter, which have
-        no input to route by. Token gates are those of the routed experts alone, which come first.
+        no input to route by.
         """
-        own = [i for i in present if i < self.routed]
-        if not own:
-            return torch.ones(len(present))
         if updates or self.router.constant:
-            gates = self.router.gates(module, updates[: len(own)], own, self.routed)
-        else:
-            gates = self.router.embedding_gates(module, own)
-        if isinstance(gates, Tensor):
-            return F.pad(gates, (0, len(present) - len(own)), value=1.0)
-        return gates
+            return self.router.gates(module, updates, present, len(self.experts))
+        return self.router.embedding_gates(module, present)

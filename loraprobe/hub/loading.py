@@ -1,7 +1,7 @@
 """Finds what references name: adapters, each with those that were in its base, and base models.
 
-Adapters that were in the base of another one when it was trained are named by the reference
-(`REF,on=OTHER`), else by the files of the adapter, in this order:
+Adapters that were in the base of another one when it was trained are named by its files, in this
+order:
 
 - training_args.yaml, which the web interface of LLaMA-Factory writes: `adapter_name_or_path` names
   adapters, which are merged into the base. Without `create_new_adapter` the last one of them is not
@@ -12,7 +12,7 @@ Adapters that were in the base of another one when it was trained are named by t
   merged into it, and one whose training was continued alike. In the last case the weights are much
   alike, and the adapter holds the other one already.
 
-Everything behind this file sees an adapter that carries them (`Adapter.below`).
+They are `Adapter.parents`; compositions need a base that holds them (`compatibility.identity`).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter, stacked_on
+from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
-from loraprobe.adapters.stack import changed_together, same
+from loraprobe.adapters.types import Parent
 from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.defaults import FAMILY_COSINE
 from loraprobe.errors import (
@@ -40,7 +40,7 @@ from loraprobe.errors import (
     LoraprobeError,
 )
 from loraprobe.findings import finding
-from loraprobe.formatting import first_names, listing
+from loraprobe.formatting import first_names
 from loraprobe.front_matter import read_front_matter, read_mapping
 from loraprobe.hub.client import (
     CARD,
@@ -52,33 +52,25 @@ from loraprobe.hub.client import (
     is_offline,
     read_card,
 )
-from loraprobe.hub.reference import LOCAL_START, PLAIN, Reference, by_parents, unique_names
+from loraprobe.hub.reference import LOCAL_START, Reference, by_parents, unique_names
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.records import Issue
 
 TRAINING = "training_args.yaml"  # of LLaMA-Factory's web interface
-MISSING = "on-adapter-missing"
 TAG = "base_model:adapter:"
 SENTENCE = re.compile(r"fine-tuned version of \[([^\]\s]{1,200})\]\(")
 
 
-def load(ref: str | Path, on: str | Path | Adapter | None = None) -> Adapter:
+def load(ref: str | Path) -> Adapter:
     """Loads the adapter of a reference. Factors are read from the file when needed.
 
-    on: the adapter that was in the base when it was trained, or "base" for none; None for what the
-    reference or the files say. Raises BadReference, HubError, AdapterError or
-    CompatibilityError.
+    Raises BadReference, HubError, AdapterError or CompatibilityError.
     """
-    reference = Reference.parse(str(ref))
-    if isinstance(on, Adapter):
-        return stacked_on(_read(replace(reference, on=None)), [on])
-    if on is not None:
-        reference = replace(reference, on=PLAIN if on == PLAIN else Reference.parse(str(on)))
-    return _load(reference)
+    return _load(Reference.parse(str(ref)))
 
 
 def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> list[Adapter]:
-    """Loads one or several adapters in their order, with unique names, also of those below them.
+    """Loads one or several adapters in their order, with unique names.
 
     Adapter objects are accepted too. Names chosen by the user (NAME=REF) stay; others get -2,
     -3 ... if they collide. Raises as `load`; wrong references are told before anything is loaded.
@@ -93,12 +85,7 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
         if isinstance(found, LoraprobeError):
             raise found
         adapters.append(found)
-
-    def named(every: list[Adapter]) -> list[Adapter]:
-        names = unique_names([(one.name, at < len(adapters)) for at, one in enumerate(every)])
-        return [one.renamed(name) for one, name in zip(every, names, strict=True)]
-
-    return changed_together(adapters, named)
+    return adapters
 
 
 def load_each(
@@ -189,80 +176,63 @@ def _no_adapter(reference: Reference, files: Collection[str]) -> str:
 # An adapter and what was in its base.
 
 
+def _load(reference: Reference) -> Adapter:
+    """Loads an adapter, with those that its files say were in its base.
+
+    One that continues the training of another holds it already. Where only the card names one, that
+    is a guess and the finding a warning; what cannot be read is left out with a note then.
+    """
+    adapter = _read(reference)
+    names, file = _merged_before(_text(adapter, TRAINING)), TRAINING
+    if not names and adapter.base_model and is_adapter(adapter.base_model, adapter):
+        names, file = [adapter.base_model], CONFIG
+    if names:
+        return _with_parents(adapter, names, file)
+    name = _named_in_card(adapter)
+    return adapter if name is None else _with_guess(adapter, name)
+
+
 def _read(reference: Reference) -> Adapter:
-    """The adapter of a reference, without those below it."""
+    """The adapter of a reference, whatever its files say about its training."""
     found = resolve_adapter(reference)
-    source = Source(found.reference, found.path, found.commit, reference.on == PLAIN)
+    source = Source(found.reference, found.path, found.commit)
     return read_adapter(found.path, reference.short, source)
 
 
-def _load(reference: Reference, above: tuple[Adapter, ...] = (), guessed: bool = False) -> Adapter:
-    """Loads an adapter and those below it.
-
-    above: the adapters that stand on it. guessed: whether one of these only may do so.
-    """
-    adapter = _read(reference)
-    above = (*above, adapter)
-    if any(_place(adapter) == _place(one) for one in above[:-1]):
-        circle = listing(one.name for one in above)
-        raise AdapterError(
-            f"{above[0].name} would stand on itself ({circle}, each on the next); name what it was "
-            "trained on, or write REF,on=base."
-        )
-    if isinstance(reference.on, Reference):
-        return stacked_on(adapter, [_load(reference.on, above)])
-    if reference.on == PLAIN:
-        return adapter
-    if names := _merged_before(_text(adapter, TRAINING)):
-        return _on_named(names, f"its {TRAINING}", above, guessed)
-    if adapter.base_model and is_adapter(adapter.base_model, adapter):
-        return _on_named([adapter.base_model], "its config", above, guessed)
-    name = _named_in_card(adapter)
-    return adapter if name is None else _on_guessed(name, above, guessed)
-
-
-def _on_named(
-    names: Sequence[str], file: str, above: tuple[Adapter, ...], guessed: bool
-) -> Adapter:
-    """The last of the adapters `above` on those that a file names; one not found is an issue."""
-    adapter, lower = above[-1], list[Adapter]()
+def _with_parents(adapter: Adapter, names: Sequence[str], file: str) -> Adapter:
+    """The adapter with the parents that one of its files names, and the name of their base."""
+    parents = []
     for name in names:
         try:
-            lower.append(_load(Reference.parse(name), above, guessed))
-        except (BadReference, HubError):
-            if guessed:
-                raise
-            message = f"was trained on {name}, which is not found, as {file} says."
-            return _noted(adapter, finding(MISSING, (adapter.name,), f"{adapter.name} {message}"))
-    return stacked_on(adapter, lower)
+            parents.append(Parent(name, file, _read(Reference.parse(name))))
+        except LoraprobeError:  # the finding about it says that it is not found
+            parents.append(Parent(name, file))
+    base = next((p.adapter.base_model for p in parents if p.adapter), None)
+    config = dict(adapter.config)
+    if base is not None and base != adapter.base_model:
+        config |= {"base_model_name_or_path": base, "revision": None}
+    return replace(
+        adapter, parents=tuple(parents), base_model=base or adapter.base_model, config=config
+    )
 
 
-def _on_guessed(name: str, above: tuple[Adapter, ...], guessed: bool) -> Adapter:
-    """The last of the adapters `above` on the one that its card names, or with a note.
-
-    A guess ends in no error: what cannot be read or does not fit, itself or what it stands on, is
-    left out. In a chain of guesses all of them are.
-    """
-    adapter = above[-1]
+def _with_guess(adapter: Adapter, name: str) -> Adapter:
+    """The adapter with the one that its card names as a parent, or with a note about it."""
     names = (adapter.name,)
     try:
-        one = _load(Reference.parse(name), above, guessed=True)
-        if same(adapter, one):
+        one = _read(Reference.parse(name))
+        if adapter.layout == one.layout and adapter.sha256 == one.sha256:
             return adapter
         if looks_continued(adapter, one):
             message = f"{adapter.name} continues the training of {one.name}, as its card says."
             return _noted(adapter, finding("continued-adapter", names, message))
-        if any(issue.severity == "error" for issue in one.issues):
-            raise AdapterError(f"{one.name} has errors.")
-        return stacked_on(adapter, [one])
     except LoraprobeError:
-        if guessed:
-            raise
         message = (
-            f"{adapter.name} may have been trained on {name} (left out: it cannot be read, does "
-            f"not fit, or names {adapter.name} itself), as its card says."
+            f"{adapter.name} may have been trained on {name}, which cannot be read, as its card "
+            "says."
         )
-        return _noted(adapter, finding(MISSING, names, message, severity="note"))
+        return _noted(adapter, finding("on-adapter", names, message, severity="note", cure=""))
+    return replace(adapter, parents=(Parent(name, CARD, one),))
 
 
 def _noted(adapter: Adapter, issue: Issue) -> Adapter:

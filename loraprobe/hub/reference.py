@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -12,7 +12,7 @@ from loraprobe.adapters import Adapter, Source
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.names import local_name
 from loraprobe.errors import BadReference, UsageError
-from loraprobe.records import FIXED, ON
+from loraprobe.records import FIXED
 
 NAMED = re.compile(r"(?P<name>[\w.+-]+)=(?P<rest>.+)", re.DOTALL)
 ON_HUB = re.compile(
@@ -21,7 +21,6 @@ ON_HUB = re.compile(
 )
 DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
-PLAIN: Literal["base"] = "base"  # behind it: the base alone
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
 SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
 
@@ -30,9 +29,9 @@ SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
 class Reference:
     """A parsed reference, such as `math=owner/name@v2:lora/math` or `./out/adapter`.
 
-    `text` is the input without its NAME= and ,on=. A Hub reference has `repo`, `revision` and
+    `text` is the input without its NAME=. A Hub reference has `repo`, `revision` and
     `folder`; a local one has `path`. `kind` is what the repository holds, as the Hub's client calls
-    it. `on` is the adapter on which this one was trained, "base" for none; None: it is not said.
+    it.
     """
 
     text: str
@@ -42,25 +41,15 @@ class Reference:
     revision: str | None = None
     folder: str = ""
     kind: Literal["model", "dataset"] = "model"
-    on: Reference | Literal["base"] | None = None
 
     @classmethod
     def parse(cls, text: str, *, bare: bool = False) -> Reference:
         """Parses [NAME=]directory or [NAME=]owner/name[@revision][:sub/folder].
 
-        `,on=REF` may follow, with the reference of the adapter on which it was trained, or
-        `,on=base` for none. A directory that exists is preferred, also one whose name holds that;
-        its adapter_config.json stands for it. bare: the reference of a base, which may be a
-        repository without an owner, such as gpt2. Raises BadReference for another text and
-        UsageError for a reserved name.
+        A directory that exists is preferred; its adapter_config.json stands for it. bare: the
+        reference of a base, which may be a repository without an owner, such as gpt2. Raises
+        BadReference for another text and UsageError for a reserved name.
         """
-        if ON in text and not bare and not _exists(text):
-            text, _, lower = text.partition(ON)
-            if not lower:
-                raise BadReference(
-                    f"{text}{ON} names no adapter; write what it was trained on, or {ON}{PLAIN}."
-                )
-            return replace(cls.parse(text), on=PLAIN if lower == PLAIN else cls.parse(lower))
         named = None if _exists(text) else NAMED.fullmatch(text)
         name, rest = (named["name"], named["rest"]) if named else (None, text)
         if name is not None and not name.strip("."):
@@ -170,10 +159,7 @@ def _exists(text: str) -> Literal["directory", "file"] | None:
 def reference_of(adapter: Adapter, place: Callable[[Source], str] = lambda s: s.public) -> str:
     """A reference as on a command line, with NAME= unless the reference implies the name.
 
-    What was in the base of the adapter follows. place: the words for a source.
+    place: the words for a source.
     """
-    where, on = place(adapter.source), f"{ON}{PLAIN}" if adapter.source.plain else ""
-    for one in reversed(adapter.below):
-        on += ON + reference_of(one, place)
-    named = bool(on) or local_name(where) != adapter.name
-    return f"{adapter.name}={where}{on}" if named else where
+    where = place(adapter.source)
+    return where if local_name(where) == adapter.name else f"{adapter.name}={where}"

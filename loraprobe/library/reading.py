@@ -173,8 +173,7 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
     OSError.
     """
     file, path, source = adapter.weights_file, adapter.source.path, adapter.source
-    lower = [[one.sha256, dict(one.config)] for one in adapter.below]
-    parts = (__version__, adapter.sha256, dict(adapter.config), *lower)
+    parts = (__version__, adapter.sha256, dict(adapter.config))
     text = json.dumps(parts, sort_keys=True, default=str)
     key = hashlib.sha256(text.encode()).hexdigest()
     reading = Reading.stored(key)
@@ -205,7 +204,7 @@ def _read(adapter: Adapter, allow: Collection[str]) -> Member:
         issues=map_texts(issues, _public(private)),
     )
     opened = lambda: adapter  # noqa: E731
-    if file is not None and path is not None and not adapter.below:
+    if file is not None and path is not None:
         opened = partial(read_adapter, path, adapter.name, source)
     return Member(record, opened, key, None if broken else reading)
 

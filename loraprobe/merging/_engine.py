@@ -20,7 +20,6 @@ from loraprobe.adapters import (
     Extra,
     Source,
     adapter_of,
-    below,
     check_apart,
     common_targets,
     copied_weight,
@@ -76,8 +75,7 @@ LARGEST_NORM = 1e30  # of one rank of dW; times a weight it still fits into floa
 class Merged:
     """An adapter made of others, and how it was made.
 
-    norm: of the method's result before `rank` cuts it, and of the adapters below with it; what is
-        cut counts as orthogonal to these.
+    norm: of the method's result before `rank` cuts it.
     compression_error: ||dW - dW_k||_F / ||dW||_F over the whole adapter, where dW is the method's
         result and dW_k what `rank` keeps of it; 0.0 where nothing above rounding was cut.
     rounding_error: the same ratio for writing the factors in their dtype.
@@ -86,9 +84,7 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine. targets: `target_modules` of the file; None for every path.
-    arguments: of the merge, and of the sum of the adapters below, if there are any. results: scores
-        on benchmarks of the Hub, as files by their path in the directory. full_card: the card of a
-        full model, from its `rounding_error`.
+    arguments: of the merge. full_card: the card of a full model, from its `rounding_error`.
 
     `save_full_model(directory)` writes the base with the merge added to it; `_full_model`, which
     needs this class, attaches it.
@@ -96,7 +92,7 @@ class Merged:
 
     save_full_model: ClassVar[Callable[..., float]]
 
-    arguments: tuple[MergeArguments, ...]
+    arguments: MergeArguments
     adapter: Adapter
     method: str
     space: str
@@ -180,15 +176,9 @@ def merge(
 
     base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
-    Adapters below the others (`adapters.stack`) are added to the result at weight 1, whatever the
-    method, weights and rank are.
 
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
-    if any(adapter.below for adapter in adapters):
-        choices = {"weights": weights, "space": space, "rank": rank, "seed": seed, "name": name}
-        shown = {"allow": allow, "base": base, "progress": progress, "visitor": visitor}
-        return _on_top(adapters, method, dtype, **choices, **shown)
     made = METHODS.make(method)
     used, notes = weights_for(made, weights, len(adapters))
     space, asked = space_for(made, space), None if rank == "auto" else int(rank)
@@ -215,7 +205,7 @@ def merge(
     lost = _share(lost2, norm2)
     norms = inner.diagonal().clamp_min(0).sqrt().tolist()
     return Merged(
-        arguments=(arguments,),
+        arguments=arguments,
         adapter=merged,
         method=repr(made),
         space=space,
@@ -232,34 +222,6 @@ def merge(
         asked_rank=asked,
         directories=tuple(a.source.path for a in adapters if a.source.path is not None),
         targets=common_targets(adapters, merged.unstacked),
-    )
-
-
-def _on_top(
-    adapters: Sequence[Adapter], method: str | MergeMethod, dtype: torch.dtype | None, **rest: Any
-) -> Merged:
-    """A merge of adapters, and what is below them added to it: the sum, of as high a rank as it is.
-
-    Errors and weights are those of the merge of the adapters themselves.
-    """
-    alone, lower = [replace(adapter, below=()) for adapter in adapters], below(adapters)
-    own = merge(alone, method, dtype=torch.float64, **rest)
-    kept = {key: rest[key] for key in ("allow", "base", "seed")}
-    dtype = dtype or _widest([*adapters, *lower])
-    total = merge([*lower, own.adapter], "sum", dtype=dtype, name=own.name, **kept)
-    norms = (source.norm for source in own.sources)
-    added = replace(total.arguments[0], adapters=lower, weights=(1.0,) * len(lower))
-    return replace(
-        own,
-        arguments=(*own.arguments, added),
-        adapter=replace(total.adapter, source=own.adapter.source),
-        rank=total.rank,
-        norm=math.hypot(total.norm, own.norm * own.compression_error),
-        rounding_error=total.rounding_error,
-        sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
-        issues=tuple(dict.fromkeys((*own.issues, *total.issues))),
-        directories=(*own.directories, *total.directories),
-        targets=common_targets([*adapters, *lower], total.adapter.unstacked),
     )
 
 

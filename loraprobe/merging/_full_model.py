@@ -164,7 +164,7 @@ def notes_on_base(merged: Merged) -> Iterator[str]:
 
 
 def _base_of(merged: Merged) -> Base:
-    base = merged.arguments[0].base
+    base = merged.arguments.base
     if not isinstance(base, Base):
         raise UsageError("A full model is made of its base; merge with base=DIR or base='auto'.")
     check_transformers()
@@ -321,17 +321,15 @@ class _Layout:
 # The changes: of a parameter W0 in its stored form, which they may write over.
 
 
-def _with_delta(arguments: Sequence[MergeArguments], path: str, turned: bool, W0: Tensor) -> Tensor:
+def _with_delta(arguments: MergeArguments, path: str, turned: bool, W0: Tensor) -> Tensor:
     """turned: whether the weight is stored as [in, out], as of Conv1D and embeddings."""
     own = W0.mT if turned else W0.flatten(1)
-    first, *others = [one for one in arguments if path in one.layout]
-    changes = [add_change(one, path, own.clone()).sub_(own) for one in others]
-    made = sum(changes, add_change(first, path, own))
+    made = add_change(arguments, path, own)
     return (made.mT if turned else made).reshape(W0.shape)
 
 
 def _with_experts(
-    arguments: Sequence[MergeArguments], paths: Sequence[str], turned: bool, W0: Tensor
+    arguments: MergeArguments, paths: Sequence[str], turned: bool, W0: Tensor
 ) -> Tensor:
     """W0: [E, out, in], [E, in, out] if turned, or [out, in] of a single expert."""
     for path, one in zip(paths, W0 if W0.dim() == 3 else [W0], strict=True):

@@ -36,7 +36,6 @@ from loraprobe.pipeline.examination import (
 from loraprobe.pipeline.inputs import (
     Inputs,
     base_apart,
-    check_alone,
     check_engine,
     check_names,
     check_state,
@@ -227,7 +226,7 @@ def _opened(
 
 def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
     """Raises UsageError for a merge of one adapter that neither method nor options change."""
-    if len(adapters) > 1 or adapters[0].below:
+    if len(adapters) > 1:
         return
     method, default = merging.METHODS.make(options.methods[0]), Options()
     changes = ["subtract", "rank", "dtype", *(["weights"] if method.takes_weights else [])]
@@ -365,7 +364,6 @@ def convert(
         raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
     inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
     (original,) = inputs.given
-    check_alone(original, "convert rewrites one file")
     # Extras must be known to be refused.
     sound = replace(with_repaired_paths(original), extras=original.extras)
     examined = examine([sound], inputs.base, "merge", session)

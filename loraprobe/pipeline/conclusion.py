@@ -11,6 +11,7 @@ from typing import Any
 from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE, is_of_base
+from loraprobe.compatibility.identity import PARENT, base_with
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
@@ -18,7 +19,15 @@ from loraprobe.options import Options, flag_of, named_options, repeats
 from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, given_calibration
 from loraprobe.pipeline.repeated import added_in_vain
-from loraprobe.records import FORMS, Compatibility, EvaluationRecords, EvidenceLevel, Verdict
+from loraprobe.records import (
+    FORMS,
+    NOTHING,
+    Command,
+    Compatibility,
+    EvaluationRecords,
+    EvidenceLevel,
+    Verdict,
+)
 from loraprobe.verdict import Evidence, LibraryChoice, Request, decide, next_command
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import BASE, NEW, UNTARGETED, Flag, questions_shown
@@ -68,7 +77,6 @@ def evidence_of(
         balanced=options.balance == "norm",
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,
-        stacked=tuple(adapter.name for adapter in inputs.adapters if adapter.below),
         choice=choice,
         unserved=unserved,
         budget=options.budget is not None,
@@ -116,6 +124,7 @@ def with_next(
         unlike=any(issue.code in UNLIKE for issue in errors),
         wrong_base=any(map(is_of_base, compatibility.errors)),
         untargeted={issue.code for issue in compatibility.errors} == {UNTARGETED},
+        parents=_base_of_parents(inputs.given, compatibility),
     )
     if verdict.composes and spec:
         weighted, learned = _weighted(kind, spec)
@@ -139,7 +148,6 @@ def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
         base = inputs.base.reference
     return Request(
         adapters=tuple(map(reference_of, inputs.given)),
-        stacked=tuple(reference_of(adapter) for adapter in inputs.given if adapter.below),
         base=base,
         bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
@@ -147,6 +155,13 @@ def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
         kind=kind,
         most_tokens=options.max_new_tokens or PLAIN_TOKENS,
     )
+
+
+def _base_of_parents(adapters: Sequence[Adapter], compatibility: Compatibility) -> Command:
+    """The command that writes the base on which the first adapter was trained that lacks it."""
+    lacking = {name for i in compatibility.errors if i.code == PARENT for name in i.adapters}
+    found = (base_with(one.parents) for one in adapters if one.name in lacking and one.parents)
+    return next(found, NOTHING)
 
 
 def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple[str, ...]:

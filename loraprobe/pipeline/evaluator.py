@@ -339,13 +339,7 @@ def identity(
     packages = ["torch", "transformers", "tokenizers"]
     packages += ["bitsandbytes"] if options.quantize != "none" else []
     versions = {name: importlib.metadata.version(name) for name in packages}
-    stacks = {
-        a.name: [[b.sha256, public_value(dict(b.config))] for b in a.below]
-        for a in adapters
-        if a.below
-    }
     return {
-        **({"below": stacks} if stacks else {}),
         "adapters": {
             a.name: {"config": public_value(dict(a.config)), "weights": a.sha256} for a in adapters
         },

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from loraprobe import compatibility, diagnostics, hub
-from loraprobe.adapters import Adapter, layer_pattern, with_below
+from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.licences import licence_issues
@@ -16,7 +16,7 @@ from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.inputs import Inputs, check_alone
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
 from loraprobe.servers.serving import Serving
@@ -119,7 +119,6 @@ def with_servers(
             "merge is written so that servers read it: inspect its directory."
         )
     (adapter,) = inputs.given
-    check_alone(adapter, "--serve looks at one file")
     issues = Serving(options.serve, inputs.given, inputs.base).issues(adapter)
     return replace(examined, compatibility=with_issues(examined.compatibility, issues))
 
@@ -130,8 +129,7 @@ def with_licences(examined: Examination, inputs: Inputs) -> tuple[Examination, t
 
     A card that cannot be read counts as one without a licence; a finding says so.
     """
-    every = with_below(inputs.given)
-    cards = {one.name: _card(partial(hub.model_card, one)) for one in every}
+    cards = {one.name: _card(partial(hub.model_card, one)) for one in inputs.given}
     licences = {name: declared_licence(card) for name, card in cards.items()}
     known = dict(licences)
     if inputs.base is not None:

@@ -6,20 +6,16 @@ References and paths as a user gives them become adapters, a base model and task
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprobe import compatibility, hub
 from loraprobe.adapters import Adapter, check_apart, check_place
-from loraprobe.adapters.stack import changed_together
 from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import BadReference, HubError, UsageError
-from loraprobe.formatting import listing
-from loraprobe.hub import reference_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -61,25 +57,12 @@ def open_inputs(
         from loraprobe.pipeline.task_files import open_guarded
 
         read = open_guarded(tasks, options)
-    loaded = hub.load_all(adapters)
-    loaded = changed_together(loaded, lambda every: hub.one_base(every, _hub_name(base)))
+    loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")
-    stacks = [one for one in loaded if one.below]
-    parts = (f"{listing([a.name for a in one.below])} as a part of {one.name}" for one in stacks)
-    options.check_count(len(loaded), f", with {listing(parts)}" if stacks else "")
+    options.check_count(len(loaded))
     found = base_apart(loaded, session, base)
     return Inputs(compatibility.aligned(loaded, found), loaded, found, *read)
-
-
-def check_alone(adapter: Adapter, why: str) -> None:
-    """Raises UsageError for an adapter whose file is not all that it is."""
-    if adapter.below:
-        reference = reference_of(adapter, lambda source: source.reference)
-        raise UsageError(
-            f"{why}, and {adapter.name} was trained on {listing(a.name for a in adapter.below)}: "
-            f"loraprobe merge {shlex.quote(reference)} -o DIR writes both as one."
-        )
 
 
 def _hub_name(base: Base | Ref | None) -> str | None:

@@ -30,7 +30,7 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, natural, with_below
+from loraprobe.adapters import Adapter, natural
 from loraprobe.composition import Composition, LearnableGates, Router
 from loraprobe.composition.router import unroutable
 from loraprobe.defaults import (
@@ -316,7 +316,7 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
 def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
     """Raises UnsupportedAdapter for adapters whose gates a loss cannot be differentiated by, or
     which gates of single layers cannot scale."""
-    for adapter in with_below(adapters):
+    for adapter in adapters:
         if stack := next(iter(adapter.stacks), None):
             raise UnsupportedAdapter(
                 f"Adapter {adapter.name} changes the parameter of {stack} itself, by whose gate "

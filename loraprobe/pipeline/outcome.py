@@ -22,9 +22,9 @@ from loraprobe.adapters import (
     is_path,
     local_name,
     public_name,
-    with_below,
 )
 from loraprobe.base import Base
+from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
@@ -34,8 +34,8 @@ from loraprobe.pipeline.examination import Examination, with_issues, with_licenc
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
 from loraprobe.pipeline.transforms import Transformed
-from loraprobe.records import NOTHING, ON, AdapterSummary, Audit, Command, Sample, Verdict, called
-from loraprobe.report.cards import KEY, front_matter, with_card
+from loraprobe.records import NOTHING, Audit, Command, Sample, Verdict, called
+from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.servers.serving import Serving
@@ -145,7 +145,7 @@ def _verify(
     """
     if place is None:
         return NOTHING
-    local = [one for one in with_below(sources) if one.source.path and not one.source.commit]
+    local = [one for one in sources if one.source.path and not one.source.commit]
     apart = [reference_of(one) for one in local if not below_here(str(one.source.path))]
     base, named = audit.base, request_of(options, inputs, "merge").base
     given = base is not None and named != "auto"
@@ -227,7 +227,8 @@ def audit_of(
             guards=tuple(guard.summary() for guard in inputs.guards),
         ),
         adapters=tuple(
-            _with_licences(a.summary(norms.get(a.name)), examined.licences) for a in inputs.adapters
+            replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
+            for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,
         compatibility=map_texts(examined.compatibility, public),
@@ -236,12 +237,6 @@ def audit_of(
         notes=map_texts(tuple(filter(None, notes)), public),
         **{"places": typed, **fields},
     )
-
-
-def _with_licences(row: AdapterSummary, licences: Mapping[str, str | None]) -> AdapterSummary:
-    """The row of an adapter with the licences of it and of those below it."""
-    lower = tuple(replace(one, license=licences.get(one.name)) for one in row.below)
-    return replace(row, license=licences.get(row.name), below=lower)
 
 
 # ---- what may be published -----------------------------------------------------------------------
@@ -253,6 +248,8 @@ def typed_references(inputs: Inputs, options: Options) -> Mapping[str, list[str]
     for adapter in inputs.given:
         typed = reference_of(adapter, lambda source: source.reference)
         places[reference_of(adapter)].append(typed)
+        for parent in adapter.parents:
+            places[parent.public].append(parent.reference)
     for task in (*inputs.tasks, *inputs.guards):
         places[task.reference].append(task.path or task.name)
     bases = [adapter.base_model or "" for adapter in inputs.given]
@@ -290,7 +287,9 @@ def _private(
     adapters: Sequence[Adapter], base: Base | None, session: Session
 ) -> Iterator[tuple[str, str]]:
     options = session.options
-    for adapter in with_below(adapters):
+    for adapter in adapters:
+        for parent in adapter.parents:
+            yield parent.reference, parent.public
         source = adapter.source
         yield source.reference, source.public
         if source.path is not None:
@@ -309,8 +308,6 @@ def argument_without_folders(text: str) -> str:
     """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
     if text.startswith("@"):  # a file of references
         return "@" + argument_without_folders(text[1:])
-    if ON in text and not text.startswith("-"):
-        return ON.join(map(argument_without_folders, text.split(ON)))
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text
@@ -323,7 +320,7 @@ def below_here(typed: str) -> str:
     """A reference as it was typed, its place relative to the working directory; "" where it names
     no place below that."""
     head, equals, value = typed.rpartition("=")
-    if ON in typed or not os.path.exists(place := os.path.abspath(os.path.expanduser(value))):
+    if not os.path.exists(place := os.path.abspath(os.path.expanduser(value))):
         return ""
     below = os.path.relpath(place)
     return head + equals + below if below.split(os.sep)[0] not in (os.pardir, os.curdir) else ""

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, Modules, Source, with_below
+from loraprobe.adapters import Adapter, Modules, Source
 from loraprobe.base import Base
 from loraprobe.composition import Composition, Router, change_norm
 from loraprobe.composition.router import unroutable
@@ -131,7 +131,7 @@ def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:
 
 def _why_unfit(router: Router, adapters: Sequence[Adapter], parts: TaskSplit | str | None) -> str:
     """Why a router cannot be used; "" if it can. parts: a text says why no items are set apart."""
-    for holder in with_below(adapters) if not router.weighs_whole else ():
+    for holder in adapters if not router.weighs_whole else ():
         if what := unroutable(holder):
             return f"{holder.name} {what}, which gates that look at the token cannot weigh."
     if not router.needs_prompts or not isinstance(parts, str):
@@ -329,7 +329,7 @@ def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None)
     are drawn when they are used, so the control needs no memory. The result is a plain LoRA. For
     a DoRA it has the norm of the whole change of the weight, for which `weight` gives the base's
     weight; if that cannot be read, the norm of the low-rank part. Modules that the other adapter
-    replaces whole, and biases, stay as in the base. What is below the other stays below it.
+    replaces whole, and biases, stay as in the base.
     """
 
     def norm(path: str, update: LowRank) -> float:
@@ -356,5 +356,4 @@ def random_partner(adapter: Adapter, seed: int = 0, weight: Weigh | None = None)
         base_model=adapter.base_model,
         modules=Modules(adapter.layout, draw),
         config=adapter.config,
-        below=adapter.below,
     )

@@ -120,5 +120,5 @@ def _kept(adapters: Sequence[Adapter]) -> KeptVerdict | None:
 
 def _name(adapters: Sequence[Adapter]) -> str:
     """What the adapters are, by content and in their order."""
-    files = [[one.sha256 for one in (*adapter.below, adapter)] for adapter in adapters]
+    files = [adapter.sha256 for adapter in adapters]
     return digest([__version__, files])

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, Source, read_adapter, stacked_on, with_below
+from loraprobe.adapters import Adapter, Source, read_adapter
 from loraprobe.adapters.config import CONFIG
 from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.formatting import listing
+from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged, compose_full_model
 from loraprobe.merging._full_model import METADATA
@@ -41,12 +42,11 @@ from loraprobe.pipeline.taught import Taught, prompts_at
 from loraprobe.records import Check, Progress, Served, Verification
 from loraprobe.report.cards import (
     CARD,
-    KEY,
     BaseRecord,
-    BelowRecord,
     CompositionRecord,
     LearnedRecord,
     MergeRecord,
+    SourceRecord,
     read_card_fields,
     read_provenance,
 )
@@ -98,16 +98,12 @@ def verify(
         raise AdapterError(f"There is no directory {place}; check the path.")
     record = read_provenance(place)
     files = [Path(one) for one in sources if _learns(record) and Path(one).is_file()]
-    given = with_below([hub.load(one) for one in sources if Path(one) not in files])
+    given = [hub.load(one) for one in sources if Path(one) not in files]
     adapters, checks = list[Adapter](), list[Check]()
     for recorded in (*record.sources, *record.subtract):
-        found = []
-        for one in (recorded, *recorded.below):
-            adapter, check = _source(one, place, given)
-            checks.append(check)
-            found += [adapter] if adapter else []
-        if found:
-            adapters.append(_standing(found[0], found[1:]))
+        adapter, check = _source(recorded, place, given)
+        checks.append(check)
+        adapters += [adapter] if adapter else []
     opened: Base | None = None
     if record.base is not None:
         opened, check = _base(record.base, place, base)
@@ -165,13 +161,6 @@ def ask_server(
     name, session = model or server.only_model(), Session(options, progress)
     scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
     return acceptance.compare_served(server, name, given, scorer, prompts)
-
-
-def _standing(adapter: Adapter, lower: Sequence[Adapter]) -> Adapter:
-    """The adapter on others, the lowest first, or on the base alone, whatever its files say."""
-    alone, *under = (replace(one, below=()) for one in (adapter, *lower))
-    alone = replace(alone, source=replace(alone.source, plain=not lower))
-    return stacked_on(alone, under)
 
 
 def _make_again(
@@ -289,7 +278,7 @@ def _difference(place: Path, again: Path, name: str, record: CardRecord) -> str 
     text = wanted.read_text(encoding="utf-8")
     if name == FILE:  # with what has checks of its own: version, base, and hashes of files
         listed = json.loads(text)
-        for expert in (*listed["experts"], *listed.get("below", ())):
+        for expert in listed["experts"]:
             folder = place / "experts" / expert["folder"]
             expert["files"] = {file: file_hash(folder / file) for file in expert["files"]}
         if listed["router"]["state_sha256"] is not None:
@@ -432,7 +421,7 @@ def same_product(found: LowRank, wanted: LowRank) -> bool:
 
 
 def _source(
-    record: BelowRecord, place: Path, given: Sequence[Adapter]
+    record: SourceRecord, place: Path, given: Sequence[Adapter]
 ) -> tuple[Adapter | None, Check]:
     """The source that the card of `place` records, or None, and the check of its sha256.
 
@@ -459,7 +448,7 @@ def _source(
     return replace(adapter.renamed(record.name), source=source), check
 
 
-def _candidates(record: BelowRecord, place: Path) -> Iterator[Adapter]:
+def _candidates(record: SourceRecord, place: Path) -> Iterator[Adapter]:
     """The adapter of a commit, or those near a place, first those of the recorded name.
 
     Copies of the sources in the place itself prove nothing and are left out.

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from loraprobe.records.inputs import (
-    ON,
     AdapterSummary,
     BaseSummary,
     Check,

@@ -9,7 +9,6 @@ from typing import Literal
 Interval = tuple[float, float]  # [low, high]
 Severity = Literal["error", "warning", "note"]
 SEVERITIES = ("error", "warning", "note")
-ON = ",on="  # in a reference, between an adapter and what it was trained on
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ class AdapterSummary:
     """What an adapter is, in one row. `norm` is the Frobenius norm of all deltas together.
 
     `targets` are the shortest endings of module paths that tell its kinds of modules apart;
-    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora. `below` are the adapters
-    that were in the base when it was trained, the lowest first.
+    `scaling` is [smallest, largest]; `variant` is lora, rslora or dora.
     """
 
     name: str
@@ -71,14 +69,6 @@ class AdapterSummary:
     targets: tuple[str, ...] = ()
     scaling: Interval | None = None
     variant: str = "lora"
-    below: tuple[AdapterSummary, ...] = ()
-
-    @property
-    def trained_on(self) -> str:
-        """The base and the adapters that were in it; "" for an unnamed base alone."""
-        if not self.below:
-            return self.base_model or ""
-        return " + ".join([self.base_model or "an unnamed base", *(a.name for a in self.below)])
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,7 @@ def _of_files(audit: Audit) -> str:
     if errors and all(issue.code.startswith(SERVING) for issue in errors):
         state = " Not every server named reads it as it is."
     kind = f"{row.variant}, rank {spread(row.rank.values())}, {count(row.modules, 'module')}"
-    base = row.trained_on or "an unnamed base"
+    base = row.base_model or "an unnamed base"
     return f"{row.name}: {kind} of {base}{_warnings(audit)}.{state}"
 
 

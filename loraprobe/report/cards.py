@@ -23,7 +23,7 @@ from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_fields, licence_of_merge
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
-from loraprobe.front_matter import declared_licence, read_front_matter
+from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
@@ -53,9 +53,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
     if not isinstance(made, Merged):
         rows = tuple(expert.summary() for expert in made.composition.experts)
     sources = tuple(
-        replace(row, license=audited[row.name].license, below=audited[row.name].below)
-        if row.name in audited
-        else row
+        replace(row, license=audited[row.name].license) if row.name in audited else row
         for row in rows
     )
     made = replace(made, sources=sources)
@@ -170,7 +168,7 @@ def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:
         "base_model_relation": "merge",
         KEY: {**matter[KEY], "full_model": True},
     }
-    if isinstance(base := made.arguments[0].base, Base):
+    if isinstance(base := made.arguments.base, Base):
         own = declared_licence(read_card(base.path / CARD, base.reference))
         if own is not None:  # the base's weights are in it
             fields["license"] = licence_of_merge(
@@ -233,9 +231,7 @@ def front_matter(
         "tags": ["lora", "merge" if merged else "routing", "loraprobe"],
         "base_model_relation": "adapter",
         "base_model": next((s.base_model for s in made.sources if s.base_model), None),
-        "license": licence_of_merge(
-            {one.name: one.license for source in made.sources for one in (source, *source.below)}
-        ),
+        "license": licence_of_merge({source.name: source.license for source in made.sources}),
         KEY: {
             "schema_version": SCHEMA,
             "version": __version__,
@@ -252,11 +248,9 @@ def front_matter(
 
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
-    lower = {"below": [_source(one) for one in summary.below]} if summary.below else {}
-    return {key: getattr(summary, key) for key in BelowRecord.model_fields} | lower
+    return {key: getattr(summary, key) for key in SourceRecord.model_fields}
 
 
-KEY = "loraprobe"
 SCHEMA = 2
 CARD = "README.md"
 
@@ -275,17 +269,11 @@ class BaseRecord(StrictModel):
     sha256: str | None
 
 
-class BelowRecord(BaseRecord):
+class SourceRecord(BaseRecord):
     """An adapter, under the name that it had in the merge or the composition."""
 
     name: str
     sha256: str
-
-
-class SourceRecord(BelowRecord):
-    """An adapter that was given, and those that were in its base, the lowest first."""
-
-    below: list[BelowRecord] = Field(default_factory=list)
 
 
 class ProvenanceRecord(StrictModel):

@@ -666,7 +666,7 @@ def adapters(audit: Audit) -> Table:
         "Adapters",
         audit.adapters,
         (text("adapter"), lambda row: row.name),
-        (text("base", drop=3), lambda row: row.trained_on or "-"),
+        (text("base", drop=3), lambda row: row.base_model or "-"),
         (text("variant", drop=2), lambda row: row.variant),
         (text("targets", roomy=True), lambda row: " ".join(row.targets) or "-"),
         (Column("rank"), lambda row: spread(row.rank.values())),

@@ -2,7 +2,7 @@
 
     composition.json      schema_version, the router with its options, the experts in their order,
                           where each came from and what was done to it, sha256 of every file
-    experts/NAME/         each expert as a PEFT directory of its own, and each adapter below one
+    experts/NAME/         each expert as a PEFT directory of its own
     router.safetensors    what the router has learned, where it has
     peft/                 what peft's own Arrow needs to compute the same, where it can:
                           arrow.json, prototypes.safetensors
@@ -50,13 +50,10 @@ from loraprobe.adapters import (
     public_name,
     public_value,
     read_adapter,
-    stacked_on,
     staged_directory,
-    with_below,
 )
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.reading import SAFETENSORS, open_tensors
-from loraprobe.adapters.stack import same
 from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router
@@ -123,14 +120,12 @@ class Routed:
         """
         router = _router_document(self.composition.router)
         target = Path(directory)
-        sources = [expert.source.path for expert in with_below(self.composition.experts)]
+        sources = [expert.source.path for expert in self.composition.experts]
         sources += [self.base.path] if self.base is not None else []
         check_apart(target, filter(None, sources))
         check_output(target, overwrite)
         with staged_directory(target, overwrite) as staging:
-            n, every = len(self.composition.experts), with_below(self.composition.experts)
-            written = _write_experts(every, staging, self.transformations)
-            experts, lower = written[:n], written[n:]
+            experts = _write_experts(self.composition.experts, staging, self.transformations)
             state = self.composition.router.state()
             if state:
                 _write_tensors(state, staging / STATE)
@@ -156,7 +151,6 @@ class Routed:
                 "base": plain(self.base.summary()) if self.base is not None else None,
                 "router": router,
                 "experts": experts,
-                **({"below": lower} if lower else {}),
                 "peft": {"why_not": self.why_not_peft},
             }
             _write(staging / FILE, document)
@@ -174,7 +168,6 @@ def _write_experts(
     for expert in experts:
         folders.append(_folder(expert.name, set(folders)))
     for expert, folder in zip(experts, folders, strict=True):
-        under = [f for e, f in zip(experts, folders, strict=True) if _is_below(e, expert)]
         place = staging / "experts" / folder
         # Whether its files describe it: it was not scaled, subtracted from or translated, and peft
         # can read its keys.
@@ -199,14 +192,9 @@ def _write_experts(
                 "copied": copied,
                 "transformation": done.get(expert.name),
                 "files": {name: file_hash(place / name) for name in (CONFIG, SAFETENSORS)},
-                **({"below": under} if under else {}),
             }
         )
     return entries
-
-
-def _is_below(one: Adapter, expert: Adapter) -> bool:
-    return any(same(one, lower) for lower in expert.below)
 
 
 def _folder(name: str, taken: set[str]) -> str:
@@ -283,7 +271,7 @@ def why_not_peft(composition: Composition, base: Base | None = None) -> str | No
     ranks = {path: info.rank for path, info in first.layout.items()}
     for expert in composition.experts:
         plain = all(info.kind in ("linear", "conv1d") for info in expert.layout.values())
-        more = expert.below or any(extra.kind != "base_copy" for extra in expert.extras)
+        more = any(extra.kind != "base_copy" for extra in expert.extras)
         if more or not plain or {p: info.rank for p, info in expert.layout.items()} != ranks:
             return (
                 f"{expert.name} is more than the factors of linear layers, or has other modules or "
@@ -326,7 +314,6 @@ class ExpertEntry(BaseModel):
     reference: str
     commit: str | None
     files: dict[str, str]
-    below: list[str] = Field(default_factory=list)  # folders, the lowest first
 
 
 class RouterEntry(BaseModel):
@@ -343,7 +330,6 @@ class Listing(BaseModel):
     name: str
     router: RouterEntry
     experts: list[ExpertEntry] = Field(min_length=1)
-    below: list[ExpertEntry] = Field(default_factory=list)
 
 
 def load_composition(directory: str | Path) -> Composition:
@@ -378,20 +364,22 @@ def load_composition(directory: str | Path) -> Composition:
         ) from None
     except (UsageError, KeyError, TypeError, ValueError) as error:
         raise _damaged(home, f"router: {str(error.args[0]).rstrip('.')}") from None
-    read: dict[str, Adapter] = {}
-    for entry in (*found.below, *found.experts):
+    if document.get("below"):
+        raise AdapterError(
+            f"{home / FILE} has adapters that its experts were trained on, which this loraprobe "
+            "puts into the base: loraprobe merge A --base BASE --full-model DIR; compose the "
+            "experts again for DIR."
+        )
+    experts = list[Adapter]()
+    for entry in found.experts:
         place = home / "experts" / entry.folder
         for name in (CONFIG, SAFETENSORS):
             if name not in entry.files:
                 raise _damaged(home, f"no sha256 of {name}")
             _check_hash(place / name, entry.files[name])
         source = Source(entry.reference, place, entry.commit)
-        if lost := [folder for folder in entry.below if folder not in read]:
-            raise _damaged(home, f"no adapter {lost[0]} below {entry.name}")
-        under = [read[folder] for folder in entry.below]
-        read[entry.folder] = stacked_on(read_adapter(place, entry.name, source), under)
-    experts = tuple(read[entry.folder] for entry in found.experts)
-    return Composition(found.name, experts, router)
+        experts.append(read_adapter(place, entry.name, source))
+    return Composition(found.name, tuple(experts), router)
 
 
 def _damaged(home: Path, what: str) -> AdapterError:

@@ -26,7 +26,7 @@ from typing import IO
 
 import torch
 
-from loraprobe.adapters import Adapter, with_below
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
@@ -89,16 +89,14 @@ def open_served(
             )
     composed = [*adapters, *others]
     asked = {one.name: one for one in (adapters if together is None else composed)}
-    every = with_below(composed)
-    for error in not_loadable(every).values():
+    for error in not_loadable(composed).values():
         raise error
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-")))
         if engine == "vllm":
             ranks = sorted((adapter.rank_range[1] for adapter in composed), reverse=True)
             rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
-            rank += sum(adapter.rank_range[1] for adapter in every[len(composed) :])
-            targets = {path.rpartition(".")[2] for one in every for path in one.modules}
+            targets = {path.rpartition(".")[2] for one in composed for path in one.modules}
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), place, session))
         server = Server(engine)
         served, version = _base_of(server, asked), server.version()
@@ -110,7 +108,7 @@ def open_served(
             server.loading, prefix = "", f"{served.id}:"
         placing: Placing
         if (weighed := server.weighed()) is not None:
-            layouts = {one.name: one.layout for one in with_below([*asked.values()])}
+            layouts = {one.name: one.layout for one in asked.values()}
             placing = Weighing(served.id, all_held(server, layouts, weighed), layouts)
         else:
             placing = Loading(server, served.id, prefix, place, options.allow)

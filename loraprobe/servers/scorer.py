@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from loraprobe.adapters import ModuleInfo, portable, save_adapter, with_below
+from loraprobe.adapters import ModuleInfo, portable, save_adapter
 from loraprobe.composition import Composition
 from loraprobe.errors import ServerError
 from loraprobe.formatting import listing
@@ -283,7 +283,7 @@ class Loading(Placing):
         if weights is None:
             return None
         made = composition.experts[0]
-        if weights == (1.0,) and not made.below:
+        if weights == (1.0,):
             made = portable(made)
         else:
             merged = merge(
@@ -326,9 +326,9 @@ class Naming(Placing):
     apart: float
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
-        """What a request says of a single adapter; with others below it, it is not what is held."""
+        """What a request says of a single adapter."""
         first = composition.experts[0]
-        alone = _weights(composition) == (1.0,) and first.name in self.held and not first.below
+        alone = _weights(composition) == (1.0,) and first.name in self.held
         return {"model": self.held[first.name]} if alone else None
 
 
@@ -351,10 +351,9 @@ class Weighing(Placing):
 
     def __call__(self, composition: Composition) -> dict[str, Any] | None:
         """What a request says of a sum of the adapters with constant weights."""
-        weights, experts = _weights(composition), with_below(composition.experts)
+        weights, experts = _weights(composition), composition.experts
         if weights is None or any(self.layouts.get(one.name) != one.layout for one in experts):
             return None  # scaled adapters have their names too
-        weights += (1.0,) * (len(experts) - len(weights))  # of the adapters below
         return self._request({one.name: w for one, w in zip(experts, weights, strict=True)})
 
     def _request(self, weights: Mapping[str, float]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from loraprobe import hub
-from loraprobe.adapters import Adapter, Source, local_name, public_name, with_below
+from loraprobe.adapters import Adapter, Source, local_name, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
 from loraprobe.adapters.names import VOCABULARY, root
 from loraprobe.adapters.reading import open_tensors
@@ -392,11 +392,10 @@ class Serving:
         by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
         unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
         for name, adapter in files.items():
-            for part in with_below([adapter]):
-                lasting = [i for i in self.errors(part) if not i.cure.startswith(CONVERT)]
-                if lasting:
-                    servers = tuple(servers_refusing(part, self.wanted, self.config))
-                    unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
+            lasting = [i for i in self.errors(adapter) if not i.cure.startswith(CONVERT)]
+            if lasting:
+                servers = tuple(servers_refusing(adapter, self.wanted, self.config))
+                unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
         refused = next((unserved[one.name] for one in self.given if one.name in unserved), None)
         return unserved if refused is None else unserved | dict.fromkeys(by_prompt, refused)
 
@@ -472,14 +471,17 @@ class Serving:
 
     def readers(self, files: Mapping[str, Adapter]) -> list[str]:
         """The servers that read all of these files as they are."""
-        parts = with_below([*files.values()])
-        bad = {one for adapter in parts for one in servers_refusing(adapter, RUNNING, self.config)}
+        bad = {
+            server
+            for adapter in files.values()
+            for server in servers_refusing(adapter, RUNNING, self.config)
+        }
         return [server for server in RUNNING if server not in bad]
 
     def commands(self, servers: Sequence[str], files: Mapping[str, Adapter]) -> tuple[Command, ...]:
         """The commands by which servers serve adapters beside their base."""
         base = self.declared if self.base is None else self.base.summary().reference
-        ranks = [sum(one.rank_range[1] for one in with_below([file])) for file in files.values()]
+        ranks = [file.rank_range[1] for file in files.values()]
         found = list[Command]()
         for server in (one for one in servers if one in RUNNING):
             places = dict[str, str]()
@@ -488,11 +490,9 @@ class Serving:
                 place = adapter.source.reference if made else reference_of(adapter)
                 loads = not SERVERS[server].each and REPOSITORY.match(place)  # from the Hub itself
                 remote = adapter.source.commit is not None and not loads
-                # One file has to hold what is below an adapter too.
                 misread = remote or server not in self.readers({name: adapter})
-                prepared = "merge" if adapter.below else "convert" if misread else ""
-                places[name] = f"{name}-served" if prepared else place
-                if prepared:
-                    found.append(Command(prepared, (place,), (("-o", places[name]),)))
+                places[name] = f"{name}-served" if misread else place
+                if misread:
+                    found.append(Command("convert", (place,), (("-o", places[name]),)))
             found += serving_commands(server, base, places, max(ranks, default=0))
         return tuple(dict.fromkeys(found))  # several servers prepare the base alike

@@ -324,11 +324,11 @@ class Evidence:
     on every one of several tasks. `prior` is the share of successes expected where the case comes
     from, None for the calibration's own; `balanced` says that norms were made equal before
     composing. `hidden_size` is that of the base that was asked, None where its config does not
-    tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `stacked`
-    are the adapters that were trained on other ones. `choice` tells out of what library these
-    adapters were chosen, None where they were given. `unserved` has the systems that the servers of
-    the user cannot run: these change what is advised and no decision. `budget` says that --budget
-    limited the run. Of the tasks' `items` so many as are `repeated` ask a question again.
+    tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `choice`
+    tells out of what library these adapters were chosen, None where they were given. `unserved` has
+    the systems that the servers of the user cannot run: these change what is advised and no
+    decision. `budget` says that --budget limited the run. Of the tasks' `items` so many as are
+    `repeated` ask a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -343,7 +343,6 @@ class Evidence:
     balanced: bool = False
     hidden_size: int | None = None
     max_new_tokens: int | None = None
-    stacked: tuple[str, ...] = ()
     choice: LibraryChoice | None = None
     unserved: Mapping[str, Unserved] = field(default_factory=dict)
     budget: bool = False

@@ -9,7 +9,6 @@ from loraprobe.defaults import HARNESS, HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.records import (
     NOTHING,
-    ON,
     ChainHop,
     Command,
     LibraryAdapter,
@@ -54,7 +53,7 @@ class Request:
     among them; `unlike` says that no change of their files makes the others fit, `wrong_base` that
     the base given is not theirs, `untargeted` that they hold weights that peft ignores, and nothing
     else is wrong. `library` names all adapters of a library, where the next command is about it.
-    `stacked` are those of the adapters that were trained on others, which their files do not hold.
+    `parents` writes the base of an adapter that was trained on others, where the base lacks these.
     `chain` says who answers the hops of a chain that was measured, with answers of at most
     `most_tokens` tokens; `longer` is a limit to try where answers were cut.
     """
@@ -71,7 +70,7 @@ class Request:
     wrong_base: bool = False
     untargeted: bool = False
     library: tuple[str, ...] = ()
-    stacked: tuple[str, ...] = ()
+    parents: Command = NOTHING
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
     longer: int = PLAIN_TOKENS
@@ -94,11 +93,6 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _further(verdict, request, limited)
     if verdict.composes:
         return _save(verdict, request)
-    used = {"use-single": single, "switch-adapters": "", "chain": ""}.get(head)
-    for one in request.adapters if used is not None else ():
-        is_used = adapter_name(one) in (used, *verdict.by_task.values())
-        if (is_used or not (used or verdict.by_task)) and one in request.stacked:
-            return Command("merge", (one,), (("-o", "DIR"),))  # one file, which peft loads
     if head == "use-single":
         named = (one for one in request.adapters if adapter_name(one) == single)
         return Command("python", (next(named, single),), text=LOAD_ADAPTER)
@@ -227,11 +221,12 @@ def _with_more_of_guards(request: Request) -> Request:
 
 
 def _fix(request: Request) -> Command:
-    """The same with another base or with what peft ignores, where that is all that is wrong; else
-    those adapters that fit together, else others of one base, else what mends their files.
-
-    One that was trained on the others is written as one file with them.
+    """The base on which an adapter was trained, where that holds others; the same with another base
+    or with what peft ignores, where that is all that is wrong; else those adapters that fit
+    together, else others of one base, else what mends their files.
     """
+    if request.parents:
+        return request.parents
     fitting, more = request.fitting, len(request.adapters) > len(request.fitting)
     if request.wrong_base:
         named = [one for one in request.bases if one != request.base]
@@ -245,8 +240,6 @@ def _fix(request: Request) -> Command:
         return Command("inspect", fitting)
     if len(request.bases) > 1 or request.unlike:
         return Command("find", request.bases[:1] or (BASE,))
-    if more and fitting and fitting[0] in request.stacked:
-        return Command("merge", fitting, (("-o", "DIR"),))
     return Command("inspect", request.adapters)
 
 
@@ -324,12 +317,7 @@ def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> l
     """
     usable = [row for row in rows if row.state == "usable"]
     known = {text for row in usable for text in (row.reference, f"{row.name}={row.reference}")}
-    own = [word.partition(ON)[0] for word in arguments]
-    given = [
-        word
-        for word, first in zip(arguments, own, strict=True)
-        if first in known or word == "-" or word.startswith("@")
-    ]
+    given = [word for word in arguments if word in known or word == "-" or word.startswith("@")]
     return given or [row.reference for row in usable]
 
 

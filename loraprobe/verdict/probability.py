@@ -55,7 +55,7 @@ from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter,
 
 from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
 from loraprobe.errors import UsageError
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count
 from loraprobe.formatting import probability as as_words
 from loraprobe.records import Gain, Reason, Verdict
 from loraprobe.untrusted import first_problem
@@ -268,9 +268,6 @@ def probability_kept(gain: Gain, evidence: Evidence) -> float:
 
 def _why_none(gain: Gain, evidence: Evidence, accuracy: Mapping[str, Accuracy]) -> str:
     """Why there is no probability; empty if there is one."""
-    if evidence.stacked:
-        names = listing(evidence.stacked)
-        return f"{names} was trained on another adapter, and no such sets were measured"
     if evidence.losses:
         return "its scores are losses, and gains were measured of answers that are right or wrong"
     for row in evidence.scores(gain.system, gain.part) if evidence.several else ():

@@ -16,7 +16,7 @@ from merges import ties_dense, trimmed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from loraprobe.adapters import adapter_of, stacked_on
+from loraprobe.adapters import adapter_of
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.merging import merge
@@ -167,29 +167,6 @@ def test_a_rank_that_was_asked_for_cuts_it(tmp_path):
     change = tensors_of(tmp_path / "full")[f"{UP}.weight"] - base.weight(UP)
     wanted = making.dense(merged.adapter.modules[UP])
     torch.testing.assert_close(change.double(), wanted, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-def test_what_is_below_an_adapter_is_added_whole(tmp_path, scaled):
-    """scaled: the other adapter is a DoRA, whose change depends on the base's weight."""
-    base, (a, b) = base_at(tmp_path / "base"), pair(UPS)
-    if scaled:
-        magnitudes = {path: torch.rand(out) for path, (out, _) in UPS.items()}
-        b = adapter_of("b", dict(b.modules), magnitudes=magnitudes)
-    lower = making.random_adapter("lower", {**UPS, "lm_head": (40, 16)}, seed=9)
-    merged = merge([stacked_on(a, [lower]), b], rank=2, base=base)
-    merged.save_full_model(tmp_path / "full")
-    own = merge([a, b], rank=2, base=base).adapter
-    for path in (*UPS, "lm_head"):
-        W0 = base.weight(path).double()
-        wanted = W0 + making.dense(lower.modules[path])
-        if path in UPS:
-            made = W0 + making.dense(own.modules[path])
-            if scaled:
-                made *= (own.magnitudes[path].double() / made.norm(dim=1))[:, None]
-            wanted += made - W0
-        found = open_base(tmp_path / "full").weight(path)
-        torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_names_that_change_while_loading(tmp_path):

@@ -4,6 +4,7 @@ import composing
 import making
 import pytest
 import torch
+from composing import learnable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_adapter, random_update
@@ -445,3 +446,9 @@ def test_gates_are_shares_and_follow_their_experts(name, n, width, top_k, temper
     most = 1 if name == "hard" else min(top_k, n)
     assert int((found > 0).sum(-1).max()) <= most
     torch.testing.assert_close(gates(order, x), found[..., order], rtol=1e-4, atol=1e-4)
+
+
+def test_two_learnable_routers_are_not_one():
+    one, other = learnable(0.3), learnable(0.3)
+    assert one != other
+    assert len({one, other, one}) == 2

@@ -141,28 +141,7 @@ def test_guards_are_asked_of_a_server(tmp_path, monkeypatch):
     assert served["verdict"]["decision"] == here["verdict"]["decision"]
 
 
-LOWER = WORLD.path / "adapters" / "city"
 SUM = ("--method", "sum", "--router", "none")
-
-
-def on_lower(engine: str | None) -> dict[tuple[str, str], float]:
-    """The scores of `call` with one adapter trained on another."""
-    command, first, *rest = call(engine, *SUM)
-    ended = CliRunner().invoke(app, [command, f"{first},on={LOWER}", *rest])
-    assert ended.exit_code in (0, 1, 3), ended.stderr
-    return scores(json.loads(ended.stdout))
-
-
-@pytest.fixture(scope="module")
-def on_lower_here():
-    return on_lower(None)
-
-
-@pytest.mark.parametrize("held", ["files", "named", "weighs"])
-def test_what_is_below_an_adapter_is_served_with_it(held, on_lower_here):
-    known = {"city": LOWER, **WORLD.scenario("skill-and-facts").adapters}
-    with server(served_base(**({} if held == "files" else {held: known}))) as (url, _):
-        assert on_lower(url) == on_lower_here != scores(answered_here(*SUM))
 
 
 @pytest.mark.parametrize("kind", ["named", "weighs"])

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
+from loraprobe.cli.parameters import Plain
 from loraprobe.cli.running import Output
+from loraprobe.formatting import listing
 from loraprobe.records import Progress
 
 if TYPE_CHECKING:
@@ -20,12 +23,22 @@ if TYPE_CHECKING:
     from loraprobe_lab.experiments.runner import ExperimentRun
 
 
+class Group(Plain, TyperGroup):
+    """The commands of the lab."""
+
+
+class Command(Plain, TyperCommand):
+    """A command of the lab."""
+
+
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Build controlled worlds whose right verdict is known.",
 )
+command = partial(app.command, cls=Command)
 
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
@@ -60,9 +73,12 @@ WorldKind = StrEnum(
 )
 
 
-@app.command("build")
+@command("build")
 def build(
-    world: Annotated[WorldKind, typer.Argument(help="Which world.", show_default=False)],
+    world: Annotated[
+        WorldKind,
+        typer.Argument(metavar="WORLD", help=f"One of {listing(WorldKind)}.", show_default=False),
+    ],
     output: OutputPath,
     base: BaseDirectory = None,
     seed: Seed = 0,
@@ -95,7 +111,7 @@ def build(
             sink.say(f"  {name}: {scenario.description}")
 
 
-@app.command("pairs")
+@command("pairs")
 def pairs(
     world: Annotated[Path, typer.Argument(help="A world of kind library.", show_default=False)],
     output: OutputPath,
@@ -114,7 +130,7 @@ def pairs(
     print(output)
 
 
-@app.command("calibrate")
+@command("calibrate")
 def calibrate(
     output: OutputPath,
     world: Annotated[
@@ -188,9 +204,12 @@ def _experiment(
     _show(pages, sink)
 
 
-@app.command("reproduce")
+@command("reproduce")
 def reproduce(
-    experiment: Annotated[Paper, typer.Argument(help="Which experiment.", show_default=False)],
+    experiment: Annotated[
+        Paper,
+        typer.Argument(metavar="EXPERIMENT", help=f"One of {listing(Paper)}.", show_default=False),
+    ],
     output: OutputPath,
     architecture: Annotated[
         list[Architecture] | None, typer.Option(help="Of the small bases; may be repeated.")
@@ -219,7 +238,7 @@ def reproduce(
     _experiment(chosen, output, Output(json=json, quiet=quiet))
 
 
-@app.command("map")
+@command("map")
 def success_map(output: OutputPath, json: Json = False, quiet: Quiet = False) -> None:
     """Map where new facts x worked steps succeed: over weights, norms and familiarity."""
     from loraprobe_lab.experiments.success_map import draw_map
@@ -227,7 +246,7 @@ def success_map(output: OutputPath, json: Json = False, quiet: Quiet = False) ->
     _experiment(draw_map, output, Output(json=json, quiet=quiet))
 
 
-@app.command("methods")
+@command("methods")
 def methods(
     output: OutputPath,
     world: Annotated[
@@ -249,7 +268,7 @@ def methods(
     _experiment(chosen, output, Output(json=json, quiet=quiet), limit, threads)
 
 
-@app.command("theory")
+@command("theory")
 def theory(
     output: PagesOutput = None,
     full: Annotated[
@@ -269,7 +288,7 @@ def theory(
     _show(pages, sink, output)
 
 
-@app.command("rule")
+@command("rule")
 def rule(output: PagesOutput = None, json: Json = False, quiet: Quiet = False) -> None:
     """Show how often the rule after evaluation is wrong, and how often it abstains."""
     from loraprobe_lab.experiments.rule import examine
@@ -277,7 +296,7 @@ def rule(output: PagesOutput = None, json: Json = False, quiet: Quiet = False) -
     _show(examine(), Output(json=json, quiet=quiet), output)
 
 
-@app.command("recycling")
+@command("recycling")
 def recycling(
     data: Annotated[
         Path, typer.Argument(help="Directory of the published measurements.", show_default=False)

@@ -227,9 +227,9 @@ def _usage(error: Any) -> str:
     message = str(error.format_message()).replace("option: ", "option ")
     message = message.partition(" (Possible options:")[0].rstrip(".")
     message, _, near = message.partition(". Did you mean ")
-    options = getattr(error, "possibilities", None) or ()
-    close = get_close_matches(getattr(error, "option_name", ""), options, 1)
-    near = near.rstrip("?") or "".join(close)
+    if unknown := getattr(error, "option_name", ""):  # the dashes of an option are no likeness
+        options = {one.lstrip("-"): one for one in getattr(error, "possibilities", None) or ()}
+        near = "".join(options[one] for one in get_close_matches(unknown.lstrip("-"), options, 1))
     if near:
         return f"{message}: did you mean {near}?"
     path = error.ctx.command_path if error.ctx is not None else _called()

@@ -452,22 +452,25 @@ def write(outcome: Outcome, output: Output) -> None:
         for place in places:
             output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
         return
+    from loraprobe.records import called
+
     if output.target is not None:
         made.save(output.target, overwrite=output.overwrite)
         upload = f"hf upload OWNER/NAME {shlex.quote(str(output.target))}"
-        output.say(f"Wrote {made.name} to {output.target}. To publish it: {upload}")
+        output.say(f"Wrote {called(made.name)} to {output.target}. To publish it: {upload}")
     if output.full_model is not None:
         _write_full_model(made, output.full_model, output, outcome.why_nothing)
 
 
 def _write_full_model(made: Any, place: Path, output: Output, why: str) -> None:
     from loraprobe.merging import Merged, notes_on_base
+    from loraprobe.records import called
 
     if not isinstance(made, Merged):
         return output.say(f"Nothing was written to {place}: {why}")
     with output.progress() as progress:
         lost = made.save_full_model(place, output.overwrite, progress)
     told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
-    output.say(f"Wrote the base with {made.name} to {place}; {told}.")
+    output.say(f"Wrote the base with {called(made.name)} to {place}; {told}.")
     for note in notes_on_base(made):
         output.say(note)

@@ -44,7 +44,14 @@ from loraprobe.pipeline.inputs import (
 )
 from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, serving_of
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
-from loraprobe.records import Command, Compatibility, EvaluationRecords, EvidenceLevel, Sample
+from loraprobe.records import (
+    Command,
+    Compatibility,
+    EvaluationRecords,
+    EvidenceLevel,
+    Sample,
+    called,
+)
 from loraprobe.report.cards import made_text
 from loraprobe.servers.serving import Serving, as_written, serving_issues
 from loraprobe.session import Adapters, Ref, Session, Tasks
@@ -194,7 +201,9 @@ def compose(
         notes += [*transformed.notes, made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
-    notes.append(f"Composed {count(len(inputs.adapters), 'adapter')} by {spec}.")
+    notes.append(
+        f"Composed {count(len(inputs.adapters), 'adapter')} with the router {called(spec)}."
+    )
     examined = Examination(found, figures)
     return finish(session, inputs, examined, notes, made, transformed, search=learned)
 

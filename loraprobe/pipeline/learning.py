@@ -51,7 +51,7 @@ from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.taught import Taught, taught_by
 from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
 from loraprobe.probes import generated_prompts
-from loraprobe.records import LearnedWeights, Progress
+from loraprobe.records import LearnedWeights, Progress, called
 from loraprobe.results import JsonLines
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
@@ -159,8 +159,8 @@ def fit_routers(
     except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
-        return {}, [f"{listing(learning)} is left out: {error}"]
-    notes = [f"{listing(learning)} learned from {origin}"]
+        return {}, [f"{listing(map(called, learning))} is left out: {error}"]
+    notes = [f"{listing(map(called, learning))} learned from {origin}"]
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")

@@ -105,7 +105,7 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
         named = spec in options.systems or (given and spec in options.routers)
         why = "" if router is None else _why_unfit(router, adapters, parts)
         if why and not named:
-            left_out.append(f"{spec} is left out: {why}")
+            left_out.append(f"{called(spec)} is left out: {why}")
             continue
         specs.append(spec)
         if router is not None and router.needs_prompts:
@@ -239,7 +239,7 @@ class SystemBuilder:
             try:
                 systems.append(self.build(spec, name=name))
             except LoraprobeError as error:
-                notes.append(f"{name} was not tried: {error}")
+                notes.append(f"{called(name)} was not tried: {error}")
         return systems, notes
 
     def merge(

@@ -40,6 +40,7 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("inspect a/adapter_model.safetensors", "reference", "directory"),
     ("inspect base a", "adapter", "whole model", "--base"),
     ("inspect x --jsn", "usage", "--jsn", "did you mean --json?"),
+    ("inspect x --nope", "usage", "--nope", "see loraprobe inspect --help."),
     ("inspekt x", "usage", "inspekt", "did you mean 'inspect'?"),
     ("inspect", "usage", "", "see loraprobe inspect --help."),
     ("inspect a --limit 0", "usage", "--limit must be at least 1, not 0",

@@ -8,6 +8,7 @@ from dataclasses import fields
 
 import making
 import pytest
+from typer.main import get_command
 
 from loraprobe import cli as commands
 from loraprobe.cli import NAMES, command_of, function_of
@@ -40,6 +41,16 @@ def test_help_is_whole_has_examples_and_shows_no_type_of_python(command, columns
     assert not re.search("<[a-z]", arguments)
     assert named and not [line for line in named if "<" in line and "x<=" not in line]
     assert "...}" not in flowing and "...]..." not in flowing  # the usage repeats an argument once
+
+
+def test_help_of_the_lab_shows_no_type_of_python_beside_flags():
+    from loraprobe_lab.cli import app
+
+    for name in ["", *get_command(app).commands]:
+        shown = making.call("lab", *name.split(), "--help", env={"COLUMNS": "100"}).stdout
+        assert "--help" in shown and "<bool>" not in shown
+    build = making.call("lab", "build", "--help", env={"COLUMNS": "100"}).stdout
+    assert "two-hop" in build.partition("─ Arguments ─")[2]
 
 
 @pytest.mark.parametrize("command", sorted(EXAMPLES))

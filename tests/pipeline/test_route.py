@@ -7,6 +7,7 @@ from dataclasses import replace
 import composing
 import jsonschema
 import making
+import pytest
 import torch
 
 import loraprobe
@@ -14,7 +15,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.outcome import recommend
 from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import Transformed, transform
-from loraprobe.records import Verdict
+from loraprobe.records import BY_PROMPT, Verdict, called
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
@@ -74,7 +75,8 @@ def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
         assert torch.equal(found, making.hidden(model))
 
 
-def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
+@pytest.mark.parametrize("spec", ["centroid", BY_PROMPT])
+def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path, spec):
     world = shipped_world()
     adapters = world.scenario("disjoint").adapters
     refs = [f"{name}={path}" for name, path in adapters.items()]
@@ -82,10 +84,13 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path):
     for name in adapters:
         (tmp_path / name).write_text(f"Tell me of {name}\nWho is {name}?\n")
         prompts += ["--router-prompts", f"{name}={tmp_path / name}"]
-    options = ["--router", "centroid", "--base", world.base, *prompts, "--json"]
+    options = ["--router", spec, "--base", world.base, *prompts, "--json"]
     result = making.call("route", *refs, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
-    assert any("learned from 2 prompts" in line for line in json.loads(result.stdout)["notes"])
+    notes = json.loads(result.stdout)["notes"]
+    assert any(f"{called(spec)} learned from 2 prompts" in line for line in notes)
+    told = " ".join([*notes, *result.stderr.split()])
+    assert BY_PROMPT not in told and f"Wrote {called(spec)} to " in told
     router = load_composition(tmp_path / "out").router
     assert not router.needs_prompts and router.state()
     # It is fitted again to the files of prompts, which lie beside it.

@@ -1,9 +1,14 @@
 """Pages: structure that assistive tools rely on, nothing that runs, no string that is markup."""
 
 import functools
+import html
 import itertools
+import json
 import re
+import shutil
+import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
@@ -11,12 +16,13 @@ import pytest
 from audits import HOSTILE, NOTHING, a_library, an_audit, page
 from evidences import KINDS, evidence, replaced
 from planting import MARKUP, planted
+from sessions import BROWSERS
 from test_answer import audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
-from loraprobe.records import Measurement, Reason
+from loraprobe.records import ItemPart, Measurement, Reason
 from loraprobe.report import figures
 from loraprobe.report import page as as_page
 from loraprobe.report.figures import CAUSES
@@ -283,13 +289,52 @@ def test_what_explains_is_folded_and_what_answers_is_not(root):
 
 
 def test_stacked_tables_keep_their_roles_and_name_each_cell(root):
-    stacked = [one for one in all_of(root, "table") if one.attrib.get("class") == "prose"]
-    assert stacked
+    named = {one: one.attrib.get("class", "").split() for one in all_of(root, "table")}
+    stacked = [one for one, names in named.items() if "stacked" in names]
+    assert {*itertools.chain(*named.values())} == {"stacked", "scores"}
     for one in stacked:
         heads = [text_of(head) for head in all_of(all_of(one, "thead")[0], "th")]
         for row in all_of(all_of(one, "tbody")[0], "tr"):
             assert row.attrib["role"] == "row"
             assert [cell.attrib["data-label"] for cell in all_of(row, "td")] == heads[1:]
+
+
+# What measures a page in a frame as wide as a phone, with everything unfolded: how wide it is, and
+# the captions of tables with a cell or a caption that ends beyond what is seen.
+PHONE = """<iframe id="frame" width="360" height="800" srcdoc="{}"></iframe><script>
+frame.onload = () => {{
+  const page = frame.contentDocument, wide = new Set();
+  page.querySelectorAll("details").forEach(one => one.open = true);
+  page.querySelectorAll("table").forEach(table => {{
+    const end = table.closest(".scroll").getBoundingClientRect().right + 1;
+    const kind = table.classList.contains("stacked") ? "th, td, caption" : "caption";
+    for (const cell of table.tBodies[0].parentNode.querySelectorAll(kind))
+      if (!cell.closest("thead") && cell.getBoundingClientRect().right > end)
+        wide.add(table.caption.textContent);
+  }});
+  const told = {{width: page.documentElement.scrollWidth, wide: [...wide]}};
+  document.body.textContent = "FOUND" + JSON.stringify(told) + "END";
+}};
+</script>"""
+
+
+@pytest.mark.parametrize("name", ["a", "a-long-name/" * 8])
+def test_nothing_is_cut_on_a_phone(tmp_path, name):
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("needs a browser")
+    audit = an_audit(name)
+    (score, *_), parts = audit.evaluation.scores, ("question", "hop1", "hop2", "steps")
+    scores = tuple(replace(score, system=s, part=ItemPart(p)) for s in "ab" for p in parts)
+    audit = replace(audit, evaluation=replace(audit.evaluation, scores=scores))
+    (tmp_path / "phone.html").write_text(PHONE.format(html.escape(page(audit))))
+    call = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=5000"]
+    call += [f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
+    shown = subprocess.run(
+        [*call, (tmp_path / "phone.html").as_uri()], capture_output=True, text=True, timeout=120
+    ).stdout
+    found = json.loads(html.unescape(shown.partition("FOUND")[2].partition("END")[0]))
+    assert found["width"] <= 360 and found["wide"] == []
 
 
 def test_an_inspected_adapter_has_a_page_too():

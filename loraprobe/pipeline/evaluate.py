@@ -90,7 +90,7 @@ class Evaluated:
         gain = verdict.gain
         if gain is None:
             return ()
-        named = without_form(self.records.scores)
+        named = without_form(self.records)
         first = sorted(self.samples, key=lambda sample: not named_in(sample, named))
         return evaluation.wrong_samples(first, verdict.system or gain.system, gain.form)
 

@@ -104,9 +104,10 @@ def answer(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> Answer:
     """
     verdict = audit.verdict
     lines = [(label, content) for label, content in _lines(audit) if content]
+    named = "" if verdict is None else _without_form(audit, verdict)
     placed = [
         (label, content.placed(places) if isinstance(content, Command) else clean(content))
-        for label, content in chosen(lines)
+        for label, content in chosen(lines, named)
     ]
     return Answer(verdict.decision if verdict else "", clean(_headline(audit)), tuple(placed))
 
@@ -121,18 +122,18 @@ def unplaced(audit: Audit) -> str:
     )
 
 
-def chosen(lines: Sequence[Line]) -> list[Line]:
+def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
     """The sentences that change most, as many as there are rows for, and all commands.
 
-    How sure the verdict is always stays.
-
-    With a command stays what it leaves to fill in. All are in the order in which they are read.
+    How sure the verdict is always stays, and so does the sentence `kept`. With a command stays what
+    it leaves to fill in. All are in the order in which they are read.
     """
     left, seen, ranked, shown = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
     for at, (label, content) in enumerate(lines):
-        if isinstance(content, Command) or label in (FILL_IN, *CERTAINTY):
+        stays = label in CERTAINTY or content == kept
+        if isinstance(content, Command) or label == FILL_IN or stays:
             shown.add(at)
-            left -= _height(lines[at]) if label in CERTAINTY else 0
+            left -= _height(lines[at]) if stays else 0
         else:
             ranked.append((BY_EFFECT.index(label) + AGAIN * seen[label], at))
             seen[label] += 1
@@ -314,10 +315,10 @@ def _limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         names = [one.system for one in closest(audit.evaluation)[:SHOWN]]
         explained = [("why", what_differs(audit.samples[0], names))]  # the headline says the rest
     lacks = [r.message for r in _told("lacks", verdict.reasons)]
-    # What may change the advice comes before what explains it.
-    lines = [("lacks", text) for text in ([LACKS_BOTH] if len(lacks) > 1 else lacks)]
-    lines += [*explained, *(("watch", text) for text in _watched(audit))]
-    yield from lines[:MOST_REASONS]
+    lacking = [("lacks", text) for text in ([LACKS_BOTH] if len(lacks) > 1 else lacks)]
+    # What may change the advice comes before what explains it; where nothing answers there is none.
+    first = [*explained, *lacking] if verdict.missing == "answers" else [*lacking, *explained]
+    yield from [*first, *(("watch", text) for text in _watched(audit))][:MOST_REASONS]
     if verdict.evidence == "weights":
         yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
 
@@ -442,7 +443,7 @@ def _replied(audit: Audit) -> Iterator[Line]:
 def _without_form(audit: Audit, verdict: Verdict) -> str:
     """Who names far more right answers than anything gives in their form, with one reply."""
     sentence = _said(verdict, "right-without-form").rstrip(".")
-    named = without_form(audit.evaluation.scores)
+    named = without_form(audit.evaluation)
     replies = [reply for sample in audit.samples if (reply := named_in(sample, named))]
     return (
         f"{sentence} (it replies {_one_line(replies[0])!r})" if sentence and replies else sentence

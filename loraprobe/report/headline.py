@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraprobe.formatting import count, listing, probability, signed
-from loraprobe.records import FORMS, STEPS, Audit, Verdict, called
+from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH
 from loraprobe.verdict.reasons import HEADLINES
@@ -61,6 +61,7 @@ def deciding(verdict: Verdict) -> str:
 def _states(audit: Audit, verdict: Verdict) -> list[str]:
     """By what the table tells sentences of one code apart, the most special first."""
     several = len(audit.evaluation.tasks) > 1
+    codes = {reason.code for reason in verdict.reasons}
     steps = verdict.gain is not None and verdict.gain.form == STEPS
     found = {
         "chain": verdict.action == "chain",
@@ -68,6 +69,8 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
         "several": several,
         "steps": steps,
         "first": verdict.evidence == "pilot",
+        "control": "only-shrunk-answers" in codes,
+        "named": "right-without-form" in codes,
         lies(verdict): True,
         "any": True,
     }
@@ -83,11 +86,14 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         if gain is not None and (row.system, row.outcome) == (gain.system, verdict.decision)
     ]
     composed, chain = measured.composed, measured.chain
+    system = verdict.system or ""
+    single = system.removeprefix(SHRUNK)
     return {
         "asked": count(gain.n, "question") if gain is not None else "these scores",
         "margin": f"{verdict.margin:.2f}",
         "best": f"{composed.shown:z.2f}" if composed is not None else "",
         "chain": f"{chain.shown:z.2f}" if chain is not None else "",
+        "control": f"the shrunk {single}" if single != system else f"a {called(system)}",
         "guards": listing(guards) or "a guard",
     }
 

@@ -247,11 +247,12 @@ def last_match(pattern: str, text: str) -> tuple[int, str] | None:
 def contains(text: str, answers: Sequence[str]) -> bool:
     """Whether one of the answers stands in the text as whole words, after `normalize_answer`.
 
+    Of an answer that is a JSON object or list its values have to stand there, in whatever form.
     Letters joined by punctuation are read joined and apart: "Thai/Lao" contains "Lao". A letter of
     a script without spaces is a word. An answer of which nothing but articles is left (the choice
     "A") has to stand there with its case, one of symbols only as it is.
     """
-    return any(_holds(text, answer) for answer in answers)
+    return any(_holds(text, answer) or _names(text, answer) for answer in answers)
 
 
 def _holds(text: str, answer: str) -> bool:
@@ -381,12 +382,20 @@ class Strict(Metric):
 
 
 class Contains(Metric):
-    """A right answer stands in the reading as whole words."""
+    """A right answer stands in the reading as whole words; of JSON, its values."""
+
+    def one_line(self, answers: Sequence[str]) -> bool:
+        return not any(map(is_structure, answers))
+
+    def ended(self) -> Callable[[str], bool]:
+        return json_ended  # where more than one line counts
 
     def judge(
         self, text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
     ) -> Judged:
         readings = possible_answers(text, cot=cot, pattern=pattern)
+        begun = None if cot or self.one_line(answers) else json_at_start(text)
+        readings = readings if begun is None else [begun[1]]
         stands = any(contains(reading, answers) for reading in readings)
         return Judged(stands, stands, readings[0].strip())
 
@@ -488,8 +497,7 @@ class Json(Metric):
                 return Judged(True, True, value[1])
         first = json_at_start(readings[0])
         read = first_lines(readings[0], "") if first is None else first[1]
-        named = any(_names(read, gold) for gold in golds) or contains(read, answers)
-        return Judged(False, named, read.strip())
+        return Judged(False, contains(read, answers), read.strip())
 
 
 def _numbers(text: str) -> list[tuple[str, Fraction]]:
@@ -595,20 +603,22 @@ def _as_people_read(text: str) -> str:
     return " ".join(words)
 
 
-def _names(text: str, gold: Any) -> bool:
-    """Whether all texts and numbers of a JSON value, at least one, stand in a text."""
-    values = [str(value) for value in _leaves(gold)]
-    return bool(values) and all(contains(text, [value]) for value in values)
+def _names(text: str, answer: str) -> bool:
+    """Whether an answer is a JSON object or list of which all values, at least one, stand in a
+    text."""
+    read = json_at_start(answer) if is_structure(answer) else None
+    values = [] if read is None else [str(value) for value in _leaves(read[0])]
+    return bool(values) and all(_holds(text, value) for value in values)
 
 
 def _leaves(value: Any) -> Iterator[Any]:
-    """The texts and numbers inside a JSON value."""
+    """The texts, numbers and truth values inside a JSON value."""
     inside = [value]
     while inside:
         one = inside.pop()
         if isinstance(one, dict | list):
             inside += one.values() if isinstance(one, dict) else one
-        elif one is not None and not isinstance(one, bool):
+        elif one is not None:
             yield one
 
 

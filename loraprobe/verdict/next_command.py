@@ -9,6 +9,7 @@ from loraprobe.defaults import HARNESS, HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.records import (
     NOTHING,
+    SHRUNK,
     ChainHop,
     Command,
     LibraryAdapter,
@@ -123,8 +124,12 @@ def may_stop(verdict: Verdict) -> bool:
 
 
 def _look(verdict: Verdict, request: Request) -> Command:
-    """The command that looks where nothing answers: by another metric, with more tokens, or at the
-    questions as a model reads them."""
+    """The command that looks where nothing answers: an adapter with the weight with which it
+    answers; by another metric, with more tokens, or at the questions as a model reads them."""
+    single = (verdict.system or "").removeprefix(SHRUNK)
+    shrunk = [one for one in request.adapters if adapter_name(one) == single]
+    if shrunk and single != verdict.system and not request.library:
+        return _weakened(request, shrunk[0])
     causes = {"said-otherwise": 0.0, "answers-cut": 0.0}  # the shares of the replies
     causes |= {one.code: one.value or 0.0 for one in verdict.reasons if one.code in causes}
     if causes["said-otherwise"] > causes["answers-cut"]:
@@ -132,6 +137,14 @@ def _look(verdict: Verdict, request: Request) -> Command:
     if causes["answers-cut"]:
         return _evaluate(request, ("--max-new-tokens", str(request.longer)))
     return questions_shown(request)
+
+
+def _weakened(request: Request, adapter: str) -> Command:
+    """The command that writes an adapter with the weight that it has in the shrunk control."""
+    weight = f"{1 / len(request.adapters):.2g}"
+    taken = [one for one in _taken(request, "merge") if one[0] == "--allow"]
+    options = (*_base(request), ("--method", "task_arithmetic"), *taken, ("--weights", weight))
+    return Command("merge", (adapter,), (*options, ("-o", "DIR")))
 
 
 def questions_shown(request: Request) -> Command:

@@ -42,6 +42,7 @@ from loraprobe.records import (
     STEPS,
     TOGETHER,
     Decision,
+    EvaluationRecords,
     GuardScore,
     Measurement,
     Reason,
@@ -53,6 +54,7 @@ from loraprobe.records import (
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict.evidence import (
     FORM,
+    GUESSING,
     Candidate,
     Evidence,
     LibraryChoice,
@@ -541,8 +543,7 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         return
     parts = {row.part for row in evidence.measured.scores}
     yield from about_replies(evidence, _rows_decided_on(evidence, verdict))
-    if verdict.missing != "answers":
-        yield from _about_more_than_measured(evidence)
+    yield from _about_more_than_measured(evidence)
     for row in evidence.measured.coverage:
         if row.name == "chat_template" and row.value is not None and row.baseline is not None:
             gap = row.value - row.baseline
@@ -632,20 +633,20 @@ def about_replies(evidence: Evidence, rows: Sequence[Score]) -> Iterator[Reason]
         yield reason_of(
             "answers-cut", worst.cut, CUT_MATTERS, row=worst, form=where, limit=limit, wanted=wanted
         )
+    rows = [row for row in rows if _stands(row, evidence.measured)]
     row = max(rows, key=_otherwise, default=None)
-    if row is not None and _otherwise(row) > SAID_OTHERWISE:
+    if row is not None and _otherwise(row) >= SAID_OTHERWISE:
         form, metric = FORM[row.part], row.metric.replace("_", " ")
         share = _otherwise(row)
         yield reason_of("said-otherwise", share, SAID_OTHERWISE, row=row, form=form, metric=metric)
 
 
-def without_form(scores: Sequence[Score]) -> Score | None:
+def without_form(records: EvaluationRecords) -> Score | None:
     """The score of a system that names far more right answers than anything gives in their form.
 
-    None where there is none, or it names fewer than half of them. In worked texts by `numeric` any
-    number counts as named.
+    None where there is none. In worked texts by `numeric` any number counts as named.
     """
-    asked = [row for row in scores if row.part in FORMS and row.kind != "control"]
+    asked = [row for row in records.scores if row.part in FORMS and row.kind != "control"]
     most = {row.task: 0.0 for row in asked}
     for row in asked:
         most[row.task] = max(most[row.task], row.value)
@@ -654,9 +655,24 @@ def without_form(scores: Sequence[Score]) -> Score | None:
         for row in asked
         if row.kind in (*BASELINES, *COMPOSITIONS)
         and not (row.part == STEPS and "numeric" in row.metric)
-        and (row.contains or 0.0) >= max(KNOWN, most[row.task] + SAID_OTHERWISE)
+        and _stands(row, records)
+        and (row.contains or 0.0) >= most[row.task] + SAID_OTHERWISE
     ]
     return min(rows, key=lambda r: (-(r.contains or 0.0), -r.value, r.system), default=None)
+
+
+def _stands(row: Score, records: EvaluationRecords) -> bool:
+    """Whether a right answer stands in at least half of the replies, and not by chance.
+
+    By chance so many hold it as guessing gets right, or as those of the base hold it, and those
+    that go on until the limit of tokens, because they name much.
+    """
+    rows = [one for one in records.scores if (one.task, one.part) == (row.task, row.part)]
+    chance = [one.contains for one in rows if one.kind == "base" != row.kind]
+    guesses = [one for one in records.coverage if one.name == GUESSING]
+    chance += [one.value for one in guesses if one.task == row.task]
+    least = [KNOWN, *((share or 0.0) + SAID_OTHERWISE for share in chance)]
+    return row.part in FORMS and (row.contains or 0.0) - (row.cut or 0.0) >= max(least)
 
 
 def named_in(sample: Sample, row: Score | None) -> str:
@@ -669,7 +685,7 @@ def named_in(sample: Sample, row: Score | None) -> str:
 
 def _about_more_than_measured(evidence: Evidence) -> Iterator[Reason]:
     """What would be right more often than anything is: another form, or a choice of adapters."""
-    named = without_form(evidence.measured.scores)
+    named = without_form(evidence.measured)
     if named is not None:
         who = baseline_in_words(named.system) if named.kind in BASELINES else called(named.system)
         who += f", {FORM[named.part]}," if named.part == STEPS else ""
@@ -678,8 +694,6 @@ def _about_more_than_measured(evidence: Evidence) -> Iterator[Reason]:
             named.contains,
             SAID_OTHERWISE,
             who=who,
-            row=named,
-            metric=named.metric.replace("_", " "),
             where=_of_task(evidence, named.task),
         )
     for pair in evidence.measured.coverage:

@@ -11,7 +11,17 @@ import unicodedata
 from collections.abc import Sequence
 
 from loraprobe.defaults import FEWEST_ITEMS
-from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Sample, Score, Verdict
+from loraprobe.records import (
+    BASELINES,
+    FORMS,
+    SHRUNK,
+    EvaluationRecords,
+    Reason,
+    Sample,
+    Score,
+    Verdict,
+    called,
+)
 from loraprobe.verdict.evidence import GUESSING, Evidence, ScoredSystem
 from loraprobe.verdict.reasons import about_replies, reason_of
 
@@ -27,15 +37,24 @@ def nothing_answers(evidence: Evidence) -> bool:
     rows = _rows(evidence)
     if evidence.losses or not any(row.part in FORMS for row in rows):
         return False
-    guessed = {row.task: row.value for row in evidence.measured.coverage if row.name == GUESSING}
 
     def answers(row: Score) -> bool:
         few = evidence.level != "evaluation" or row.estimate.clusters < FEWEST_ITEMS
-        least = evidence.tie + ((guessed.get(row.task) or 0.0) if row.part in FORMS else 0.0)
-        least = evidence.tie if least >= 1 else least  # where all gold answers are the same
-        return (row.value if few else row.ci95[0]) > least
+        return (row.value if few else row.ci95[0]) > _least(evidence, row)
 
     return not any(map(answers, rows))
+
+
+def _least(evidence: Evidence, row: Score) -> float:
+    """What a score has to exceed to answer: what guessing scores and a tie."""
+    least = evidence.tie + (_guessed(evidence, row) if row.part in FORMS else 0.0)
+    return evidence.tie if least >= 1 else least  # where all gold answers are the same
+
+
+def _guessed(evidence: Evidence, row: Score) -> float:
+    """What guessing scores on the task of a score."""
+    rows = [one for one in evidence.measured.coverage if one.name == GUESSING]
+    return next((one.value or 0.0 for one in rows if one.task == row.task), 0.0)
 
 
 def _rows(evidence: Evidence) -> list[Score]:
@@ -47,16 +66,46 @@ def unanswered(evidence: Evidence) -> Verdict:
     """The verdict where nothing answers: open, with what the scores show of the cause.
 
     A control that answers is the best adapter with a part of its strength, or with adapters of
-    random directions: then the adapters themselves may be scaled wrongly.
+    random directions: then the adapters themselves may be scaled wrongly, and the verdict is about
+    that control.
     """
     (best, *_), least = closest(evidence.measured), evidence.guessing + evidence.tie
     why = [reason_of("nothing-answers", best.score.value, least, decisive=True, best=best)]
-    controls = evidence.scored(evidence.systems(("control",)))
-    able = [control for control in controls if control.score.low > least]
-    why += [reason_of("only-shrunk-answers", able[0].shown, least, control=able[0])] if able else []
+    able = _able_control(evidence)
+    if able is not None:
+        why.append(_about_scale(evidence, able))
     told = [*about_replies(evidence, [row for row in _rows(evidence) if row.part in FORMS])]
     why += told or [reason_of("replies-differ")]
-    return Verdict("inconclusive", evidence.rests_on, tuple(why), missing="answers")
+    system = None if able is None else able.system
+    return Verdict("inconclusive", evidence.rests_on, tuple(why), system, missing="answers")
+
+
+def _able_control(evidence: Evidence) -> Score | None:
+    """The score of the control that answers best, a shrunk adapter before others."""
+    rows = [
+        row
+        for row in evidence.measured.scores
+        if row.kind == "control"
+        and row.part in FORMS
+        and row.value > _least(evidence, row)
+        and row.ci95[0] > _guessed(evidence, row)
+    ]
+    return max(rows, key=lambda row: (row.system.startswith(SHRUNK), row.value), default=None)
+
+
+def _about_scale(evidence: Evidence, control: Score) -> Reason:
+    """That a control answers, so that the scale of the adapters is wrong."""
+    single = control.system.removeprefix(SHRUNK)
+    where = f" on {control.task}" if evidence.several else ""
+    who = f"{called(control.system)}, scores {control.value:.2f}{where}, though no adapter answers"
+    cure = "look at the scaling of the adapters (lora_alpha)"
+    if single != control.system:
+        strength = f"1/{len(evidence.systems(('adapter',)))} of its strength"
+        who = f"{single} answers with {strength} ({control.value:.2f}{where}) and not as it is"
+        cure = "its scale (lora_alpha) is too large, so write it with that weight or a smaller "
+        cure += "one and give that in its place"
+    least = _least(evidence, control)
+    return reason_of("only-shrunk-answers", control.value, least, who=who, cure=cure)
 
 
 def closest(records: EvaluationRecords) -> list[ScoredSystem]:

@@ -383,7 +383,7 @@ def test_a_first_round_asks_the_router_that_an_evaluation_of_several_tasks_asks(
     assert any(note.startswith(f"{asked} results of an earlier run") for note in whole.notes)
 
 
-@pytest.mark.parametrize("form", ["ANSWER={}", "{}"])
+@pytest.mark.parametrize("form", ["ANSWER={}", '{{"answer": "{}"}}', "{}"])
 @pytest.mark.parametrize("command", [inspect, merge_and_eval])
 def test_what_no_system_answers_is_shown_and_decides_nothing(command, form, tmp_path):
     """`count` was trained on exactly these questions, and on gold answers of another form."""
@@ -401,9 +401,16 @@ def test_what_no_system_answers_is_shown_and_decides_nothing(command, form, tmp_
         return
     assert (verdict.decision, verdict.action) == ("inconclusive", "gather-evidence")
     assert verdict.probability is verdict.gain is None
-    assert str(verdict.next).startswith("loraprobe task sample t.jsonl --base ")
     (shown,) = [one for one in audit.samples[0].replies if one.system == "count"]
-    assert f"ANSWER={shown.text}" in audit.samples[0].gold and not shown.right
-    told = [str(text) for label, text in answer(audit).lines if label in ("gold", "replied")]
+    assert form.format(shown.text) in audit.samples[0].gold and not shown.right
+    printed = answer(audit)
+    told = [str(text) for label, text in printed.lines if label in ("gold", "replied")]
     assert told[0] == audit.samples[0].gold[0] and told[1] == f"{shown.text} (count)"
+    (close,) = [text for label, text in printed.lines if label == "close"] or [""]
+    assert ("in this form" in printed.headline) == (form != "ANSWER={}")
+    if form == "ANSWER={}":
+        assert str(verdict.next).startswith("loraprobe task sample t.jsonl --base ") and not close
+    else:
+        assert str(verdict.next).endswith(" --metric contains")
+        assert close.startswith("count alone ") and " 1.00 " in close and shown.text in close
     assert command is inspect or audit.evaluation.rounds.early, "the rest would be wrong too"

@@ -406,6 +406,12 @@ LINES = {
     "what hops would tell comes before what explains": (
         changed(evidence(LOW), cut=0.5, contains=0.05), "inconclusive", {"lacks": ["`hops`"]},
     ),
+    "only a shrunk adapter answers": (
+        evidence({**dict.fromkeys(("base", "a", "b", "sum"), 0.0), "shrunk:a": 0.5}),
+        "inconclusive",
+        {"headline": ["only the shrunk a answers"], "why": ["1/2", "0.50"], "close": None,
+         "next": ["loraprobe merge ./a --method task_arithmetic --weights 0.5 "]},
+    ),
     "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
         "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),
     "until several tasks are decided": (changed(TASKS, lambda r: r.system == "arrow", retention=0.8,

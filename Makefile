@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 GPU_VENV := build/cuda
 
 .PHONY: demo test test-slow test-plain test-gpu test-fake-cuda bench-gpu lowest test-lowest check \
-	format figures docs bench fuzz dist clean
+	format figures docs without bench fuzz dist clean
 
 demo: $(RUN_STAMP)
 	$(BIN)/loraprobe demo --exit-zero
@@ -74,6 +74,11 @@ check: $(DEV_STAMP)
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Deletes an extension in a copy of the tree, and runs everything else there: make without EXT=ray,
+# or all, one after the other; QUICK=--quick runs a part of the tests.
+without: $(DEV_STAMP)
+	$(BIN)/python tests/without.py $(QUICK) $(EXT)
 
 # How large the repository is.
 figures: $(RUN_STAMP)

@@ -123,8 +123,9 @@ def inspect(
 
 @takes(
     "allow batch_size chat_template device diagnostics dtype engine "
-    "executor fields limit margin max_new_tokens metric per_module prior resume "
-    "run_unsafe_code seed serve state threads trust_remote_code"
+    "fields limit margin max_new_tokens metric per_module prior resume "
+    "run_unsafe_code seed serve state threads trust_remote_code",
+    command="inspect",
 )
 def inspect(
     adapters: Sequence[Adapter | str | Path] | Adapter | str | Path,
@@ -280,10 +281,11 @@ def verify(
 
 @takes(
     "all_items allow balance batch_size chat_template device "
-    "device_map dtype engine executor fields guard_margin guards limit margin max_new_tokens "
+    "device_map dtype engine fields guard_margin guards limit margin max_new_tokens "
     "methods metric prior quantize rank resume retention router_prompts routers "
     "run_unsafe_code seed "
-    "serve space state subtract systems threads trust_remote_code weights"
+    "serve space state subtract systems threads trust_remote_code weights",
+    command="merge-and-eval",
 )
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
@@ -302,10 +304,11 @@ def merge_and_eval(
 
 @takes(
     "all_items allow balance batch_size budget chat_template device "
-    "device_map dtype engine executor fields guard_margin guards items keep limit margin "
+    "device_map dtype engine fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
     "metric prior quantize rank resume retention routers run_unsafe_code seed "
-    "serve space state threads trust_remote_code"
+    "serve space state threads trust_remote_code",
+    command="screen",
 )
 def screen(
     adapters: Sequence[Adapter | str | Path],

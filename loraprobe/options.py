@@ -12,13 +12,14 @@ import math
 import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, nearest, wrapped
+from loraprobe.wiring import extensions
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -37,16 +38,18 @@ def option(
     most: float = math.inf,
     read: Callable[[str, str], Any] | None = None,
     typed: bool = False,
+    commands: tuple[str, ...] = (),
 ) -> Any:
     """The field of an option in a class of options.
 
     metavar: stands for its value in the help; "" for an option without one. flags: where they are
     not the field's name. decides: by which kept answers are told apart. least, most: of a number,
     both included. read: (text, flag) -> value. typed: it sends, runs, writes or overwrites, so no
-    file of --config sets it.
+    file of --config sets it. commands: of an option that an extension adds, those that take it.
     """
     told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides, "typed": typed}
-    return field(default=default, metadata={**told, "least": least, "most": most, "read": read})
+    more = {"least": least, "most": most, "read": read, "commands": commands}
+    return field(default=default, metadata={**told, **more})
 
 
 def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
@@ -313,20 +316,29 @@ class MachineOptions:
         "one.",
         typed=True,
     )
-    executor: str | None = option(
-        None,
-        "WHERE",
-        "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
-        typed=True,
-    )
+
+
+@dataclass(frozen=True)
+class AddedOptions:
+    """The base of the options of an extension. title: of their group in help."""
+
+    title: ClassVar[str] = ""
+
+    def check(self, options: Options) -> None:
+        """Raises UsageError for values that contradict each other or the other options."""
+
+
+Added = TypeVar("Added", bound=AddedOptions)
 
 
 @dataclass(frozen=True)
 class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions, MachineOptions):
-    """All options that decide a result.
+    """All options that decide a result. added: those of extensions.
 
     Raises UsageError for values that are out of range or contradict each other.
     """
+
+    added: tuple[AddedOptions, ...] = ()
 
     def __post_init__(self) -> None:
         # A single reference is a string and so a sequence: it counts as one adapter.
@@ -341,9 +353,11 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 object.__setattr__(self, name, ())
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
-        for name in hints():
-            _check(name, getattr(self, name))
+        for name in (*_CORE, *(one for group in self.added for one in vars(group))):
+            _check(name, self.value(name))
         self._check_combinations()
+        for group in self.added:
+            group.check(self)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -354,7 +368,20 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         held = {name: _read(name, value) for name, value in given.items() if value is not None}
         if held.get("methods", ("none",)) not in (("none",), ()):
             held.setdefault("routers", ())
-        return cls(**held)
+        added = []
+        for kind in _kinds_of_extensions():
+            own = {one.name: held.pop(one.name) for one in fields(kind) if one.name in held}
+            added += [kind(**own)] if own else []
+        return cls(**held, added=tuple(added))
+
+    def of_extension(self, kind: type[Added]) -> Added:
+        """The options of an extension, the class of which it names."""
+        return next((one for one in self.added if isinstance(one, kind)), kind())
+
+    def value(self, name: str) -> Any:
+        """The value of an option of the core or of an extension."""
+        group = next((one for one in self.added if name in vars(one)), self)
+        return getattr(group, name) if hasattr(group, name) else table()[name].default
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -378,15 +405,11 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
                 f"not {self.prior}."
             )
-        if self.executor is not None and not re.fullmatch(r"ray(://[^\s/]+)?", self.executor):
-            raise UsageError(f"--executor takes ray or ray://HOST:PORT, not {self.executor!r}.")
         if self.served and not re.match(r"vllm$|https?://", self.engine):
             raise UsageError(
                 "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "
                 f"{self.engine!r}."
             )
-        if self.served and self.executor is not None:
-            raise UsageError("--executor needs --engine transformers; leave one of the two out.")
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:
@@ -437,32 +460,52 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         """
         names = (*deciding("composition"), *deciding("answers"), "metric")
         # What is subtracted is the last of the adapters, whose content is known.
-        return {name: getattr(self, name) for name in names} | {"subtract": len(self.subtract)}
+        return {name: self.value(name) for name in names} | {"subtract": len(self.subtract)}
 
 
-_FIELDS = {one.name: one for one in fields(Options)}
+_CORE = [one.name for group in Options.__bases__ for one in fields(group)]
+
+
+def _kinds_of_extensions() -> list[type[AddedOptions]]:
+    return [kind for one in extensions() if (kind := one.options) is not None]
+
+
+def groups() -> list[type]:
+    """The classes of options: those that `Options` joins, then those of extensions."""
+    return [*Options.__bases__, *_kinds_of_extensions()]
+
+
+@functools.cache
+def table() -> Mapping[str, Field[Any]]:
+    """Name of an option -> its field."""
+    return {one.name: one for group in groups() for one in fields(group)}
 
 
 @functools.cache
 def hints() -> Mapping[str, Any]:
     """Name of an option -> its type."""
-    return typing.get_type_hints(Options)
+    told = (typing.get_type_hints(group) for group in groups())
+    return {name: hint for one in told for name, hint in one.items() if name in table()}
+
+
+def added_to(command: str) -> list[str]:
+    """The names of the options that extensions add to a command."""
+    return [name for name, one in table().items() if command in one.metadata.get("commands", ())]
 
 
 def deciding(what: Decides) -> list[str]:
     """The names of the options that decide this."""
-    return [name for name, one in _FIELDS.items() if one.metadata.get("decides") == what]
+    return [name for name, one in table().items() if one.metadata.get("decides") == what]
 
 
 def named_options() -> list[str]:
     """The names of the options that a command line has, group by group."""
-    groups = [fields(group) for group in Options.__bases__]
-    return [one.name for group in groups for one in group if "metavar" in one.metadata]
+    return [name for name, one in table().items() if "metavar" in one.metadata]
 
 
 def flag_of(name: str) -> str:
     """How the command line calls an option, by the name of its field."""
-    return next(iter(_FIELDS[name].metadata.get("flags", ())), _flag(name))
+    return next(iter(table()[name].metadata.get("flags", ())), _flag(name))
 
 
 def _flag(name: str) -> str:
@@ -482,7 +525,7 @@ def _read(name: str, value: Any) -> Any:
         return tuple(value.items())
     one = isinstance(value, (str, Path)) or not isinstance(value, Iterable)
     held = (value,) if one else tuple(value)
-    if read := _FIELDS[name].metadata.get("read"):
+    if read := table()[name].metadata.get("read"):
         held = tuple(read(v, flag_of(name)) if isinstance(v, str) else v for v in held)
     return held[0] if one and not repeats(name) else held
 
@@ -502,25 +545,26 @@ def _check(name: str, value: Any) -> None:
         what = "a number" if float in kinds else "a whole number"
         told = "True or False" if bool in kinds else " or ".join([what, *words])
         raise UsageError(f"{flag} takes {told}, not {value!r}.")
-    least, most = (_FIELDS[name].metadata[limit] for limit in ("least", "most"))
+    least, most = (table()[name].metadata[limit] for limit in ("least", "most"))
     if is_number and not least <= value <= most:
         if most < math.inf:
             raise UsageError(f"{flag} must lie between {least} and {most}, not {value}.")
         raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
 
 
-def takes(options: str) -> Callable[[Function], Function]:
+def takes(options: str, command: str = "") -> Callable[[Function], Function]:
     """Gives a Python function these options as keywords beside its own; its docstring lists them.
 
-    Other keywords raise UsageError. None for any of them is as if it was not given. Errors name
-    options by their keywords.
+    command: to which extensions add further options. Other keywords raise UsageError. None for any
+    of them is as if it was not given. Errors name options by their keywords.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        known = [name for name in (*signature.parameters, *options.split()) if name != "options"]
+        taken = sorted({*options.split(), *added_to(command)})
+        known = [name for name in (*signature.parameters, *taken) if name != "options"]
         if options:
-            listed = f"options: {', '.join(options.split())} (docs/options.md)."
+            listed = f"options: {', '.join(taken)} (docs/options.md)."
             text = inspect.cleandoc(function.__doc__ or "")
             function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
 
@@ -547,6 +591,6 @@ def takes(options: str) -> Callable[[Function], Function]:
 
 def _keywords(known: Iterable[str]) -> Mapping[str, str]:
     """Option of the command line -> the keyword of a Python function that has these."""
-    named = {flag_of(name) if name in _FIELDS else _flag(name): name for name in known}
+    named = {flag_of(name) if name in table() else _flag(name): name for name in known}
     others = {"tasks": "--task", "prompts": "--router-prompts"}
     return named | {flag: name for name, flag in others.items() if name in known}

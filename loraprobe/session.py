@@ -27,7 +27,7 @@ Tasks: TypeAlias = "Sequence[Task | Ref] | Task | Ref"
 Cards = Mapping[str, str | None]  # adapter -> the text of its card
 
 
-class Workers(Protocol):
+class Executor(Protocol):
     """Processes that ask the base."""
 
     def map(
@@ -41,13 +41,13 @@ class Workers(Protocol):
         """
 
 
-class Here:
+class LocalExecutor:
     """This process, which takes the parts in order when they are asked for."""
 
     def map(
         self, work: Callable[..., Any], evaluator: Any, parts: Iterable[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """That of `Workers`."""
+        """That of `Executor`."""
         for at, part in enumerate(parts):
             try:
                 yield at, work(evaluator, *part)
@@ -67,7 +67,7 @@ class Session:
     is typed ("route").
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
-    questions. `workers` ask the base: this process, or those of --executor.
+    questions. `executor` asks the base: this process, or what an extension opens.
     """
 
     options: Options = field(default_factory=Options)
@@ -85,7 +85,7 @@ class Session:
     dtype: str = "float32"
     engine: str = "transformers"
     seconds: dict[str, float] = field(default_factory=dict)
-    workers: Workers = field(default_factory=lambda: Here())
+    executor: Executor = field(default_factory=lambda: LocalExecutor())
 
     def __post_init__(self) -> None:
         if self.options.threads is not None:

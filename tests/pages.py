@@ -21,7 +21,7 @@ from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS
-from loraprobe.options import Options
+from loraprobe.options import AddedOptions, groups, table
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of
 from loraprobe.routing import ROUTERS
@@ -103,10 +103,11 @@ def options_page() -> str:
         "Python functions take the same options as keywords, the field's name; None is as if it "
         "was not given.",
     ]
-    defaults = {**vars(Options()), **vars(Output())}
+    defaults = {**{name: one.default for name, one in table().items()}, **vars(Output())}
+    added = [group.title for group in groups() if issubclass(group, AddedOptions)]
     order = sorted(COMMANDS, key=lambda name: name != "merge-and-eval")
     taken = [one for name in order for one in options_of(name) if one.name in defaults]
-    for panel in PANELS:
+    for panel in (*PANELS, *added):
         lines += ["", f"## {panel}", "", "| option | field | default | meaning |"]
         lines.append("| --- | --- | --- | --- |")
         rows: dict[str, Any] = {}

@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.parameters import Configured, DebugOption, Plain, setting
+from loraprobe.cli.parameters import Configured, DebugOption, Plain, setting, with_added
 from loraprobe.cli.running import CALL
 from loraprobe.errors import (
     Defect,
@@ -134,7 +134,7 @@ def command_of(name: str) -> Any:
             epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known][1:]))),
             add_help_option=not passed_on,
             context_settings={"allow_extra_args": passed_on, "ignore_unknown_options": passed_on},
-        )(function)
+        )(with_added(known, function))
     return typer.main.get_command(app)
 
 

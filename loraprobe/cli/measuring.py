@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from loraprobe.cli.parameters import (
     OUTPUT,
@@ -54,7 +54,6 @@ def inspect(
     run_unsafe_code: bool = False,
     trust_remote_code: bool = False,
     engine: str = "transformers",
-    executor: str | None = None,
     resume: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -62,6 +61,7 @@ def inspect(
     explain: bool = False,
     quiet: bool = False,
     exit_zero: bool = False,
+    **added: Any,
 ) -> None:
     """Look at adapters: one, layer by layer; several, all pairs and whether they fit together.
 
@@ -113,7 +113,6 @@ def merge_and_eval(
     threads: int | None = None,
     trust_remote_code: bool = False,
     engine: str = "transformers",
-    executor: str | None = None,
     resume: bool = False,
     target: Annotated[
         Path | None,
@@ -130,6 +129,7 @@ def merge_and_eval(
     dry_run: bool = False,
     quiet: bool = False,
     exit_zero: bool = False,
+    **added: Any,
 ) -> None:
     """Compose adapters every reasonable way, measure each on your task, and give a verdict.
 
@@ -185,7 +185,6 @@ def screen(
     threads: int | None = None,
     trust_remote_code: bool = False,
     engine: str = "transformers",
-    executor: str | None = None,
     resume: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -194,6 +193,7 @@ def screen(
     dry_run: bool = False,
     quiet: bool = False,
     exit_zero: bool = False,
+    **added: Any,
 ) -> None:
     """Look through a library of adapters for what can be used, and for what your task needs.
 

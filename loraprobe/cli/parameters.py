@@ -24,7 +24,7 @@ from typer.core import TyperCommand
 from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
 from loraprobe.formatting import listing, nearest
-from loraprobe.options import Options, as_fields
+from loraprobe.options import AddedOptions, Options, added_to, as_fields, groups, hints, table
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -147,12 +147,38 @@ DebugOption = Annotated[
 @functools.cache
 def settings() -> Mapping[str, Mapping[str, Any]]:
     """Name of a field -> panel, flags, metavar and help of its option, and whether it is typed."""
-    groups = zip(PANELS, (*Options.__bases__, Output), strict=True)
+    core = zip(PANELS, (*Options.__bases__, Output), strict=True)
+    added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
     return {
         one.name: {"panel": panel, **one.metadata}
-        for panel, group in groups
+        for panel, group in (*core, *added)
         for one in dataclasses.fields(group)
     }
+
+
+def with_added(command: str, function: Callable[..., None]) -> Callable[..., None]:
+    """The function of a command, its `**added` in the place of which its signature has the options
+    that extensions add to the command."""
+    own = inspect.signature(function, eval_str=True)
+    if "added" not in own.parameters:
+        return function
+    kept = [one for one in own.parameters.values() if one.name != "added"]
+    kept += [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=table()[name].default,
+            annotation=hints()[name],
+        )
+        for name in added_to(command)
+    ]
+
+    @functools.wraps(function)
+    def called(**given: Any) -> None:
+        function(**given)
+
+    called.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+    return called
 
 
 ConfigOption = Annotated[

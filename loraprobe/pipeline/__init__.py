@@ -17,6 +17,5 @@ are in `loraprobe.session`. These have the stages:
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published
 
-`estimate` tells what an evaluation will take. `on_ray` has the tasks that ask the base on a Ray
-cluster; `loraprobe.servers` has a server answer.
+`estimate` tells what an evaluation will take; `loraprobe.servers` has a server answer.
 """

@@ -6,6 +6,7 @@ The command line and the Python functions call these. `verify` has a file of its
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,7 @@ from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.extension import installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import verdict_with_next
@@ -104,7 +106,7 @@ def inspect(
         from loraprobe.pipeline.plan import plan_of
 
         plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with _workers_of(session):
+        with _asking(session):
             found = run_pilot(inputs, plan, opened, session)
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
@@ -270,7 +272,7 @@ def merge_and_eval(
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, why_nothing="the adapters do not fit together.")
     transformed = transform_inputs(inputs, "route", session)
-    with _workers_of(session):
+    with _asking(session):
         found = evaluate(inputs, plan, transformed, session)
     records, compositions = found.records, found.compositions
     with session.stage("save"):
@@ -331,14 +333,11 @@ def _planned(
 
 
 @contextmanager
-def _workers_of(session: Session) -> Iterator[None]:
-    """Connects to the workers of --executor while the context lasts."""
-    if session.options.executor is None:
-        yield
-        return
-    from loraprobe.pipeline.on_ray import open_cluster
-
-    with open_cluster(session.options) as session.workers:
+def _asking(session: Session) -> Iterator[None]:
+    """Opens the executor that an extension has for these options while the context lasts."""
+    with contextlib.ExitStack() as stack:
+        for opened in filter(None, (one.executor(session) for one in installed())):
+            session.executor = stack.enter_context(opened)
         yield
 
 
@@ -445,7 +444,7 @@ def screen(
 
     assert opened is not None
     given = found.members, opened, read, session, guards
-    with _workers_of(session), open_screen(*given) as asking:
+    with _asking(session), open_screen(*given) as asking:
         return Outcome(audit_of_screen(found.library, read, choose_and_prove(asking)))
 
 

@@ -199,9 +199,9 @@ def given_flags(options: Options, inputs: Inputs) -> tuple[Flag, ...]:
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
     for name in named_options():
-        flag, value = flag_of(name), getattr(options, name)
+        flag, value = flag_of(name), options.value(name)
         few = name == "limit" and value is not None and value < FEWEST_ITEMS
-        if value == getattr(default, name) or few:
+        if value == default.value(name) or few:
             continue
         if name == "guards":
             flags += [(flag, guard.reference) for guard in inputs.guards]

@@ -43,7 +43,7 @@ from loraprobe.results import (
 )
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, Scorer
-from loraprobe.session import Here, Session
+from loraprobe.session import LocalExecutor, Session
 from loraprobe.tasks import Item, Task, given_metric
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
@@ -90,7 +90,8 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
         Results in the ledger are not computed again.
         """
-        options, here = self.session.options, isinstance(self.session.workers, Here)
+        options = self.session.options
+        here = isinstance(self.session.executor, LocalExecutor)
         with self.session.stage("evaluate"):
             return evaluation.run_systems(
                 self.scorer,
@@ -100,14 +101,14 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
-                asking=None if here else self._by_workers,
+                asking=None if here else self._by_executor,
             )
 
-    def _by_workers(self, to_ask: Open) -> Answers:
-        """The answers of the session's workers to batches, as they come. Raises LoraprobeError."""
+    def _by_executor(self, to_ask: Open) -> Answers:
+        """The answers of the session's executor to batches, as they come. Raises LoraprobeError."""
         sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
         parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
-        for at, rows in self.session.workers.map(answer_questions, self, parts):
+        for at, rows in self.session.executor.map(answer_questions, self, parts):
             if isinstance(rows, LoraprobeError):
                 raise rows
             yield parts[at][0], rows

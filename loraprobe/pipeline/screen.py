@@ -60,7 +60,7 @@ from loraprobe.records import (
 from loraprobe.results import FREE_CACHE
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens
-from loraprobe.session import Here, Session
+from loraprobe.session import LocalExecutor, Session
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import halves, split_for_screening
 from loraprobe.verdict import Evidence
@@ -140,13 +140,13 @@ class Screen:
     def ask(self, names: Sequence[str]) -> list[str]:
         """Asks adapters, or the base, which has no budget; the names of those that answered."""
         session, start = self.evaluator.session, time.perf_counter()
-        silent = replace(session, progress=None, seconds={}, workers=Here())
+        silent = replace(session, progress=None, seconds={}, executor=LocalExecutor())
         asking = replace(self.evaluator, session=silent, tasks=self.asked)
         with session.stage("screen"):
             to_ask = [name for name in names if not self.is_kept(name)]
             # An adapter is opened when it is asked, and its tensors are gone with it.
             parts = ((self.system(name), self.reading) for name in to_ask)
-            outcomes = session.workers.map(ask_alone, asking, parts)
+            outcomes = session.executor.map(ask_alone, asking, parts)
             for done in range(len(to_ask)):
                 session.tell(ALONE, done, len(to_ask))
                 if BASE not in names and session.left(SCREENING_SHARE) <= 0:

@@ -14,6 +14,7 @@ from test_cli import one_sentence
 
 from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.parameters import Configured, _names
+from loraprobe.options import added_to
 from loraprobe.pipeline.outcome import public_arguments
 from loraprobe.secrets import public_text
 
@@ -79,7 +80,7 @@ HARMLESS = set(
 )
 TYPED = set(
     """output full-model overwrite html save-samples log-to trust-remote-code
-    run-unsafe-code engine executor served clear file""".split()
+    run-unsafe-code engine served clear file""".split()
 )
 
 
@@ -88,7 +89,8 @@ def parameters(name: str) -> tuple[Configured, dict[str, Any]]:
     group, _, inside = name.partition(" ")
     command = command_of(group)
     command = command.commands[inside] if inside else command
-    return command, {n: one for one in command.params for n in _names(one) if n != "config"}
+    own = [one for one in command.params if one.name not in added_to(name)]  # of the core
+    return command, {n: one for one in own for n in _names(one) if n != "config"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -67,11 +67,11 @@ class TestPickles:
     def test_nothing_of_ours_unpickles(self):
         """Every torch.load in the package says weights_only, and nothing imports pickle.
 
-        Only `on_ray` pickles, between a run and the tasks of its cluster.
+        An extension may pickle what it sends to processes of its own.
         """
         for file in (Path(__file__).parents[2] / "loraprobe").rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            if file.name != "on_ray.py":
+            if "extensions" not in file.parts:
                 assert "import pickle" not in text and "import marshal" not in text, file
             for part in text.split("torch.load(")[1:]:
                 assert "weights_only=True" in part[:120], file

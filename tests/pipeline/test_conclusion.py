@@ -1,18 +1,15 @@
 """The options that the next command repeats."""
 
-import shlex
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import making
 import pytest
-from evidences import score
+from repeats import check_repeated
 
 from loraprobe.base import open_base
-from loraprobe.cli import command_of
 from loraprobe.findings import finding
-from loraprobe.options import Options, named_options
-from loraprobe.pipeline import commands
+from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import request_of, with_next
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
@@ -20,6 +17,7 @@ from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
 from loraprobe.verdict.next_command import UNTARGETED
 
+CORE = [one.name for group in Options.__bases__ for one in fields(group) if one.metadata]
 SET = {  # a value of every option of a command line, none of them the default
     "allow": ("base-unclear",), "serve": ("vllm",), "balance": "norm", "subtract": ("owner/c",),
     "fields": ("prompt=q",), "methods": ("ties:density=0.3", "uniform"), "routers": ("arrow",),
@@ -30,7 +28,7 @@ SET = {  # a value of every option of a command line, none of them the default
     "chat_template": "off", "diagnostics": ("intruder_dimensions",), "per_module": True,
     "seed": 7, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit", "device_map": "auto",
     "trust_remote_code": True, "run_unsafe_code": True, "batch_size": 4, "threads": 2,
-    "engine": "http://localhost:8000", "executor": "ray",
+    "engine": "http://localhost:8000",
 }  # fmt: skip
 WITH = {"guard_margin": {"guards": ("g.jsonl",)}, "routers": {"methods": ("ties",)}}
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
@@ -59,7 +57,7 @@ NEXT = {
     "fit together": (
         Verdict("inconclusive", "weights"),
         "fields limit max_new_tokens metric margin prior chat_template run_unsafe_code engine "
-        "executor per_module",
+        "per_module",
     ),
 }  # fmt: skip
 
@@ -73,25 +71,10 @@ def test_every_option_that_was_set_is_repeated(verdict, left_out, at_screen, tmp
     """The printed command gives its command the same options as the call had, one after another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.txt").write_text("owner/a")
-    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
-    tasks = [Task("t", (), "t.jsonl")], [Task("g", (), "g.jsonl")]
-    kind, sessions = "router" if verdict.action == "route" else "merge", []
-    rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
-    for name in ("inspect", "merge", "compose", "merge_and_eval", "screen"):
-        monkeypatch.setattr(commands, name, lambda refs, session, **_: sessions.append(session))
-    for name in named_options():
-        given = Options(**{name: SET[name], **WITH.get(name, {})})
-        few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
-        found = with_next(
-            verdict, given, few, rows, Compatibility(), library=["@here.txt"] if at_screen else ()
+    for name in CORE:
+        check_repeated(
+            {name: SET[name], **WITH.get(name, {})}, verdict, left_out.split(), at_screen
         )
-        takes = {one.name for one in command_of(found.next.verb).params}
-        making.call(*shlex.split(str(found.next))[1:])
-        again = getattr(sessions.pop().options, name)
-        if name in takes and name not in left_out.split():
-            assert again == getattr(given, name), (name, str(found.next))
-        elif name not in ("methods", "routers", "systems"):
-            assert again != getattr(given, name), (name, str(found.next))
 
 
 def test_a_limit_that_decides_nothing_is_not_repeated():

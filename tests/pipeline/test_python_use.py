@@ -15,7 +15,7 @@ from loraprobe.cli import COMMANDS, function_of
 from loraprobe.cli.running import Output
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
-from loraprobe.options import Options, hints
+from loraprobe.options import Options, added_to, hints
 from loraprobe.pipeline import commands
 from loraprobe.report.answer import answer
 from loraprobe.session import Session
@@ -85,8 +85,8 @@ def test_dir_holds_the_public_names_only():
 def test_a_function_takes_the_options_of_its_command_and_lists_them(function, command):
     """Those apart that its own parameters replace; the command line keeps results in the cache."""
     own = inspect_.signature(function).parameters.keys()
-    taken = inspect_.signature(function_of(command)).parameters.keys()
-    options = {name for name in taken & hints() if not {name, name.removesuffix("s")} & own}
+    taken = inspect_.signature(function_of(command)).parameters.keys() | {*added_to(command)}
+    options = {name for name in taken & hints().keys() if not {name, name.removesuffix("s")} & own}
     options |= {"resume", "state"} if "resume" in taken else set()
     named = inspect_.getdoc(function).partition("\noptions: ")[2].partition("(docs")[0].strip()
     assert re.split(r",\s+", named) == sorted(options)

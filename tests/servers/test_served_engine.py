@@ -354,9 +354,7 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on():
     assert kept < made.asked
 
 
-@pytest.mark.parametrize(
-    "engine", [["llama"], ["ftp://host"], ["vllm:1"], ["http://127.0.0.1:9", "--executor", "ray"]]
-)
+@pytest.mark.parametrize("engine", [["llama"], ["ftp://host"], ["vllm:1"]])
 def test_a_bad_engine_is_a_wrong_usage(engine):
     ended = run(*engine)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "usage"

@@ -1,4 +1,4 @@
-"""`--executor ray`: tasks of a Ray cluster ask the base, one machine or many.
+"""Tasks of a Ray cluster ask the base, on one machine or many.
 
 A task gets one system and a batch of questions, or one adapter of a library and the items that
 choose. It loads the base once in its process. Files are opened again by their paths, and their
@@ -20,7 +20,6 @@ from typing import Any
 
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
 from loraprobe.evaluation import Ledger
-from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.session import Session
@@ -37,7 +36,7 @@ class Cluster:
     def map(
         self, work: Callable[..., Any], evaluator: Evaluator, parts: Iterable[Sequence[Any]]
     ) -> Iterator[tuple[int, Any]]:
-        """That of `Workers`, with an evaluator that keeps nothing.
+        """That of `Executor`, with an evaluator that keeps nothing.
 
         A value that several parts share is sent once.
         """
@@ -77,15 +76,15 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def open_cluster(options: Options) -> Iterator[Cluster]:
-    """Connects to the cluster of --executor while the context lasts.
+def open_cluster(where: str) -> Iterator[Cluster]:
+    """Connects to the cluster of --executor, "ray" or an address, while the context lasts.
 
     "ray" is the cluster of RAY_ADDRESS, or a new one on this machine. A connection of the caller is
     used and stays. What Ray prints goes to standard error: standard output holds the result. Raises
     UsageError where Ray is not installed or the cluster does not answer.
     """
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # no call starts a cluster by itself
-    address = None if options.executor == "ray" else options.executor
+    address = None if where == "ray" else where
     try:
         import ray
     except ImportError:
@@ -99,9 +98,9 @@ def open_cluster(options: Options) -> Iterator[Cluster]:
             try:
                 ray.init(address=address, include_dashboard=False, **quiet)
             except (ConnectionError, RuntimeError, ValueError) as error:
-                where = address or os.environ.get("RAY_ADDRESS", "of this machine")
+                asked = address or os.environ.get("RAY_ADDRESS", "of this machine")
                 raise UsageError(
-                    f"--executor: the Ray cluster {where} does not answer ({error}); check the "
+                    f"--executor: the Ray cluster {asked} does not answer ({error}); check the "
                     "address and that the cluster runs."
                 ) from None
             stack.callback(ray.shutdown)

@@ -14,14 +14,17 @@ import cloudpickle
 import making
 import pytest
 from planted_library import FIRST, SECOND, write_library
+from repeats import check_repeated
 from words import WORDS
 
 import loraprobe
 import loraprobe.demo
 from loraprobe.base import open_base
 from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.extensions.ray import cluster
 from loraprobe.options import Options
-from loraprobe.pipeline import evaluator, on_ray
+from loraprobe.pipeline import evaluator
+from loraprobe.records import Verdict
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
@@ -117,9 +120,9 @@ class Here:
 def here(monkeypatch) -> Here:
     made = Here()
     monkeypatch.setitem(sys.modules, "ray", made)
-    on_ray._opened.cache_clear()
+    cluster._opened.cache_clear()
     yield made
-    on_ray._opened.cache_clear()
+    cluster._opened.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -154,8 +157,25 @@ def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path):
         pickle.loads(sent)
     base = open_base(WORLD / "base")
     setup = cloudpickle.dumps((base, {**base.identity, "config.json": {}}, Options()))
-    found = on_ray._computed(None, setup, b"")
+    found = cluster._computed(None, setup, b"")
     assert isinstance(found, BaseError) and "machine of the cluster" in str(found)
+
+
+def test_a_server_and_a_cluster_do_not_go_together():
+    with pytest.raises(UsageError, match="--executor"):
+        Options.of({"executor": "ray", "engine": "http://127.0.0.1:9"})
+
+
+def test_the_next_command_asks_the_cluster_again():
+    evaluated = Verdict("inconclusive", "evaluation", missing="items")
+    check_repeated({"executor": "ray"}, evaluated)
+    check_repeated({"executor": "ray"}, Verdict("inconclusive", "weights"), ["executor"])
+
+
+def test_no_file_of_options_names_a_cluster(tmp_path):
+    (tmp_path / "run.yaml").write_text("executor: ray")
+    done = making.call("inspect", "a", "b", "--config", tmp_path / "run.yaml")
+    assert done.exit_code == 2 and "--executor" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["local", "local:2", "slurm", "ray://", "ray:8265"])
@@ -168,7 +188,7 @@ def test_ray_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with (
         pytest.raises(UsageError, match=r"pip install 'loraprobe\[ray\]'"),
-        on_ray.open_cluster(Options(executor="ray")),
+        cluster.open_cluster("ray"),
     ):
         pass
 

@@ -1,0 +1,25 @@
+"""The extensions of this installation. No other file of the core names one.
+
+An extension is a folder of `loraprobe.extensions`, or a package of somebody else that has an entry
+point of that group. Whoever deletes a folder, its tests and its line here has deleted it.
+"""
+
+import functools
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+GROUP = "loraprobe.extensions"
+EXTENSIONS: tuple[str, ...] = (
+    "ray",
+)  # fmt: skip
+
+
+@functools.cache
+def extensions() -> tuple[Any, ...]:
+    """The `Extension` of each, those of other packages last.
+
+    Their modules are small: they import what they need when it is used.
+    """
+    own = (importlib.import_module(f"{GROUP}.{name}").EXTENSION for name in EXTENSIONS)
+    return (*own, *(point.load() for point in entry_points(group=GROUP)))

@@ -1,0 +1,50 @@
+"""Whether the printed next command repeats an option that was set."""
+
+import shlex
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import making
+from evidences import score
+
+from loraprobe.cli import command_of
+from loraprobe.options import Options
+from loraprobe.pipeline import commands
+from loraprobe.pipeline.conclusion import with_next
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.records import Compatibility, EvaluationRecords, Verdict
+from loraprobe.tasks import Task
+
+COMMANDS = ("inspect", "merge", "compose", "merge_and_eval", "screen")
+
+
+def check_repeated(
+    options: Mapping[str, Any],
+    verdict: Verdict,
+    left_out: Collection[str] = (),
+    at_screen: bool = False,
+) -> None:
+    """Asserts that the next command of a verdict, as it is typed, has the first of the options.
+
+    The others are those without which it cannot be set. left_out: options that the next command
+    takes and leaves out, because it replaces them.
+    """
+    name, given = next(iter(options)), Options.of(options)
+    pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
+    tasks = [Task("t", (), "t.jsonl")], [Task("g", (), "g.jsonl")]
+    kind, sessions = "router" if verdict.action == "route" else "merge", list[Any]()
+    rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
+    few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
+    library = ["@here.txt"] if at_screen else ()
+    found = with_next(verdict, given, few, rows, Compatibility(), library=library)
+    takes = {one.name for one in command_of(found.next.verb).params}
+    keep = {one: lambda refs, session, **_: sessions.append(session) for one in COMMANDS}
+    with mock.patch.multiple(commands, **keep):
+        making.call(*shlex.split(str(found.next))[1:])
+    again = sessions.pop().options.value(name)
+    if name in takes and name not in left_out:
+        assert again == given.value(name), (name, str(found.next))
+    elif name not in ("methods", "routers", "systems"):
+        assert again != given.value(name), (name, str(found.next))

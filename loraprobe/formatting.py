@@ -88,6 +88,11 @@ def number(value: float | None, digits: int = 2) -> str:
     return text.lstrip("-") if float(text) == 0 else text
 
 
+def decimals(value: float | None, digits: int = 2) -> str:
+    """A score, a share or a loss with as many digits as the others of its table, never -0.00."""
+    return f"{value:z,.{digits}f}" if measured(value) else "-"
+
+
 def signed(difference: float | None, digits: int = 2) -> str:
     """A difference with its sign, +0.12, and never -0.00."""
     if not measured(difference):
@@ -95,16 +100,36 @@ def signed(difference: float | None, digits: int = 2) -> str:
     return ("+" if difference > 0 else "") + f"{difference:z.{digits}f}"
 
 
-def bounds(ci95: tuple[float, float] | None, digits: int = 2) -> str:
-    """The interval of a difference: [0.03, 0.21]."""
+def bounds(
+    ci95: tuple[float, float] | None, digits: int = 2, threshold: float | None = None
+) -> str:
+    """The interval of a difference: [0.03, 0.21].
+
+    threshold: what it is compared with, see `digits_beside`.
+    """
     if ci95 is None or not all(map(measured, ci95)):
         return "-"
+    digits = max(digits, digits_beside(threshold, *ci95))
     return f"[{ci95[0]:z.{digits}f}, {ci95[1]:z.{digits}f}]"
 
 
-def gained(difference: float, ci95: tuple[float, float], digits: int = 2) -> str:
-    """A difference with its interval: +0.12 [0.03, 0.21]."""
+def gained(
+    difference: float, ci95: tuple[float, float], digits: int = 2, threshold: float | None = None
+) -> str:
+    """A difference with its interval: +0.12 [0.03, 0.21].
+
+    threshold: what they are compared with, see `digits_beside`.
+    """
+    digits = max(digits, digits_beside(threshold, difference, *ci95))
     return f"{signed(difference, digits)} {bounds(ci95, digits)}"
+
+
+def digits_beside(threshold: float | None, *figures: float) -> int:
+    """Two digits; three where with two a figure would read as the threshold that it is not."""
+    if threshold is None:
+        return 2
+    close = [one for one in figures if f"{one:z.2f}" == f"{threshold:z.2f}"]
+    return 3 if any(f"{one:z.3f}" != f"{threshold:z.3f}" for one in close) else 2
 
 
 def probability(value: float) -> str:

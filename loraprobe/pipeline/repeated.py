@@ -82,7 +82,7 @@ def repeated_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any]) -> V
         "measured-before",
         gain.difference,
         found.verdict.margin,
-        gain=gained(gain.difference, gain.ci95),
+        gain=gained(gain.difference, gain.ci95, threshold=found.verdict.margin),
         system=called(gain.system) + (f", {FORM[STEPS]}," if gain.form == STEPS else ""),
         against=called(gain.against),
         asked=count(gain.n, "question"),

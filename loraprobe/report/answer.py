@@ -17,6 +17,7 @@ from loraprobe.defaults import MARGIN
 from loraprobe.formatting import (
     clean,
     count,
+    digits_beside,
     first_names,
     gained,
     listing,
@@ -510,7 +511,8 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     of_all = count(best.n, "question")
     if composed is None or baseline is None or verdict.evidence == "pilot":
         # In a first round the base and single adapters answered more questions.
-        gain = f"{gained(best.difference, best.ci95)} for {called(best.system)}"
+        own = gained(best.difference, best.ci95, threshold=verdict.margin)
+        gain = f"{own} for {called(best.system)}"
         return f"{gain} against {best.against}, in a first round on {of_all}; {asked}"
     if rounds is not None and best.n == rounds.items < rounds.total:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
@@ -519,7 +521,10 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     alone += f", {baseline.form}" if two_forms else ""
     composed_as = called(best.system) + (f", {composed.form}," if two_forms else "")
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
-    digits = _agreeing(composed.score.value, baseline.score.value, best.difference)
+    digits = max(
+        _agreeing(composed.score.value, baseline.score.value, best.difference),
+        digits_beside(verdict.margin, best.difference, *best.ci95),
+    )
     return (
         f"{mean}{composed.shown:z.{digits}f} for {composed_as} against "
         f"{baseline.shown:z.{digits}f} for {alone}: {gained(best.difference, best.ci95, digits)} "

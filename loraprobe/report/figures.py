@@ -76,7 +76,7 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
     ]
     description = (
         "A filled dot lies above the margin with its whole interval. The largest gain is that of "
-        f"{names[0]}: {gained(rows[0].difference, rows[0].adjusted_ci95)}."
+        f"{names[0]}: {gained(rows[0].difference, rows[0].adjusted_ci95, threshold=margin)}."
     )
     draw = partial(forest, gains=rows, names=names, margin=margin)
     title = "Gains over the best of base and single adapters, and the margin"

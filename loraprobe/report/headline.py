@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraprobe.formatting import count, listing, probability, signed
-from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
+from loraprobe.formatting import count, digits_beside, listing, probability, signed
+from loraprobe.records import COMPOSITIONS, FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
-from loraprobe.verdict.evidence import FORM, SWITCH
+from loraprobe.verdict.evidence import FORM, SWITCH, Evidence
 from loraprobe.verdict.reasons import HEADLINES
 
 # Codes of rules that decide on the gain although its interval leaves it open.
@@ -85,13 +85,15 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         for row in audit.evaluation.guards
         if gain is not None and (row.system, row.outcome) == (gain.system, verdict.decision)
     ]
-    composed, chain = measured.composed, measured.chain
+    evidence, chain = Evidence(audit.evaluation), measured.chain
+    composed = evidence.scored(evidence.systems(COMPOSITIONS))
+    best = max(composed, key=lambda one: one.score.value, default=None)
     system = verdict.system or ""
     single = system.removeprefix(SHRUNK)
     return {
         "asked": count(gain.n, "question") if gain is not None else "these scores",
         "margin": f"{verdict.margin:.2f}",
-        "best": f"{composed.shown:z.2f}" if composed is not None else "",
+        "best": f"{best.shown:z.2f}" if best is not None else "",
         "chain": f"{chain.shown:z.2f}" if chain is not None else "",
         "control": f"the shrunk {single}" if single != system else f"a {called(system)}",
         "guards": listing(guards) or "a guard",
@@ -105,7 +107,8 @@ def _chance(verdict: Verdict, code: str, states: list[str]) -> str:
         return ""
     if gain.probability is not None:
         return f"a gain has probability {probability(gain.probability)}"
-    return f"a gain up to {signed(gain.ci95[1])} is not excluded"
+    high = gain.ci95[1]
+    return f"a gain up to {signed(high, digits_beside(verdict.margin, high))} is not excluded"
 
 
 def _lead(audit: Audit, verdict: Verdict, measured: Basis) -> str:

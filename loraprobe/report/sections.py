@@ -14,7 +14,10 @@ from loraprobe.formatting import (
     bounds,
     clean,
     count,
+    decimals,
+    digits_beside,
     first_names,
+    gained,
     listing,
     measured,
     number,
@@ -183,10 +186,11 @@ def card(audit: Audit, told: Answer) -> Card:
     if verdict is None or verdict.gain is None:
         return Card("".join(uses), list(_figures_of_files(audit)))
     gain, used = verdict.gain, basis_of(verdict, audit.evaluation).used
-    over = f"gain of {called(gain.system)} over {called(gain.against)}, 95 % {bounds(gain.ci95)}"
-    figures_ = [(signed(gain.difference), over)]
+    gap, ends = gained(gain.difference, gain.ci95, threshold=verdict.margin).split(" ", 1)
+    over = f"gain of {called(gain.system)} over {called(gain.against)}, 95 % {ends}"
+    figures_ = [(gap, over)]
     if used is not None:
-        figures_.append((number(used.shown), f"{called(used.system)}, {used.form}"))
+        figures_.append((decimals(used.shown), f"{called(used.system)}, {used.form}"))
     if verdict.probability is not None:
         figures_.append((probability(verdict.probability), "probability of this verdict"))
     figures_.append((str(gain.n), "questions asked"))
@@ -365,14 +369,18 @@ def _method(row: Shortlisted) -> str:
 
 def gains(audit: Audit) -> Table:
     """What every composition gains over the best of base and single adapters, largest first."""
+    margin = audit.verdict.margin if audit.verdict is not None else None
     return tabulated(
         "Gains over the best of base and single adapters",
         sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
         (text("system"), lambda gain: called(gain.system)),
         (text("asked as"), lambda gain: gain.part.words),
         (Column("gain"), lambda gain: signed(gain.difference)),
-        (Column("95 %", drop=2), lambda gain: bounds(gain.ci95)),
-        (Column("95 % for the choice"), lambda gain: bounds(gain.adjusted_ci95)),
+        (Column("95 %", drop=2), lambda gain: bounds(gain.ci95, threshold=margin)),
+        (
+            Column("95 % for the choice"),
+            lambda gain: bounds(gain.adjusted_ci95, threshold=margin),
+        ),
         (text("against", drop=1), lambda gain: gain.against),
         (text("task"), lambda gain: gain.task or "all tasks"),
         (Column("items", drop=3), lambda gain: str(gain.n)),
@@ -394,8 +402,8 @@ def scores(audit: Audit) -> Table:
         f"Scores on {_asked(rows)} questions{of}",
         rows,
         heads,
-        lambda row: number(row.value),
-        advised(audit),
+        lambda row: decimals(row.value),
+        audit,
     )
     return _with_guards(table, _in_order(rows), audit.evaluation.guards)
 
@@ -412,25 +420,25 @@ def _with_guards(table: Table, names: Sequence[str], rows: Sequence[GuardScore])
         columns.append(text(f"guard {task}"))
         for at, name in enumerate(names):
             row = found.get((task, name))
-            cell = "-" if row is None else f"{number(row.value)}{said[row.outcome]}"
-            lines[at] = [*lines[at], number(base) if name == BASELINES[0] else cell]
+            cell = "-" if row is None else f"{decimals(row.value)}{said[row.outcome]}"
+            lines[at] = [*lines[at], decimals(base) if name == BASELINES[0] else cell]
     return replace(table, columns=columns, rows=lines)
 
 
 def evaluations(audit: Audit) -> list[Table]:
     """Systems down, all parts across, with intervals; a table a task."""
     return [
-        _evaluation([row for row in audit.evaluation.scores if row.task == task], advised(audit))
+        _evaluation([row for row in audit.evaluation.scores if row.task == task], audit)
         for task in audit.evaluation.tasks
     ]
 
 
-def _evaluation(rows: Sequence[Score], best: str | None) -> Table:
+def _evaluation(rows: Sequence[Score], audit: Audit) -> Table:
     parts = sorted({row.part for row in rows}, key=_part_order)
     metric = min(rows, key=lambda row: _part_order(row.part)).metric  # that of the question
     heads = {(rows[0].task, part): part.words for part in parts}
     caption = f"Evaluation: {rows[0].task} ({_asked(rows)} items, {metric})"
-    return _by_system(caption, rows, heads, _score_with_interval, best)
+    return _by_system(caption, rows, heads, _score_with_interval, audit)
 
 
 def _part_order(part: ItemPart) -> tuple[int, str]:
@@ -443,12 +451,13 @@ def _by_system(
     rows: Sequence[Score],
     heads: Mapping[tuple[str, ItemPart], str],
     cell: Callable[[Score], str],
-    best: str | None,
+    audit: Audit,
 ) -> Table:
     """Systems down, scores across, and the smallest retention where one was measured.
 
-    heads: (task, part) -> heading. best: the system that is advised.
+    heads: (task, part) -> heading. The system that is advised is marked.
     """
+    best, asked = advised(audit), _retention_asked(audit)
     found = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
     lines = [[called(name)] for name in names]
@@ -465,12 +474,19 @@ def _by_system(
     if kept:
         columns.append(Column("keeps"))
         for line, name in zip(lines, names, strict=True):
-            line.append(number(min(kept.get(name, ()), default=None)))
+            least = min(kept.get(name, ()), default=None)
+            line.append(decimals(least, digits_beside(asked, least or 0.0)))
     return Table(caption, columns, lines, advised=[i for i, n in enumerate(names) if n == best])
 
 
+def _retention_asked(audit: Audit) -> float | None:
+    """The retention that a verdict asked for; None where it asked for none."""
+    reasons = audit.verdict.reasons if audit.verdict is not None else ()
+    return next((one.threshold for one in reasons if one.code.startswith("retention-")), None)
+
+
 def _score_with_interval(row: Score) -> str:
-    told = number(row.value)
+    told = decimals(row.value)
     return told if row.part.hop else f"{told} {bounds(row.ci95)}"
 
 
@@ -507,8 +523,8 @@ def guards(audit: Audit) -> Table:
         (text("system"), lambda row: called(row.system)),
         (text("asked as", drop=3), lambda row: row.part.words),
         (text("metric", drop=2), lambda row: row.metric),
-        (Column("score"), lambda row: number(row.value, 3)),
-        (Column("base"), lambda row: number(row.base, 3)),
+        (Column("score"), lambda row: decimals(row.value, 3)),
+        (Column("base"), lambda row: decimals(row.base, 3)),
         (Column("difference"), lambda row: signed(row.difference, 3)),
         (Column("95 %", drop=1), lambda row: bounds(row.ci95, 3)),
         (Column("items", drop=4), lambda row: str(row.n)),

@@ -72,7 +72,12 @@ class Criterion(Estimate):
     option: str = "--margin"
 
     def __str__(self) -> str:
-        return gained(self.value, (self.low, self.high))
+        return gained(self.value, (self.low, self.high), threshold=self.threshold)
+
+    @property
+    def unsigned(self) -> str:
+        """A share with its interval, without a sign: 0.81 [0.62, 0.95]."""
+        return str(self).removeprefix("+")
 
     @property
     def outcome(self) -> Standing:

@@ -327,7 +327,7 @@ def on_guard(row: GuardScore) -> str:
     """What a system makes of a guard, as a sentence without its full stop."""
     verb = {"likely": "keeps", "unlikely": "loses", "inconclusive": "may lose"}[row.outcome]
     nats, digits = (" nats a token", 3) if row.metric == LOSS else ("", 2)
-    gap = gained(row.difference, row.ci95, digits)
+    gap = gained(row.difference, row.ci95, digits, -row.margin)
     told = (
         f"{called(row.system)} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
         f"{row.base:z.{digits}f} for the base, {gap} on {count(row.n, 'item')}, where "

@@ -412,6 +412,19 @@ LINES = {
         {"headline": ["only the shrunk a answers"], "why": ["1/2", "0.50"], "close": None,
          "next": ["loraprobe merge ./a --method task_arithmetic --weights 0.5 "]},
     ),
+    "the best of both forms does not come near a chain": (
+        known(both(evidence({**LOW, "sum": 0.05, "chain": 0.95}, half=0.08), evidence(
+            {**dict.fromkeys(LOW, 0.3), "a": 0.34, "sum": 0.32}, part="steps", half=0.08))),
+        "unlikely", {"headline": ["best 0.32"]},
+    ),
+    "a bound is told from the margin": (
+        evidence({"base": 0.0, "a": 0.5, "b": 0.1, "sum": 0.6}, half=0.052),
+        "inconclusive", {"gain": ["+0.100 [0.048, 0.152]"]},
+    ),
+    "a bound is told from the retention": (
+        changed(TASKS, lambda r: r.system == "arrow", retention=0.85, retention_ci95=(0.798, 0.9)),
+        "inconclusive", {"why": ["0.850 [0.798, 0.900]"]},
+    ),
     "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
         "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),
     "until several tasks are decided": (changed(TASKS, lambda r: r.system == "arrow", retention=0.8,

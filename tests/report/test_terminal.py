@@ -18,7 +18,16 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.cli.running import exit_code
-from loraprobe.formatting import clean, number, rounded, size, spread, wrapped
+from loraprobe.formatting import (
+    clean,
+    decimals,
+    gained,
+    number,
+    rounded,
+    size,
+    spread,
+    wrapped,
+)
 from loraprobe.records import (
     BY_PROMPT,
     QUESTION,
@@ -255,6 +264,9 @@ def test_exit_codes_are_those_of_the_decision_or_of_compatibility(decision, seve
 def test_numbers_sizes_and_names_are_formatted():
     told = [number(v) for v in (None, 0.0, -0.0001, 0.5, 123.4, 1e-7, 2e9)]
     assert told == "- 0.00 -1.0e-04 0.50 123 1.0e-07 2.0e+09".split()
+    assert [decimals(v) for v in (None, 0.0022, -0.001, 0.5)] == ["-", "0.00", "0.00", "0.50"]
+    assert gained(0.1, (0.048, 0.2), threshold=0.05) == "+0.100 [0.048, 0.200]"
+    assert gained(0.1, (0.05, 0.2), threshold=0.05) == "+0.10 [0.05, 0.20]"
     assert (rounded(1_234_567), rounded(999), size(1 << 31)) == ("1.2M", "999", "2.0 GiB")
     assert (spread([8, 8]), spread([8, 16]), spread([0.5, 0.25])) == ("8", "8–16", "0.25–0.50")
     assert clean("a\tb\x07") == "a\tb�"

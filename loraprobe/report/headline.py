@@ -95,7 +95,8 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         "margin": f"{verdict.margin:.2f}",
         "best": f"{best.shown:z.2f}" if best is not None else "",
         "chain": f"{chain.shown:z.2f}" if chain is not None else "",
-        "control": f"the shrunk {single}" if single != system else f"a {called(system)}",
+        "control": f"a {called(system)}" if single == system else f"the shrunk {single}",
+        "wrong": "the adapters" if single == system else single,
         "guards": listing(guards) or "a guard",
     }
 

@@ -409,7 +409,7 @@ LINES = {
     "only a shrunk adapter answers": (
         evidence({**dict.fromkeys(("base", "a", "b", "sum"), 0.0), "shrunk:a": 0.5}),
         "inconclusive",
-        {"headline": ["only the shrunk a answers"], "why": ["1/2", "0.50"], "close": None,
+        {"headline": ["only the shrunk a ", "scale of a "], "why": ["1/2", "0.50"], "close": None,
          "next": ["loraprobe merge ./a --method task_arithmetic --weights 0.5 "]},
     ),
     "the best of both forms does not come near a chain": (

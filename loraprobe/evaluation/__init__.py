@@ -14,6 +14,7 @@ from loraprobe.evaluation.gains import (
     guard_scores,
     guards_of_chain,
     measure_gains,
+    named_alone,
     near_ceiling,
     retention,
     right_together,

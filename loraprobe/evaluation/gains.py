@@ -10,11 +10,12 @@ from itertools import chain, product
 
 import numpy as np
 
-from loraprobe.defaults import ALPHA, MARGIN, SAID_OTHERWISE
+from loraprobe.defaults import ALPHA, KNOWN, MARGIN, SAID_OTHERWISE
 from loraprobe.evaluation import statistics
 from loraprobe.evaluation.questions import BASE, System
 from loraprobe.evaluation.statistics import LEVEL, Array, Differences, Integers
 from loraprobe.records import (
+    ALONE,
     BASELINES,
     COMPOSITIONS,
     FORMS,
@@ -35,6 +36,7 @@ from loraprobe.records import (
 from loraprobe.tasks import METRICS, Task, is_generated
 
 SystemPart = tuple[str, ItemPart]  # system, part
+MOST_OTHERS = 12  # answers of a task that are looked for in its replies
 
 
 # ---- tables --------------------------------------------------------------------------------------
@@ -207,6 +209,40 @@ def right_together(results: Iterable[ItemResult], systems: Sequence[System]) -> 
         if both - max(map(len, held.values())) > SAID_OTHERWISE * len(items):
             rows.append(Coverage(TOGETHER, task, both / len(items), len(items), adapters=pair))
     return rows
+
+
+def named_alone(results: Iterable[ItemResult], tasks: Sequence[Task]) -> list[Coverage]:
+    """How often a system names the right answer, and not another one of the task beside it.
+
+    A row for a task, a system and a form in which most replies hold a right answer and many of them
+    are wrong. A reply that lists what the answer may be holds it by chance.
+    """
+    golds = {(task.name, item.id): item.answers for task in tasks for item in task.items}
+    asked: dict[tuple[str, str, ItemPart], list[ItemResult]] = {}
+    for row in results:
+        if row.part in FORMS and is_generated(row.metric) and (row.task, row.item) in golds:
+            asked.setdefault((row.task, row.system, row.part), []).append(row)
+    found = []
+    for (task, system, part), rows in asked.items():
+        held = [row for row in rows if row.contains]
+        wrong = [row for row in held if row.value < 1]
+        if len(held) < KNOWN * len(rows) or len(wrong) < SAID_OTHERWISE * len(rows):
+            continue
+        common = Counter(golds[task, row.item][0] for row in rows).most_common(MOST_OTHERS)
+        others = [answer for answer, _ in common]
+        listed = sum(_names_another(row, golds[task, row.item], others) for row in wrong)
+        share = (len(held) - listed) / len(rows)
+        found.append(Coverage(f"{ALONE}_{part}", task, share, len(rows), adapters=(system,)))
+    return found
+
+
+def _names_another(row: ItemResult, own: Sequence[str], answers: Sequence[str]) -> bool:
+    """Whether a reply holds one of these answers that does not stand in a right one."""
+    metric = METRICS[row.metric]
+    if metric.patterns:
+        return False
+    others = (one for one in answers if not any(metric.judge(gold, [one]).contains for gold in own))
+    return any(metric.judge(row.text, [other]).contains for other in others)
 
 
 def retention(

@@ -335,6 +335,7 @@ class Asked:
             coverage=(
                 *evaluation.guessing(here.tasks),
                 *evaluation.right_together(results, systems),
+                *evaluation.named_alone(results, here.tasks),
             ),
             scores=evaluation.score(results, systems, level=level),
             comparisons=evaluation.compare(results, systems, seed=options.seed, level=level),

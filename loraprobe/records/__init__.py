@@ -27,6 +27,7 @@ from loraprobe.records.inputs import (
     by_severity,
 )
 from loraprobe.records.measurements import (
+    ALONE,
     BASELINES,
     BY_PROMPT,
     COMPOSITIONS,

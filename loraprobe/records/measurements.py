@@ -235,6 +235,7 @@ class Measurement:
 
 
 TOGETHER = "right_together"  # of Coverage: how often one or the other of two adapters is right
+ALONE = "named_alone"  # with a form: how often a system names the right answer and no other one
 
 
 @dataclass(frozen=True)

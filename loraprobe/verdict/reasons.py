@@ -35,6 +35,7 @@ from loraprobe.defaults import (
 )
 from loraprobe.formatting import count, gained, listing, signed
 from loraprobe.records import (
+    ALONE,
     BASELINES,
     COMPOSITIONS,
     FORMS,
@@ -662,17 +663,19 @@ def without_form(records: EvaluationRecords) -> Score | None:
 
 
 def _stands(row: Score, records: EvaluationRecords) -> bool:
-    """Whether a right answer stands in at least half of the replies, and not by chance.
+    """Whether at least half of the replies name the right answer, and not by chance.
 
     By chance so many hold it as guessing gets right, or as those of the base hold it, and those
-    that go on until the limit of tokens, because they name much.
+    that name other answers as well.
     """
     rows = [one for one in records.scores if (one.task, one.part) == (row.task, row.part)]
     chance = [one.contains for one in rows if one.kind == "base" != row.kind]
-    guesses = [one for one in records.coverage if one.name == GUESSING]
-    chance += [one.value for one in guesses if one.task == row.task]
+    of_task = [one for one in records.coverage if one.task == row.task]
+    chance += [one.value for one in of_task if one.name == GUESSING]
+    alone = f"{ALONE}_{row.part}", (row.system,)
+    named = [one.value for one in of_task if (one.name, one.adapters) == alone] or [row.contains]
     least = [KNOWN, *((share or 0.0) + SAID_OTHERWISE for share in chance)]
-    return row.part in FORMS and (row.contains or 0.0) - (row.cut or 0.0) >= max(least)
+    return row.part in FORMS and (named[0] or 0.0) >= max(least)
 
 
 def named_in(sample: Sample, row: Score | None) -> str:

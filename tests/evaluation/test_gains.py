@@ -11,6 +11,7 @@ from loraprobe.evaluation import (
     guard_scores,
     guards_of_chain,
     measure_gains,
+    named_alone,
     retention,
     right_together,
     score,
@@ -18,7 +19,7 @@ from loraprobe.evaluation import (
 from loraprobe.evaluation.statistics import estimate
 from loraprobe.records import QUESTION, ItemPart, ItemResult
 from loraprobe.records.measurements import items_needed
-from loraprobe.tasks import Item, Task
+from loraprobe.tasks import METRICS, Item, Task
 
 
 def results(columns: dict[tuple[str, str], np.ndarray], task="t", metric="exact_match", size=1):
@@ -316,3 +317,28 @@ def test_two_adapters_of_which_one_or_the_other_is_right_are_found():
     assert (found.adapters, found.value, found.n) == (("a", "b"), 1.0, 4)
     assert not right_together(rows, [systems[0], systems[3]])
     assert not right_together([row for row in rows if row.item in "12"], systems)
+
+
+@pytest.mark.parametrize(
+    ("texts", "share"),
+    [
+        (["two", "three", "two", "four"], 1.0),
+        (["two three", "three", "two", "four"], 0.75),
+        (["four two three"] * 4, 0.0),
+        (['{"answer": "two"}', "three", "two", "four"], 1.0),  # one is right
+        (["two", "five", "six", "seven"], None),  # few hold a right answer
+        (['{"answer": "two"}', '{"answer": "three"}', '{"answer": "two"}', "four"], 1.0),
+        (['{"answer": "two"}', '{"answer": "three"}', "five", "six"], None),  # none in other words
+    ],
+)
+def test_replies_that_list_what_may_be_right_name_nothing(texts, share):
+    golds = ["two", "three", "two", "four"]
+    items = tuple(Item(str(k), "q?", (f'{{"answer": "{gold}"}}',)) for k, gold in enumerate(golds))
+    rows = []
+    for item, text in zip(items, texts, strict=True):
+        judged = METRICS["json"].judge(text, item.answers)
+        read = "json", float(judged.right), judged.text, item.id, judged.contains
+        rows.append(ItemResult("a", "t", QUESTION, item.id, *read))
+    found = named_alone(rows, [Task("t", items)])
+    assert [row.value for row in found] == ([] if share is None else [share])
+    assert all((row.name, row.adapters) == ("named_alone_question", ("a",)) for row in found)

@@ -174,7 +174,8 @@ def test_a_gain_or_failure_of_wording_only_is_told(system, share, told):
         ({"system": "shrunk:a", "contains": 1.0}, False),
         ({"system": "b", "contains": 0.55}, True),
         ({"system": "b", "contains": 0.45}, False),
-        ({"system": "b", "contains": 1.0, "cut": 0.9}, False),  # it goes on and on
+        ({"system": "b", "contains": 1.0, "alone": 0.4}, False),  # it lists what may be right
+        ({"system": "b", "contains": 1.0, "alone": 0.9}, True),
         ({"system": "b", "contains": 0.7, "chance": 0.65}, False),
         ({"system": "b", "contains": 0.7, "base": 0.65}, True),  # the base says it as well
         ({"system": "b", "contains": 0.5, "base": 0.45}, False),
@@ -186,11 +187,12 @@ def test_who_names_the_right_answer_without_its_form_is_told(changes, told):
     values = {"base": 0.0, "a": 0.1, "b": 0.0, "sum": 0.2, "arrow": 0.4, "shrunk:a": 0.1}
     part = ItemPart(changes.pop("part", "question"))
     chance = (Coverage("guessing", "t", changes.pop("chance", 0.0), N),)
-    held = changes.pop("base", 0.0)
+    held, share, name = (changes.pop(key, None) for key in ("base", "alone", "system"))
+    if share is not None:
+        chance += (Coverage(f"named_alone_{part}", "t", share, N, adapters=(name,)),)
     both_forms = both(evidence(values), evidence(values, part="steps"))
     asked = replaced(changed(known(both_forms), contains=0.0, cut=0.0), coverage=chance)
-    asked = changed(asked, lambda row: row.system == "base", contains=held)
-    name = changes.pop("system")
+    asked = changed(asked, lambda row: row.system == "base", contains=held or 0.0)
     asked = changed(asked, lambda row: (row.system, row.part) == (name, part), **changes)
     assert ("right-without-form" in codes(decide(asked))) == told
 

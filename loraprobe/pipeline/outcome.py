@@ -266,11 +266,9 @@ def typed_references(inputs: Inputs, options: Options) -> Mapping[str, list[str]
 def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
     """The words of a command line as they may be published. public: makes a text public."""
     return tuple(
-        public(
-            text  # no path: a data set of the Hub, or a text behind its option
-            if before == "--fields" or text.startswith("hf://")
-            else argument_without_folders(text)
-        )
+        public(text)  # no path: a data set of the Hub, or a text behind its option
+        if before == "--fields" or text.startswith("hf://")
+        else public_text(public_argument(text))
         for before, text in zip(("", *typed), typed, strict=False)
     )
 
@@ -304,26 +302,35 @@ def _private(
             yield str(file), Path(file).name
 
 
-def argument_without_folders(text: str) -> str:
-    """A command-line argument, also one such as NAME=REF or --output=DIR, without folders."""
+def public_argument(text: str) -> str:
+    """A command-line argument, also one such as NAME=REF or --output=DIR, with a place below the
+    working directory relative to that, and of any other place the last part."""
     if text.startswith("@"):  # a file of references
-        return "@" + argument_without_folders(text[1:])
+        return "@" + public_argument(text[1:])
     head, equals, value = text.rpartition("=")
     if not _has_folder(value):
         return text
     # A relative path of two parts looks like an id of the Hub; the folder tells.
     here = os.path.isdir(os.path.dirname(os.path.expanduser(value)))
-    return head + equals + (local_name(value) if here or is_path(value) else value)
+    if not here and not is_path(value):
+        return text
+    return head + equals + (_below(value) or local_name(value))
 
 
 def below_here(typed: str) -> str:
     """A reference as it was typed, its place relative to the working directory; "" where it names
     no place below that."""
     head, equals, value = typed.rpartition("=")
-    if not os.path.exists(place := os.path.abspath(os.path.expanduser(value))):
-        return ""
-    below = os.path.relpath(place)
-    return head + equals + below if below.split(os.sep)[0] not in (os.pardir, os.curdir) else ""
+    below = _below(value) if os.path.exists(os.path.expanduser(value)) else ""
+    return head + equals + below if below else ""
+
+
+def _below(place: str) -> str:
+    """A place relative to the working directory; "" for one that does not lie below that, and for
+    an address."""
+    below = os.path.relpath(os.path.expanduser(place))
+    outside = "://" in place or below.split(os.sep)[0] in (os.pardir, os.curdir)
+    return "" if outside else below
 
 
 def _has_folder(path: str) -> bool:

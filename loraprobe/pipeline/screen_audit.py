@@ -13,7 +13,7 @@ from loraprobe.pipeline.conclusion import NOT_EXAMINED, evidence_of, with_next
 from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs, given_calibration
-from loraprobe.pipeline.outcome import argument_without_folders, audit_of
+from loraprobe.pipeline.outcome import audit_of, public_argument
 from loraprobe.pipeline.screen import Finalist, Proved
 from loraprobe.probes import forecast_gains
 from loraprobe.records import (
@@ -99,7 +99,7 @@ def _verdict(
     about = _about(verdict, finalist, inputs, measured)
     words: list[str] = []
     if not about.adapters:
-        arguments = list(map(argument_without_folders, session.arguments))
+        arguments = list(map(public_argument, session.arguments))
         words = library_words(library.adapters, arguments)
     spec = None if system is None else system.spec
     verdict = with_next(verdict, options, about, measured, Compatibility(), spec, words)

@@ -326,11 +326,19 @@ def _base(request: Request) -> tuple[Flag, ...]:
 def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> list[str]:
     """What can be used of a library as a command line names it: by files, "-" or references.
 
-    arguments: the words of the command line, as they may be published.
+    arguments: the words of the command line, as they may be published. A row has the last part of
+    a place, which a word has whole.
     """
     usable = [row for row in rows if row.state == "usable"]
     known = {text for row in usable for text in (row.reference, f"{row.name}={row.reference}")}
-    given = [word for word in arguments if word in known or word == "-" or word.startswith("@")]
+    others = {row.reference for row in rows} - known
+
+    def is_named(word: str) -> bool:
+        name, equals, place = word.rpartition("=")
+        last = name + equals + place.rpartition("/")[2]
+        return word in known or (place not in others and last in known)
+
+    given = [word for word in arguments if word == "-" or word.startswith("@") or is_named(word)]
     return given or [row.reference for row in usable]
 
 

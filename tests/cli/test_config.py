@@ -243,13 +243,21 @@ def test_every_command_takes_it(place, command):
 
 
 def test_a_report_keeps_texts_that_only_look_like_paths(place):
-    """Folders are private and leave a report; templates and patterns are no folders."""
+    """Folders above the working directory are private and leave a report, those below it stay;
+    templates and patterns are no folders."""
     (place / "folder").mkdir()
     (place / "folder" / "q.jsonl").write_text('{"q": "a", "answer": "b"}\n' * 2, encoding="utf-8")
     (place / "base").mkdir()
     given = ["--base", str(place / "base"), "--task", str(place / "folder/q.jsonl")]
     given += ["--fields", "prompt=a/b: {q}"]
+    given += ["--guard", "folder/q.jsonl", "--router-prompts", "a=folder/q.jsonl", "@folder/refs"]
+    given += ["--output=new/out/merged", "../other/adapter", "--engine", "http://host/v1"]
     words = ["inspect", "one", *given, "--allow", "no-effect", "--json"]
-    told = public_arguments(words, public_text)
-    private = {str(place / "base"): "base", str(place / "folder/q.jsonl"): "q.jsonl"}
+    told = public_arguments(words, lambda text: public_text(text, {"folder/q.jsonl": "q.jsonl"}))
+    private = {
+        str(place / "base"): "base",
+        str(place / "folder/q.jsonl"): "folder/q.jsonl",
+        "../other/adapter": "adapter",
+        "http://host/v1": "v1",
+    }
     assert list(told) == [private.get(word, word) for word in words]

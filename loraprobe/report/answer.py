@@ -471,8 +471,10 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         form = f", {used.form}" if two_forms else ""
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
         return f"{so_far}{called(used.system)} (a {kind}){form}{'' if decides else score}"
-    if score and best is not None and measured.composed is not None and best.system != "chain":
-        score += f" against {measured.composed.shown:z.2f} for {called(best.system)}"
+    other = measured.best if head == "chain" else measured.composed
+    if score and best is not None and other is not None and best.system != "chain":
+        score += f" against {other.shown:z.2f} for {called(other.system)}"
+        score += f", {other.form}" if head == "chain" and other.part == STEPS else ""
     form = f", {used.form}" if used is not None else ""
     who = {
         "chain": f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}",

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraprobe.formatting import count, digits_beside, listing, probability, signed
-from loraprobe.records import COMPOSITIONS, FORMS, SHRUNK, STEPS, Audit, Verdict, called
+from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
-from loraprobe.verdict.evidence import FORM, SWITCH, Evidence
+from loraprobe.verdict.evidence import FORM, SWITCH
 from loraprobe.verdict.reasons import HEADLINES
 
 # Codes of rules that decide on the gain although its interval leaves it open.
@@ -85,9 +85,7 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         for row in audit.evaluation.guards
         if gain is not None and (row.system, row.outcome) == (gain.system, verdict.decision)
     ]
-    evidence, chain = Evidence(audit.evaluation), measured.chain
-    composed = evidence.scored(evidence.systems(COMPOSITIONS))
-    best = max(composed, key=lambda one: one.score.value, default=None)
+    best, chain = measured.best, measured.chain
     system = verdict.system or ""
     single = system.removeprefix(SHRUNK)
     return {

@@ -325,11 +325,13 @@ class Basis:
     """What a verdict advises and decides about, as it was measured; each None where it was not.
 
     `used` is what the action uses. `gain` is the decisive gain against the margin, that of
-    `composed` over `baseline`. `chain` was asked hop after hop.
+    `composed` over `baseline`. `chain` was asked hop after hop. `best` is the merge or router that
+    scores most, of both forms.
     """
 
     used: ScoredSystem | None
     chain: ScoredSystem | None
+    best: ScoredSystem | None = None
     gain: Criterion | None = None
     composed: ScoredSystem | None = None
     baseline: ScoredSystem | None = None
@@ -352,8 +354,10 @@ def basis_of(verdict: Verdict, records: EvaluationRecords) -> Basis:
         used = chain
     elif head in ("use-single", "use-base"):
         used = scored(single or "base", *FORMS)
+    composed = evidence.scored(evidence.systems(COMPOSITIONS))
+    most = max(composed, key=lambda one: one.score.value, default=None)
     row = evidence.gain(best.system, best.form) if best is not None else None
     if row is None:
-        return Basis(used, chain)
+        return Basis(used, chain, most)
     gain, baseline = gain_criterion(row, verdict.margin), scored(row.against, row.against_part)
-    return Basis(used, chain, gain, scored(row.system, row.part), baseline)
+    return Basis(used, chain, most, gain, scored(row.system, row.part), baseline)

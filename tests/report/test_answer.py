@@ -415,7 +415,7 @@ LINES = {
     "the best of both forms does not come near a chain": (
         known(both(evidence({**LOW, "sum": 0.05, "chain": 0.95}, half=0.08), evidence(
             {**dict.fromkeys(LOW, 0.3), "a": 0.34, "sum": 0.32}, part="steps", half=0.08))),
-        "unlikely", {"headline": ["best 0.32"]},
+        "unlikely", {"headline": ["best 0.32"], "use": ["0.32 for sum, step by step"]},
     ),
     "a bound is told from the margin": (
         evidence({"base": 0.0, "a": 0.5, "b": 0.1, "sum": 0.6}, half=0.052),

@@ -64,7 +64,7 @@ def check_headers(
 
     purpose: "inspect", "merge", "measure" or "route". Base names that differ while paths and shapes
     fit are an error for the first two and a warning for the others, where the user chose the base.
-    Weights that the config does not target are an error for "merge" and "route".
+    Weights that the config does not target are an error for "merge", "route" and several adapters.
     "route" runs the adapters, which requires causal language models. allow: codes whose errors
     become warnings.
 
@@ -75,12 +75,12 @@ def check_headers(
     layout = [*layout_issues(adapters), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
     issues = [issue for adapter in adapters for issue in adapter.issues]
-    if purpose in ("merge", "route"):
+    composing = len(adapters) > 1 or purpose in ("merge", "route")
+    if composing:
         issues = [_composed(i, adapter, base) for adapter in adapters for i in adapter.issues]
     issues += identity_issues(adapters, base, purpose, fit)
     issues += parent_issues(adapters, base)
     issues += layout
-    composing = len(adapters) > 1 or purpose in ("merge", "route")
     issues += extra_issues(adapters, base, composing=composing)
     if base is not None:
         issues += base_issues(adapters, base)

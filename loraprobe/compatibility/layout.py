@@ -12,7 +12,7 @@ from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
 from loraprobe.errors import CompatibilityError
 from loraprobe.findings import CODES, finding
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing
 from loraprobe.records import Issue
 
 # Cures of shapes that differ between two adapters, and between an adapter and the base.
@@ -87,8 +87,10 @@ def _shapes(
 ) -> Iterator[Issue]:
     """Errors for the modules that have another shape in another adapter, or in the base.
 
-    shapes: the other's, by path; cures: those that are not the usual ones, by code.
+    shapes: the other's, by path. names: of the adapters concerned, which all have these shapes
+    unless the other is one of them. cures: those that are not the usual ones, by code.
     """
+    who = listing([name for name in names if name != other])
     found = shapes_of(adapter)
     differ = [path for path in found if path in shapes and found[path] != shapes[path]]
     tokens = [path for path in differ if _is_vocabulary(path, found[path], shapes[path])]
@@ -100,7 +102,7 @@ def _shapes(
                 code,
                 names,
                 f"The shapes of {count(len(paths), 'module')} differ; {first} is "
-                f"{list(found[first])} in {adapter.name} and {list(shapes[first])} in {other}.",
+                f"{list(found[first])} in {who}, {list(shapes[first])} in {other}.",
                 first,
                 cure=cures.get(code),
             )
@@ -192,12 +194,18 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
             severity="warning",
             cure="Check that tokenizer and weights belong together.",
         )
+    alike = dict[tuple[tuple[str, Shape], ...], list[Adapter]]()  # by what differs in the base
     for adapter in adapters:
         yield from _not_in_base(adapter, base)
-        yield from _shapes(adapter, base.shapes, base.reference, (adapter.name,), OF_BASE)
+        own = shapes_of(adapter).items()
+        unlike = sorted((p, shape) for p, shape in own if shape != base.shapes.get(p, shape))
+        alike.setdefault(tuple(unlike), []).append(adapter)
         yield from _tied(adapter, base)
         yield from _parameters(adapter, base)
         yield from _tokens(adapter, base)
+    for group in alike.values():  # said once of all that agree
+        names = tuple(adapter.name for adapter in group)
+        yield from _shapes(group[0], base.shapes, base.reference, names, OF_BASE)
 
 
 def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:

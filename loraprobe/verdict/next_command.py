@@ -247,8 +247,12 @@ def _fix(request: Request) -> Command:
         if request.tasks:
             return _evaluate(replace(request, base=base))
         return Command("inspect", request.adapters, (*_taken(request, "inspect"), ("--base", base)))
-    if request.tasks and request.untargeted:  # which peft ignores
-        return _evaluate(request, ("--allow", UNTARGETED))
+    if request.untargeted:  # which peft ignores
+        allow = "--allow", UNTARGETED
+        if request.tasks:
+            return _evaluate(request, allow)
+        taken = (*_base(request), *_taken(request, "inspect"), allow)
+        return Command("inspect", request.adapters, taken)
     if len(fitting) > 1 and more:
         return Command("inspect", fitting)
     if len(request.bases) > 1 or request.unlike:

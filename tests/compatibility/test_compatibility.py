@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 from loraprobe.adapters import Adapter, Extra, Source, adapter_of
 from loraprobe.adapters.names import relation
 from loraprobe.base import Base, open_base
-from loraprobe.compatibility import TensorChecks, check, check_headers, with_contents
+from loraprobe.compatibility import TensorChecks, check, check_headers, is_of_base, with_contents
 from loraprobe.diagnostics import diagnose
 from loraprobe.errors import UsageError
-from loraprobe.findings import CODES, SUBJECTS
+from loraprobe.findings import CODES, SUBJECTS, finding
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue, Severity
 
@@ -152,6 +152,24 @@ OF_PURPOSES = {  # the severities for inspect, merge and route
         for kind in ("target_parameter", "unclear_tokens", "convolution", "unknown")
     },
 }
+
+
+def test_weights_that_peft_ignores_are_an_error_wherever_adapters_are_composed():
+    ignored = finding("weights-untargeted", ("a",), "It has more.")
+    a = replace(A, issues=(*A.issues, ignored))
+    for purpose in (*PURPOSES, "measure"):
+        assert severities(a, B, purpose=purpose)["weights-untargeted"] == "error"
+    assert severities(a)["weights-untargeted"] == "warning"
+
+
+def test_shapes_that_adapters_share_are_said_once_about_a_base(tmp_path):
+    tiny_llama().save_pretrained(tmp_path)
+    wide = {**LLAMA, UP: (25, 16)}
+    adapters = [another(wide, name) for name in "ab"] + [another({**LLAMA, UP: (26, 16)}, "c")]
+    issues = check(adapters, open_base(tmp_path, "base")).issues
+    of_base = [issue for issue in issues if is_of_base(issue)]
+    assert [issue.adapters for issue in of_base] == [("a", "b"), ("c",)]
+    assert all(issue.module == UP for issue in of_base)
 
 
 @pytest.mark.parametrize("name", OF_PURPOSES)

@@ -123,7 +123,7 @@ def inspect(
 
 @takes(
     "allow batch_size chat_template device diagnostics dtype engine "
-    "fields limit margin max_new_tokens metric per_module prior resume "
+    "fields limit margin max_new_tokens metric per_module resume "
     "run_unsafe_code seed serve state threads trust_remote_code",
     command="inspect",
 )
@@ -282,7 +282,7 @@ def verify(
 @takes(
     "all_items allow balance batch_size chat_template device "
     "device_map dtype engine fields guard_margin guards limit margin max_new_tokens "
-    "methods metric prior quantize rank resume retention router_prompts routers "
+    "methods metric quantize rank resume retention router_prompts routers "
     "run_unsafe_code seed "
     "serve space state subtract systems threads trust_remote_code weights",
     command="merge-and-eval",
@@ -306,7 +306,7 @@ def merge_and_eval(
     "all_items allow balance batch_size budget chat_template device "
     "device_map dtype engine fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
-    "metric prior quantize rank resume retention routers run_unsafe_code seed "
+    "metric quantize rank resume retention routers run_unsafe_code seed "
     "serve space state threads trust_remote_code",
     command="screen",
 )

@@ -8,7 +8,6 @@ ALPHA = 0.05  # the chance of a wrong decision, both sides together
 MARGIN = 0.05  # --margin: the smallest gain that is worth composing for
 MARGIN_STEP = 0.01  # between two margins that a report names
 RETENTION = 0.8  # --retention: the share of a specialist's gain that one model has to keep
-LIKELY_FROM = 0.9  # the probability from which a forecast counts as a call of `likely`
 KNOWN = 0.5  # a hop is known if the lower bound of its accuracy reaches this
 UNKNOWN = 0.2  # a hop is unknown if the upper bound of its accuracy lies below this
 TIES_OF_NOISE = 2.0  # margins: the largest difference that is noise unless it is shown to be real
@@ -57,7 +56,6 @@ BETTER_THAN_MEMBER = 0.02  # by which a pair has to exceed both members, or come
 BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
 DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
 
-FEWEST_SETS = 10  # measured adapter sets of a kind, from which a verdict tells their share
 
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms

@@ -251,12 +251,6 @@ class EvaluationOptions:
         least=0,
         most=1,
     )
-    prior: float | None = option(
-        None,
-        "X",
-        "Share of such compositions that you expect to gain; the probability is for it (without "
-        "it the calibration's own).",
-    )
     chat_template: Literal["auto", "on", "off"] = option(
         "auto",
         "auto|on|off",
@@ -325,7 +319,10 @@ class AddedOptions:
     title: ClassVar[str] = ""
 
     def check(self, options: Options) -> None:
-        """Raises UsageError for values that contradict each other or the other options."""
+        """Raises UsageError for values that contradict each other or the other options.
+
+        It is called for every call of a command, also where none of these options is given.
+        """
 
 
 Added = TypeVar("Added", bound=AddedOptions)
@@ -356,8 +353,8 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         for name in (*_CORE, *(one for group in self.added for one in vars(group))):
             _check(name, self.value(name))
         self._check_combinations()
-        for group in self.added:
-            group.check(self)
+        for kind in _kinds_of_extensions():
+            self.of_extension(kind).check(self)
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> Options:
@@ -400,11 +397,6 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             )
         if self.guard_margin != MARGIN and not self.guards:
             raise UsageError("--guard-margin goes with --guard=TASK, which it is about; add that.")
-        if self.prior is not None and not 0 < self.prior < 1:
-            raise UsageError(
-                "--prior, the share of compositions expected to gain, must be above 0 and below 1, "
-                f"not {self.prior}."
-            )
         if self.served and not re.match(r"vllm$|https?://", self.engine):
             raise UsageError(
                 "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "

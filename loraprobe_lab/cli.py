@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -151,16 +152,15 @@ def calibrate(
     quiet: Quiet = False,
 ) -> None:
     """Calibrate the verdict on measured gains of worlds, and measure the accuracy."""
-    from loraprobe_lab.calibration.collect import SampleSizes
-    from loraprobe_lab.calibration.collect import calibrate as run
-
+    # It fits the model of the extension `forecast`, which an installation may lack.
+    collect = importlib.import_module("loraprobe_lab.calibration.collect")
     sink = Output(quiet=quiet)
     with working(sink, threads) as progress:
-        made = run(
+        made = collect.calibrate(
             list(world or ()),
             output,
             stored=cases,
-            sizes=SampleSizes(limit, max_new_tokens, dtype),
+            sizes=collect.SampleSizes(limit, max_new_tokens, dtype),
             across=across,
             progress=progress,
             say=sink.say,

@@ -3,8 +3,8 @@
     python tests/without.py [--quick] NAME ...
 
 Its folder, its tests and its line of `loraprobe/wiring.py` go. The rest then has to pass the
-checks, the tests and the demo. --quick: of the tests those of the command line, the reports and
-README.
+checks, the tests and the demo. Folders of the lab that use the extension go too, with their tests.
+--quick: of the tests those of the command line, the reports and README.
 """
 
 import os
@@ -16,6 +16,7 @@ from pathlib import Path
 from loraprobe import wiring
 
 ROOT = Path(__file__).parents[1]
+LAB = "loraprobe_lab"
 QUICK = ["tests/cli", "tests/report", "tests/verdict", "tests/test_readme.py"]
 CHECKS = ["ruff check -q .", "ruff format -q --check .", "mypy", "lint-imports"]
 
@@ -32,8 +33,16 @@ def without(name: str, quick: bool) -> None:
         if (ROOT / file).is_file():
             (copy / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / file, copy / file)
-    for place in (copy / "loraprobe" / "extensions" / name, copy / "tests" / "extensions" / name):
-        shutil.rmtree(place)
+    for place in (f"loraprobe/extensions/{name}", f"tests/extensions/{name}"):
+        shutil.rmtree(copy / place)
+    used = [f"loraprobe.extensions.{name}"]  # also by the lab, which goes as far as it does
+    for folder in (copy / LAB).iterdir():
+        if folder.is_dir() and any(used[0] in file.read_text() for file in folder.glob("*.py")):
+            used.append(f"{LAB}.{folder.name}")
+            shutil.rmtree(folder)
+    for file in (copy / "tests" / "lab").glob("*.py"):
+        if any(module in file.read_text() for module in used):
+            file.unlink()
     lines = (copy / "loraprobe" / "wiring.py").read_text().splitlines(keepends=True)
     kept = [line for line in lines if line.strip() != f'"{name}",']
     assert len(kept) == len(lines) - 1, f"wiring.py has no line of its own for {name}"

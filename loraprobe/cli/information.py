@@ -31,8 +31,7 @@ PACKAGES = (
     "lm_eval ray typer rich pydantic numpy scipy"
 ).split()
 VARIABLES = (
-    "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE LORAPROBE_CACHE LORAPROBE_CALIBRATION "
-    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
+    "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
 ).split()
 DAY = 86_400.0
 
@@ -153,6 +152,7 @@ def env(
     from loraprobe.memory import available
 
     free = available()
+    own = sorted(name for name in os.environ if name.startswith("LORAPROBE_"))
     environment = {  # without torch, whose import takes longer than all of this
         "loraprobe": __version__,
         "python": platform.python_version(),
@@ -161,7 +161,7 @@ def env(
         "memory": None if free is None else size(free),
         "devices": ["cpu", *_gpus()],
         "packages": {name: v for name in PACKAGES if (v := _version(name))},
-        "set": [name for name in VARIABLES if os.environ.get(name)],
+        "set": [name for name in (*VARIABLES, *own) if os.environ.get(name)],
     }
     if output.document("env", environment):
         return

@@ -44,7 +44,6 @@ def inspect(
     max_new_tokens: int | None = None,
     metric: Texts = None,
     margin: float | None = None,
-    prior: float | None = None,
     chat_template: str = "auto",
     seed: int = 0,
     device: str = "auto",
@@ -98,7 +97,6 @@ def merge_and_eval(
     guards: Texts = None,
     guard_margin: float = MARGIN,
     retention: float = RETENTION,
-    prior: float | None = None,
     limit: int | None = None,
     all_items: bool = False,
     max_new_tokens: int | None = None,
@@ -166,7 +164,6 @@ def screen(
     guards: Texts = None,
     guard_margin: float = MARGIN,
     retention: float = RETENTION,
-    prior: float | None = None,
     limit: int | None = None,
     all_items: bool = False,
     max_new_tokens: int | None = None,
@@ -225,7 +222,6 @@ def demo(
     margin: float | None = None,
     guards: Texts = None,
     guard_margin: float = MARGIN,
-    prior: float | None = None,
     all_items: bool = False,
     seed: int = 0,
     device: str = "auto",
@@ -238,6 +234,7 @@ def demo(
     explain: bool = False,
     quiet: bool = False,
     exit_zero: bool = False,
+    **added: Any,
 ) -> None:
     """Run merge-and-eval on adapters that ship with loraprobe: offline, in under two minutes.
 

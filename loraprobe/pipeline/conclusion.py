@@ -13,11 +13,12 @@ from loraprobe.base import Base
 from loraprobe.compatibility import UNLIKE, is_of_base
 from loraprobe.compatibility.identity import PARENT, base_with
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
+from loraprobe.extension import installed
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
 from loraprobe.options import Options, flag_of, named_options, repeats
 from loraprobe.pipeline.examination import Examination
-from loraprobe.pipeline.inputs import Inputs, given_calibration
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.repeated import added_in_vain
 from loraprobe.records import (
     FORMS,
@@ -46,8 +47,13 @@ def verdict_with_next(
 ) -> Verdict:
     """The verdict on all evidence, with the command to run next."""
     evidence = evidence_of(options, inputs, level, measured, examined, unserved=unserved)
-    verdict = decide(evidence, given_calibration())
+    verdict = decided(evidence, options)
     return with_next(verdict, options, inputs, measured, examined.compatibility)
+
+
+def decided(evidence: Evidence, options: Options) -> Verdict:
+    """The verdict on evidence, with what extensions tell beside it."""
+    return decide(evidence, (told for one in installed() for told in one.annotators(options)))
 
 
 def evidence_of(
@@ -73,7 +79,6 @@ def evidence_of(
         level=level,
         margin=options.needed_gain,
         retention=options.retention,
-        prior=options.prior,
         balanced=options.balance == "norm",
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,

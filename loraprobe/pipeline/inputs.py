@@ -5,7 +5,6 @@ References and paths as a user gives them become adapters, a base model and task
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -21,7 +20,6 @@ from loraprobe.merging import METHODS
 from loraprobe.options import Options
 from loraprobe.servers.serving import servers_named
 from loraprobe.session import Adapters, Ref, Session, Tasks
-from loraprobe.verdict import Calibration, read_calibration
 
 if TYPE_CHECKING:  # a merge needs none of them
     from loraprobe.tasks import Task
@@ -107,7 +105,7 @@ def base_apart(
 
 def check_names(options: Options) -> None:
     """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that does
-    not exist, and for a calibration that cannot be read, before anything is loaded."""
+    not exist, before anything is loaded."""
     for method in options.methods:
         METHODS.make(method)
     for diagnostic in options.diagnostics:
@@ -129,13 +127,6 @@ def check_names(options: Options) -> None:
         from loraprobe.tasks import named_metrics
 
         named_metrics(options.metric)
-    given_calibration()
-
-
-def given_calibration() -> Calibration | None:
-    """The one that LORAPROBE_CALIBRATION names in place of the shipped one. Raises UsageError."""
-    file = os.environ.get("LORAPROBE_CALIBRATION")
-    return read_calibration(file) if file else None
 
 
 def check_state(session: Session) -> None:

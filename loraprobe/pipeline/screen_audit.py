@@ -9,10 +9,10 @@ from loraprobe import evaluation
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import NOT_EXAMINED, evidence_of, with_next
+from loraprobe.pipeline.conclusion import NOT_EXAMINED, decided, evidence_of, with_next
 from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.examination import Examination, examine
-from loraprobe.pipeline.inputs import Inputs, given_calibration
+from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.outcome import audit_of, public_argument
 from loraprobe.pipeline.screen import Finalist, Proved
 from loraprobe.probes import forecast_gains
@@ -37,7 +37,7 @@ from loraprobe.records import (
 )
 from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
-from loraprobe.verdict import Evidence, LibraryChoice, decide
+from loraprobe.verdict import Evidence, LibraryChoice
 from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 
@@ -86,16 +86,16 @@ def _verdict(
     options, examined = session.options, NOT_EXAMINED
     unserved = _unserved(inputs, proved) if options.serve else {}
 
-    def decided() -> Verdict:
+    def judged() -> Verdict:
         evidence = evidence_of(options, inputs, "evaluation", measured, examined, choice, unserved)
-        return decide(evidence, given_calibration())
+        return decided(evidence, options)
 
-    verdict = decided()
+    verdict = judged()
     finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
     system = None if finalist is None else finalist.systems[verdict.system or ""]
     if finalist is not None:  # the findings about its members limit the verdict
         examined = examine(finalist.builder.trained, inputs.base, "route", session)
-        verdict = decided()
+        verdict = judged()
     about = _about(verdict, finalist, inputs, measured)
     words: list[str] = []
     if not about.adapters:

@@ -326,14 +326,13 @@ class Evidence:
     `measured` has what the base model answered, `level` is the strongest evidence that was
     gathered, `tasks` the number of task files, `guarded` names what must not get worse, `margin` is
     the gain that matters, `retention` the share of a specialist's gain that one model has to keep
-    on every one of several tasks. `prior` is the share of successes expected where the case comes
-    from, None for the calibration's own; `balanced` says that norms were made equal before
-    composing. `hidden_size` is that of the base that was asked, None where its config does not
-    tell it. `max_new_tokens` is None for the default limits of plain and worked answers. `choice`
-    tells out of what library these adapters were chosen, None where they were given. `unserved` has
-    the systems that the servers of the user cannot run: these change what is advised and no
-    decision. `budget` says that --budget limited the run. Of the tasks' `items` so many as are
-    `repeated` ask a question again.
+    on every one of several tasks. `balanced` says that norms were made equal before composing.
+    `hidden_size` is that of the base that was asked, None where its config does not tell it.
+    `max_new_tokens` is None for the default limits of plain and worked answers. `choice` tells out
+    of what library these adapters were chosen, None where they were given. `unserved` has the
+    systems that the servers of the user cannot run: these change what is advised and no decision.
+    `budget` says that --budget limited the run. Of the tasks' `items` so many as are `repeated` ask
+    a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -344,7 +343,6 @@ class Evidence:
     level: EvidenceLevel = "weights"
     margin: float = MARGIN
     retention: float = RETENTION
-    prior: float | None = None
     balanced: bool = False
     hidden_size: int | None = None
     max_new_tokens: int | None = None

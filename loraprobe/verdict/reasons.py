@@ -63,6 +63,7 @@ from loraprobe.verdict.evidence import (
     is_known,
     is_unknown,
 )
+from loraprobe.wiring import extensions
 
 # ---- codes ---------------------------------------------------------------------------------------
 
@@ -115,22 +116,34 @@ class WeightWarning:
         return f"{value:z.{self.digits}f}"
 
 
-_READ = tomllib.loads(Path(__file__).with_name("codes.toml").read_text(encoding="utf-8"))
-_SOURCES = {key: text.format(**vars(defaults)) for key, text in _READ["sources"].items()}
+def _codes(read: Mapping[str, Any]) -> dict[str, Code]:
+    """The codes of a file such as codes.toml."""
+    sources = {key: text.format(**vars(defaults)) for key, text in read["sources"].items()}
+    return {
+        name: Code(
+            **{**row, "source": sources.get(row.get("source", name), "")},
+            text=read["text"].get(name, Code.text),
+        )
+        for group in ("by-effect", "by-rule")
+        for name, row in read.get(group, {}).items()
+    }
+
+
+_FILES = [Path(__file__).with_name("codes.toml")]
+_FILES += [one.codes for one in extensions() if one.codes is not None]
+_READ, *_ADDED = (tomllib.loads(file.read_text(encoding="utf-8")) for file in _FILES)
 CODES: Mapping[str, Code] = {
-    name: Code(
-        **{**row, "source": _SOURCES.get(row.get("source", name), "")},
-        text=_READ["text"].get(name, Code.text),
-    )
-    for group in ("by-effect", "by-rule")
-    for name, row in _READ[group].items()
+    name: code for read in (_READ, *_ADDED) for name, code in _codes(read).items()
 }
 HEADLINES: Mapping[str, Mapping[str, Mapping[str, str]]] = _READ["headlines"]
 WEIGHT_WARNINGS = tuple(
     WeightWarning(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
     for code, row in _READ["weights"].items()
 )
-_PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
+_PLACES = {
+    name: place
+    for place, name in enumerate(name for one in (_READ, *_ADDED) for name in one["by-effect"])
+}
 
 
 def effect_rank(code: str) -> int:

@@ -33,17 +33,17 @@
 - *A budget* that left adapters of a library unasked, or ended the rounds, leaves open what is not
   `likely`.
 
-A first round of compositions on a few items is decided by the same rules. Forecast and probability
-never change a decision.
+A first round of compositions on a few items is decided by the same rules. What annotators tell
+never changes a decision.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 
-from loraprobe.defaults import FEWEST_SETS, MARGIN, UNKNOWN
+from loraprobe.defaults import MARGIN, UNKNOWN
 from loraprobe.formatting import count, listing
 from loraprobe.records import (
     BASELINES,
@@ -61,6 +61,7 @@ from loraprobe.records import (
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import advise, answers, not_served, unsafe_but_better
+from loraprobe.verdict.annotation import Annotator
 from loraprobe.verdict.evidence import (
     SWITCH,
     WEAKEST_FIRST,
@@ -70,13 +71,6 @@ from loraprobe.verdict.evidence import (
     held_at_most,
     is_known,
     is_unknown,
-)
-from loraprobe.verdict.probability import (
-    Calibration,
-    kind_of_base,
-    share_above,
-    shipped_calibration,
-    with_probability,
 )
 from loraprobe.verdict.reasons import reason_of
 from loraprobe.verdict.unanswered import nothing_answers, unanswered
@@ -111,26 +105,25 @@ OPEN: dict[EvidenceLevel, tuple[str, str, str]] = {
 }
 
 
-def decide(evidence: Evidence, calibration: Calibration | None = None) -> Verdict:
+def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
     """Whether composing works, the evidence for that, the reasons, and what to do.
 
-    calibration: gives the probability; None for the one that ships with the package. The reasons
-    that decide come first, then those that limit the decision, then the others.
+    annotators: tell something beside the decision. The reasons that decide come first, then those
+    that limit the decision, then the others.
     """
     if not evidence.compatibility.compatible:
         errors = evidence.compatibility.errors
         sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    calibration = calibration or shipped_calibration()
     verdict = _within_time(_decide_asked(evidence), evidence)
-    verdict = with_probability(verdict, evidence, calibration)
+    for annotator in annotators:
+        verdict = annotator.annotate(verdict, evidence).on(verdict)
     others = itertools.chain(
         reasons.about_hops(evidence),
         reasons.about_familiarity(evidence),
         reasons.about_weights(evidence),
         reasons.about_items(evidence, verdict),
-        _about_measured_sets(evidence, verdict, calibration),
         reasons.about_choice(evidence.choice),
     )
     given = {reason.code for reason in verdict.reasons}  # by the rules, with their severity
@@ -252,35 +245,6 @@ def _disjoint(evidence: Evidence) -> Verdict | None:
     worst = max(held_at_most(systems["base"]) for systems in hops.values())
     reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
     return Verdict("unlikely", "base", (reason,), None, "chain")
-
-
-def _about_measured_sets(
-    evidence: Evidence, verdict: Verdict, calibration: Calibration
-) -> Iterator[Reason]:
-    """What adapter sets on such a base and kind of task gained, where no composition was asked.
-
-    Weights and probes know no task; they have ELSEWHERE.
-    """
-    if verdict.evidence != "base" or verdict.decision != "inconclusive":
-        return
-    base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
-    wanted = base, kind.tasks, kind.hops, kind.metric
-    classes = {(row.base, row.tasks, row.hops, row.metric): row for row in calibration.classes}
-    similar = classes.get(wanted)
-    if similar is None or similar.sets < FEWEST_SETS:
-        return
-    share = share_above(similar.gained, evidence.margin)
-    bases = count(similar.bases, f"{similar.base} base")
-    yield reason_of(
-        "measured-elsewhere",
-        share,
-        evidence.margin,
-        source="the sets that loraprobe lab calibrate measured (examples/calibration)",
-        sets=f"{similar.sets} adapter sets for {similar} on {bases}, {share:.0%} had a "
-        "composition that",
-        margin=evidence.margin,
-        over=" in the mean" if similar.tasks > 1 else "",
-    )
 
 
 def _decide_without_compositions(evidence: Evidence) -> Verdict:

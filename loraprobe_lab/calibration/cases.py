@@ -25,11 +25,11 @@ from pydantic import ConfigDict, TypeAdapter
 
 from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import System, measure_gains, score
+from loraprobe.extensions.forecast.probability import LEAST, Coefficients, gain_of, probability_kept
 from loraprobe.records import BASELINES, FORMS, EvaluationRecords, Interval, ItemPart, ItemResult
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict import candidates, decide_compositions
 from loraprobe.verdict.evidence import WEAKEST_FIRST, Evidence, TaskKind
-from loraprobe.verdict.probability import LEAST, Coefficients, gain_of, probability_kept
 from loraprobe_lab.world import read_lines, write_text
 
 Method = Literal["uniform", "sum", "arrow"]
@@ -54,7 +54,7 @@ class Trained:
 
     @property
     def base_kind(self) -> str:
-        """The kind of base, as `loraprobe.verdict.probability` tells them apart."""
+        """The kind of base, as `loraprobe.extensions.forecast` tells them apart."""
         return "natural" if self.architecture == NATURAL else "small"
 
     @property

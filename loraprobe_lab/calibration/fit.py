@@ -1,4 +1,4 @@
-"""Fits the spread of measured gains; see `loraprobe.verdict.probability`.
+"""Fits the spread of measured gains; see `loraprobe.extensions.forecast`.
 
 A measured gain g of a case is taken as t(g) = centre + noise, t(x) = asinh(x / UNIT), centre =
 intercept + baseline times the case's best score of base and single adapters. The noise is logistic
@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, stats
 
-from loraprobe.defaults import LIKELY_FROM, MARGIN, PILOT_ITEMS
+from loraprobe.defaults import MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
+from loraprobe.extensions.forecast.probability import FORMAT, LIKELY_FROM, SMALL, Coefficients
 from loraprobe.records.measurements import Z95
-from loraprobe.verdict.probability import FORMAT, SMALL, Coefficients
 from loraprobe_lab.calibration.cases import (
     METHODS,
     AnsweredSet,

@@ -73,7 +73,7 @@ def test_lists_replace_and_do_not_add(place):
 HARMLESS = set(
     """adapters base task probe fields serve allow balance subtract method router system
     router-prompts weights space rank limit all-items items keep budget max-new-tokens metric
-    margin guard guard-margin retention prior chat-template diagnostic per-module seed device dtype
+    margin guard guard-margin retention chat-template diagnostic per-module seed device dtype
     quantize device-map batch-size threads resume json markdown explain dry-run quiet exit-zero
     debug scenario ref like keep-energy portable directory sources model file files names
     older""".split()

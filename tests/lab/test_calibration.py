@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from calibrations import DOCUMENT, SMALL, calibration, calibration_of
+from extensions.forecast.documents import DOCUMENT, calibration, calibration_of
+from first_rounds import SMALL
 from scipy import integrate
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
+from loraprobe.extensions.forecast.probability import Probabilities, shipped_calibration
 from loraprobe.records import ItemResult
 from loraprobe.verdict import decide
 from loraprobe.verdict.evidence import TaskKind
-from loraprobe.verdict.probability import shipped_calibration
 from loraprobe_lab.calibration import cases as cased
 from loraprobe_lab.calibration import collect as run
 from loraprobe_lab.calibration import fit as fitting
@@ -376,7 +377,10 @@ def test_a_first_round_has_the_probability_of_a_verdict():
         answered_set((0.85, 0.7), n=40),
         answered_set((0.2, 0.9), n=40),
     ):
-        found = decide(dataclasses.replace(one.evidence(one.results), hidden_size=SMALL), known)
+        found = decide(
+            dataclasses.replace(one.evidence(one.results), hidden_size=SMALL),
+            [Probabilities(known)],
+        )
         assert one.first_round(40, rng, coefficients) == pytest.approx(found.gain.probability)
     assert math.isnan(answered_set((0.0, 0.0), singles=0.0).first_round(30, rng, coefficients))
     few = [answered_set((0.9, 0.8)).first_round(30, rng, coefficients) for _ in range(8)]

@@ -24,7 +24,7 @@ SET = {  # a value of every option of a command line, none of them the default
     "systems": ("ties",), "router_prompts": (("a", Path("here.txt")),), "weights": (1, 0.12345678),
     "space": "core", "rank": 2, "limit": 40, "all_items": True, "items": 30, "keep": 2,
     "budget": 1.5, "max_new_tokens": 80, "metric": "numeric", "margin": 0.1,
-    "guards": ("g.jsonl",), "guard_margin": 0.2, "retention": 0.7, "prior": 0.3,
+    "guards": ("g.jsonl",), "guard_margin": 0.2, "retention": 0.7,
     "chat_template": "off", "diagnostics": ("intruder_dimensions",), "per_module": True,
     "seed": 7, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit", "device_map": "auto",
     "trust_remote_code": True, "run_unsafe_code": True, "batch_size": 4, "threads": 2,
@@ -56,7 +56,7 @@ NEXT = {
     "learned": (replace(ROUTE, system=ROUTER), ""),
     "fit together": (
         Verdict("inconclusive", "weights"),
-        "fields limit max_new_tokens metric margin prior chat_template run_unsafe_code engine "
+        "fields limit max_new_tokens metric margin chat_template run_unsafe_code engine "
         "per_module",
     ),
 }  # fmt: skip

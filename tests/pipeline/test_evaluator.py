@@ -137,7 +137,6 @@ OTHERS = {
     "threads",
     "margin",
     "retention",
-    "prior",
     "per_module",
     "diagnostics",
     "all_items",

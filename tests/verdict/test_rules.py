@@ -1,8 +1,6 @@
 """The verdict's rules, each on evidence planted for it, and its laws on random evidence."""
 
 import pytest
-from calibrations import case
-from calibrations import score as planted
 from evidences import (
     COMPOSITIONS,
     KINDS,
@@ -21,6 +19,8 @@ from evidences import (
     score,
     versus,
 )
+from first_rounds import case
+from first_rounds import score as planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -12,14 +12,21 @@ import operator
 import making
 import numpy as np
 import pytest
-from calibrations import DOCUMENT, calibration, case, measured, score
 from evidences import evidence_of, guards, replaced
+from extensions.forecast.documents import DOCUMENT, calibration
+from first_rounds import case, measured, score
 from scipy import integrate, stats
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
+from loraprobe.extensions.forecast.probability import (
+    LEAST,
+    Probabilities,
+    read_calibration,
+    shipped_calibration,
+)
 from loraprobe.options import Options
 from loraprobe.records import (
     QUESTION,
@@ -34,8 +41,12 @@ from loraprobe.records import (
 )
 from loraprobe.records.measurements import Z95
 from loraprobe.report.answer import answer
-from loraprobe.verdict import decide, read_calibration
-from loraprobe.verdict.probability import LEAST, shipped_calibration
+from loraprobe.verdict import rules
+
+
+def decide(evidence, known, prior=None):
+    """The verdict with the probability by a calibration."""
+    return rules.decide(evidence, [Probabilities(known, prior)])
 
 
 def by_code(verdict, code):
@@ -79,7 +90,7 @@ def test_a_decision_against_a_gain_has_none():
 
 
 def test_a_prior_that_is_set_is_the_one_that_is_told():
-    low, high = (decide(measured(prior=p), calibration()) for p in (0.1, 0.9))
+    low, high = (decide(measured(), calibration(), p) for p in (0.1, 0.9))
     assert (low.prior, high.prior) == (0.1, 0.9)
     assert low.gain.probability < high.gain.probability
 
@@ -368,7 +379,7 @@ def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
     assert result.exit_code == 2 and not result.stdout
     assert "--prior" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
-        Options(prior=float(prior))
+        Options.of({"prior": float(prior)})
 
 
 def test_a_calibration_that_is_none_is_refused_at_once():

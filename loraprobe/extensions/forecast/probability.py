@@ -44,8 +44,8 @@ classes       [{"base": kind of base, "tasks", "hops", "metric", "sets", "bases"
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Literal
@@ -53,12 +53,13 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import AfterValidator, AliasPath, Field, FiniteFloat, TypeAdapter, ValidationError
 
-from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LIKELY_FROM, MARGIN
+from loraprobe.defaults import ALPHA, FEWEST_ITEMS, MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.formatting import count
 from loraprobe.formatting import probability as as_words
 from loraprobe.records import Gain, Reason, Verdict
 from loraprobe.untrusted import first_problem
+from loraprobe.verdict.annotation import Annotation, Annotator
 from loraprobe.verdict.evidence import Evidence, TaskKind
 from loraprobe.verdict.reasons import reason_of
 
@@ -68,6 +69,8 @@ SIZES = {
     "small": f"bases of hidden size up to {SMALL}",
     "natural": f"bases of hidden size above {SMALL}",
 }
+LIKELY_FROM = 0.9  # the probability that counts as a call of `likely`
+FEWEST_SETS = 10  # measured adapter sets of a kind, from which their share is told
 LEAST = 1e-3  # the smallest probability
 STEP = 1e-3  # between the gains over which densities are summed
 
@@ -202,35 +205,30 @@ def read_calibration(path: str | Path) -> Calibration:
     raise UsageError(f"{path} {problem}; `loraprobe lab calibrate` writes one.")
 
 
-def with_probability(verdict: Verdict, evidence: Evidence, calibration: Calibration) -> Verdict:
-    """The verdict with probability and prior, and the reason that tells their errors."""
-    gain = gain_of(verdict, evidence)
-    if verdict.gain is None or gain is None or verdict.evidence not in ("pilot", "evaluation"):
-        return verdict
-    accuracy = calibration.several if evidence.several else calibration.accuracy
-    if why := _why_none(gain, evidence, accuracy):
-        reason = reason_of("outside-calibration", why=why)
-        return replace(verdict, reasons=(*verdict.reasons, reason))
-    probability = calibration.probability(
-        evidence.margin,
-        evidence.baseline or 0.0,
-        gain.difference,
-        gain.estimate.error,
-        evidence.prior,
-    )
-    probability *= probability_kept(gain, evidence)
-    prior = calibration.prior(evidence.margin) if evidence.prior is None else evidence.prior
-    reason = _measured_on(
-        gain, probability, prior, evidence, accuracy[kind_of_base(evidence.hidden_size)]
-    )
-    of_decision = {"likely": probability, "unlikely": 1 - probability}.get(verdict.decision, 0.0)
-    return replace(
-        verdict,
-        reasons=(*verdict.reasons, reason),
-        gain=replace(verdict.gain, probability=probability),
-        probability=of_decision if of_decision >= 0.5 else None,
-        prior=prior,
-    )
+@dataclass(frozen=True)
+class Probabilities(Annotator):
+    """Tells the probability of a gain. prior: see `Calibration.probability`."""
+
+    calibration: Calibration
+    prior: float | None = None
+
+    def annotate(self, verdict: Verdict, evidence: Evidence) -> Annotation:
+        gain = gain_of(verdict, evidence)
+        if gain is None or verdict.evidence not in ("pilot", "evaluation"):
+            return Annotation(tuple(_about_measured_sets(evidence, verdict, self.calibration)))
+        known = self.calibration
+        accuracy = known.several if evidence.several else known.accuracy
+        if why := _why_none(gain, evidence, accuracy):
+            return Annotation((reason_of("outside-calibration", why=why),))
+        margin, baseline = evidence.margin, evidence.baseline or 0.0
+        probability = known.probability(
+            margin, baseline, gain.difference, gain.estimate.error, self.prior
+        )
+        probability *= probability_kept(gain, evidence)
+        prior = known.prior(margin) if self.prior is None else self.prior
+        errors = accuracy[kind_of_base(evidence.hidden_size)]
+        reason = _measured_on(gain, probability, prior, evidence, errors)
+        return Annotation((reason,), probability, prior)
 
 
 def gain_of(verdict: Verdict, evidence: Evidence) -> Gain | None:
@@ -319,4 +317,33 @@ def _measured_on(
         each=" of each task" if evidence.several else "",
         MARGIN=MARGIN,
         errors=errors,
+    )
+
+
+def _about_measured_sets(
+    evidence: Evidence, verdict: Verdict, calibration: Calibration
+) -> Iterator[Reason]:
+    """What adapter sets on such a base and kind of task gained, where no composition was asked.
+
+    Weights and probes know no task; they have ELSEWHERE.
+    """
+    if verdict.evidence != "base" or verdict.decision != "inconclusive":
+        return
+    base, kind = kind_of_base(evidence.hidden_size), evidence.kind_of_task
+    wanted = base, kind.tasks, kind.hops, kind.metric
+    classes = {(row.base, row.tasks, row.hops, row.metric): row for row in calibration.classes}
+    similar = classes.get(wanted)
+    if similar is None or similar.sets < FEWEST_SETS:
+        return
+    share = share_above(similar.gained, evidence.margin)
+    bases = count(similar.bases, f"{similar.base} base")
+    yield reason_of(
+        "measured-elsewhere",
+        share,
+        evidence.margin,
+        source="the sets that loraprobe lab calibrate measured (examples/calibration)",
+        sets=f"{similar.sets} adapter sets for {similar} on {bases}, {share:.0%} had a "
+        "composition that",
+        margin=evidence.margin,
+        over=" in the mean" if similar.tasks > 1 else "",
     )

@@ -1,49 +1,26 @@
-"""A calibration with invented numbers and a case for it."""
+"""A first round of questions, and an annotator that says how probable its gain is."""
 
-import json
-import tomllib
+from statistics import NormalDist
 
 from evidences import evidence_of
-from pydantic import TypeAdapter
 
 from loraprobe.records import QUESTION, Gain, ItemPart, Score
-from loraprobe.verdict.probability import Calibration
+from loraprobe.records.measurements import Z95
+from loraprobe.verdict import Annotation, Annotator
 
-SMALL = 160
-DOCUMENT = tomllib.loads("""
-format = 4
-made_by = "a test"
-coefficients = {unit = 0.1, intercept = 0.3, baseline = -1.5, spread = 0.6}
-measured = {cases = 40, bases = 4}
-gained = [[0.0, 0.6], [0.05, 0.4], [0.25, 0.2]]
-
-[accuracy.small]
-where = "no bases at all"
-sets = 17
-items = 40
-auroc = 0.91
-brier = 0.12
-likely = 8
-wrong = 0.125
-
-[[classes]]
-base = "small"
-tasks = 1
-hops = 0
-metric = "exact_match"
-sets = 20
-bases = 4
-gained = [[0.0, 1.0], [0.05, 0.3], [0.25, 0.1]]
-""")
+SMALL = 160  # the hidden size of the base
 
 
-def calibration(**changes):
-    return calibration_of({**DOCUMENT, **changes})
+class Chances(Annotator):
+    """Gains have the probability that a normal density of what was measured gives them."""
 
-
-def calibration_of(document):
-    """As `read_calibration` reads it from a file."""
-    return TypeAdapter(Calibration).validate_json(json.dumps(document), strict=True)
+    def annotate(self, verdict, evidence):
+        if verdict.gain is None or verdict.evidence not in ("pilot", "evaluation"):
+            return Annotation()
+        low, high = verdict.gain.ci95
+        above = verdict.gain.difference - evidence.margin
+        chance = NormalDist().cdf(above * 2 * Z95 / max(high - low, 1e-9))
+        return Annotation((), min(max(chance, 0.001), 0.999), 0.4)
 
 
 def score(system, kind, value, part="question", task="t", metric="exact_match"):

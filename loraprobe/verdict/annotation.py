@@ -1,0 +1,48 @@
+"""What is told beside a decision, which it never changes."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+
+from loraprobe.records import Reason, Verdict
+from loraprobe.verdict.evidence import Evidence
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """Reasons, and how probable the verdict's gain is.
+
+    probability: that it exceeds the margin, with every skill and guard kept; None where nobody can
+    tell. prior: the share of compositions expected to gain, for which that holds.
+    """
+
+    reasons: tuple[Reason, ...] = ()
+    probability: float | None = None
+    prior: float | None = None
+
+    def on(self, verdict: Verdict) -> Verdict:
+        """The verdict with this.
+
+        Its probability is that of its own decision: this for `likely`, the complement for
+        `unlikely`; it is absent below a half, where the decision rests on more than the gain.
+        """
+        told = replace(verdict, reasons=(*verdict.reasons, *self.reasons))
+        if self.probability is None or verdict.gain is None:
+            return told
+        sure = {"likely": self.probability, "unlikely": 1 - self.probability}
+        own = sure.get(verdict.decision, 0.0)
+        return replace(
+            told,
+            gain=replace(verdict.gain, probability=self.probability),
+            probability=own if own >= 0.5 else None,
+            prior=self.prior,
+        )
+
+
+class Annotator(ABC):
+    """Tells something beside a decision, such as how probable the gain is."""
+
+    @abstractmethod
+    def annotate(self, verdict: Verdict, evidence: Evidence) -> Annotation:
+        """What is told about a verdict, from the evidence that it rests on."""

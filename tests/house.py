@@ -5,6 +5,7 @@ code. Only files that git tracks are counted.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
+# Words by which the core would name an extension: `screen`, `serve`, `harness`, `files`, `forecast`
+# and `ray`.
+WORDS = {
+    *("screen", "screened", "screening", "library", "shortlist"),
+    *("serve", "served", "serving", "servers", "server", "vllm", "sglang"),
+    "harness",
+    *("convert", "converting", "converted", "verify", "verification"),
+    *("forecast", "calibration", "prior"),
+    "ray",
+}
 
 # Merges two adapters, and prints which modules of the package that loaded.
 MERGE = """
@@ -100,6 +111,39 @@ def loaded_by_merge() -> list[str]:
     return modules
 
 
+def identifiers(tree: ast.AST) -> set[str]:
+    """The words of all names in a module, options of a command line among them."""
+    names = set()
+    for node in ast.walk(tree):
+        names |= {getattr(node, key, None) for key in ("id", "attr", "arg", "name", "module")}
+        if isinstance(node, ast.Constant) and str(node.value).startswith("--"):
+            names.add(node.value)
+    return {word for name in names if name for word in re.split(r"[\W_]+", str(name).lower())}
+
+
+def modules_of(tree: ast.AST) -> set[str]:
+    """The modules that a module imports."""
+    found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    imports = (node for node in ast.walk(tree) if isinstance(node, ast.Import))
+    return found | {one.name for node in imports for one in node.names}
+
+
+def of_extensions(package: dict[Path, ast.Module]) -> dict[str, int]:
+    """The size of the core and of each extension, and how many files of the core know one."""
+    home, apart = ("loraprobe", "extensions"), {"wiring.py"}
+    core = {p: t for p, t in package.items() if p.parts[:2] != home and p.name not in apart}
+    told = {"statements in the core": sum(map(statements, core.values()))}
+    for name in sorted({p.parts[2] for p in package if p.parts[:2] == home and len(p.parts) > 3}):
+        own = [tree for path, tree in package.items() if path.parts[:3] == (*home, name)]
+        told[f"statements in the extension {name}"] = sum(map(statements, own))
+    importing = [p for p, t in core.items() if any("extensions" in m for m in modules_of(t))]
+    naming = [p for p, t in core.items() if identifiers(t) & WORDS]
+    told["files of the core"] = len(core)
+    told["files of the core that import an extension"] = len(importing)
+    told["files of the core that name one"] = len(naming)
+    return told
+
+
 def figures() -> dict[str, int]:
     """Name -> figure, in the order in which they are printed."""
     python = [path for path in tracked() if path.suffix == ".py"]
@@ -111,6 +155,7 @@ def figures() -> dict[str, int]:
     tests = [path for path in python if path.parts[0] == "tests"]
     return {
         "statements in loraprobe": sum(map(statements, package.values())),
+        **of_extensions(package),
         "modules in loraprobe": len(package),
         "dataclasses in loraprobe": sum(map(dataclasses, package.values())),
         "options of merge-and-eval": len(options_of("merge-and-eval")),

@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 
 from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.formatting import count, nearest, wrapped
+from loraprobe.formatting import count, listing, nearest, wrapped
 from loraprobe.wiring import extensions
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
@@ -548,13 +548,16 @@ def takes(options: str, command: str = "") -> Callable[[Function], Function]:
     """Gives a Python function these options as keywords beside its own; its docstring lists them.
 
     command: to which extensions add further options. Other keywords raise UsageError. None for any
-    of them is as if it was not given. Errors name options by their keywords.
+    of them is as if it was not given, which is a UsageError where the function needs it. Errors
+    name options by their keywords.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
         taken = sorted({*options.split(), *added_to(command)})
         known = [name for name in (*signature.parameters, *taken) if name != "options"]
+        parameters = {name: one for name, one in signature.parameters.items() if name in known}
+        needed = [name for name, one in parameters.items() if one.default is one.empty]
         if options:
             listed = f"options: {', '.join(taken)} (docs/options.md)."
             text = inspect.cleandoc(function.__doc__ or "")
@@ -570,6 +573,10 @@ def takes(options: str, command: str = "") -> Callable[[Function], Function]:
             bound = signature.bind_partial(*given, **held).arguments
             held |= {name: one for name, one in bound.items() if one is not None}
             held |= held.pop("options", {})
+            if lacking := [name for name in needed if name not in held]:
+                raise UsageError(
+                    f"{function.__name__} needs {listing(lacking)}, not None; give it."
+                )
             try:
                 return function(**held)
             except LoraprobeError as error:

@@ -18,7 +18,7 @@ They are `Adapter.parents`; compositions need a base that holds them (`compatibi
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -38,6 +38,7 @@ from loraprobe.errors import (
     CompatibilityError,
     HubError,
     LoraprobeError,
+    UsageError,
 )
 from loraprobe.findings import finding
 from loraprobe.formatting import first_names
@@ -77,7 +78,11 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
     """
     if isinstance(refs, (str, Path, Adapter)):
         refs = [refs]
+    if not isinstance(refs, Iterable):
+        raise UsageError(f"adapters takes adapters and references, not {refs!r:.60}.")
     for ref in refs:
+        if not isinstance(ref, (str, Path, Adapter)):
+            raise UsageError(f"adapters takes adapters and references, not {ref!r:.60}.")
         if not isinstance(ref, Adapter):
             Reference.parse(str(ref))
     adapters = []

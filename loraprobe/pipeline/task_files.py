@@ -59,6 +59,10 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> list[Tas
     """The task of a reference; several of the harness. guard: a file may also be a text."""
     if isinstance(one, Task):
         return [one]
+    if not isinstance(one, (str, Path)):
+        raise UsageError(
+            f"{'guards' if guard else 'tasks'} takes files and tasks, not {one!r:.60}."
+        )
     if str(one).startswith(HARNESS):
         return _of_harness(str(one), options, layout, guard)
     if guard and is_text(one):

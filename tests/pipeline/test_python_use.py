@@ -126,6 +126,23 @@ def test_a_keyword_that_a_function_does_not_take_is_named(function, keyword, nea
         function(pair(), **{keyword: "ties"})
 
 
+@pytest.mark.parametrize("wrong", [None, 3, [None], ["a", 3]])
+@pytest.mark.parametrize("function", ["inspect", "merge", "merge_and_eval", "compose", "route"])
+def test_what_is_no_adapter_is_one_sentence_about_the_argument(function, wrong):
+    given = (making.tiny_llama(),) if function == "route" else ()
+    with pytest.raises(UsageError, match="adapters"):
+        getattr(loraprobe, function)(*given, wrong)
+    with pytest.raises(UsageError, match="needs .*adapters"):
+        getattr(loraprobe, function)(*given)
+
+
+def test_what_is_no_task_is_one_sentence_about_the_argument():
+    with pytest.raises(UsageError, match="tasks takes"):
+        loraprobe.merge_and_eval(pair(), base="nowhere", tasks=[None])
+    with pytest.raises(UsageError, match="route needs model"):
+        loraprobe.route(None, pair())
+
+
 def test_options_of_other_commands_are_refused():
     for keyword in ("weights", "routers", "started", "arguments"):
         with pytest.raises(UsageError, match=f"inspect has no option {keyword!r}"):

@@ -574,9 +574,8 @@ def takes(options: str, command: str = "") -> Callable[[Function], Function]:
             held |= {name: one for name, one in bound.items() if one is not None}
             held |= held.pop("options", {})
             if lacking := [name for name in needed if name not in held]:
-                raise UsageError(
-                    f"{function.__name__} needs {listing(lacking)}, not None; give it."
-                )
+                told = f"{function.__name__} needs {listing(lacking)}"
+                raise UsageError(f"{told}; None is as if nothing was given.")
             try:
                 return function(**held)
             except LoraprobeError as error:

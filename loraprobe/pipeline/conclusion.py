@@ -84,6 +84,7 @@ def evidence_of(
         max_new_tokens=options.max_new_tokens,
         choice=choice,
         unserved=unserved,
+        rank_given=options.rank != "auto",
         budget=options.budget is not None,
         items=sum(len(task.items) for task in inputs.tasks),
         repeated=sum(task.repeated for task in inputs.tasks),

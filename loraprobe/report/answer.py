@@ -589,7 +589,9 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     if verdict.missing == "time":
         return "more minutes; --resume asks nothing twice"
     if verdict.missing == "rank":
-        return "" if early else "a higher --rank: no method was tested at this one"
+        given = "--rank" in _said(verdict, "compression-lost")
+        what = "a higher --rank" if given else "a method that loses nothing to its rank"
+        return "" if early else f"{what}: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive" or may_stop(verdict):
         return ""  # the gain is decided, or there is no hope of it
     if any(reason.code == "few-items" for reason in verdict.reasons):

@@ -331,8 +331,8 @@ class Evidence:
     `max_new_tokens` is None for the default limits of plain and worked answers. `choice` tells out
     of what library these adapters were chosen, None where they were given. `unserved` has the
     systems that the servers of the user cannot run: these change what is advised and no decision.
-    `budget` says that --budget limited the run. Of the tasks' `items` so many as are `repeated` ask
-    a question again.
+    `rank_given` says that --rank is a number, `budget` that --budget limited the run. Of the tasks'
+    `items` so many as are `repeated` ask a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -348,6 +348,7 @@ class Evidence:
     max_new_tokens: int | None = None
     choice: LibraryChoice | None = None
     unserved: Mapping[str, Unserved] = field(default_factory=dict)
+    rank_given: bool = False
     budget: bool = False
     items: int = 0
     repeated: int = 0

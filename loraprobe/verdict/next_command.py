@@ -84,6 +84,10 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
     limited: --limit left items out, so that more of them are at hand.
     """
     head, _, single = verdict.action.partition(":")
+    kept = verdict.missing == "rank" or (verdict.composes and verdict.decision != "inconclusive")
+    if not kept and any(one.code == "compression-lost" for one in verdict.reasons):
+        given = tuple(one for one in request.given if one[0] != "--rank")
+        request = replace(request, given=given)
     if verdict.missing == "answers":
         return _look(verdict, request)
     if verdict.missing == "metric":  # the gold answers choose one
@@ -269,8 +273,9 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
         return _evaluate(request, RESUME, without=["--system"])
     if verdict.missing == "wording":
         return _evaluate(request, ("--metric", "contains"))
-    if verdict.missing == "rank":
-        return _evaluate(request, without=["--rank"])
+    if verdict.missing == "rank":  # at auto the methods that are asked by default lose nothing
+        given = any(one[0] == "--rank" for one in request.given)
+        return _evaluate(request, without=["--rank"] if given else ["--method", "--system"])
     if verdict.missing == "time":
         return _evaluate(request, RESUME, without=["--budget"])
     # Where only clusters are missing, the other questions of the same ones decide nothing.

@@ -352,15 +352,18 @@ def on_guard(row: GuardScore) -> str:
     return f"{told}; {criterion(row.estimate, -row.margin, '--guard-margin').more()} would decide"
 
 
-def about_compression(candidate: Candidate, decisive: bool) -> Reason:
+def about_compression(candidate: Candidate, decisive: bool, limits: bool) -> Reason:
     """How much of its delta a composition lost to its rank.
 
-    decisive: every composition lost so much that no method was tested.
+    decisive: every composition lost so much that no method was tested. limits: --rank was given,
+    and what was measured at it is not advised; --rank auto keeps as much as a file may.
     """
     error, system = candidate.compression_error or 0.0, candidate.system
     so = ", so the method was not tested" if decisive else ""
     lost = error, COMPRESSION_LIMIT
-    return reason_of("compression-lost", *lost, decisive=decisive, system=system, so=so)
+    advice = ": give a higher --rank" if limits else ""
+    words = {"system": system, "so": so, "advice": advice}
+    return reason_of("compression-lost", *lost, decisive=decisive, **words)
 
 
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:

@@ -326,7 +326,8 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     why += reasons.about_candidate(best, decision, evidence)
     why += reasons.about_guards(evidence, best)
     why += [reasons.about_other_form(other_form[0])] if other_form else []
-    why += [reasons.about_compression(c, compressed) for c in decisive if c.lossy]
+    limits = evidence.rank_given and (used is None or decision == "inconclusive")
+    why += [reasons.about_compression(c, compressed, limits) for c in decisive if c.lossy]
     why += unsafe_but_better(evidence, advice.used)
     why += [*advice.reasons, *not_served(evidence, composed, decisive[0], advice.used)]
     if baselines.decision == "unlikely" and decision == "inconclusive":

@@ -16,6 +16,7 @@ from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
 from loraprobe.verdict.next_command import UNTARGETED
+from loraprobe.verdict.reasons import reason_of
 
 CORE = [one.name for group in Options.__bases__ for one in fields(group) if one.metadata]
 SET = {  # a value of every option of a command line, none of them the default
@@ -33,6 +34,7 @@ SET = {  # a value of every option of a command line, none of them the default
 WITH = {"guard_margin": {"guards": ("g.jsonl",)}, "routers": {"methods": ("ties",)}}
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
 USED = Verdict("likely", "evaluation", system="dare_ties", action="merge", composes=True)
+LOSSY = (reason_of("compression-lost", 0.3, 0.1, system="sum", so="", advice=""),)
 ROUTE, ROUTER = replace(USED, action="route"), "hard:by=centroid,per=sequence"
 NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
 # A verdict, and the options that its next command leaves out although it takes them: what it
@@ -42,7 +44,9 @@ NEXT = {
     "items": (OPEN, "limit"),
     "the base": (replace(OPEN, evidence="pilot", missing=None), ""),
     "time": (replace(OPEN, missing="time"), "budget"),
-    "rank": (replace(OPEN, missing="rank"), "rank"),
+    "rank": (replace(OPEN, missing="rank"), "rank methods systems"),
+    "rank too": (replace(OPEN, missing="items", reasons=LOSSY), "rank limit"),
+    "a lossy merge": (replace(USED, reasons=LOSSY), "methods fields limit dtype"),
     "metric": (replace(OPEN, missing="metric"), "metric"),
     "controls": (replace(OPEN, missing="controls"), "systems"),
     "guards": (replace(OPEN, missing="guard-items"), "guards limit"),

@@ -149,7 +149,8 @@ def test_the_decision_on_compositions(name):
 
 STEPS = forms(FAIL, {**FAIL, "uniform": 0.2}, half=0.12)
 # which was tested, and gains
-LOSES = "uniform lost 0.30 of its delta to its rank, more than 0.10: give a higher --rank."
+LOSES = "uniform lost 0.30 of its delta to its rank, more than 0.10."
+HIGHER = LOSES.replace("0.10.", "0.10: give a higher --rank.")
 QUOTED = [  # a code of the verdict and what its reason has
     (evidence(GAIN), "controls-beaten", {}),
     (evidence(GAIN), "gain-beyond-margin", {"threshold": 0.05, "severity": "decisive"}),
@@ -166,6 +167,9 @@ QUOTED = [  # a code of the verdict and what its reason has
     (DECIDED["all were compressed"][0], "compression-lost", {"threshold": 0.1}),
     (lossy(FAIL), "compression-lost", {"severity": "warning"}),
     (lossy(GAIN), "compression-lost", {"severity": "warning", "message": LOSES}),
+    (lossy(FAIL), "compression-lost", {"message": LOSES}),  # at auto
+    (replaced(lossy(FAIL), rank_given=True), "compression-lost", {"message": HIGHER}),
+    (replaced(lossy(GAIN), rank_given=True), "compression-lost", {"message": LOSES}),
     (DECIDED["base at the ceiling"][0], "base-suffices", {}),
     # difference 0.10, margin 0.05: the half-width has to halve, so four times the items
     (evidence({**FAIL, "uniform": 0.15}, half=0.1), "gain-undecided", "about 400 items"),

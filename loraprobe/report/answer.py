@@ -589,8 +589,8 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     if verdict.missing == "time":
         return "more minutes; --resume asks nothing twice"
     if verdict.missing == "rank":
-        given = "--rank" in _said(verdict, "compression-lost")
-        what = "a higher --rank" if given else "a method that loses nothing to its rank"
+        limits = "--rank" in _said(verdict, "compression-lost")
+        what = "a higher --rank" if limits else "a method that loses nothing to its rank"
         return "" if early else f"{what}: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive" or may_stop(verdict):
         return ""  # the gain is decided, or there is no hope of it

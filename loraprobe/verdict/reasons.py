@@ -362,8 +362,9 @@ def about_compression(candidate: Candidate, decisive: bool, limits: bool) -> Rea
     so = ", so the method was not tested" if decisive else ""
     lost = error, COMPRESSION_LIMIT
     advice = ": give a higher --rank" if limits else ""
-    words = {"system": system, "so": so, "advice": advice}
-    return reason_of("compression-lost", *lost, decisive=decisive, **words)
+    return reason_of(
+        "compression-lost", *lost, decisive=decisive, system=system, so=so, advice=advice
+    )
 
 
 def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False) -> Reason:

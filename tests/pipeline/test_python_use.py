@@ -127,7 +127,7 @@ def test_a_keyword_that_a_function_does_not_take_is_named(function, keyword, nea
 
 
 @pytest.mark.parametrize("wrong", [None, 3, [None], [3, "a"]])
-@pytest.mark.parametrize("function", ["inspect", "merge", "merge_and_eval", "compose", "route"])
+@pytest.mark.parametrize("function", ["inspect", "merge", "compose", "route"])
 def test_what_is_no_adapter_is_one_sentence_about_the_argument(function, wrong):
     given = (making.tiny_llama(),) if function == "route" else ()
     with pytest.raises(UsageError, match="adapters"):

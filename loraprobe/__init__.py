@@ -31,6 +31,7 @@ from loraprobe.errors import (
     BaseError,
     CompatibilityError,
     Defect,
+    EngineError,
     HubError,
     Incomplete,
     Interrupted,
@@ -38,7 +39,6 @@ from loraprobe.errors import (
     OutOfMemory,
     OutputError,
     Refused,
-    ServerError,
     TaskError,
     UnsupportedAdapter,
     UsageError,
@@ -62,6 +62,7 @@ __all__ = [
     "BaseError",
     "CompatibilityError",
     "Defect",
+    "EngineError",
     "HubError",
     "Incomplete",
     "Interrupted",
@@ -69,7 +70,6 @@ __all__ = [
     "OutOfMemory",
     "OutputError",
     "Refused",
-    "ServerError",
     "TaskError",
     "UnsupportedAdapter",
     "UsageError",
@@ -122,7 +122,7 @@ def inspect(
 
 
 @takes(
-    "allow batch_size chat_template device diagnostics dtype engine "
+    "allow batch_size chat_template device diagnostics dtype "
     "fields limit margin max_new_tokens metric per_module resume "
     "run_unsafe_code seed serve state threads trust_remote_code",
     command="inspect",
@@ -281,7 +281,7 @@ def verify(
 
 @takes(
     "all_items allow balance batch_size chat_template device "
-    "device_map dtype engine fields guard_margin guards limit margin max_new_tokens "
+    "device_map dtype fields guard_margin guards limit margin max_new_tokens "
     "methods metric quantize rank resume retention router_prompts routers "
     "run_unsafe_code seed "
     "serve space state subtract systems threads trust_remote_code weights",
@@ -304,7 +304,7 @@ def merge_and_eval(
 
 @takes(
     "all_items allow balance batch_size budget chat_template device "
-    "device_map dtype engine fields guard_margin guards items keep limit margin "
+    "device_map dtype fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
     "metric quantize rank resume retention routers run_unsafe_code seed "
     "serve space state threads trust_remote_code",

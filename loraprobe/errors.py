@@ -14,7 +14,7 @@ _CLAUSE = re.compile(
     r"there are|try|use|wait|write|its options are)|\. (?=This is a defect)"
 )
 # An option and its value, which "=" joins; behind a space there is one if it can be no other word.
-_VALUE = r"[A-Z]+(?:=[A-Z]+)?\b|(?:auto|all|norm|learn|transformers|vllm)\b|\w+[-_/:]\S*\w"
+_VALUE = r"[A-Z]+(?:=[A-Z]+)?\b|(?:auto|all|norm|learn)\b|\w+[-_/:]\S*\w"
 _OPTION = re.compile(rf"(--[a-z][a-z-]*)(?:=([^\s;)]*[^\s;,).:])| ({_VALUE}))?")
 _CALL = re.compile(r"\bloraprobe [a-z-]+ .*?(?=; |, |\. |\.?$)")  # which is typed as it stands
 
@@ -94,12 +94,11 @@ class HubError(LoraprobeError):
     remedy = "check the reference, or try again later."
 
 
-class ServerError(LoraprobeError):
-    """A server does not answer as it should. status: that of its answer, if it gave one."""
+class EngineError(LoraprobeError):
+    """What answers the questions in place of transformers does not answer as it should."""
 
-    code = "server"
-    status: int | None = None
-    remedy = "check the address and that the server runs."
+    code = "engine"
+    remedy = "check that it runs."
 
 
 class AdapterError(LoraprobeError):

@@ -1,4 +1,5 @@
-"""What an extension may add: options of commands, who asks the base, what a verdict tells.
+"""What an extension may add: options of commands, who asks the base, what answers in its
+place, what a verdict tells.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -6,8 +7,10 @@ EXTENSION, and imports what is heavy in its methods. The core asks every extensi
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -15,8 +18,53 @@ from loraprobe import wiring
 from loraprobe.options import AddedOptions, Options
 
 if TYPE_CHECKING:
+    from loraprobe.adapters import Adapter
+    from loraprobe.base import Base
+    from loraprobe.errors import LoraprobeError
+    from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
+    from loraprobe.tasks import Task
     from loraprobe.verdict import Annotator
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What an engine is going to be asked.
+
+    adapters: are asked alone and composed. others: only enter merges, or, where at most `together`
+    are composed, are the other ones of a library. tasks, guards: whose questions are asked. merges:
+    whether all adapters are merged.
+    """
+
+    base: Base
+    adapters: Sequence[Adapter]
+    tasks: Sequence[Task]
+    guards: Sequence[Task] = ()
+    others: Sequence[Adapter] = ()
+    together: int | None = None
+    merges: bool = False
+
+
+class Engine(ABC):
+    """What answers the questions of an evaluation in place of transformers in this process.
+
+    flag: the option that names it.
+    """
+
+    flag: str
+
+    @abstractmethod
+    def open(self, work: Workload, session: Session, local: ModelScorer) -> Scorer:
+        """The scorer to ask, which is closed at the end of the run.
+
+        It sets `session.engine` to what answers, with its version: answers that are kept are told
+        apart by that. local: the base by transformers, which is also there to be asked what the
+        engine cannot run. Raises LoraprobeError, EngineError where what answers fails.
+        """
+
+    def refused(self, adapters: Sequence[Adapter]) -> dict[str, LoraprobeError]:
+        """The adapters that it cannot run, by name, each with its error."""
+        return {}
 
 
 class Extension:
@@ -37,9 +85,22 @@ class Extension:
         """
         return None
 
+    def engine(self, options: Options) -> Engine | None:
+        """What answers the questions; None where the options leave them to transformers."""
+        return None
+
+    def hints(self, session: Session, seconds: float) -> Sequence[str]:
+        """Sentences beside the estimate of --dry-run that a run takes so long."""
+        return ()
+
     def annotators(self, options: Options) -> Sequence[Annotator]:
         """What tells something beside the decision of a verdict, which it does not change."""
         return ()
+
+
+def engine_of(options: Options) -> Engine | None:
+    """What answers the questions in place of transformers; None where nothing does."""
+    return next(filter(None, (one.engine(options) for one in installed())), None)
 
 
 def installed() -> tuple[Extension, ...]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import re
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
@@ -302,14 +301,6 @@ class MachineOptions:
         "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
     )
     threads: int | None = option(None, "N", "CPU threads.", least=1, most=4096)
-    engine: str = option(
-        "transformers",
-        "ENGINE",
-        "What answers the questions: transformers; the URL of an OpenAI-compatible server that "
-        "loads adapters while it runs (vLLM, SGLang) or has yours by name; or vllm, which starts "
-        "one.",
-        typed=True,
-    )
 
 
 @dataclass(frozen=True)
@@ -397,11 +388,6 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
             )
         if self.guard_margin != MARGIN and not self.guards:
             raise UsageError("--guard-margin goes with --guard=TASK, which it is about; add that.")
-        if self.served and not re.match(r"vllm$|https?://", self.engine):
-            raise UsageError(
-                "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "
-                f"{self.engine!r}."
-            )
         named = [name for name, _ in self.router_prompts]
         for name, file in self.router_prompts:
             if named.count(name) > 1:
@@ -429,11 +415,6 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
     def given_weights(self) -> tuple[float, ...] | None:
         """The weights as numbers; None where there are none or they are to be learned."""
         return None if isinstance(self.weights, str) else self.weights
-
-    @property
-    def served(self) -> bool:
-        """Whether a server answers the questions."""
-        return self.engine != "transformers"
 
     @property
     def learns(self) -> bool:

@@ -13,6 +13,7 @@ GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
     "forecast",
     "ray",
+    "serve",
 )  # fmt: skip
 
 

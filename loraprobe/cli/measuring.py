@@ -52,7 +52,6 @@ def inspect(
     threads: int | None = None,
     run_unsafe_code: bool = False,
     trust_remote_code: bool = False,
-    engine: str = "transformers",
     resume: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -110,7 +109,6 @@ def merge_and_eval(
     batch_size: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
-    engine: str = "transformers",
     resume: bool = False,
     target: Annotated[
         Path | None,
@@ -181,7 +179,6 @@ def screen(
     batch_size: str = "auto",
     threads: int | None = None,
     trust_remote_code: bool = False,
-    engine: str = "transformers",
     resume: bool = False,
     json: bool = False,
     html: Path | None = None,

@@ -346,7 +346,7 @@ def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
         "less where the decision holds before all items are asked",
         "(without --all-items). Merges that need new weights, and",
         "the statistics, come on top.",
-        *(["vLLM is installed: --engine vllm may take less."] if cost.vllm else []),
+        *cost.hints,
     ]
 
 

@@ -15,16 +15,15 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, questions, spread_sample
+from loraprobe.extension import installed
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.plan import baseline_systems
 from loraprobe.routing.constant import ConstantGates
-from loraprobe.servers.engine import installed_vllm
 from loraprobe.tasks import Task
 
 READ = 1 / 8  # units of a text that is read and not written
-LONG = 600.0  # seconds of a run on a GPU from which another engine is named
 FEWEST, TIMED = 4, 8  # items of a task that are timed: an eighth, but not fewer
 
 Pace = Callable[[float], float]  # the seconds of a unit with so many adapters in the base
@@ -34,15 +33,14 @@ Pace = Callable[[float], float]  # the seconds of a unit with so many adapters i
 class CostEstimate:
     """The systems that are asked, the items of the tasks, the questions that each system answers
     about them, the seconds of the whole run, and the peak of memory so far, with the base, all
-    adapters and a batch in memory. vllm: whether --engine vllm may be faster: a long run by
-    transformers on a GPU of a machine where vLLM is installed."""
+    adapters and a batch in memory. hints: what extensions say beside it."""
 
     systems: tuple[str, ...]
     items: int
     questions: int
     seconds: float
     memory_bytes: int
-    vllm: bool
+    hints: tuple[str, ...] = ()
 
 
 def units_of(tasks: Sequence[Task], options: Options) -> float:
@@ -81,14 +79,13 @@ def cost_of(evaluator: Evaluator, systems: Sequence[str], seconds: float) -> Cos
     """The estimate for systems on the evaluator's tasks. seconds: beside those that have gone."""
     tasks, session = evaluator.tasks, evaluator.session
     seconds += time.perf_counter() - session.begun
-    slow = session.device.startswith("cuda") and seconds > LONG and not session.options.served
     return CostEstimate(
         systems=tuple(systems),
         items=sum(len(task.items) for task in tasks),
         questions=len(questions(tasks)),
         seconds=seconds,
         memory_bytes=peak_memory(),
-        vllm=slow and installed_vllm() is not None,
+        hints=tuple(hint for one in installed() for hint in one.hints(session, seconds)),
     )
 
 

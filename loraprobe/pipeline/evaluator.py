@@ -25,6 +25,7 @@ from loraprobe.errors import LoraprobeError
 from loraprobe.evaluation import Ledger, Round, System, choose_template, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
 from loraprobe.evaluation.questions import BASE, Question
+from loraprobe.extension import Workload, engine_of
 from loraprobe.front_matter import prompt_form
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -59,7 +60,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     """Scores systems on one base in memory; the ledger stores each batch of results at once.
 
     `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
-    where a server is the scorer. As a context it closes the ledger.
+    where an engine is the scorer. As a context it closes the ledger.
     """
 
     inputs: Inputs
@@ -159,20 +160,10 @@ def open_evaluator(
     told = task_notes(plan.tasks, session.options.metric)
     local, notes = open_scorer(inputs.base, session.options.dtype, session)
     scorer: Scorer = local
-    if session.options.served:
-        from loraprobe.servers.engine import open_served
-
-        scorer = open_served(
-            inputs.base,
-            adapters,
-            plan.tasks,
-            session,
-            local,
-            others=others,
-            together=together,
-            guards=inputs.guards,
-            merges=any(spec in METHODS for spec in plan.specs),
-        )
+    if (engine := engine_of(session.options)) is not None:
+        asked = plan.tasks, inputs.guards, others, together
+        merges = any(spec in METHODS for spec in plan.specs)
+        scorer = engine.open(Workload(inputs.base, adapters, *asked, merges), session, local)
         notes.append(
             f"Questions were answered by {session.engine}; coverage and gates, where they are "
             "measured, by transformers here."
@@ -313,7 +304,7 @@ def open_ledger(
     options = session.options
     decides = identity(adapters, base, tasks, options) | {
         "device": session.device,
-        **({"engine": session.engine} if options.served else {}),
+        **({"engine": session.engine} if session.engine != Session.engine else {}),
         "dtype": session.dtype,
         "template": options.chat_template,
     }

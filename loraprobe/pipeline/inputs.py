@@ -15,6 +15,7 @@ from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import BadReference, HubError, UsageError
+from loraprobe.extension import engine_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
@@ -136,9 +137,12 @@ def check_state(session: Session) -> None:
 
 
 def check_engine(options: Options, tasks: Tasks) -> None:
-    """Raises UsageError for a server that is asked no questions."""
-    if options.served and not tasks:
-        raise UsageError("--engine answers the questions of --task; add one, or leave it out.")
+    """Raises UsageError for an engine that is asked no questions."""
+    engine = engine_of(options)
+    if engine is not None and not tasks:
+        raise UsageError(
+            f"{engine.flag} answers the questions of --task; add one, or leave it out."
+        )
 
 
 def check_task_use(given: bool, options: Options, command: str) -> None:

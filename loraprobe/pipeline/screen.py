@@ -28,9 +28,10 @@ from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, TRIED
-from loraprobe.errors import LoraprobeError, OutputError, ServerError, UsageError, unwritable
+from loraprobe.errors import EngineError, LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE, questions
+from loraprobe.extension import engine_of
 from loraprobe.formatting import count
 from loraprobe.library import Member
 from loraprobe.library.effects import by_effect
@@ -169,10 +170,10 @@ class Screen:
     def _keep(self, name: str, outcome: AnsweredAlone | LoraprobeError) -> None:
         """Keeps what a system answered, or the error of one adapter.
 
-        Raises the error of the base or a server, and OutputError where the disk fails.
+        Raises the error of the base or an engine, and OutputError where the disk fails.
         """
         if isinstance(outcome, LoraprobeError):
-            if name == BASE or isinstance(outcome, OutputError | ServerError):
+            if name == BASE or isinstance(outcome, OutputError | EngineError):
                 raise outcome
             self.failed[name] = outcome
             return
@@ -267,10 +268,8 @@ def open_screen(
     parts = split_for_screening(tasks, session.options)
     usable = {member.record.name: member for member in library if member.usable}
     opened, failed = [member.open() for member in usable.values()], dict[str, LoraprobeError]()
-    if session.options.served:
-        from loraprobe.servers.engine import not_loadable
-
-        failed |= not_loadable(opened)
+    if (engine := engine_of(session.options)) is not None:
+        failed |= engine.refused(opened)
         opened = [adapter for adapter in opened if adapter.name not in failed]
     if failed and len(opened) < 2:
         raise too_few(len(opened), failed)

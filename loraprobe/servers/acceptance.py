@@ -16,13 +16,13 @@ import torch
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER, SERVED_TELLS
-from loraprobe.errors import BaseError, ServerError
+from loraprobe.errors import BaseError
 from loraprobe.evaluation.questions import questions
 from loraprobe.records import Served
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import inference_mode
-from loraprobe.servers.client import Server
+from loraprobe.servers.client import Server, ServerError
 from loraprobe.servers.scorer import ServedScorer
 from loraprobe.tasks import Task
 
@@ -105,7 +105,7 @@ class Acceptance:
             raise ServerError(
                 f"{where} does not compute {composition.name}: {told} from that of transformers, "
                 f"where adapter and base are {between:.2f} apart; loraprobe inspect ADAPTER "
-                "--serve all tells what servers misread, and --engine transformers needs none."
+                "--serve all tells what servers misread, and --engine=transformers needs none."
             )
 
 

@@ -16,7 +16,7 @@ from typing import Annotated, Any, TypeVar
 import httpx
 from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
 
-from loraprobe.errors import ServerError, UsageError
+from loraprobe.errors import EngineError, UsageError
 from loraprobe.secrets import scrub
 
 KEY = "OPENAI_API_KEY"
@@ -32,6 +32,14 @@ LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far abo
 # A server takes values that are not given from the base's generation_config.json.
 GREEDY = {"temperature": 0, "seed": 0, "presence_penalty": 0, "frequency_penalty": 0}
 GREEDY |= {"top_p": 1, "repetition_penalty": 1}
+
+
+class ServerError(EngineError):
+    """A server does not answer as it should. status: that of its answer, if it gave one."""
+
+    code = "server"
+    status: int | None = None
+    remedy = "check the address and that the server runs."
 
 
 class _Version(BaseModel):

@@ -20,14 +20,20 @@ from typing import Any, TypeVar
 
 from loraprobe.adapters import ModuleInfo, portable, save_adapter
 from loraprobe.composition import Composition
-from loraprobe.errors import ServerError
 from loraprobe.formatting import listing
 from loraprobe.merging import merge
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Likelihood, ModelScorer, Scorer
 from loraprobe.scoring.generation import Written, first_line
 from loraprobe.scoring.scorer import NEW_TOKENS
-from loraprobe.servers.client import GREEDY, LONGEST_TOKEN, ScoredPrompt, Server, WrittenText
+from loraprobe.servers.client import (
+    GREEDY,
+    LONGEST_TOKEN,
+    ScoredPrompt,
+    Server,
+    ServerError,
+    WrittenText,
+)
 
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 
@@ -186,7 +192,7 @@ class ServedScorer(Scorer):
             if scores is None:
                 raise ServerError(
                     f"{self.server.address} gives no log-probabilities of prompts, which questions "
-                    "with choices and losses need; take vLLM, or --engine transformers."
+                    "with choices and losses need; take vLLM, or --engine=transformers."
                 )
             found[pair] = Likelihood(scores, (), (), (), ())
         return [found[pair] for pair in pairs]

@@ -80,7 +80,7 @@ HARMLESS = set(
 )
 TYPED = set(
     """output full-model overwrite html save-samples log-to trust-remote-code
-    run-unsafe-code engine served clear file""".split()
+    run-unsafe-code served clear file""".split()
 )
 
 

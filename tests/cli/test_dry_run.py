@@ -1,14 +1,8 @@
 """--dry-run: what a run would take, and what it refuses."""
 
 import json
-from types import SimpleNamespace
 
 import making
-import pytest
-
-from loraprobe.options import Options
-from loraprobe.pipeline.estimate import cost_of
-from loraprobe.session import Session
 
 FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
 
@@ -35,24 +29,3 @@ def test_a_dry_run_refuses_what_the_run_refuses(tmp_path):
     making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
     result = making.call("merge-and-eval", tmp_path / "tiny", *FEW, "--dry-run")
     assert result.exit_code == 2 and result.stdout == "" and "tiny" in result.stderr
-
-
-@pytest.mark.parametrize(
-    ("device", "engine", "seconds", "installed", "told"),
-    [
-        ("cuda:0", "transformers", 601, True, True),
-        ("cuda:0", "transformers", 599, True, False),
-        ("cuda:0", "transformers", 601, False, False),
-        ("cuda:0", "vllm", 601, True, False),
-        ("cpu", "transformers", 601, True, False),
-    ],
-)
-def test_a_long_dry_run_on_a_gpu_names_vllm(
-    monkeypatch, tmp_path, device, engine, seconds, installed, told
-):
-    if installed:
-        tmp_path.joinpath("vllm").touch(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    session = Session(Options(engine=engine), device=device)
-    cost = cost_of(SimpleNamespace(tasks=[], session=session), [], seconds)
-    assert cost.vllm == told

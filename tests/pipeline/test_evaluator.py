@@ -129,8 +129,7 @@ DECIDES = {
     "subtract": ("g",),
 }
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
-ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "engine"}
-ELSEWHERE |= {"fields"}
+ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "fields"}
 # What only places, orders, shows or judges results.
 OTHERS = {
     "batch_size",

@@ -4,7 +4,6 @@ import pytest
 from harness_tasks import WORLD, write_tasks
 
 import loraprobe
-from loraprobe.errors import UsageError
 from loraprobe.evaluation import asking
 
 pytest.importorskip("lm_eval", reason="needs lm-eval")
@@ -65,11 +64,6 @@ def test_a_loss_gains_where_it_falls(folder, tmp_path):
     lowest = min(losses[name] for name in ALONE)
     assert gain.difference == pytest.approx(lowest - losses["sum"])
     assert {row.metric for row in audit.evaluation.scores} == {"answer_loss"}
-
-
-def test_a_server_is_not_asked_them(folder):
-    with pytest.raises(UsageError, match="both_choices is one of"):
-        run(folder, "both_choices", engine="http://127.0.0.1:9")
 
 
 def test_inspect_asks_a_sample(folder, tmp_path):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loraprobe.errors import UsageError
-from loraprobe.extension import Extension
+from loraprobe.extension import Extension, engine_of
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ class RayOptions(AddedOptions):
     )
 
     def check(self, options: Options) -> None:
-        """Raises UsageError for another executor, and for one beside a server."""
+        """Raises UsageError for another executor, and for one beside another engine."""
         if self.executor is not None and not re.fullmatch(r"ray(://[^\s/]+)?", self.executor):
             raise UsageError(f"--executor takes ray or ray://HOST:PORT, not {self.executor!r}.")
-        if options.served and self.executor is not None:
-            raise UsageError("--executor needs --engine transformers; leave one of the two out.")
+        engine = engine_of(options)
+        if self.executor is not None and engine is not None:
+            raise UsageError(f"--executor asks by transformers; leave it or {engine.flag} out.")
 
 
 class Ray(Extension):

@@ -17,12 +17,12 @@ from test_served_engine import choices, run, served_base  # noqa: F401
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.errors import ServerError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.evaluation.questions import has_answer
 from loraprobe.scoring.generation import Written
 from loraprobe.secrets import scrub
 from loraprobe.servers import client
-from loraprobe.servers.client import KEY, ScoredPrompt, Server
+from loraprobe.servers.client import KEY, ScoredPrompt, Server, ServerError
 from loraprobe.servers.scorer import _until
 from loraprobe.tasks.metrics import METRICS
 

@@ -29,73 +29,61 @@ import torch
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.composition import Composition
-from loraprobe.errors import ServerError, UnsupportedAdapter, UsageError
+from loraprobe.errors import LoraprobeError, UnsupportedAdapter, UsageError
+from loraprobe.extension import Workload
+from loraprobe.extensions.serve import supervisor
 from loraprobe.formatting import clean
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 from loraprobe.secrets import public_text
-from loraprobe.servers import supervisor
 from loraprobe.servers.acceptance import Acceptance
-from loraprobe.servers.client import ServedModel, Server
+from loraprobe.servers.client import ServedModel, Server, ServerError
 from loraprobe.servers.scorer import Loading, Naming, Placing, ServedScorer, Weighing, all_held
 from loraprobe.servers.serving import SERVERS
 from loraprobe.session import Session
-from loraprobe.tasks import Task
 
 LONGEST_SHOWN = 200  # characters of a model's name in a report
 ABSENT = (404, 405)  # what a server answers that knows no request to load, or finds no file
 
 
-def not_loadable(adapters: Iterable[Adapter]) -> dict[str, UnsupportedAdapter]:
+def not_loadable(adapters: Iterable[Adapter]) -> dict[str, LoraprobeError]:
     """Adapters that hold more than servers load, each with its error."""
     return {
         adapter.name: UnsupportedAdapter(
             f"Adapter {adapter.name} holds more than low-rank factors, which no server loads; "
-            "use --engine transformers."
+            "use --engine=transformers."
         )
         for adapter in adapters
         if adapter.magnitudes or adapter.has_more_than_factors
     }
 
 
-def open_served(
-    base: Base,
-    adapters: Sequence[Adapter],
-    tasks: Sequence[Task],
-    session: Session,
-    local: ModelScorer,
-    *,
-    others: Sequence[Adapter] = (),
-    together: int | None = None,
-    guards: Sequence[Task] = (),
-    merges: bool = False,
-) -> ServedScorer:
+def open_served(engine: str, work: Workload, session: Session, local: ModelScorer) -> ServedScorer:
     """A scorer on the server that --engine names or starts.
 
-    adapters: those that are asked and composed. others: those that only enter merges, or, where at
-    most `together` are composed, the other ones of a library. tasks, guards: what is asked. merges:
-    whether all of them are merged. local: the base by transformers, for the acceptance test and for
-    what the server cannot run. Raises
-    UsageError for what a server cannot be asked, UnsupportedAdapter for an adapter that it cannot
-    load, ServerError for a server that does not run this base, lacks an adapter that it cannot
-    load, or takes no adapter of the largest rank.
+    local: the base by transformers, for the acceptance test and for what the server cannot run.
+    Raises UsageError for what a server cannot be asked, UnsupportedAdapter for an adapter that it
+    cannot load, ServerError for a server that does not run this base, lacks an adapter that it
+    cannot load, or takes no adapter of the largest rank.
     """
-    options, engine = session.options, session.options.engine
-    for task in (*tasks, *guards):
+    options, base, adapters = session.options, work.base, work.adapters
+    for task in (*work.tasks, *work.guards):
         if task.of_harness:
             raise UsageError(
-                f"Task {task.name} is one of lm-evaluation-harness, which needs --engine "
-                "transformers; a server is asked the questions of task files."
+                f"Task {task.name} is one of lm-evaluation-harness, which needs "
+                "--engine=transformers; a server is asked the questions of task files."
             )
-    composed = [*adapters, *others]
-    asked = {one.name: one for one in (adapters if together is None else composed)}
+    composed = [*adapters, *work.others]
+    asked = {one.name: one for one in (adapters if work.together is None else composed)}
     for error in not_loadable(composed).values():
         raise error
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loraprobe-")))
         if engine == "vllm":
             ranks = sorted((adapter.rank_range[1] for adapter in composed), reverse=True)
-            rank = sum(ranks[:together]) if options.rank == "auto" else max(*ranks, options.rank)
+            rank = (
+                sum(ranks[: work.together]) if options.rank == "auto" else max(*ranks, options.rank)
+            )
             targets = {path.rpartition(".")[2] for one in composed for path in one.modules}
             engine = stack.enter_context(started_vllm(base, rank, sorted(targets), place, session))
         server = Server(engine)
@@ -118,13 +106,13 @@ def open_served(
             server,
             placing,
             local,
-            accept=Acceptance.on(tasks, local, base.reference),
+            accept=Acceptance.on(work.tasks, local, base.reference),
             context=min((n for n in contexts if n), default=None),
         )
         stack.callback(scorer.unload)
         if isinstance(placing, Loading):
             largest = single(adapters[0])
-            if merges and options.rank == "auto":  # no merge has a larger rank
+            if work.merges and options.rank == "auto":  # no merge has a larger rank
                 gates = ConstantGates.ones(len(composed))
                 largest = Composition("the sum", tuple(composed), gates)
             try:
@@ -174,13 +162,13 @@ def started_vllm(
     """
     program = installed_vllm()
     if program is None:
-        raise UsageError("--engine vllm needs vLLM; pip install vllm, or give the URL of a server.")
+        raise UsageError("--engine=vllm needs vLLM; pip install vllm, or give the URL of a server.")
     ranks = sorted(SERVERS["vllm"].ranks)
     most = next((allowed for allowed in ranks if allowed >= rank), None)
     if most is None:
         raise UsageError(
-            f"The merges have rank {rank} and vLLM takes at most {ranks[-1]}; use --engine "
-            "transformers."
+            f"The merges have rank {rank} and vLLM takes at most {ranks[-1]}; use "
+            "--engine=transformers."
         )
     port = _free_port()
     command = [program, "serve", str(base.path), "--served-model-name", "base", "--enable-lora"]

@@ -19,16 +19,24 @@ import pytest
 from forks import Fork
 from loopback import ModelServer, server, write_vllm
 from making import peft_adapter, random_adapter, tiny_llama
+from repeats import check_repeated
 from typer.testing import CliRunner
 from words import word_tokenizer
 
 import loraprobe
 from loraprobe.cli import app
 from loraprobe.demo import shipped_world
+from loraprobe.errors import UsageError
+from loraprobe.extension import Workload
+from loraprobe.extensions.serve.engine import open_served
+from loraprobe.options import Options
+from loraprobe.pipeline.estimate import cost_of
+from loraprobe.records import Verdict
 from loraprobe.routing.constant import single
 from loraprobe.servers import client
 from loraprobe.servers import scorer as by_server
 from loraprobe.servers.scorer import ServedScorer
+from loraprobe.session import Session
 
 KEPT: dict[str, dict[str, Any]] = {}
 
@@ -45,7 +53,7 @@ def served_base(**settings: Any) -> ModelServer:
 def no_waiting_for_vllm(monkeypatch):
     """vLLM takes a minute to start, the program of the tests no second."""
     clock = SimpleNamespace(sleep=lambda _: time.sleep(0.05), monotonic=time.monotonic)
-    monkeypatch.setattr("loraprobe.servers.engine.time", clock)
+    monkeypatch.setattr("loraprobe.extensions.serve.engine.time", clock)
 
 
 def call(engine: str | None, *more: str) -> list[str]:
@@ -462,3 +470,49 @@ def test_vllm_has_to_be_installed(tmp_path):
     ended = run("vllm", PATH=str(tmp_path))
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "usage") and error["cure"]
+
+
+@pytest.mark.parametrize(
+    ("device", "engine", "seconds", "installed", "told"),
+    [
+        ("cuda:0", "transformers", 601, True, True),
+        ("cuda:0", "transformers", 599, True, False),
+        ("cuda:0", "transformers", 601, False, False),
+        ("cuda:0", "vllm", 601, True, False),
+        ("cpu", "transformers", 601, True, False),
+    ],
+)
+def test_a_long_dry_run_on_a_gpu_names_vllm(
+    monkeypatch, tmp_path, device, engine, seconds, installed, told
+):
+    if installed:
+        tmp_path.joinpath("vllm").touch(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    session = Session(Options.of({"engine": engine}), device=device)
+    cost = cost_of(SimpleNamespace(tasks=[], session=session), [], seconds)
+    assert [hint.partition(" ")[0] for hint in cost.hints] == ["vLLM"] * told
+
+
+def test_the_next_command_asks_the_server_again():
+    asked = {"engine": "http://localhost:8000"}
+    check_repeated(asked, Verdict("inconclusive", "evaluation", missing="items"))
+    check_repeated(asked, Verdict("inconclusive", "weights"), ["engine"])
+
+
+def test_an_engine_that_is_none_and_one_that_is_asked_nothing_are_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("engine: vllm")
+    calls = {
+        "transformers, vllm or a URL": ["--engine", "ollama"],
+        "--engine answers the questions": ["--engine", "vllm"],
+        "give --engine there": ["--config", tmp_path / "run.yaml"],
+    }
+    for told, words in calls.items():
+        done = making.call("inspect", "a", "b", *words)
+        assert done.exit_code == 2 and told in done.stderr
+
+
+def test_no_server_is_asked_tasks_of_the_harness(tmp_path):
+    task = SimpleNamespace(name="both", of_harness=True)
+    work = Workload(None, [random_adapter("tiny")], [task])
+    with pytest.raises(UsageError, match="both is one of"):
+        open_served("http://127.0.0.1:9", work, Session(), None)

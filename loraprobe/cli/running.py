@@ -322,7 +322,7 @@ def exit_code(audit: Audit) -> int:
     library of which something can be used. Where no merge and no router was asked, what was asked
     is decided unless it takes more evidence.
     """
-    if audit.verdict is not None and audit.verdict.answers_without_composing:
+    if audit.verdict is not None and audit.verdict.only_measured:
         return 0
     if audit.verdict is not None and audit.verdict.evidence != "weights":
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[

@@ -239,6 +239,6 @@ class Verdict:
     by_task: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def answers_without_composing(self) -> bool:
-        """Whether no merge and no router was asked, and what was asked says what to use."""
-        return self.missing == "compositions" and self.action != "gather-evidence"
+    def only_measured(self) -> bool:
+        """Whether no merge and no router was asked, and what was asked needs no more evidence."""
+        return self.missing == "compositions"

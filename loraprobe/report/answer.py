@@ -66,6 +66,8 @@ BY_EFFECT = (
         "output",
         "gain",
         "guard",
+        "close",
+        "better",
         "chosen",
         "lacks",
         "why",
@@ -75,9 +77,8 @@ BY_EFFECT = (
         "made",
         "learned",
         "stopped",
-        "better",
     ),
-    *("servers", "or", "close", "how sure", "forecast", "licence", "known", "also"),
+    *("servers", "or", "how sure", "forecast", "licence", "known", "also"),
     *("controls", "reads it", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
@@ -170,11 +171,12 @@ def _headline(audit: Audit) -> str:
     if _repeats(audit) and verdict.gain is not None:
         form = ", asked step by step" if verdict.gain.form == STEPS else ""
         return f"{_done(audit)}: measured to gain {verdict.gain.difference:.2f}{form}."
-    if verdict.answers_without_composing:
+    if verdict.only_measured:
         head, _, single = verdict.action.partition(":")
         who = {"use-base": "the base alone", "use-single": f"{single} alone"}
         best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
         best = "a chain gains what you asked for" if head == "chain" else best
+        best = "nothing that was asked is shown to answer" if head == "gather-evidence" else best
         return f"MEASURED: {best}; merges and routers were not asked."
     return headline(audit, verdict)
 
@@ -339,7 +341,9 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
         return open_ and best is not None and (reason.value or 0.0) > best.difference
     if verdict.evidence not in ("pilot", "evaluation") or not open_:
         return True
-    return reason.severity == "decisive" or reason.code.startswith(("retention", "compression"))
+    return reason.severity == "decisive" or reason.code.startswith(
+        ("retention", "compression", "better-is-unsafe")
+    )
 
 
 def _watched(audit: Audit) -> list[str]:
@@ -461,27 +465,32 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """What to use, with its score and that of the composition where both were measured."""
     head, _, single = verdict.action.partition(":")
     used, best = measured.used, verdict.gain
-    open_ = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    open_ = verdict.decision == "inconclusive" and not verdict.only_measured
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
         by_prompt = used.system.startswith(BY_PROMPT)
         kind = "router that chooses an adapter for each prompt" if by_prompt else used.kind
-        two_forms = any(row.part == "steps" for row in audit.evaluation.scores)
-        form = f", {used.form}" if two_forms else ""
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
+        form = f",{used.in_form}" if used.in_form else ""
         return f"{so_far}{called(used.system)} (a {kind}){form}{'' if decides else score}"
     other = measured.best if head == "chain" else measured.composed
     if score and best is not None and other is not None and best.system != "chain":
         score += f" against {other.shown:z.2f} for {called(other.system)}"
-        score += f", {other.form}" if head == "chain" and other.part == STEPS else ""
-    form = f", {used.form}" if used is not None else ""
+        score += other.in_form if head == "chain" and other.part == STEPS else ""
+    form = used.in_form if used is not None else ""
+    loses = _said(verdict, "better-is-unsafe") != ""
     who = {
-        "chain": f"a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
+        "chain": f"{so_far}a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
         "use-single": f"{so_far}{single} alone{form}",
         "use-base": f"{so_far}the base alone",
         "switch-adapters": f"{so_far}{_each_task(verdict)}, one at a time",
-        "gather-evidence": "nothing yet: nothing that was measured is shown to answer",
+        "gather-evidence": "nothing yet: "
+        + (
+            "what answers loses a guard"
+            if loses
+            else "nothing that was measured is shown to answer"
+        ),
         "train-target-adapter": "none of these: train one adapter on what you ask",
         "step-by-step": "none of these yet: ask step by step, with a cot_prompt in the items",
     }
@@ -573,9 +582,11 @@ def _servers(audit: Audit, verdict: Verdict) -> str:
 
 
 def _better(audit: Audit, verdict: Verdict, measured: Basis) -> str:
-    """A chain that scores more than what is advised, which takes one call."""
+    """A chain that scores more than what is advised, which takes one call, and loses no guard."""
     chain, used, tie = measured.chain, measured.used, min(verdict.margin, MARGIN)
     if chain is None or used is None or chain.score.value - used.score.value <= tie:
+        return ""
+    if chain.system in audit.evaluation.unsafe:  # which the line `why` tells
         return ""
     hops = f" ({_hops(audit)})" if audit.evaluation.chain else ""
     return f"a chain{hops} scores {chain.score.value:.2f}, if you can ask hop after hop"

@@ -14,6 +14,7 @@ from loraprobe.formatting import count, digits_beside, listing, probability, sig
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH
+from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import HEADLINES
 
 # Codes of rules that decide on the gain although its interval leaves it open.
@@ -68,6 +69,7 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
         "switched": verdict.action == SWITCH,
         "several": several,
         "steps": steps,
+        "hopeless": may_stop(verdict),
         "first": verdict.evidence == "pilot",
         "control": "only-shrunk-answers" in codes,
         "named": "right-without-form" in codes,

@@ -95,6 +95,11 @@ CONTROLS = (
     "Controls, which a composition has to beat: the best single adapter, shrunk as in an average, "
     "and a random partner: random adapters as large as the partners."
 )
+UNASKED = "not asked"  # of a guard, in the table of scores
+WHY_UNASKED = (
+    "Guards are asked of what leads, of what it is compared with and of what may be advised; the "
+    f"others are {UNASKED}."
+)
 SKETCHED = (
     "How alike two adapters are is estimated from sketches of their updates, with a standard error "
     "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
@@ -257,7 +262,7 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         (FULL, figures.gains(audit, gains(audit))),
         (EVERYWHERE, evaluations(audit)),
         (brief, [scores(audit)]),
-        ((*FULL, *brief), [controls(audit)]),
+        ((*FULL, *brief), [controls(audit), guards_unasked(audit)]),
         (EVERYWHERE, [guards(audit)]),
     )
     drawn = figures.causes(audit, causes(audit))
@@ -420,9 +425,17 @@ def _with_guards(table: Table, names: Sequence[str], rows: Sequence[GuardScore])
         columns.append(text(f"guard {task}"))
         for at, name in enumerate(names):
             row = found.get((task, name))
-            cell = "-" if row is None else f"{decimals(row.value)}{said[row.outcome]}"
+            cell = UNASKED if row is None else f"{decimals(row.value)}{said[row.outcome]}"
             lines[at] = [*lines[at], decimals(base) if name == BASELINES[0] else cell]
     return replace(table, columns=columns, rows=lines)
+
+
+def guards_unasked(audit: Audit) -> str:
+    """Why some systems have no score on a guard, where the table of scores says so."""
+    asked = {(row.system, row.task) for row in audit.evaluation.guards}
+    names = {row.system for row in audit.evaluation.scores} - {BASELINES[0]}
+    tasks = {row.task for row in audit.evaluation.guards}
+    return WHY_UNASKED if {*itertools.product(names, tasks)} - asked else ""
 
 
 def evaluations(audit: Audit) -> list[Table]:

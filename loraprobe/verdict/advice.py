@@ -40,6 +40,7 @@ from loraprobe.verdict.evidence import (
 )
 from loraprobe.verdict.reasons import reason_of
 
+MOST_UNSAFE = 3  # systems that lose a guard and are named
 MOST_EQUALS = 2  # systems that are named beside what is advised
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
@@ -86,10 +87,9 @@ def advise(
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
     if decision == "inconclusive" and best.missing == "metric":
         return Advice("gather-evidence", failing)
-    if chain is not None and answers(evidence, chain) and not evidence.losses:
-        worth = chosen is None or chosen.score.value * CHAIN_WORTH < chain.score.value
-        if worth or outdone:
-            return Advice("chain", failing, used=chain)
+    chained = chain is not None and answers(evidence, chain) and not evidence.losses
+    if chain is not None and chained and (outdone or worth_its_calls(chain, chosen)):
+        return Advice("chain", failing, used=chain)
     composition = None if chosen is None else by_form.get((chosen.system, chosen.part))
     as_decided = likely and composition is not None and composition.outcome == "likely"
     if chosen is not None and (as_decided or answers(evidence, chosen)):
@@ -117,6 +117,11 @@ def answers(evidence: Evidence, system: ScoredSystem) -> bool:
     """Whether a system is shown to answer more than guessing does, and scored a tie more."""
     guessing, score = evidence.guessing, system.score
     return evidence.losses or (score.low > guessing and score.value > guessing + evidence.tie)
+
+
+def worth_its_calls(chain: ScoredSystem, other: ScoredSystem | None) -> bool:
+    """Whether a chain scores so much more than one call that it is worth a call for each hop."""
+    return other is None or other.score.value * CHAIN_WORTH < chain.score.value
 
 
 def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
@@ -172,7 +177,7 @@ def _close(
     better form.
     """
     noise, pilot = TIES_OF_NOISE * evidence.tie, evidence.level == "pilot"
-    others = sorted({*measured, *(kept if pilot else ())}, key=_by_score)
+    others = sorted({*measured, *kept}, key=_by_score)
     others = [system for system in others if system.system != chosen.system]
     if pilot:
         return _equals(evidence, chosen, others, noise)
@@ -181,7 +186,7 @@ def _close(
         if round(gap, 9) > 0 and evidence.difference(other, chosen).low <= 0:
             return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
     kinds = {"switch", *COMPOSITIONS}
-    for other in others if chosen.kind in kinds else ():
+    for other in (s for s in others if s in measured and chosen.kind in kinds):
         near = chosen.score.value - other.score.value <= evidence.tie
         if near and other.kind in kinds - {chosen.kind}:
             return [_hardly_less(chosen, other)]
@@ -236,13 +241,16 @@ def unsafe_but_better(evidence: Evidence, used: ScoredSystem | None) -> list[Rea
         more = used is None or round(system.score.value - used.score.value, 9) > 0
         if more and answers(evidence, system):
             row = lost[system.system]
-            figures = f"{row.task} {row.value:z.2f}, the base {row.base:.2f}"
-            told.setdefault(system.system, f"{system}, {system.shown:z.2f} ({figures})")
+            figures = f"{row.task} {row.value:z.2f}"
+            who = "a chain" if system.kind == "chain" else str(system)
+            told.setdefault(system.system, f"{who} {system.shown:z.2f} ({figures})")
     if not told:
         return []
     worst = min(lost[name].estimate.high for name in told)
-    systems = listing([*told.values()][:MOST_EQUALS])
-    return [reason_of("better-is-unsafe", worst, systems=systems)]
+    systems = listing([*told.values()][:MOST_UNSAFE])
+    what = "answers" if used is None else "scores more"
+    kept = listing(dict.fromkeys(f"{lost[name].task} {lost[name].base:.2f}" for name in told))
+    return [reason_of("better-is-unsafe", worst, systems=systems, what=what, kept=kept)]
 
 
 def not_served(

@@ -271,19 +271,26 @@ class LibraryChoice:
 class ScoredSystem:
     """A system in one form of the question with its score, more is better.
 
-    Of several tasks it is the mean. The adapters switched by task are one such system too.
+    Of several tasks it is the mean. The adapters switched by task are one such system too. Its name
+    says the form only where `both` forms were asked.
     """
 
     system: str
     kind: ScoredKind
     part: ItemPart
     score: Estimate
+    both: bool = False
 
     def __str__(self) -> str:
         if self.kind == "chain":
-            return "A chain, asked hop after hop"
+            return "A chain asked hop after hop"
         who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind)
-        return f"{who or called(self.system)}, {self.form}"
+        return (who or called(self.system)) + self.in_form
+
+    @property
+    def in_form(self) -> str:
+        """The form of the question after a name; "" where only one was asked."""
+        return f" {self.form}" if self.both else ""
 
     @property
     def form(self) -> str:
@@ -384,8 +391,9 @@ class Evidence:
     def scored(self, names: Iterable[str], parts: Iterable[ItemPart] = FORMS) -> list[ScoredSystem]:
         """Those of these systems that were scored on every task, in each of the forms."""
         scores = [(name, part, self.scores(name, part)) for name in names for part in parts]
+        both = any(row.part == STEPS for row in self.measured.scores)
         return [
-            ScoredSystem(name, rows[0].kind, part, averaged([row.estimate for row in rows]))
+            ScoredSystem(name, rows[0].kind, part, averaged([row.estimate for row in rows]), both)
             for name, part, rows in scores
             if rows and tuple(row.task for row in rows) == self.task_names
         ]
@@ -414,7 +422,7 @@ class Evidence:
             return suffice or baselines
         part = min((baseline.part for baseline in members), key=FORMS.index)
         switched = averaged([baseline.score for baseline in members])
-        return [*suffice, ScoredSystem(SWITCH, "switch", part, switched)]
+        return [*suffice, ScoredSystem(SWITCH, "switch", part, switched, members[0].both)]
 
     @property
     def switched(self) -> set[str]:

@@ -92,7 +92,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _look(verdict, request)
     if verdict.missing == "metric":  # the gold answers choose one
         return _evaluate(request, without=["--metric"])
-    is_open = verdict.decision == "inconclusive" and not verdict.answers_without_composing
+    is_open = verdict.decision == "inconclusive" and not verdict.only_measured
     stop = may_stop(verdict)
     if is_open and not stop and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)

@@ -257,9 +257,18 @@ def about_other_form(other: Candidate) -> Reason:
     """What the best composition gains on the form that the decision is not about."""
     tail = {
         "likely": "it gains",
-        "unlikely": "no gain",
-        "inconclusive": "undecided" + other.gain.would_decide(),
-    }[other.outcome]
+        "unlikely": f"a gain below {other.gain.threshold:.2f}",
+        "inconclusive": f"which leaves open whether it gains {other.gain.threshold:.2f}",
+    }[other.gain.outcome]
+    fails = {
+        "it loses a guard": other.safe,
+        "it loses a skill": other.retains,
+        "a control does as well": other.beats_controls if other.controls else "likely",
+    }
+    if failed := [text for text, said in fails.items() if said == "unlikely"]:
+        tail += f"; {listing(failed)}"
+    elif other.gain.outcome == "inconclusive":
+        tail += other.gain.would_decide()
     return reason_of(
         "plain-form" if other.part == QUESTION else "step-by-step-form",
         other.gain.value,

@@ -60,7 +60,13 @@ from loraprobe.records import (
     called,
 )
 from loraprobe.verdict import reasons
-from loraprobe.verdict.advice import advise, answers, not_served, unsafe_but_better
+from loraprobe.verdict.advice import (
+    advise,
+    answers,
+    not_served,
+    unsafe_but_better,
+    worth_its_calls,
+)
 from loraprobe.verdict.annotation import Annotator
 from loraprobe.verdict.evidence import (
     SWITCH,
@@ -293,6 +299,9 @@ def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | N
     if baselines.decision == "unlikely" and not tried and not unserved:
         return action
     best = usable.leader(usable.scored_alone())
+    hops = next(iter(usable.scored(["chain"], [QUESTION])), None)
+    if hops is not None and answers(evidence, hops) and worth_its_calls(hops, best):
+        return "chain"
     return best.action if best and answers(evidence, best) else "gather-evidence"
 
 

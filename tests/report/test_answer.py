@@ -414,7 +414,7 @@ LINES = {
     "the best of both forms does not come near a chain": (
         known(both(evidence({**LOW, "sum": 0.05, "chain": 0.95}, half=0.08), evidence(
             {**dict.fromkeys(LOW, 0.3), "a": 0.34, "sum": 0.32}, part="steps", half=0.08))),
-        "unlikely", {"headline": ["best 0.32"], "use": ["0.32 for sum, step by step"]},
+        "unlikely", {"headline": ["best 0.32"], "use": ["0.32 for sum step by step"]},
     ),
     "a bound is told from the margin": (
         evidence({"base": 0.0, "a": 0.5, "b": 0.1, "sum": 0.6}, half=0.052),
@@ -445,6 +445,16 @@ LINES = {
     "a guard is lost by what gains": (
         evidence(WORKS, guards=guards(uniform=-0.3), guarded=("g",)),
         "unlikely", {"headline": ["composing gains what you asked for but makes g worse"]},
+    ),
+    "a chain that loses a guard is not better": (
+        evidence({**WORKS, "sum": 0.8, "chain": 1.0}, guarded=("g",), part="question",
+            guards=guards(uniform=0.0, sum=-0.3, chain=-0.3)),
+        "likely",
+        {"better": None, "use": ["uniform"], "why": ["a chain 1.00 (g 0.50)", "sum 0.80"]},
+    ),
+    "what scores more and is no option yet is close": (
+        evidence({**WORKS, "arrow": 0.66}, half=0.08), "likely",
+        {"use": ["uniform"], "close": ["arrow scores 0.66"]},
     ),
     "after every round": (replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
         {"gain": [f"on {N} questions"], "stopped": None}),

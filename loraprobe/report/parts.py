@@ -130,25 +130,24 @@ class Answer:
         """The lines below the headline as plain text, wrapped at `width` columns.
 
         A command is whole: it goes on in the next row after a backslash. The rows of a program
-        after its first stand at the margin, to be copied.
+        stand at the margin behind their label, to be copied.
         """
-        previous, program = "", list[str]()
+        previous = ""
         for label, content in self.lines:
             head = " " * INDENT + ("" if label == previous else label).ljust(LABEL)
-            room = width - len(head)
+            room, program = width - len(head), list[str]()
             if not isinstance(content, Command):
                 rows = wrapped(clean(content), room)
             elif content.in_python:
-                first, *more = clean(content).split("\n")
-                rows = wrapped(first, room) if more else [first]
-                program += more
+                program = clean(content).split("\n")
+                rows = ["these lines:"] if len(program) > 1 else program
             else:
                 rows = list(_continued(map(clean, content.pieces), room))
             for row in rows:
                 yield head + row
                 head = " " * len(head)
             previous = label
-        yield from program
+            yield from program if len(program) > 1 else ()
 
 
 def _continued(pieces: Iterable[str], width: int) -> Iterator[str]:

@@ -70,7 +70,8 @@ def print_answer(console: Console, answer: Answer) -> None:
     for line in wrapped(answer.headline, console.width):
         console.print(Text(line, style), soft_wrap=True)
     for line in answer.rows(console.width):
-        head = INDENT + LABEL if line.startswith(" " * INDENT) else 0  # not of a program
+        told = line[:INDENT].isspace() and not line[INDENT : INDENT + 1].isspace()
+        head = INDENT + LABEL if told else 0  # not of a program, nor of a line that goes on
         console.print(Text.assemble((line[:head], "bold"), line[head:]), soft_wrap=True)
 
 

@@ -7,6 +7,7 @@ from planting import MARKUP, READER, planted, structure
 from test_page import library_audit
 
 from loraprobe.records import QUESTION, Command, Reason, Score
+from loraprobe.report.parts import Answer
 
 
 def cells(text: str) -> list[list[str]]:
@@ -67,6 +68,14 @@ def test_commands_are_code_and_can_be_copied():
     inline = [part for token in READER.parse(text) for part in token.children or ()]
     codes = [part.content for part in inline if part.type == "code_inline"]
     assert "loraprobe inspect a b --base 'x y'" in codes
+
+
+def test_the_rows_of_a_program_stand_together_behind_their_label():
+    program = "# base\nmodel = 1\ndef ask():\n    return model"
+    serve = Command("shell", text="vllm serve base")
+    told = Answer("", "H", (("in Python", Command("python", text=program)), ("serve", serve)))
+    _, *rows = told.rows(80)
+    assert "\n".join(rows[:4]) == program and rows[4].endswith("vllm serve base")
 
 
 def test_a_program_is_a_block_that_can_be_copied():

@@ -19,6 +19,7 @@ torch nor transformers.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -43,6 +44,7 @@ from loraprobe.errors import (
     UnsupportedAdapter,
     UsageError,
 )
+from loraprobe.extension import installed
 from loraprobe.options import takes
 
 if TYPE_CHECKING:
@@ -82,13 +84,21 @@ __all__ = [
     "merge",
     "merge_and_eval",
     "route",
-    "screen",
     "verify",
+    *(_ADDED := {name: at for one in installed() for name, at in one.functions.items()}),
 ]
 
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+def __getattr__(name: str) -> Any:
+    """A function of an extension."""
+    if name not in _ADDED:
+        raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
+    module, _, function = _ADDED[name].rpartition(".")
+    return getattr(importlib.import_module(module), function)
 
 
 @takes("")
@@ -302,41 +312,9 @@ def merge_and_eval(
     return _run("merge_and_eval", adapters, options, base=base, tasks=tasks).audit
 
 
-@takes(
-    "all_items allow balance batch_size budget chat_template device "
-    "device_map dtype fields guard_margin guards items keep limit margin "
-    "max_new_tokens methods "
-    "metric quantize rank resume retention routers run_unsafe_code seed "
-    "serve space state threads trust_remote_code",
-    command="screen",
-)
-def screen(
-    adapters: Sequence[Adapter | str | Path],
-    *,
-    base: str | Path | None = None,
-    tasks: Sequence[str | Path] | str | Path = (),
-    **options: Any,
-) -> Audit:
-    """Describes a library of adapters, and with tasks tells what of it to use.
-
-    adapters: adapters, references, or `@FILE` for a file with one reference a line. base: what they
-    have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
-    `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
-    adapter can be read.
-    """
-    from loraprobe.library import expand_references
-
-    given = expand_references([adapters] if isinstance(adapters, str) else adapters)
-    return _run("screen", given, options, base=base, tasks=tasks).audit
-
-
 def _run(command: str, adapters: Any, options: Mapping[str, Any], **inputs: Any) -> Any:
     """The outcome of a function of the pipeline's `commands`; options are as keywords give them."""
-    from loraprobe.options import Options
     from loraprobe.pipeline import commands
     from loraprobe.session import Session
 
-    kept = {name: options[name] for name in ("resume", "state") if name in options}
-    given = {name: value for name, value in options.items() if name not in kept}
-    session = Session(Options.of(given), **kept)
-    return getattr(commands, command)(adapters, session, **inputs)
+    return getattr(commands, command)(adapters, Session.of_call(options), **inputs)

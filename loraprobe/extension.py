@@ -1,5 +1,5 @@
-"""What an extension may add: options of commands, who asks the base, what answers in its
-place, what a verdict tells.
+"""What an extension may add: commands, options of commands, Python functions, who asks the base,
+what answers in its place, what a verdict tells.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -8,7 +8,7 @@ EXTENSION, and imports what is heavy in its methods. The core asks every extensi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,23 @@ if TYPE_CHECKING:
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import Task
     from loraprobe.verdict import Annotator
+
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command of the command line.
+
+    name: as it is typed, behind its group and a space where it stands in one. function: the dotted
+    name of its function, which is imported when the command is called or explained. The signature
+    has its arguments and options, as `loraprobe.cli.parameters` says, `**added` in it those that
+    extensions add; the docstring is its help. section: of `loraprobe --help`. examples: one or two
+    calls, which its help shows.
+    """
+
+    name: str
+    function: str
+    section: str
+    examples: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -72,11 +89,17 @@ class Extension:
 
     options: a frozen dataclass of options, which stand in a group of their own in help and
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
-    loraprobe/verdict/codes.toml with the reasons that its annotators give.
+    loraprobe/verdict/codes.toml with the reasons that its annotators give. functions: what
+    `loraprobe` offers in Python: name -> dotted name of the function.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
     codes: ClassVar[Path | None] = None
+    functions: ClassVar[Mapping[str, str]] = {}
+
+    def commands(self) -> Sequence[CommandSpec]:
+        """The commands that it adds."""
+        return ()
 
     def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
         """Who asks the base while the context lasts; None where the options name nobody.

@@ -91,6 +91,13 @@ class Session:
         if self.options.threads is not None:
             torch.set_num_threads(self.options.threads)
 
+    @classmethod
+    def of_call(cls, options: Mapping[str, Any]) -> Session:
+        """That of a Python call. options: as its keywords give them."""
+        kept = {name: options[name] for name in ("resume", "state") if name in options}
+        given = {name: value for name, value in options.items() if name not in kept}
+        return cls(Options.of(given), **kept)
+
     def tell(self, step: str, done: int, total: int) -> None:
         """Tells a listener to progress, if there is one."""
         if self.progress is not None:

@@ -13,6 +13,7 @@ GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
     "forecast",
     "ray",
+    "screen",
     "serve",
 )  # fmt: skip
 

@@ -1,8 +1,10 @@
 """Whether the printed next command repeats an option that was set."""
 
+import contextlib
 import shlex
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 from unittest import mock
 
@@ -17,19 +19,21 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
 
-COMMANDS = ("inspect", "merge", "compose", "merge_and_eval", "screen")
+STAGES = ("inspect", "merge", "compose", "merge_and_eval")
 
 
 def check_repeated(
     options: Mapping[str, Any],
     verdict: Verdict,
     left_out: Collection[str] = (),
-    at_screen: bool = False,
+    library: Sequence[str] = (),
+    stages: Mapping[str, ModuleType] = dict.fromkeys(STAGES, commands),
 ) -> None:
     """Asserts that the next command of a verdict, as it is typed, has the first of the options.
 
     The others are those without which it cannot be set. left_out: options that the next command
-    takes and leaves out, because it replaces them.
+    takes and leaves out, because it replaces them. stages: a function of the next command -> its
+    module.
     """
     name, given = next(iter(options)), Options.of(options)
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
@@ -37,11 +41,12 @@ def check_repeated(
     kind, sessions = "router" if verdict.action == "route" else "merge", list[Any]()
     rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
     few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
-    library = ["@here.txt"] if at_screen else ()
     found = with_next(verdict, given, few, rows, Compatibility(), library=library)
     takes = {one.name for one in command_of(found.next.verb).params}
-    keep = {one: lambda refs, session, **_: sessions.append(session) for one in COMMANDS}
-    with mock.patch.multiple(commands, **keep):
+    with contextlib.ExitStack() as stack:
+        for one, module in stages.items():
+            seen = mock.patch.object(module, one, lambda _, session, **__: sessions.append(session))
+            stack.enter_context(seen)
         making.call(*shlex.split(str(found.next))[1:])
     again = sessions.pop().options.value(name)
     if name in takes and name not in left_out:

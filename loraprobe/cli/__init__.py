@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -36,6 +36,7 @@ from loraprobe.errors import (
     reported,
     trace,
 )
+from loraprobe.extension import CommandSpec, installed
 from loraprobe.formatting import clean, flowing
 from loraprobe.memory import is_out_of_memory
 from loraprobe.secrets import map_texts, public_text
@@ -52,65 +53,114 @@ PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
 HELP_SHOWN = "NoArgsIsHelpError"
 
-# Name -> module and function, then calls that its help shows.
-COMMANDS: Mapping[str, tuple[str, ...]] = {
-    "demo": ("measuring.demo", "loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
-    "find": ("information.find", "loraprobe find gpt2 --limit 10"),
-    "inspect": (
-        "measuring.inspect",
-        "loraprobe inspect ./legal owner/chat",
-        "loraprobe inspect ./legal owner/chat --base auto --probe auto",
+# The commands of the core, section by section of --help.
+CORE = (
+    CommandSpec(
+        "demo",
+        "loraprobe.cli.measuring.demo",
+        "Start",
+        ("loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
     ),
-    "merge": (
-        "making.merge",
-        "loraprobe merge ./legal owner/chat -o merged",
-        "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 -o merged",
+    CommandSpec(
+        "task new",
+        "loraprobe.cli.task.new",
+        "Start",
+        ("loraprobe task new questions.jsonl",),
     ),
-    "route": (
-        "making.route",
-        "loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",
+    CommandSpec(
+        "task check",
+        "loraprobe.cli.task.check",
+        "Start",
+        (
+            "loraprobe task check questions.jsonl",
+            "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
+        ),
     ),
-    "merge-and-eval": (
-        "measuring.merge_and_eval",
-        "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
-        "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
+    CommandSpec(
+        "task sample",
+        "loraprobe.cli.task.sample",
+        "Start",
+        ("loraprobe task sample questions.jsonl --base gpt2",),
     ),
-    "screen": (
-        "measuring.screen",
-        "loraprobe screen @library.txt",
-        "loraprobe screen @library.txt --task questions.jsonl",
+    CommandSpec(
+        "inspect",
+        "loraprobe.cli.measuring.inspect",
+        "Start",
+        (
+            "loraprobe inspect ./legal owner/chat",
+            "loraprobe inspect ./legal owner/chat --base auto --probe auto",
+        ),
     ),
-    "convert": (
-        "making.convert",
-        "loraprobe convert ./legal -o portable",
-        "loraprobe convert ./loha --base auto -o lora",
+    CommandSpec(
+        "merge-and-eval",
+        "loraprobe.cli.measuring.merge_and_eval",
+        "Start",
+        (
+            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
+            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
+        ),
     ),
-    "report": ("measuring.report", "loraprobe report audit.json --html page.html"),
-    "verify": (
-        "making.verify",
-        "loraprobe verify merged",
-        "loraprobe verify merged --served http://localhost:8000 --model legal",
+    CommandSpec(
+        "merge",
+        "loraprobe.cli.making.merge",
+        "Make",
+        (
+            "loraprobe merge ./legal owner/chat -o merged",
+            "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 "
+            "-o merged",
+        ),
     ),
-    "methods": ("methods.methods", "loraprobe methods", "loraprobe methods ties arrow"),
-    "cache": ("information.cache", "loraprobe cache", "loraprobe cache --clear --older 30"),
-    "env": ("information.env", "loraprobe env"),
-    "lab": ("information.lab", "loraprobe lab --help"),
-    "task new": ("task.new", "loraprobe task new questions.jsonl"),
-    "task check": (
-        "task.check",
-        "loraprobe task check questions.jsonl",
-        "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
+    CommandSpec(
+        "route",
+        "loraprobe.cli.making.route",
+        "Make",
+        ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
     ),
-    "task sample": ("task.sample", "loraprobe task sample questions.jsonl --base gpt2"),
-}
+    CommandSpec(
+        "convert",
+        "loraprobe.cli.making.convert",
+        "Make",
+        (
+            "loraprobe convert ./legal -o portable",
+            "loraprobe convert ./loha --base auto -o lora",
+        ),
+    ),
+    CommandSpec(
+        "find", "loraprobe.cli.information.find", "Library", ("loraprobe find gpt2 --limit 10",)
+    ),
+    CommandSpec(
+        "report",
+        "loraprobe.cli.measuring.report",
+        "Other",
+        ("loraprobe report audit.json --html page.html",),
+    ),
+    CommandSpec(
+        "verify",
+        "loraprobe.cli.making.verify",
+        "Other",
+        (
+            "loraprobe verify merged",
+            "loraprobe verify merged --served http://localhost:8000 --model legal",
+        ),
+    ),
+    CommandSpec(
+        "methods",
+        "loraprobe.cli.methods.methods",
+        "Other",
+        ("loraprobe methods", "loraprobe methods ties arrow"),
+    ),
+    CommandSpec(
+        "cache",
+        "loraprobe.cli.information.cache",
+        "Other",
+        ("loraprobe cache", "loraprobe cache --clear --older 30"),
+    ),
+    CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",)),
+    CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
+)
+COMMANDS = {one.name: one for one in (*CORE, *(c for one in installed() for c in one.commands()))}
 GROUPS = {"task": "Write, check and preview a file of questions."}
-SECTIONS = {  # of --help -> the commands and groups in each
-    "Start": ("demo", "task", "inspect", "merge-and-eval"),
-    "Make": ("merge", "route", "convert"),
-    "Library": ("find", "screen"),
-    "Other": ("report", "verify", "methods", "cache", "env", "lab"),
-}
-NAMES = tuple(name for names in SECTIONS.values() for name in names)
+NAMES = {name.partition(" ")[0]: one.section for name, one in COMMANDS.items()}
 
 
 @functools.cache
@@ -131,7 +181,7 @@ def command_of(name: str) -> Any:
             known.rpartition(" ")[2],
             cls=Configured,
             help=flowing(function.__doc__),
-            epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known][1:]))),
+            epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known].examples))),
             add_help_option=not passed_on,
             context_settings={"allow_extra_args": passed_on, "ignore_unknown_options": passed_on},
         )(with_added(known, function))
@@ -140,10 +190,8 @@ def command_of(name: str) -> Any:
 
 def function_of(name: str) -> Callable[..., None]:
     """The function of a command, whose signature has its options; its module is imported here."""
-    module, _, function = COMMANDS[name][0].partition(".")
-    command: Callable[..., None] = getattr(
-        importlib.import_module(f"loraprobe.cli.{module}"), function
-    )
+    module, _, function = COMMANDS[name].function.rpartition(".")
+    command: Callable[..., None] = getattr(importlib.import_module(module), function)
     return command
 
 
@@ -292,8 +340,7 @@ class Guarded(Group):
         # The list of commands shows no option of theirs.
         outlines = {
             name: TyperCommand(name, help=help_of(name), rich_help_panel=section)
-            for section, names in SECTIONS.items()
-            for name in names
+            for name, section in NAMES.items()
         }
         whole, self.commands = self.commands, outlines
         try:

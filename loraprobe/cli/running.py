@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib
 import shlex
 import sys
 import textwrap
@@ -374,16 +375,19 @@ def run(
     tasks: Sequence[Any] | None,
     *,
     read: Iterable[str] = (),
+    module: str = "loraprobe.pipeline.commands",
     **more: Any,
 ) -> Any:
-    """What this function of `pipeline.commands` returns.
+    """What this function of a module returns.
 
-    For --dry-run its estimate is printed, and typer.Exit raised. refs: of the adapters; they are
-    taken once the options are checked. tasks: None for a function that takes none. read: files that
-    are read beside the tasks. more: what else the function takes.
+    For --dry-run its estimate is printed, and typer.Exit raised: what the module's function returns
+    that has `estimate_` before its name. refs: of the adapters; they are taken once the options are
+    checked. tasks: None for a function that takes none. read: files that are read beside the tasks.
+    more: what else the function takes.
     """
-    from loraprobe.pipeline import commands
     from loraprobe.session import Session
+
+    commands = importlib.import_module(module)
 
     given = {"base": base, **more} if tasks is None else {"base": base, "tasks": tasks, **more}
     adapters = list(refs)

@@ -19,7 +19,7 @@ from loraprobe.adapters import Adapter, local_name, with_repaired_paths
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.defaults import KEPT_ENERGY
-from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.extension import installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
@@ -37,9 +37,7 @@ from loraprobe.pipeline.examination import (
 )
 from loraprobe.pipeline.inputs import (
     Inputs,
-    base_apart,
     check_engine,
-    check_names,
     check_state,
     check_task_use,
     open_inputs,
@@ -60,11 +58,10 @@ from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
-    from loraprobe.library import ComparedLibrary
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.pipeline.plan import Plan
     from loraprobe.pipeline.taught import Taught
-    from loraprobe.tasks import ProbePrompts, Task
+    from loraprobe.tasks import ProbePrompts
 
 
 def inspect(
@@ -106,7 +103,7 @@ def inspect(
         from loraprobe.pipeline.plan import plan_of
 
         plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with _asking(session):
+        with asking(session):
             found = run_pilot(inputs, plan, opened, session)
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
@@ -272,7 +269,7 @@ def merge_and_eval(
         audit = audit_of(session, inputs, examined, verdict=verdict)
         return Outcome(audit, why_nothing="the adapters do not fit together.")
     transformed = transform_inputs(inputs, "route", session)
-    with _asking(session):
+    with asking(session):
         found = evaluate(inputs, plan, transformed, session)
     records, compositions = found.records, found.compositions
     with session.stage("save"):
@@ -333,7 +330,7 @@ def _planned(
 
 
 @contextmanager
-def _asking(session: Session) -> Iterator[None]:
+def asking(session: Session) -> Iterator[None]:
     """Opens the executor that an extension has for these options while the context lasts."""
     with contextlib.ExitStack() as stack:
         for opened in filter(None, (one.executor(session) for one in installed())):
@@ -409,126 +406,13 @@ def estimate_merge_and_eval(
     examined = examine(inputs.adapters, inputs.base, "route", session)
     compatibility.require(examined.compatibility)
     transform_inputs(inputs, "route", session)  # raises what the run would raise
-    with _nothing_kept(session), open_evaluator(inputs, plan, session) as evaluator:
+    with nothing_kept(session), open_evaluator(inputs, plan, session) as evaluator:
         return estimate_of_plan(evaluator)
 
 
 @contextmanager
-def _nothing_kept(session: Session) -> Iterator[None]:
+def nothing_kept(session: Session) -> Iterator[None]:
     """Keeps results in a directory that is gone afterwards, and uses none of earlier runs."""
     with tempfile.TemporaryDirectory() as place:
         session.state, session.resume = Path(place), False
         yield
-
-
-def screen(
-    adapters: Adapters,
-    session: Session,
-    *,
-    base: Base | Ref | None = None,
-    tasks: Tasks = (),
-) -> Outcome:
-    """Reads a library of adapters, describes it, and with tasks screens it for them.
-
-    base: "auto", and None with tasks, is the base that most adapters name. An adapter that cannot
-    be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
-    tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
-    """
-    found, opened, read, guards = _opened_library(adapters, session, base, tasks)
-    if not read:
-        inputs = Inputs((), (), opened)
-        audit = audit_of(session, inputs, Examination(Compatibility()), library=found.library)
-        return Outcome(audit)
-    from loraprobe.pipeline.screen import choose_and_prove, open_screen
-    from loraprobe.pipeline.screen_audit import audit_of_screen
-
-    assert opened is not None
-    given = found.members, opened, read, session, guards
-    with _asking(session), open_screen(*given) as asking:
-        return Outcome(audit_of_screen(found.library, read, choose_and_prove(asking)))
-
-
-def estimate_screen(
-    adapters: Adapters,
-    session: Session,
-    *,
-    base: Base | Ref | None = None,
-    tasks: Tasks = (),
-) -> CostEstimate:
-    """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.screen import estimate_of_screen, open_screen
-
-    if not tasks:
-        raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")
-    found, opened, read, guards = _opened_library(adapters, session, base, tasks)
-    assert opened is not None
-    given = found.members, opened, read, session, guards
-    with _nothing_kept(session), open_screen(*given) as asking:
-        return estimate_of_screen(asking)
-
-
-def _opened_library(
-    adapters: Adapters, session: Session, base: Base | Ref | None, given: Tasks
-) -> tuple[ComparedLibrary, Base | None, Sequence[Task], Sequence[Task]]:
-    """The library, read, checked and compared, its base, its tasks and its guards.
-
-    The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
-    and with tasks where none can be composed.
-    """
-    from loraprobe import library
-    from loraprobe.pipeline.task_files import open_guarded
-    from loraprobe.tasks.splits import split_for_screening
-
-    session.command, options = "screen", session.options
-    check_names(options)
-    tasks, guards = open_guarded(given, options)
-    check_engine(options, tasks)
-    if tasks:
-        check_state(session)
-        split_for_screening(tasks, options)  # raises before a long library is read
-    elif options.budget is not None:
-        raise UsageError("--budget limits how long the adapters are asked --task; add one.")
-    wanted = base or ("auto" if tasks else None)
-    with session.stage("read"):
-        members = library.read_library(adapters, allow=options.allow, progress=session.progress)
-    if not any(member.usable for member in members):
-        first = members[0].record
-        issue = next(issue for issue in first.issues if issue.severity == "error")
-        all_of_them = f"None of the {len(members)} adapters can be used; the first, {first.name}: "
-        raise AdapterError((all_of_them if len(members) > 1 else "") + issue.message, issue.cure)
-    with session.stage("check"):
-        named = library.commonest_base(members) if wanted == "auto" else None
-        if named is None and wanted == "auto":
-            raise BaseError(
-                "No adapter says which base model it was trained on; name it with --base."
-            )
-        found_base = base_apart([] if named is None else [named.open()], session, wanted)
-        members = library.mark_unfit(members, found_base, options.allow)
-    with session.stage("compare"):
-        found = library.compare_members(members)
-    if tasks:
-        _require_composable(found, options)
-    return found, found_base, tasks, guards
-
-
-def _require_composable(found: ComparedLibrary, options: Options) -> None:
-    """Raises UsageError for a router that learns, and where nothing can be composed."""
-    from loraprobe.pipeline.plan import plan_of
-    from loraprobe.routing import ROUTERS
-
-    for spec in options.routers:
-        if ROUTERS.make(spec).needs_prompts:
-            raise UsageError(
-                f"--router={spec} learns from prompts, which a screen does not set apart; screen "
-                "without it, and give it to merge-and-eval with the adapters that were chosen."
-            )
-    if not options.methods and not options.routers:
-        raise UsageError("--method=none and --router=none leave nothing to compose; give one.")
-    if len(found.usable) < 2:
-        raise UsageError(
-            f"{len(found.usable)} of {len(found.members)} adapters can be used with this base, and "
-            "a screen composes two or more; run screen without --task to see why."
-        )
-    plan_of(
-        options, [member.open() for member in found.usable[:2]]
-    )  # raises before anything is asked

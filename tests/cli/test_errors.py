@@ -111,10 +111,6 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge-and-eval a b --task t.jsonl --base base --system chian", "usage",
         "did you mean 'chain'"),
     ("merge-and-eval base a --task t.jsonl", "adapter", "whole model", "--base"),
-    ("screen - --markdown", "usage", "--markdown"),  # before the pipe is read
-    ("screen @no.txt", "usage", "no.txt"),
-    ("screen out", "adapter", "directory"),
-    ("screen out also", "adapter", "2 adapters"),
     ("demo --scenario paradise", "world", "paradise", ""),
     ("verify nowhere", "adapter", "no directory"),
     ("methods tie", "usage", "did you mean 'ties'"),

@@ -15,7 +15,7 @@ from loraprobe.cli import NAMES, command_of, function_of
 from loraprobe.cli.running import Output
 from loraprobe.options import hints
 
-EXAMPLES = {name: calls for name, (_, *calls) in commands.COMMANDS.items()}
+EXAMPLES = {name: one.examples for name, one in commands.COMMANDS.items()}
 TOP = {name: command_of(name) for name in NAMES}
 GROUPS = {name: found.commands for name, found in TOP.items() if hasattr(found, "commands")}
 COMMANDS = {name: found for name, found in TOP.items() if name not in GROUPS} | {

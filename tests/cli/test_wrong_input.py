@@ -78,11 +78,3 @@ def test_a_guard_that_cannot_be_one(tmp_path, monkeypatch, guard, more, said):
     before = {*tmp_path.iterdir()}
     assert said in one_sentence(call(*call_, *(("--guard", guard) if guard else ())))
     assert {*tmp_path.iterdir()} == before
-
-
-@pytest.mark.parametrize(
-    ("more", "said"), [(("--budget", "5"), "--task"), (("--budget", "0"), "at least 0.001")]
-)
-def test_a_budget_limits_questions(tmp_path, more, said):
-    making.random_adapter("local", seed=3).save(tmp_path / "local")
-    assert said in one_sentence(call("screen", tmp_path / "local", *more))

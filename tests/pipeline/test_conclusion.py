@@ -64,19 +64,13 @@ NEXT = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("verdict", "left_out", "at_screen"),
-    [*((*one, False) for one in NEXT.values()), (OPEN, "limit", True), (NONE, "", True)],
-    ids=[*NEXT, "items of a screen", "a screen"],
-)
-def test_every_option_that_was_set_is_repeated(verdict, left_out, at_screen, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("verdict", "left_out"), NEXT.values(), ids=NEXT)
+def test_every_option_that_was_set_is_repeated(verdict, left_out, tmp_path, monkeypatch):
     """The printed command gives its command the same options as the call had, one after another."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.txt").write_text("owner/a")
     for name in CORE:
-        check_repeated(
-            {name: SET[name], **WITH.get(name, {})}, verdict, left_out.split(), at_screen
-        )
+        check_repeated({name: SET[name], **WITH.get(name, {})}, verdict, left_out.split())
 
 
 def test_a_limit_that_decides_nothing_is_not_repeated():

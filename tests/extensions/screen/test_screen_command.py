@@ -2,14 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import making
 import pytest
+from keywords import check_keywords, check_none
+from repeats import check_repeated
 
 import loraprobe
 from loraprobe.errors import UsageError
+from loraprobe.extensions.screen import commands
+from loraprobe.records import Verdict
 from loraprobe.report.documents import json_schema
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
@@ -120,3 +125,47 @@ def test_python_reads_the_same_references(library):
         loraprobe.screen([])
     with pytest.raises(UsageError):
         loraprobe.screen("-")
+
+
+def test_the_function_takes_the_options_of_its_command(monkeypatch):
+    check_keywords("screen", "screen")
+    check_none("screen", commands, monkeypatch)
+
+
+OPEN = Verdict("inconclusive", "evaluation", missing="items")
+NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
+SET = {  # values that are none of the defaults
+    "allow": ("base-unclear",), "balance": "norm", "limit": 40, "margin": 0.1, "seed": 7,
+    "methods": ("ties:density=0.3",), "items": 30, "keep": 2, "budget": 1.5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("verdict", "left_out"),
+    [(OPEN, ["limit"]), (NONE, []), (replace(OPEN, missing="time"), ["budget"])],
+)
+def test_the_next_command_screens_again(verdict, left_out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here.txt").write_text("owner/a")
+    for name, value in SET.items():
+        check_repeated({name: value}, verdict, left_out, ["@here.txt"], {"screen": commands})
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ("- --markdown", "usage", "--markdown"),  # before the pipe is read
+        ("@no.txt", "usage", "no.txt"),
+        ("out", "adapter", "directory"),
+        ("out also", "adapter", "2 adapters"),
+        ("a --budget 5", "usage", "--task"),
+        ("a --budget 0", "usage", "at least 0.001"),
+    ],
+)
+def test_a_wrong_call_is_one_sentence(words, code, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    making.saved_pair(tmp_path)
+    done = making.call("screen", *words.split(), "--json")
+    assert done.exit_code == 2
+    error = json.loads(done.stdout)["error"]
+    assert error["code"] == code and said in error["message"] and error["cure"]

@@ -1,0 +1,43 @@
+"""What Python calls: `loraprobe.screen`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprobe.options import takes
+
+if TYPE_CHECKING:
+    from loraprobe.adapters import Adapter
+    from loraprobe.records import Audit
+
+
+@takes(
+    "all_items allow balance batch_size budget chat_template device "
+    "device_map dtype fields guard_margin guards items keep limit margin "
+    "max_new_tokens methods "
+    "metric quantize rank resume retention routers run_unsafe_code seed "
+    "serve space state threads trust_remote_code",
+    command="screen",
+)
+def screen(
+    adapters: Sequence[Adapter | str | Path],
+    *,
+    base: str | Path | None = None,
+    tasks: Sequence[str | Path] | str | Path = (),
+    **options: Any,
+) -> Audit:
+    """Describes a library of adapters, and with tasks tells what of it to use.
+
+    adapters: adapters, references, or `@FILE` for a file with one reference a line. base: what they
+    have to fit; "auto", and None with tasks, is the base that most of them name. The Audit's
+    `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
+    adapter can be read.
+    """
+    from loraprobe.extensions.screen import commands
+    from loraprobe.library import expand_references
+    from loraprobe.session import Session
+
+    given = expand_references([adapters] if isinstance(adapters, str) else adapters)
+    return commands.screen(given, Session.of_call(options), base=base, tasks=tasks).audit

@@ -23,6 +23,7 @@ BASES = {  # seed, architecture, width
     "llama-07": (7, "llama", 160),
     "gpt2-108": (108, "gpt2", 96),
     "qwen3-109": (109, "qwen3", 96),
+    "llama-211": (211, "llama", 128),  # judged once, after the rules stood
 }
 FACTS = {"facts-llama-101": WorldPlan("facts", 101, "llama", wide=2, favourable=1)}
 SETS = {  # name -> kind, adapters, tasks

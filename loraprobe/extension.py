@@ -8,7 +8,7 @@ EXTENSION, and imports what is heavy in its methods. The core asks every extensi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.base import Base
     from loraprobe.errors import LoraprobeError
+    from loraprobe.records import Audit, Sample
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import Task
@@ -111,6 +112,21 @@ class Extension:
     def engine(self, options: Options) -> Engine | None:
         """What answers the questions; None where the options leave them to transformers."""
         return None
+
+    def writes(self, options: Options) -> Sequence[Path]:
+        """The files and directories that a command with these options is going to write.
+
+        A command begins only where none of them is, contains or lies inside what it reads.
+        """
+        return ()
+
+    def finished(self, audit: Audit, samples: Iterable[Sample], options: Options) -> Sequence[Path]:
+        """Writes what the options ask of a result before it is printed; returns what it wrote.
+
+        samples: every question with what each system answered, where a command has them. Raises
+        OutputError where something cannot be written.
+        """
+        return ()
 
     def hints(self, session: Session, seconds: float) -> Sequence[str]:
         """Sentences beside the estimate of --dry-run that a run takes so long."""

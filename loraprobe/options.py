@@ -38,6 +38,7 @@ def option(
     read: Callable[[str, str], Any] | None = None,
     typed: bool = False,
     commands: tuple[str, ...] = (),
+    shows: bool = False,
 ) -> Any:
     """The field of an option in a class of options.
 
@@ -45,10 +46,11 @@ def option(
     not the field's name. decides: by which kept answers are told apart. least, most: of a number,
     both included. read: (text, flag) -> value. typed: it sends, runs, writes or overwrites, so no
     file of --config sets it. commands: of an option that an extension adds, those that take it.
+    shows: it only writes a result once more, so neither Python nor the next command has it.
     """
     told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides, "typed": typed}
     more = {"least": least, "most": most, "read": read, "commands": commands}
-    return field(default=default, metadata={**told, **more})
+    return field(default=default, metadata={**told, **more, "shows": shows})
 
 
 def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
@@ -472,8 +474,9 @@ def deciding(what: Decides) -> list[str]:
 
 
 def named_options() -> list[str]:
-    """The names of the options that a command line has, group by group."""
-    return [name for name, one in table().items() if "metavar" in one.metadata]
+    """The names of the options that Python and the next command have, group by group."""
+    told = ((name, one.metadata) for name, one in table().items())
+    return [name for name, its in told if "metavar" in its and not its["shows"]]
 
 
 def flag_of(name: str) -> str:
@@ -535,7 +538,7 @@ def takes(options: str, command: str = "") -> Callable[[Function], Function]:
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        taken = sorted({*options.split(), *added_to(command)})
+        taken = sorted({*options.split(), *({*added_to(command)} & {*named_options()})})
         known = [name for name in (*signature.parameters, *taken) if name != "options"]
         parameters = {name: one for name, one in signature.parameters.items() if name in known}
         needed = [name for name, one in parameters.items() if one.default is one.empty]

@@ -12,6 +12,7 @@ from typing import Any
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
     "forecast",
+    "harness",
     "ray",
     "screen",
     "serve",

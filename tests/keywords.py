@@ -8,7 +8,7 @@ import pytest
 
 import loraprobe
 from loraprobe.cli import function_of
-from loraprobe.options import added_to, hints
+from loraprobe.options import added_to, hints, named_options
 
 
 def check_keywords(name: str, command: str) -> None:
@@ -16,7 +16,8 @@ def check_keywords(name: str, command: str) -> None:
     parameters replace; the command line keeps results in the cache."""
     function = getattr(loraprobe, name)
     own = inspect.signature(function).parameters.keys()
-    taken = inspect.signature(function_of(command)).parameters.keys() | {*added_to(command)}
+    taken = inspect.signature(function_of(command)).parameters.keys()
+    taken = taken | ({*added_to(command)} & {*named_options()})
     options = {key for key in taken & hints().keys() if not {key, key.removesuffix("s")} & own}
     options |= {"resume", "state"} if "resume" in taken else set()
     named = inspect.getdoc(function).partition("\noptions: ")[2].partition("(docs")[0].strip()

@@ -27,6 +27,7 @@ from loraprobe.cli.parameters import (
 from loraprobe.cli.running import Output, imports_done, options_from, run, write
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import UsageError
+from loraprobe.options import Options
 
 TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
 
@@ -201,12 +202,12 @@ def convert(
     _save(output, options, "convert", [ref], base, None, **made)
 
 
-def _save(output: Output, *given: Any, **more: Any) -> None:
+def _save(output: Output, options: Options, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
-    outcome = run(output, *given, **more)
+    outcome = run(output, options, *given, **more)
     write(outcome, output)
     place = output.target or output.full_model
-    output.result(outcome.audit, line=f"{place}: {outcome.audit.notes[-1]}")
+    output.result(outcome.audit, options, line=f"{place}: {outcome.audit.notes[-1]}")
 
 
 def verify(

@@ -69,7 +69,7 @@ def inspect(
     options, output = options_from(locals())
     read = [probe] if probe and probe != "auto" else []
     found = run(output, options, "inspect", refs, base, task or [], read=read, probe=probe)
-    output.result(found.audit)
+    output.result(found.audit, options)
 
 
 def merge_and_eval(
@@ -118,7 +118,6 @@ def merge_and_eval(
     html: Path | None = None,
     markdown: bool = False,
     save_samples: Path | None = None,
-    log_to: Path | None = None,
     explain: bool = False,
     dry_run: bool = False,
     quiet: bool = False,
@@ -137,7 +136,7 @@ def merge_and_eval(
         )
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
     write(outcome, output)
-    output.result(outcome.audit, samples=outcome.samples)
+    output.result(outcome.audit, options, samples=outcome.samples)
 
 
 def demo(
@@ -162,7 +161,6 @@ def demo(
     html: Path | None = None,
     markdown: bool = False,
     save_samples: Path | None = None,
-    log_to: Path | None = None,
     explain: bool = False,
     quiet: bool = False,
     exit_zero: bool = False,
@@ -192,7 +190,8 @@ def demo(
     own = Command("merge-and-eval", ("owner/one", "owner/two"), tuple(asked))
     audit = replace(outcome.audit, verdict=replace(outcome.audit.verdict, next=own))
     others = [name for name in world.scenarios if name != scenario]
-    output.result(audit, demo_text(audit, others, world.path / "base"), samples=outcome.samples)
+    text = demo_text(audit, others, world.path / "base")
+    output.result(audit, options, text, samples=outcome.samples)
 
 
 def report(
@@ -207,9 +206,9 @@ def report(
 
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """
-    _, output = options_from(locals())
+    options, output = options_from(locals())
     from loraprobe.report.answer import unplaced
     from loraprobe.report.documents import read_audit
 
     audit = read_audit(file)
-    replace(output, exit_zero=True).result(audit, unplaced(audit))
+    replace(output, exit_zero=True).result(audit, options, unplaced(audit))

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.extension import installed
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -174,12 +175,6 @@ class Output:
         "Write every question with what each system answered to this file (JSONL).",
         typed=True,
     )
-    log_to: Path | None = option(
-        None,
-        "DIR",
-        "Also write results and samples as lm-eval does, a folder a system.",
-        typed=True,
-    )
     explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
     dry_run: bool = option(
         False, "", "Print what the run would take (systems, time, memory), and stop."
@@ -197,10 +192,6 @@ class Output:
             from loraprobe.report.documents import check_samples
 
             check_samples(self.save_samples)
-        if self.log_to is not None:
-            from loraprobe.adapters import check_folder
-
-            check_folder(self.log_to)
         if self.json and self.markdown:
             raise UsageError("--json and --markdown both print the result; give one of them.")
 
@@ -259,6 +250,7 @@ class Output:
     def result(
         self,
         audit: Audit,
+        options: Options,
         after: str = "",
         line: str = "",
         samples: Iterable[Sample] = (),
@@ -266,7 +258,7 @@ class Output:
         """The audit, then the exit that its verdict asks for.
 
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
-        verdict; `samples` are the answers for --save-samples.
+        verdict; `samples` are the answers for --save-samples. Extensions write theirs.
         """
         from loraprobe.report.sections import sections, title
 
@@ -284,11 +276,9 @@ class Output:
 
             write_samples(samples, self.save_samples)
             self.say(f"Wrote {self.save_samples}.")
-        if self.log_to is not None:
-            from loraprobe.report.logs import write_logs
-
-            write_logs(audit, samples, self.log_to)
-            self.say(f"Wrote {self.log_to}.")
+        for extension in installed():
+            for place in extension.finished(audit, samples, options):
+                self.say(f"Wrote {place}.")
         self._print(audit, after, line)
         sys.stdout.flush()
         raise typer.Exit(0 if self.exit_zero else exit_code(audit))
@@ -431,8 +421,9 @@ def _checked_outputs(
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
     directories = [place for place in (output.target, output.full_model) if place]
-    others = output.html, output.save_samples, output.log_to
-    written = [*directories, *filter(None, others)]
+    others = [place for place in (output.html, output.save_samples) if place]
+    others += [place for extension in installed() for place in extension.writes(options)]
+    written = [*directories, *others]
     for target in written:
         check_apart(target, read)
     for target in directories:

@@ -2,6 +2,6 @@
 
 `sections` lists the sections of an audit; the first is the `answer`, and `parts` says of what they
 consist, `figures` of the drawn ones. `terminal`, `page` (HTML) and `markdown` print sections and
-know nothing of audits. `documents` reads and writes the JSON and the answers of --save-samples,
-`logs` the files of lm-eval; `cards` writes the model cards of what was made.
+know nothing of audits. `documents` reads and writes the JSON and the answers of --save-samples;
+`cards` writes the model cards of what was made.
 """

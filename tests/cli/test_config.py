@@ -79,7 +79,7 @@ HARMLESS = set(
     older""".split()
 )
 TYPED = set(
-    """output full-model overwrite html save-samples log-to trust-remote-code
+    """output full-model overwrite html save-samples trust-remote-code
     run-unsafe-code served clear file""".split()
 )
 

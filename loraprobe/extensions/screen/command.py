@@ -83,4 +83,4 @@ def screen(
 
     given = (str(one) for ref in refs for one in expand_references([ref], sys.stdin))
     outcome = run(output, options, "screen", given, base, task or [], module=COMMANDS)
-    output.result(outcome.audit)
+    output.result(outcome.audit, options)

@@ -9,8 +9,8 @@ import pytest
 from audits import an_audit
 
 from loraprobe.errors import OutputError
+from loraprobe.extensions.harness.logs import write_logs
 from loraprobe.records import TaskSummary
-from loraprobe.report.logs import write_logs
 
 lm_eval = pytest.importorskip("lm_eval")
 

@@ -25,7 +25,6 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from loraprobe._version import __version__
-from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import (
     AdapterError,
     BadReference,
@@ -53,8 +52,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.composition import Composition
     from loraprobe.merging import Merged
-    from loraprobe.pipeline.converting import Converted
-    from loraprobe.records import Audit, Verification
+    from loraprobe.records import Audit
     from loraprobe.report.sections import JudgedAudit
     from loraprobe.routing._saved import Routed
 
@@ -77,14 +75,12 @@ __all__ = [
     "UsageError",
     "__version__",
     "compose",
-    "convert",
     "inspect",
     "load",
     "load_composition",
     "merge",
     "merge_and_eval",
     "route",
-    "verify",
     *(_ADDED := {name: at for one in installed() for name, at in one.functions.items()}),
 ]
 
@@ -238,27 +234,6 @@ def compose(
     return _run("compose", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes("allow rank threads")
-def convert(
-    adapter: Adapter | str | Path,
-    *,
-    base: str | Path | None = None,
-    like: str | Path | None = None,
-    portable: bool = True,
-    keep_energy: float = KEPT_ENERGY,
-    **options: Any,
-) -> Converted:
-    """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
-
-    base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
-    whose names of modules are written. portable: one rank and one scaling in all modules, or those
-    of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
-    keeps of each module. Raises CompatibilityError for what cannot be kept exactly.
-    """
-    chosen = {"base": base, "like": like, "portable": portable, "keep_energy": keep_energy}
-    return _run("convert", [adapter], options, **chosen).made
-
-
 @takes("")
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
@@ -269,24 +244,6 @@ def load_composition(directory: str | Path) -> Composition:
     from loraprobe.routing import _saved
 
     return _saved.load_composition(directory)
-
-
-@takes("")
-def verify(
-    directory: str | Path,
-    sources: Sequence[str | Path] = (),
-    base: str | Path | None = None,
-) -> Verification:
-    """Checks that a merged or routed directory is what its card says.
-
-    sources, base: the places of the adapters, of the files of prompts from which a router learned,
-    and of the base that it was made of, if they moved.
-    `passed` of the result is None where it cannot be told, such as for a source that is not found.
-    Raises AdapterError if the directory was not made by loraprobe.
-    """
-    from loraprobe.pipeline.verify import verify as compare
-
-    return compare(directory, [*map(str, sources)], None if base is None else str(base))
 
 
 @takes(

@@ -11,6 +11,7 @@ from typing import Any
 
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
+    "files",
     "forecast",
     "harness",
     "ray",

@@ -20,7 +20,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
-from loraprobe.pipeline.verify import TOLERANCES
+from loraprobe.extensions.files.verifying import TOLERANCES
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
 SHAPES = {

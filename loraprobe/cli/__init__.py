@@ -117,15 +117,6 @@ CORE = (
         ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
     ),
     CommandSpec(
-        "convert",
-        "loraprobe.cli.making.convert",
-        "Make",
-        (
-            "loraprobe convert ./legal -o portable",
-            "loraprobe convert ./loha --base auto -o lora",
-        ),
-    ),
-    CommandSpec(
         "find", "loraprobe.cli.information.find", "Library", ("loraprobe find gpt2 --limit 10",)
     ),
     CommandSpec(
@@ -133,15 +124,6 @@ CORE = (
         "loraprobe.cli.measuring.report",
         "Other",
         ("loraprobe report audit.json --html page.html",),
-    ),
-    CommandSpec(
-        "verify",
-        "loraprobe.cli.making.verify",
-        "Other",
-        (
-            "loraprobe verify merged",
-            "loraprobe verify merged --served http://localhost:8000 --model legal",
-        ),
     ),
     CommandSpec(
         "methods",

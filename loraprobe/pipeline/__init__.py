@@ -13,7 +13,6 @@ are in `loraprobe.session`. These have the stages:
     evaluate        answers on the base model, round by round; for `inspect` a first round
     screen          chooses sets of a library by `ranking` and evaluates them
     screen_audit    what a screen found, as an audit
-    converting      one adapter written again, one of another PEFT type as a LoRA
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loraprobe.adapters import (
     Adapter,
@@ -44,9 +44,20 @@ from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION, LOAD_
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
-    from loraprobe.pipeline.converting import Converted
     from loraprobe.pipeline.plan import SystemBuilder
     from loraprobe.routing._saved import Routed
+
+
+class Artifact(Protocol):
+    """What a command made and can write, with its card."""
+
+    @property
+    def name(self) -> str:
+        """What a remark calls it."""
+        ...
+
+    def save(self, directory: str | Path, overwrite: bool = False) -> None:
+        """Writes its directory. Raises OutputError where that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +69,7 @@ class Outcome:
     """
 
     audit: Audit
-    made: Merged | Routed | Converted | None = None
+    made: Artifact | None = None
     why_nothing: str = ""
     samples: Sequence[Sample] = ()
 

@@ -21,10 +21,10 @@ import loraprobe
 from loraprobe.base import open_base
 from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
+from loraprobe.extensions.files.verification import verification_answer
 from loraprobe.front_matter import read_front_matter
 from loraprobe.merging import Merged
 from loraprobe.records import Command
-from loraprobe.report.verification import verification_answer
 from loraprobe.routing.constant import ConstantGates
 
 FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}

@@ -19,8 +19,8 @@ from loraprobe.adapters.experts import stacked_factors
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
+from loraprobe.extensions.files.verifying import difference_of_tensors
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.pipeline.verify import difference_of_tensors
 
 BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
 WEIGHTS = "adapter_model.safetensors"

@@ -72,7 +72,7 @@ def test_dir_holds_the_public_names_only():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "convert", "merge_and_eval"])
+@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "merge_and_eval"])
 def test_a_function_takes_the_options_of_its_command_and_lists_them(name):
     check_keywords(name, {"compose": "route"}.get(name, name.replace("_", "-")))
 
@@ -134,7 +134,7 @@ def test_options_of_other_commands_are_refused():
             loraprobe.inspect(pair(), **{keyword: None})
 
 
-@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "convert", "merge_and_eval"])
+@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "merge_and_eval"])
 def test_none_is_not_given(name, monkeypatch):
     check_none(name, commands, monkeypatch)
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import loraprobe
+from loraprobe.extensions.files.verification import ShownVerification
 from loraprobe.records import Check
 from loraprobe.report.answer import answer, unplaced
 from loraprobe.report.markdown import markdown
 from loraprobe.report.sections import heading, sections, unusable
-from loraprobe.report.verification import ShownVerification
 
 LONG = "a-name-" + "x" * 400
 

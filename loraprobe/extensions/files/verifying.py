@@ -30,6 +30,7 @@ from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
+from loraprobe.extensions.files.verification import ShownVerification
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
@@ -50,7 +51,6 @@ from loraprobe.report.cards import (
     read_card_fields,
     read_provenance,
 )
-from loraprobe.report.verification import ShownVerification
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
 from loraprobe.session import Ref, Session

@@ -20,13 +20,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe import hub
+from loraprobe import compatibility, hub
 from loraprobe.adapters import (
     Adapter,
     Source,
     adapter_of,
     check_apart,
     common_targets,
+    local_name,
     portable,
     with_repaired_paths,
 )
@@ -37,7 +38,7 @@ from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
 from loraprobe.base.naming import with_base_names
 from loraprobe.checkpoint import TensorFile
-from loraprobe.defaults import CUT_ENERGY
+from loraprobe.defaults import CUT_ENERGY, KEPT_ENERGY
 from loraprobe.errors import (
     AdapterError,
     BaseError,
@@ -50,10 +51,13 @@ from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.patterns import PatternError, first_matches
-from loraprobe.pipeline.inputs import base_apart
+from loraprobe.pipeline.examination import examine, with_issues
+from loraprobe.pipeline.inputs import base_apart, open_inputs
+from loraprobe.pipeline.outcome import Outcome, audit_of
 from loraprobe.records import Compatibility, Measurement
 from loraprobe.report.cards import converted_card
-from loraprobe.session import Ref, Session
+from loraprobe.servers.serving import Serving, as_written, serving_issues
+from loraprobe.session import Adapters, Ref, Session
 from loraprobe.untrusted import memory_limit, nested_values, read_json
 
 # The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
@@ -84,6 +88,57 @@ class Converted:
         """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
         check_apart(Path(directory), [self.source] if self.source else [])
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+
+
+def convert(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Ref | None = None,
+    like: Ref | None = None,
+    portable: bool = True,
+    keep_energy: float = KEPT_ENERGY,
+) -> Outcome:
+    """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
+
+    An adapter of another type that changes weights becomes a LoRA that keeps at least `keep_energy`
+    of each change's squared norm.
+
+    base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
+    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
+    base. like: a base or an adapter whose names of modules are written.
+    """
+    if not 0 < keep_energy <= 1:
+        raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")
+    session.command = "convert"
+    given = [adapters] if isinstance(adapters, (str, Path, Adapter)) else list(adapters)
+    if len(given) > 1:
+        raise UsageError("convert rewrites one adapter; give one, or merge several with merge.")
+    made_lora = lora_of(given[0], session, base, keep_energy) if given else None
+    if made_lora is None and session.options.rank != "auto":
+        raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
+    inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
+    (original,) = inputs.given
+    # Extras must be known to be refused.
+    sound = replace(with_repaired_paths(original), extras=original.extras)
+    examined = examine([sound], inputs.base, "merge", session)
+    found = compatibility.require(examined.compatibility)
+    place = session.target or Path("OUT")
+    before = "" if made_lora is None else made_lora[1]
+    made, changes = convert_adapter(original, place, like, portable, before)
+    require_certain(found, original, made, inputs.base, session.options)
+    # The work is done where a server cannot read a kind of adapter: that is no failure here.
+    told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
+    told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
+    serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
+    examined = replace(examined, compatibility=with_issues(serious, told), layers=())
+    if made_lora is not None:
+        examined = replace(examined, diagnostics=(*examined.diagnostics, *made_lora[2]))
+    written = as_written(made.adapter, local_name(str(place)))
+    serve = Serving((), [written], inputs.base).of_file(written)
+    inputs = replace(inputs, adapters=[made.adapter])
+    audit = audit_of(session, inputs, examined, [changes], serve=serve)
+    return Outcome(audit, made)
 
 
 def convert_adapter(

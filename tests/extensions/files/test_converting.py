@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from keywords import check_keywords, check_none
 from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -17,6 +18,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, UsageError
+from loraprobe.extensions.files import converting
 from loraprobe.servers.serving import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -28,6 +30,11 @@ PATTERNS = {"rank_pattern": {Q1: 2, "up_proj": 3}, "alpha_pattern": {"v_proj": 3
 
 def convert(*arguments: object):
     return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+
+
+def test_the_function_of_python_takes_what_the_command_takes(monkeypatch):
+    check_keywords("convert", "convert")
+    check_none("convert", converting, monkeypatch)
 
 
 def logits(model, directory) -> torch.Tensor:
@@ -290,8 +297,8 @@ def test_what_peft_leaves_out_is_refused_by_all_that_would_apply_it(tmp_path, ki
         assert call(command, *refs, *out, *allow).exit_code == 0
     shown = call("inspect", *pair, "--json")
     issues = json.loads(shown.stdout)["compatibility"]["issues"]
-    assert shown.exit_code == 0
-    assert [i["severity"] for i in issues if i["code"] == "weights-untargeted"] == ["warning"]
+    assert shown.exit_code == 1
+    assert [i["severity"] for i in issues if i["code"] == "weights-untargeted"] == ["error"]
 
 
 def to_shards(directory) -> None:

@@ -1,0 +1,182 @@
+"""The command lines of `convert` and `verify`."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from loraprobe.cli.making import TargetOption, save
+from loraprobe.cli.parameters import (
+    ADAPTERS,
+    COMPOSITION,
+    BaseOption,
+    IssueCodes,
+    ProbeOption,
+    argument,
+    setting,
+)
+from loraprobe.cli.running import Output, imports_done, options_from
+from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.errors import UsageError
+
+CONVERTING = "loraprobe.extensions.files.converting"
+
+
+def convert(
+    ref: Annotated[str, argument("REF", "The adapter, as for inspect.")],
+    *,
+    base: BaseOption = None,
+    like: Annotated[
+        str | None,
+        setting(
+            "REF",
+            "Give the modules the names that this base or adapter has for them, such as those of "
+            "the class with vision.",
+            ADAPTERS,
+        ),
+    ] = None,
+    allow: IssueCodes = None,
+    rank: Annotated[
+        str,
+        setting(
+            "N",
+            "Rank of a LoRA made of another PEFT type; auto: as many as keep 99.99 % of the "
+            "energy of each change.",
+            COMPOSITION,
+        ),
+    ] = "auto",
+    keep_energy: Annotated[
+        float,
+        setting(
+            "SHARE",
+            "Refuse a LoRA made of another PEFT type where it keeps less of a change's energy.",
+            COMPOSITION,
+        ),
+    ] = KEPT_ENERGY,
+    portable: Annotated[
+        bool,
+        setting(
+            " ",
+            "One rank and one scaling in all modules, or those of the file.",
+            COMPOSITION,
+            "--portable/--compact",
+        ),
+    ] = True,
+    threads: int | None = None,
+    target: TargetOption,
+    overwrite: bool = False,
+    json: bool = False,
+    html: Path | None = None,
+    markdown: bool = False,
+    explain: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Rewrite one adapter so that peft and servers read it.
+
+    A LoRA computes the same afterwards: keys get peft's prefix once, a .bin becomes safetensors,
+    rsLoRA and patterns become one rank and one scaling. What cannot be kept exactly is refused by
+    name. DoRA stays DoRA. With --base an AdaLoRA, LoHa, LoKr, VeRA or another type that changes
+    weights becomes a LoRA, which keeps at least --keep-energy of each change.
+    """
+    options, output = options_from(locals())
+    made = {"like": like, "portable": portable, "keep_energy": keep_energy}
+    save(output, options, "convert", [ref], base, None, module=CONVERTING, **made)
+
+
+def verify(
+    directory: Annotated[
+        str,
+        argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter."),
+    ],
+    sources: Annotated[
+        list[str] | None,
+        argument("REF", "Where adapters and task files are of which it was made, if they moved."),
+    ] = None,
+    *,
+    base: Annotated[
+        str | None, setting("REF", "Where the base is, if one was used and it moved.")
+    ] = None,
+    served: Annotated[
+        str | None,
+        setting(
+            "URL",
+            "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
+            "OPENAI_API_KEY).",
+            "Server",
+            typed=True,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
+    ] = None,
+    probe: ProbeOption = None,
+    device: str = "auto",
+    dtype: str = "auto",
+    threads: int | None = None,
+    trust_remote_code: bool = False,
+    json: bool = False,
+    quiet: bool = False,
+) -> None:
+    """Make a merge or a composition again from its card and compare the whole directory.
+
+    With --served it instead compares the log-probabilities of a running server with those of the
+    base and of the adapter, run here. Exits 0 if everything holds, 1 if something does not, 3 if it
+    cannot be told, such as where a source is not found.
+    """
+    options, output = options_from(locals())
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
+    if served is None:
+        needs_server = {
+            "--model": model,
+            "--probe": probe,
+            "--device": device != "auto",
+            "--dtype": dtype != "auto",
+            "--trust-remote-code": trust_remote_code,
+        }
+        if given := [flag for flag, value in needs_server.items() if value]:
+            named = " and ".join(given)
+            raise UsageError(f"verify takes {named} only with --served=URL; add that.")
+        code = _verify_card(directory, sources or [], base, output)
+    else:
+        if sources:
+            raise UsageError(f"--served takes one adapter, and {sources[0]} was given too.")
+        asked = {"model": model, "base": base, "probe": probe, "options": options}
+        code = _verify_server(directory, served, output, **asked)
+    raise typer.Exit(code)
+
+
+def _verify_card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
+    """Compares a directory with its card; the exit code."""
+    from loraprobe.extensions.files import verifying
+    from loraprobe.extensions.files.verification import as_plain, verification_sections
+    from loraprobe.report.terminal import render
+
+    imports_done()
+    verification = verifying.verify(directory, sources, base)
+    told = {True: (0, "verified"), False: (1, "not verified"), None: (3, "cannot tell")}
+    code, short = told[verification.passed]
+    shown, title = verification_sections(verification), f"loraprobe verify {verification.directory}"
+    show = partial(render, Console(highlight=False), title, shown, "short")
+    output.tell("verify", as_plain(verification), short, show)
+    return code
+
+
+def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> int:
+    """Asks a server what it serves; the exit code."""
+    from loraprobe.extensions.files import verifying
+    from loraprobe.extensions.files.verification import served_answer
+    from loraprobe.report.terminal import print_answer
+
+    with output.progress() as progress:
+        answer = verifying.ask_server(directory, url, progress=progress, **asked)
+    show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
+    output.tell("verify", {"served": answer}, answer.serves, show)
+    return {"adapter": 0, "unclear": 3}.get(answer.serves, 1)

@@ -1,0 +1,60 @@
+"""What Python calls: `loraprobe.convert` and `loraprobe.verify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.options import takes
+
+if TYPE_CHECKING:
+    from loraprobe.adapters import Adapter
+    from loraprobe.extensions.files.converting import Converted
+    from loraprobe.records import Verification
+
+
+@takes("allow rank threads")
+def convert(
+    adapter: Adapter | str | Path,
+    *,
+    base: str | Path | None = None,
+    like: str | Path | None = None,
+    portable: bool = True,
+    keep_energy: float = KEPT_ENERGY,
+    **options: Any,
+) -> Converted:
+    """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
+
+    base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
+    whose names of modules are written. portable: one rank and one scaling in all modules, or those
+    of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
+    keeps of each module. Raises CompatibilityError for what cannot be kept exactly.
+    """
+    from loraprobe.extensions.files import converting
+    from loraprobe.session import Session
+
+    session, kept = Session.of_call(options), keep_energy
+    outcome = converting.convert(
+        [adapter], session, base=base, like=like, portable=portable, keep_energy=kept
+    )
+    return cast("Converted", outcome.made)
+
+
+@takes("")
+def verify(
+    directory: str | Path,
+    sources: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+) -> Verification:
+    """Checks that a merged or routed directory is what its card says.
+
+    sources, base: the places of the adapters, of the files of prompts from which a router learned,
+    and of the base that it was made of, if they moved.
+    `passed` of the result is None where it cannot be told, such as for a source that is not found.
+    Raises AdapterError if the directory was not made by loraprobe.
+    """
+    from loraprobe.extensions.files import verifying
+
+    return verifying.verify(directory, [*map(str, sources)], None if base is None else str(base))

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.base import Base
     from loraprobe.errors import LoraprobeError
+    from loraprobe.evaluation import System
     from loraprobe.records import Audit, Sample
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import Task
-    from loraprobe.verdict import Annotator
+    from loraprobe.verdict import Annotator, Exclusion
 
 
 @dataclass(frozen=True)
@@ -85,13 +86,30 @@ class Engine(ABC):
         return {}
 
 
+class Constraint(ABC):
+    """What keeps systems from being used, such as where they are to run.
+
+    It changes what is advised and no decision.
+    """
+
+    @abstractmethod
+    def exclude(
+        self, adapters: Sequence[Adapter], systems: Sequence[System], base: Base
+    ) -> Mapping[str, Exclusion]:
+        """The names of what cannot be used, with the reasons.
+
+        adapters: those of the run, as their files are. systems: their merges and routers. A merge
+        has its adapter where one was made; while questions are asked some have none yet.
+        """
+
+
 class Extension:
     """An extension that adds nothing, from which others are derived.
 
     options: a frozen dataclass of options, which stand in a group of their own in help and
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
-    loraprobe/verdict/codes.toml with the reasons that its annotators give. functions: what
-    `loraprobe` offers in Python: name -> dotted name of the function.
+    loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
+    functions: what `loraprobe` offers in Python: name -> dotted name of the function.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
@@ -130,6 +148,10 @@ class Extension:
 
     def hints(self, session: Session, seconds: float) -> Sequence[str]:
         """Sentences beside the estimate of --dry-run that a run takes so long."""
+        return ()
+
+    def constraints(self, options: Options) -> Sequence[Constraint]:
+        """What keeps systems from being used."""
         return ()
 
     def annotators(self, options: Options) -> Sequence[Annotator]:

@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,7 +23,7 @@ from loraprobe.errors import UsageError
 from loraprobe.extension import installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import verdict_with_next
+from loraprobe.pipeline.conclusion import exclusions, verdict_with_next
 from loraprobe.pipeline.examination import (
     WARNED,
     Examination,
@@ -271,10 +272,9 @@ def merge_and_eval(
         found = evaluate(inputs, plan, transformed, session)
     records, compositions = found.records, found.compositions
     with session.stage("save"):
-        if options.serve:
-            compositions = found.builder.with_files(compositions)
-        unserved = serving_of(session, inputs).unserved(compositions)
-        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, unserved)
+        with_files = partial(found.builder.with_files, compositions)
+        excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
+        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, excluded)
         made, why = recommend(verdict, compositions, found.builder)
         unwritten = [session.target] if made is None else []
         unwritten += [session.full_model] if why else []

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.base import Base
@@ -29,10 +29,12 @@ from loraprobe.records import (
     EvidenceLevel,
     Verdict,
 )
-from loraprobe.verdict import Evidence, LibraryChoice, Request, decide, next_command
-from loraprobe.verdict.evidence import Unserved
+from loraprobe.verdict import Evidence, Exclusion, LibraryChoice, Request, decide, next_command
 from loraprobe.verdict.next_command import BASE, NEW, UNTARGETED, Flag, questions_shown
 from loraprobe.verdict.reasons import limit_of_tokens, most_cut, reason_of
+
+if TYPE_CHECKING:  # a merge needs none of it
+    from loraprobe.evaluation import System
 
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
 
@@ -43,10 +45,10 @@ def verdict_with_next(
     examined: Examination,
     level: EvidenceLevel,
     measured: EvaluationRecords = NOTHING_MEASURED,
-    unserved: Mapping[str, Unserved] = {},
+    excluded: Mapping[str, Exclusion] = {},
 ) -> Verdict:
     """The verdict on all evidence, with the command to run next."""
-    evidence = evidence_of(options, inputs, level, measured, examined, unserved=unserved)
+    evidence = evidence_of(options, inputs, level, measured, examined, excluded=excluded)
     verdict = decided(evidence, options)
     return with_next(verdict, options, inputs, measured, examined.compatibility)
 
@@ -56,6 +58,22 @@ def decided(evidence: Evidence, options: Options) -> Verdict:
     return decide(evidence, (told for one in installed() for told in one.annotators(options)))
 
 
+def exclusions(
+    options: Options,
+    base: Base | None,
+    made: Callable[[], tuple[Sequence[Adapter], Sequence[System]]],
+) -> Mapping[str, Exclusion]:
+    """What cannot be used, as extensions say.
+
+    made: gives the adapters and their compositions, with files; it is called where any may say so.
+    """
+    constraints = [limit for one in installed() for limit in one.constraints(options)]
+    if not constraints or base is None:
+        return {}
+    given = *made(), base
+    return {name: why for one in constraints for name, why in one.exclude(*given).items()}
+
+
 def evidence_of(
     options: Options,
     inputs: Inputs,
@@ -63,12 +81,11 @@ def evidence_of(
     measured: EvaluationRecords,
     examined: Examination = NOT_EXAMINED,
     choice: LibraryChoice | None = None,
-    unserved: Mapping[str, Unserved] = {},
+    excluded: Mapping[str, Exclusion] = {},
 ) -> Evidence:
     """What a verdict may look at, after a round of an evaluation and at the end of a run.
 
-    choice: out of what library the adapters were chosen. unserved: what the servers of --serve
-    cannot run.
+    choice: out of what library the adapters were chosen. excluded: what cannot be used.
     """
     return Evidence(
         measured,
@@ -83,7 +100,7 @@ def evidence_of(
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,
         choice=choice,
-        unserved=unserved,
+        excluded=excluded,
         rank_given=options.rank != "auto",
         budget=options.budget is not None,
         items=sum(len(task.items) for task in inputs.tasks),

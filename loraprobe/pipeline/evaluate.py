@@ -30,7 +30,7 @@ from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.questions import BASE, pilot_round, spread_sample
 from loraprobe.formatting import count
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import evidence_of
+from loraprobe.pipeline.conclusion import evidence_of, exclusions
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learning import fit_routers, learn, learned_note
@@ -41,7 +41,6 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
-    KINDS,
     QUESTION,
     STEPS,
     Coverage,
@@ -59,7 +58,7 @@ from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
 from loraprobe.verdict import Evidence, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
-from loraprobe.verdict.evidence import SWITCH, Candidate, Unserved
+from loraprobe.verdict.evidence import SWITCH, Candidate
 from loraprobe.verdict.reasons import named_in, without_form
 from loraprobe.verdict.unanswered import closest, telling
 
@@ -310,7 +309,7 @@ class Asked:
     def leaders(self) -> list[str]:
         """The composition that the verdict is about, and the one that is advised where it gains.
 
-        These are two where the servers of the user cannot run the first.
+        These are two where the first is excluded.
         """
         verdict, composed = self.verdict, [one.system for one in self.candidates]
         names = composed[:1] if verdict.gain is None else [verdict.gain.system]
@@ -364,10 +363,10 @@ class Asked:
         """What the decision after this round rests on."""
         session, inputs = self.evaluator.session, self.evaluator.inputs
         options = session.options
-        routers = [one.name for one in self.systems if not KINDS[one.kind].served]
-        unserved = dict.fromkeys(routers if options.serve else (), Unserved(options.serve))
+        composed = [system for system in self.systems if system.kind in COMPOSITIONS]
         with session.stage("statistics"):
-            return evidence_of(options, inputs, self.level, self.measured, unserved=unserved)
+            excluded = exclusions(options, inputs.base, lambda: (inputs.given, composed))
+            return evidence_of(options, inputs, self.level, self.measured, excluded=excluded)
 
     @functools.cached_property
     def candidates(self) -> list[Candidate]:
@@ -416,7 +415,8 @@ class Asked:
         These are shown to fail in every form of the question, or, for one task, to be worse than
         the best composition of those that are not shown to lose a guard. For several tasks the best
         mean may lose a skill that another one keeps. The leading composition always goes on, since
-        the decision is about it, and with --serve the best merge, since that may be advised.
+        the decision is about it, and where something is excluded so does the best merge, which may
+        be advised.
         """
         composed = [system.name for system in self.systems if system.kind in COMPOSITIONS]
         hopeful = {one.system for one in self.candidates if one.outcome != "unlikely"}
@@ -424,7 +424,7 @@ class Asked:
         if not self.evidence.several:
             safe = [name for name in composed if name not in self.measured.unsafe]
             out |= evaluation.beaten(self.results, safe, self.round.alpha)
-        if self.evaluator.session.options.serve:  # servers run merges
+        if self.evidence.excluded:
             out.discard(self.evidence.leading("merge", hopeful) or "")
         if out.issuperset(composed):
             out -= {*self.leaders}

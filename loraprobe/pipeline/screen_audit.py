@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from loraprobe import evaluation
+from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import NOT_EXAMINED, decided, evidence_of, with_next
+from loraprobe.pipeline.conclusion import (
+    NOT_EXAMINED,
+    decided,
+    evidence_of,
+    exclusions,
+    with_next,
+)
 from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
@@ -38,7 +46,6 @@ from loraprobe.records import (
 from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence, LibraryChoice
-from loraprobe.verdict.evidence import Unserved
 from loraprobe.verdict.next_command import library_words
 
 
@@ -84,10 +91,10 @@ def _verdict(
     unasked, sets = len({*screen.unasked} - asked), len(proved.finalists)
     choice = LibraryChoice(len(asked), screen.looked_at, sets, screen.passes, left, unasked)
     options, examined = session.options, NOT_EXAMINED
-    unserved = _unserved(inputs, proved) if options.serve else {}
+    excluded = exclusions(options, inputs.base, partial(_made, inputs, proved))
 
     def judged() -> Verdict:
-        evidence = evidence_of(options, inputs, "evaluation", measured, examined, choice, unserved)
+        evidence = evidence_of(options, inputs, "evaluation", measured, examined, choice, excluded)
         return decided(evidence, options)
 
     verdict = judged()
@@ -112,16 +119,15 @@ def _verdict(
     return verdict, serve, examined
 
 
-def _unserved(inputs: Inputs, proved: Proved) -> dict[str, Unserved]:
-    """What the servers of --serve cannot run, of the adapters and compositions that were proved."""
-    screen, asked = proved.screen, proved.asked
-    files = [screen.members[adapter.name].open() for adapter in inputs.given]
-    compositions = list[System]()
+def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:
+    """The adapters as their files are, and the compositions that were asked to the end, the merges
+    with their files."""
+    files = [proved.screen.members[adapter.name].open() for adapter in inputs.given]
+    compositions, dropped = list[System](), proved.asked.dropped
     for finalist in proved.finalists:
-        left = [s for name, s in finalist.systems.items() if name not in asked.dropped]
+        left = [s for name, s in finalist.systems.items() if name not in dropped]
         compositions += finalist.builder.with_files(left)
-    options = asked.evaluator.session.options
-    return Serving(options.serve, files, inputs.base).unserved(compositions)
+    return files, compositions
 
 
 def _about(

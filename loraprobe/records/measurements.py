@@ -28,14 +28,14 @@ class Kind:
     role: a *baseline* is what a composition has to beat, the decision is about a *composition*, an
     *alternative* composes no weights, a *control* shows what the partners add. action: what is
     advised where such a system is the best; of an adapter it names the adapter, and of worked steps
-    it is "step-by-step". served: whether servers that load LoRA files can answer it: a router
-    weighs adapters by the text, which none does. A client of such a server names the adapter of
+    it is "step-by-step". loadable: whether programs that load LoRA files can answer it: a router
+    weighs adapters by the text, which none does. A client of such a program names the adapter of
     each question of `switch`, and asks a `chain` hop after hop.
     """
 
     role: Literal["baseline", "composition", "alternative", "control"]
     action: str
-    served: bool = True
+    loadable: bool = True
 
 
 # The simplest first. "switch" asks each task's own adapter.
@@ -43,7 +43,7 @@ KINDS: Mapping[ScoredKind, Kind] = {
     "base": Kind("baseline", "use-base"),
     "adapter": Kind("baseline", "use-single"),
     "merge": Kind("composition", "merge"),
-    "router": Kind("composition", "route", served=False),
+    "router": Kind("composition", "route", loadable=False),
     "switch": Kind("alternative", "switch-adapters"),
     "chain": Kind("alternative", "chain"),
     "control": Kind("control", ""),

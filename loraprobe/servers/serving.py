@@ -36,7 +36,7 @@ from loraprobe.records import (
     Verdict,
     called,
 )
-from loraprobe.verdict.evidence import SWITCH, Unserved
+from loraprobe.verdict.evidence import SWITCH, Exclusion
 from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
@@ -342,6 +342,11 @@ CONVERT = "loraprobe convert"  # how the cure of a file begins that can be writt
 ReadBy = tuple[list[str], tuple[Command, ...]]  # servers that read files, commands that serve them
 
 
+def _excluded(servers: Sequence[str], why: str = "") -> Exclusion:
+    """That servers cannot run a system."""
+    return Exclusion("not-servable", {"servers": listing(servers), "why": why.rstrip(" .")})
+
+
 @dataclass(frozen=True)
 class Serving:
     """The servers of a run.
@@ -374,7 +379,7 @@ class Serving:
             return self.base.path
         return hub.base_directory(self.declared) if self.wanted else None
 
-    def unserved(self, compositions: Sequence[System]) -> dict[str, Unserved]:
+    def unserved(self, compositions: Sequence[System]) -> dict[str, Exclusion]:
         """The systems that the servers of --serve cannot run, by name; none without the option.
 
         compositions: merges with their files. No server weighs adapters by the text, so none runs a
@@ -387,15 +392,15 @@ class Serving:
         files |= {
             one.name: as_written(one.merged.written, "DIR") for one in compositions if one.merged
         }
-        by_kind = Unserved(tuple(self.named))
-        mixed = [one for one in compositions if not KINDS[one.kind].served]
+        by_kind = _excluded(self.named)
+        mixed = [one for one in compositions if not KINDS[one.kind].loadable]
         by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
         unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
         for name, adapter in files.items():
             lasting = [i for i in self.errors(adapter) if not i.cure.startswith(CONVERT)]
             if lasting:
-                servers = tuple(servers_refusing(adapter, self.wanted, self.config))
-                unserved[name] = Unserved(servers, lasting[0].message, lasting[0].cure)
+                servers = servers_refusing(adapter, self.wanted, self.config)
+                unserved[name] = _excluded(servers, f"; {lasting[0].message} {lasting[0].cure}")
         refused = next((unserved[one.name] for one in self.given if one.name in unserved), None)
         return unserved if refused is None else unserved | dict.fromkeys(by_prompt, refused)
 

@@ -3,8 +3,8 @@
 `Evidence.leader` says which one that is. A chain takes a call for each hop, the others take one
 call. It is advised where one call scores less than half of it, or where it made the decision
 (`rules.chain_outdoes`). What was not measured is advised only where nothing that was measured
-answers: then the commonest cause of failure (attribution) says what to do. What the servers of the
-user cannot run is never advised.
+answers: then the commonest cause of failure (attribution) says what to do. What is excluded
+is never advised.
 """
 
 from __future__ import annotations
@@ -72,11 +72,11 @@ def advise(
 
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
-    itself, unless the servers can run none that is, and never if it is shown to lose a skill or a
+    itself, unless all that are `likely` are excluded, and never if it is shown to lose a skill or a
     guard; neither is an adapter that loses a guard.
     """
     likely, usable = decision == "likely", evidence.usable
-    can_run = [c for c in composed if c.system not in evidence.unserved]
+    can_run = [c for c in composed if c.system not in evidence.excluded]
     sound = [c for c in can_run if likely and c.outcome == "likely"]
     sound = sound or [c for c in can_run if c.retains != "unlikely"]
     by_form = {(c.system, c.part): c for c in sound}
@@ -97,7 +97,7 @@ def advise(
         reasons = [] if as_decided else [_why(evidence, chosen, best)]
         kept = _scored(usable, [c for c in can_run if c.retains != "unlikely"])
         reasons += _close(evidence, chosen, measured, kept)
-        reasons += _on_any_server(evidence, chosen, kept)
+        reasons += _on_any_program(evidence, chosen, kept)
         if cause != "step_by_step" or chosen.part != STEPS:
             reasons += failing
         return Advice(chosen.action, reasons, chosen, composition, "harder-items" if full else None)
@@ -209,14 +209,14 @@ def _equals(
     return [reason_of("equals", None, noise, others=told, asked=asked, chosen=chosen)]
 
 
-def _on_any_server(
+def _on_any_program(
     evidence: Evidence, chosen: ScoredSystem, kept: Sequence[ScoredSystem]
 ) -> list[Reason]:
-    """The best merge, which every server runs, where a router is advised that is at most a tie
+    """The best merge, which every program loads, where a router is advised that is at most a tie
     better. kept: compositions that may keep every skill."""
     merges = [system for system in kept if system.kind == "merge" and answers(evidence, system)]
     best = evidence.leader(merges)
-    if best is None or KINDS[chosen.kind].served:
+    if best is None or KINDS[chosen.kind].loadable:
         return []
     gap = round(chosen.score.value - best.score.value, 9)
     if gap > evidence.tie:
@@ -253,16 +253,16 @@ def unsafe_but_better(evidence: Evidence, used: ScoredSystem | None) -> list[Rea
     return [reason_of("better-is-unsafe", worst, systems=systems, what=what, kept=kept)]
 
 
-def not_served(
+def excluded_but_better(
     evidence: Evidence,
     composed: Sequence[Candidate],
     best: Candidate,
     used: ScoredSystem | None,
 ) -> list[Reason]:
-    """The best system that the servers of the user cannot run, if it answers and scores more than
-    what is advised, or makes the decision `likely`."""
+    """The best excluded system, if it answers and scores more than what is advised, or makes the
+    decision `likely`."""
     contenders = {c.system for c in composed} | {*evidence.systems(BASELINES)}
-    refused = evidence.scored(contenders & evidence.unserved.keys())
+    refused = evidence.scored(contenders & evidence.excluded.keys())
     if not refused:
         return []
     other = min(refused, key=_by_score)
@@ -271,11 +271,9 @@ def not_served(
     least = -1e-9 if decides else 0.0
     if not answers(evidence, other) or (gap is not None and gap <= least):
         return []
-    unserved = evidence.unserved[other.system]
     more = "" if gap is None else f", {signed(gap)} more" if gap else ", as much"
-    why = f"; {unserved.why} {unserved.cure}".rstrip(" .") if unserved.why else ""
-    servers, asked = listing(unserved.servers), evidence.margin
-    return [reason_of("not-servable", gap, asked, servers=servers, other=other, more=more, why=why)]
+    why, asked = evidence.excluded[other.system], evidence.margin
+    return [reason_of(why.code, gap, asked, other=other, more=more, **why.words)]
 
 
 def _by_score(system: ScoredSystem) -> tuple[float, tuple[int, int], tuple[int, str]]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from loraprobe.defaults import (
     COMPRESSION_LIMIT,
@@ -317,13 +318,12 @@ class ScoredSystem:
 
 
 @dataclass(frozen=True)
-class Unserved:
-    """Why servers that the user named cannot run a system: their names, what stands in the way, and
-    the cure; both are empty for a router that mixes adapters, which no server runs."""
+class Exclusion:
+    """Why a system cannot be used: the code of a reason, and the words that its sentence has beside
+    the system, `other`, and what it scores more than what is advised, `more`."""
 
-    servers: tuple[str, ...]
-    why: str = ""
-    cure: str = ""
+    code: str
+    words: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -336,10 +336,10 @@ class Evidence:
     on every one of several tasks. `balanced` says that norms were made equal before composing.
     `hidden_size` is that of the base that was asked, None where its config does not tell it.
     `max_new_tokens` is None for the default limits of plain and worked answers. `choice` tells out
-    of what library these adapters were chosen, None where they were given. `unserved` has the
-    systems that the servers of the user cannot run: these change what is advised and no decision.
-    `rank_given` says that --rank is a number, `budget` that --budget limited the run. Of the tasks'
-    `items` so many as are `repeated` ask a question again.
+    of what library these adapters were chosen, None where they were given. `excluded` has the
+    systems that cannot be used: these change what is advised and no decision. `rank_given` says
+    that --rank is a number, `budget` that --budget limited the run. Of the tasks' `items` so many
+    as are `repeated` ask a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -354,7 +354,7 @@ class Evidence:
     hidden_size: int | None = None
     max_new_tokens: int | None = None
     choice: LibraryChoice | None = None
-    unserved: Mapping[str, Unserved] = field(default_factory=dict)
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     rank_given: bool = False
     budget: bool = False
     items: int = 0
@@ -441,8 +441,8 @@ class Evidence:
 
         Simple is first what stands first in KINDS, then the plain question before worked
         steps. Of merges with the same score the one wins that changes the base less. A router,
-        which no server runs, has to be shown to be better than a merge that is the best without it.
-        A first round can show too little for that: there what scored more than a tie more wins.
+        which no program loads, has to be shown to be better than the best merge. A first round can
+        show too little for that: there what scored more than a tie more wins.
         """
         ordered = sorted(
             systems,
@@ -454,8 +454,8 @@ class Evidence:
         few, tie = self.level == "pilot", self.tie
         most = tie if few else TIES_OF_NOISE * tie
         best = next(s for s in ordered if s is top or tied(self.difference(top, s), tie, most))
-        if not few and not KINDS[best.kind].served:
-            rival = self.leader(system for system in ordered if KINDS[system.kind].served)
+        if not few and not KINDS[best.kind].loadable:
+            rival = self.leader(system for system in ordered if KINDS[system.kind].loadable)
             if (
                 rival is not None
                 and rival.kind == "merge"
@@ -472,11 +472,11 @@ class Evidence:
 
     @property
     def usable(self) -> Evidence:
-        """The scores of what keeps the guards and the servers of the user can run.
+        """The scores of what keeps the guards and is not excluded.
 
-        A chain needs all its adapters to be served, and loses what the adapters of its hops lose.
+        A chain needs all its adapters, and loses what the adapters of its hops lose.
         """
-        out = set(self.unserved)
+        out = set(self.excluded)
         if not out.isdisjoint(self.systems(("adapter",))):
             out.add("chain")
         out |= self.measured.unsafe

@@ -117,8 +117,9 @@ class WeightWarning:
 
 
 def _codes(read: Mapping[str, Any]) -> dict[str, Code]:
-    """The codes of a file such as codes.toml."""
-    sources = {key: text.format(**vars(defaults)) for key, text in read["sources"].items()}
+    """The codes of a file such as codes.toml, where the sources of the core are known."""
+    known = {**_READ["sources"], **read["sources"]}
+    sources = {key: text.format(**vars(defaults)) for key, text in known.items()}
     return {
         name: Code(
             **{**row, "source": sources.get(row.get("source", name), "")},

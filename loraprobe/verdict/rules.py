@@ -63,7 +63,7 @@ from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import (
     advise,
     answers,
-    not_served,
+    excluded_but_better,
     unsafe_but_better,
     worth_its_calls,
 )
@@ -213,7 +213,7 @@ def at_ceiling(evidence: Evidence) -> Verdict | None:
         if baseline.system not in evidence.measured.unsafe
     }
     high = [baseline for baseline, low in lows.items() if low > ceiling]
-    best = evidence.leader([b for b in high if b.system not in evidence.unserved] or high)
+    best = evidence.leader([b for b in high if b.system not in evidence.excluded] or high)
     if best is None:
         return None
     who, margin = reasons.baseline_in_words(best.system), evidence.margin
@@ -289,14 +289,14 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
 def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | None) -> str:
     """What to do where no merge and no router was asked. chain: how its gain stands, if asked.
 
-    What the base and the adapters decide names the action, unless it was tried or is not served.
+    What the base and the adapters decide names the action, unless it was tried or is excluded.
     """
     usable, action = evidence.usable, baselines.action
     if chain == "likely" and usable.scored(["chain"]):
         return "chain"
     tried = action == "chain" and chain is not None
-    unserved = action.partition(":")[2] in evidence.unserved
-    if baselines.decision == "unlikely" and not tried and not unserved:
+    excluded = action.partition(":")[2] in evidence.excluded
+    if baselines.decision == "unlikely" and not tried and not excluded:
         return action
     best = usable.leader(usable.scored_alone())
     hops = next(iter(usable.scored(["chain"], [QUESTION])), None)
@@ -338,10 +338,10 @@ def decide_compositions(evidence: Evidence) -> Verdict:
     limits = evidence.rank_given and (used is None or decision == "inconclusive")
     why += [reasons.about_compression(c, compressed, limits) for c in decisive if c.lossy]
     why += unsafe_but_better(evidence, advice.used)
-    why += [*advice.reasons, *not_served(evidence, composed, decisive[0], advice.used)]
+    why += [*advice.reasons, *excluded_but_better(evidence, composed, decisive[0], advice.used)]
     if baselines.decision == "unlikely" and decision == "inconclusive":
         why += [replace(reason, severity="info") for reason in baselines.reasons]
-    about = used or (None if best.system in evidence.unserved else best)
+    about = used or (None if best.system in evidence.excluded else best)
     missing = best.missing or advice.missing or (baselines.missing if by_baselines else None)
     return Verdict(
         decision,

@@ -55,10 +55,11 @@ def test_a_server_runs_merges_within_its_ranks_and_no_router_that_mixes(case):
     found = Serving((server,) if server else (), adapters).unserved(systems)
     assert set(found) == out
     for name in out - {"arrow"}:
-        assert found[name].servers == ("vllm",) and "--rank 512" in found[name].cure
-        assert str(2 * rank if name == "sum" else rank) in found[name].why
+        assert found[name].words["servers"] == "vllm" and "--rank 512" in found[name].words["why"]
+        assert str(2 * rank if name == "sum" else rank) in found[name].words["why"]
     if server:
-        assert found["arrow"].servers == tuple(server.split(",")) and not found["arrow"].cure
+        names = " and ".join(server.split(","))
+        assert found["arrow"].words == {"servers": names, "why": ""}
 
 
 # What an adapter's file holds -> the servers that can never run it alone.

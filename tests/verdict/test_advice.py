@@ -21,9 +21,9 @@ from evidences import (
 from hypothesis import given, settings
 
 from loraprobe.records import Attribution, Command, Comparison, Coverage, Verdict
-from loraprobe.verdict import Request, decide, next_command
+from loraprobe.verdict import Request, decide, next_command, reasons
 from loraprobe.verdict.advice import action_is_certain, basis_of
-from loraprobe.verdict.evidence import Unserved
+from loraprobe.verdict.evidence import Exclusion
 from loraprobe.verdict.rules import candidates
 
 FAIL = {"base": 0.0, "a": 0.05, "b": 0.04, "uniform": 0.05, "shrunk:a": 0.04}
@@ -292,7 +292,7 @@ def test_a_merge_that_every_server_runs_is_named_beside_a_router_that_is_little_
 
 TWO = {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.9, 0.9)}
 ROUTER_GAINS = {"base": 0.0, "a": 0.05, "sum": 0.3, "arrow": 0.6, "shrunk:a": 0.04}
-# evidence, what is not served -> action, system, and by how much the best of that scores more
+# evidence, what is excluded -> action, system, and by how much the best of that scores more
 SERVED = {
     "a merge for a router": (evidence(ROUTER_GAINS), ["arrow"], "merge", "sum", 0.3),
     "a merge that is not shown to gain": (
@@ -326,26 +326,33 @@ SERVED = {
 }  # fmt: skip
 
 
+@pytest.fixture
+def excluded(monkeypatch) -> Exclusion:
+    """Why a system is excluded, as an extension says."""
+    monkeypatch.setitem(reasons.CODES, "not-here", reasons.Code("", text="{other}{more}: {why}"))
+    return Exclusion("not-here", {"why": "too large"})
+
+
 @pytest.mark.parametrize("name", SERVED)
-def test_only_what_the_servers_can_run_is_advised_and_the_decision_stays(name):
+def test_only_what_is_not_excluded_is_advised_and_the_decision_stays(name, excluded):
     asked, out, action, system, more = SERVED[name]
-    refused = dict.fromkeys(out, Unserved(("vllm",), "vllm refuses rank 640.", "Give --rank."))
-    found, free = decide(replaced(asked, unserved=refused)), decide(asked)
+    refused = dict.fromkeys(out, excluded)
+    found, free = decide(replaced(asked, excluded=refused)), decide(asked)
     assert (found.action, found.system) == (action, system)
     assert found.decision == free.decision
-    told = [r.value for r in found.reasons if r.code == "not-servable"]
+    told = [r.value for r in found.reasons if r.code == "not-here"]
     unmeasured = action == "train-target-adapter"
     assert told == ([pytest.approx(more)] if more is not None else [None] if unmeasured else [])
 
 
-def test_an_adapter_at_its_ceiling_that_is_not_served_is_not_advised():
+def test_an_adapter_at_its_ceiling_that_is_excluded_is_not_advised(excluded):
     rows = evidence({"base": 0.2, "a": 1.0, "b": 0.9})
     alone = changed(rows, lambda row: row.system == "a", ci95=(0.96, 1.0))
     assert decide(alone).action == "use-single:a"
-    refused = {"a": Unserved(("vllm",))}
-    found = decide(replaced(alone, unserved=refused))
+    refused = {"a": excluded}
+    found = decide(replaced(alone, excluded=refused))
     assert (found.decision, found.action) == ("unlikely", "use-single:b")
-    none = decide(replaced(alone, unserved=refused | {"b": refused["a"]}))
+    none = decide(replaced(alone, excluded=refused | {"b": refused["a"]}))
     assert (none.decision, none.action) == ("unlikely", "use-base")
 
 

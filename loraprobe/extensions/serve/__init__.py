@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import Engine, Extension, Workload
+from loraprobe.extension import Constraint, Engine, Extension, Workload
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
+    from loraprobe.base import Base
+    from loraprobe.evaluation import System
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Session
+    from loraprobe.verdict import Exclusion
 
 HERE = "transformers"
 LONG = 600.0  # seconds of a run on a GPU from which vLLM is named
@@ -62,13 +66,31 @@ class ServerEngine(Engine):
         return not_loadable(adapters)
 
 
+@dataclass(frozen=True)
+class Servers(Constraint):
+    """What the named servers cannot run is not advised."""
+
+    wanted: Sequence[str]
+
+    def exclude(
+        self, adapters: Sequence[Adapter], systems: Sequence[System], base: Base
+    ) -> Mapping[str, Exclusion]:
+        from loraprobe.servers.serving import Serving
+
+        return Serving(self.wanted, adapters, base).unserved(systems)
+
+
 class Serve(Extension):
-    """Has servers answer."""
+    """Has servers answer, and advises what they can run."""
 
     options = ServeOptions
+    codes = Path(__file__).with_name("codes.toml")
 
     def engine(self, options: Options) -> Engine | None:
         return None if options.of_extension(ServeOptions).engine == HERE else ServerEngine()
+
+    def constraints(self, options: Options) -> Sequence[Constraint]:
+        return [Servers(options.serve)] if options.serve else []
 
     def hints(self, session: Session, seconds: float) -> Sequence[str]:
         if not session.device.startswith("cuda") or seconds <= LONG or self.engine(session.options):

@@ -89,8 +89,8 @@ def against_own(base: str, adapters: list[str], items: list[dict], scratch: str,
     """The same tokens asked through the harness's tasks, and as items of our own."""
     from loraprobe.evaluation.asking import ask as ask_questions
     from loraprobe.evaluation.questions import questions
+    from loraprobe.extensions.harness.tasks import load_harness
     from loraprobe.tasks import Item, Task
-    from loraprobe.tasks.harness import load_harness
 
     folder, scorer, compositions = write_tasks(items, scratch), scorer_of(base), systems(adapters)
     own = {

@@ -130,7 +130,7 @@ def inspect(
 @takes(
     "allow batch_size chat_template device diagnostics dtype "
     "fields limit margin max_new_tokens metric per_module resume "
-    "run_unsafe_code seed serve state threads trust_remote_code",
+    "seed serve state threads trust_remote_code",
     command="inspect",
 )
 def inspect(
@@ -250,8 +250,7 @@ def load_composition(directory: str | Path) -> Composition:
     "all_items allow balance batch_size chat_template device "
     "device_map dtype fields guard_margin guards limit margin max_new_tokens "
     "methods metric quantize rank resume retention router_prompts routers "
-    "run_unsafe_code seed "
-    "serve space state subtract systems threads trust_remote_code weights",
+    "seed serve space state subtract systems threads trust_remote_code weights",
     command="merge-and-eval",
 )
 def merge_and_eval(

@@ -95,5 +95,4 @@ SERVED_CLOSER = 4.0
 SERVED_TELLS = 0.01  # mean difference of base and adapter from which a server's rounding is less
 ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
 
-HARNESS = "lm_eval:"  # before the names of tasks of lm-evaluation-harness and of their metrics
 LOSS = "answer_loss"  # the metric of which less is better

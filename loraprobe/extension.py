@@ -1,5 +1,5 @@
-"""What an extension may add: commands, options of commands, Python functions, who asks the base,
-what answers in its place, what a verdict tells.
+"""What an extension may add: commands, options of commands, Python functions, sources of tasks, who
+asks the base, what answers in its place, what a verdict tells, what is written of a result.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loraprobe.records import Audit, Sample
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
-    from loraprobe.tasks import Task
+    from loraprobe.tasks import FieldMap, Task
     from loraprobe.verdict import Annotator, Exclusion
 
 
@@ -103,6 +103,30 @@ class Constraint(ABC):
         """
 
 
+class TaskSource(ABC):
+    """Where the tasks of some references of --task and --guard come from.
+
+    A reference begins with a word and a colon, as "suite:", which the next command keeps before
+    the name of another task. help: how one is written, for --help. asks: whether its items have an
+    `Examiner`, so that there are no fields to map and nothing to learn weights from.
+    """
+
+    help: ClassVar[str] = ""
+    asks: ClassVar[bool] = False
+
+    @abstractmethod
+    def claims(self, reference: str) -> bool:
+        """Whether a reference is one of this source."""
+
+    @abstractmethod
+    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+        """The tasks of a reference, of each at most `options.limit` items.
+
+        layout: which fields of a file hold an item's keys. Raises TaskError, or UsageError where
+        another reference or option is the cure.
+        """
+
+
 class Extension:
     """An extension that adds nothing, from which others are derived.
 
@@ -146,6 +170,10 @@ class Extension:
         """
         return ()
 
+    def task_sources(self) -> Sequence[TaskSource]:
+        """Where tasks come from, beside files and data sets of the Hub."""
+        return ()
+
     def hints(self, session: Session, seconds: float) -> Sequence[str]:
         """Sentences beside the estimate of --dry-run that a run takes so long."""
         return ()
@@ -162,6 +190,11 @@ class Extension:
 def engine_of(options: Options) -> Engine | None:
     """What answers the questions in place of transformers; None where nothing does."""
     return next(filter(None, (one.engine(options) for one in installed())), None)
+
+
+def task_sources() -> list[TaskSource]:
+    """The sources of tasks that extensions add."""
+    return [source for one in installed() for source in one.task_sources()]
 
 
 def installed() -> tuple[Extension, ...]:

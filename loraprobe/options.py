@@ -293,12 +293,6 @@ class MachineOptions:
     trust_remote_code: bool = option(
         False, "", "Run model code that the base's repository holds.", decides="answers", typed=True
     )
-    run_unsafe_code: bool = option(
-        False,
-        "",
-        "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
-        typed=True,
-    )
     batch_size: int | Literal["auto"] = option(
         "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
     )

@@ -23,6 +23,7 @@ from typer.core import TyperCommand
 
 from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
+from loraprobe.extension import task_sources
 from loraprobe.formatting import listing, nearest
 from loraprobe.options import AddedOptions, Options, added_to, as_fields, groups, hints, table
 
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
+FILES = "JSONL", "JSON", "CSV", "TSV", "Parquet", "hf:// for a data set of the Hub"
 LONGEST_FILE = 200_000  # bytes of a file of --config
+QUESTIONS = [*FILES, *(source.help for source in task_sources())]  # what --task takes
 Texts = list[str] | None  # the values of an option that may be repeated
 
 
@@ -124,8 +127,7 @@ TaskOption = Annotated[
     Texts,
     setting(
         "FILE",
-        "Questions: JSONL, JSON, CSV, TSV, Parquet, hf:// for a data set of the Hub, or "
-        "lm_eval:TASK[,TASK], also with @DIR; may be repeated.",
+        f"Questions: {', '.join(QUESTIONS[:-1])}, or {QUESTIONS[-1]}; may be repeated.",
         TASKS,
     ),
 ]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 SHOWN = 3  # items of each task, unless a number is given
 READ_PLAIN = "the first line of the reply is compared with it."
 READ_STEPS = "what follows the last ####, \\boxed{} or 'answer is' is compared with it."
-READ_HARNESS = "lm-evaluation-harness filters and judges the reply."
 # What a verdict is about.
 SEVERAL_TASKS = (
     "Several tasks: the verdict says whether one model keeps several skills (retention)."
@@ -74,8 +73,8 @@ def check(
     fields: Texts = None,
     metric: Texts = None,
     margin: float | None = None,
-    run_unsafe_code: bool = False,
     json: bool = False,
+    **added: Any,
 ) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
@@ -136,9 +135,9 @@ def sample(
     ] = None,
     metric: Texts = None,
     chat_template: str = "auto",
-    run_unsafe_code: bool = False,
     trust_remote_code: bool = False,
     json: bool = False,
+    **added: Any,
 ) -> None:
     """Show questions as a model will read them, with the right answer and how it is judged.
 
@@ -167,6 +166,7 @@ def sample(
     ]
     if output.document("task sample", {"previews": rows}):
         return
+    examiners = {task.name: task.examiner.name if task.examiner else "" for task in tasks}
     width = Console().width
     for row in rows:
         tokens = "" if encoder is None else f", {count(row['tokens'], 'token')}"
@@ -174,7 +174,7 @@ def sample(
         form = {QUESTION: "asked plainly", STEPS: "asked step by step"}.get(part, part)
         print(clean(f"--- {row['task']}, item {row['item']}, {form}{tokens}"))
         print("\n".join(map(clean, row["prompt"].split("\n"))))
-        print("\n".join(_judged(row, width)), end="\n\n")
+        print("\n".join(_judged(row, width, examiners[row["task"]])), end="\n\n")
     if base is None:
         print("As the file has it; --base REF shows the base's chat template and tokens.")
 
@@ -201,13 +201,16 @@ def _encoder(reference: str | None, options: Options) -> Encoder | None:
     return Encoder(tokenizer, {"on": True, "off": False, "auto": has}[options.chat_template])
 
 
-def _judged(row: Mapping[str, Any], width: int) -> Iterator[str]:
-    """The right answers, and how a reply is judged, in lines of so many columns."""
+def _judged(row: Mapping[str, Any], width: int, examiner: str) -> Iterator[str]:
+    """The right answers, and how a reply is judged, in lines of so many columns.
+
+    examiner: who judges it, where loraprobe does not.
+    """
     right = " or ".join(map(repr, row["answers"]))
     from loraprobe.tasks import METRICS
 
     metric = METRICS.get(row["metric"])
     how = READ_STEPS if row["part"] == STEPS else READ_PLAIN
-    how = READ_HARNESS if metric is None else metric.reading or how
+    how = f"{examiner} filters and judges the reply." if metric is None else metric.reading or how
     choices = f" Choices: {shortly(row['choices'])}." if row["choices"] else ""
     yield from wrapped(clean(f"--- right: {right}. {row['metric']}: {how}{choices}"), width)

@@ -10,13 +10,13 @@ The `Ledger` holds the answers of a run, in memory and in a file that `--resume`
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraprobe.defaults import HARNESS, LOSS
+from loraprobe.defaults import LOSS
 from loraprobe.errors import OutputError, UsageError
 from loraprobe.evaluation.questions import BASE, Question, System, questions
 from loraprobe.records import (
@@ -28,9 +28,10 @@ from loraprobe.records import (
     Progress,
     called,
     hop_part,
+    judged_elsewhere,
 )
 from loraprobe.results import CURE, NAME, JsonLines
-from loraprobe.tasks import METRICS, Task, fill
+from loraprobe.tasks import METRICS, Examiner, Task, fill
 
 if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
@@ -94,17 +95,17 @@ class Ledger(JsonLines[ItemResult]):
 def item_result(row: Any) -> ItemResult:
     """A result from a JSON value. Raises ValueError for a row that no run writes.
 
-    Its value must be 0 or 1, for a metric of lm-evaluation-harness from 0 to 1, and for the metric
+    Its value must be 0 or 1, for a metric of an `Examiner` from 0 to 1, and for the metric
     "answer_loss" between 0 and MOST_LOSS nats.
     """
     if not isinstance(row, dict) or {key: type(value) for key, value in row.items()} != TYPES:
         raise ValueError("other keys or another type")
     json.dumps(row, ensure_ascii=False).encode()  # a lone surrogate is a ValueError
     metric, value = row["metric"], row["value"]
-    harness, loss = metric.startswith(HARNESS), metric == LOSS
-    if not (harness or metric in METRICS):
+    elsewhere, loss = judged_elsewhere(metric), metric == LOSS
+    if not (elsewhere or metric in METRICS):
         raise ValueError("an unknown metric")
-    if not 0 <= value <= (MOST_LOSS if loss else 1) or not (harness or loss or value in (0, 1)):
+    if not 0 <= value <= (MOST_LOSS if loss else 1) or not (elsewhere or loss or value in (0, 1)):
         raise ValueError("no value of this metric")
     return ItemResult(**row | {"part": ItemPart(row["part"])})
 
@@ -340,8 +341,15 @@ def ask(
 
     max_new_tokens: of each reply; None for the number of its question.
     """
-    outside = [q for q in batch if q.item.source is not None]
-    found = ask_harness(scorer, outside, system) if outside else {}
+    found: dict[Question, ItemResult] = {}
+    elsewhere: dict[type[Examiner], list[Question]] = {}
+    for q in batch:
+        if q.item.examiner is not None:
+            elsewhere.setdefault(type(q.item.examiner), []).append(q)
+    for kind, asked in elsewhere.items():
+        answers = kind.ask(scorer, [q.item for q in asked])
+        for q, (value, text) in zip(asked, answers, strict=True):
+            found[q] = q.result(system, value, text)
     groups: dict[tuple[Any, ...], list[Question]] = {}
     for q in batch:
         if q.generated:
@@ -361,36 +369,3 @@ def ask(
         for q in asked:
             found[q] = q.scored(system, [next(scores) for _ in q.continuations])
     return [found[q] for q in batch]
-
-
-def ask_harness(
-    scorer: Scorer, batch: Sequence[Question], system: str
-) -> dict[Question, ItemResult]:
-    """The results of questions, all of the harness, from a model that carries the system.
-
-    The requests of all tasks go to the model together. Raises TaskError for a task that the harness
-    cannot judge.
-    """
-    from loraprobe.scoring import ModelScorer
-    from loraprobe.scoring.system_lm import SystemLM
-
-    assert isinstance(scorer, ModelScorer)  # servers are asked no such tasks
-    lm = SystemLM(scorer)
-    by_task: dict[Any, list[Question]] = defaultdict(list)
-    for question in batch:
-        by_task[question.item.source].append(question)
-    asked = {
-        task: task.requests([question.item.id for question in own], lm)
-        for task, own in by_task.items()
-    }
-    by_kind: dict[str, list[Any]] = defaultdict(list)
-    for request in (one for requests in asked.values() for one in requests):
-        by_kind[request.request_type] += [request] * (request.repeats or 1)
-    for kind, requests in by_kind.items():
-        for request, reply in zip(requests, getattr(lm, kind)(requests), strict=True):
-            request.resps.append(reply)
-    return {
-        question: question.result(system, value, text)
-        for task, own in by_task.items()
-        for question, (value, text) in zip(own, task.values(asked[task]), strict=True)
-    }

@@ -205,7 +205,7 @@ def guessing(tasks: Iterable[Task]) -> tuple[Coverage, ...]:
         items = task.items
         if not items or any(item.judge == LOSS for item in items):
             continue
-        if any(item.source and not item.choices for item in items):
+        if any(item.examiner and not item.choices for item in items):
             continue
         golds = Counter(
             gold
@@ -216,7 +216,7 @@ def guessing(tasks: Iterable[Task]) -> tuple[Coverage, ...]:
         chances = [
             sum(choice in item.answers for choice in item.choices) / len(item.choices)
             for item in items
-            if item.judge == "choice" or item.source
+            if item.judge == "choice" or item.examiner
         ]
         right = sum(chances) + max(golds.values(), default=0)
         rows.append(Coverage("guessing", task.name, right / len(items), len(items)))

@@ -198,8 +198,8 @@ def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
                 f"Task {task.name} is judged by {task.metric}: {why}. --metric overrides it."
             )
             log.warning(notes[-1])
-        if task.of_harness:
-            notes.append(task.items[0].source.told(task.name))
+        if task.examiner is not None:
+            notes.append(task.examiner.told(task.name))
         if len(task.items) > 1 and len({item.cluster for item in task.items}) == 1:
             notes.append(
                 f"All {len(task.items)} items of task {task.name} share one group, so they count "

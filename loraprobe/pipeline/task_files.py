@@ -1,4 +1,4 @@
-"""Task files, probe files and prompt files as a user gives them."""
+"""Tasks, probe files and prompt files as a user gives them; extensions have further tasks."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Any
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
-from loraprobe.defaults import HARNESS
+from loraprobe.defaults import LOSS
 from loraprobe.errors import UsageError
+from loraprobe.extension import TaskSource, task_sources
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.session import Cards, Ref, Tasks
@@ -24,7 +25,40 @@ from loraprobe.tasks import (
     read_task,
     with_metrics,
 )
-from loraprobe.tasks.harness import check_losses, load_harness
+
+
+class Texts(TaskSource):
+    """Files of plain text, each judged by its loss, as a guard may be."""
+
+    def claims(self, reference: str) -> bool:
+        return is_text(reference)
+
+    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+        return [load_text(reference, options.limit)]
+
+
+class Datasets(TaskSource):
+    """Data sets of the Hub."""
+
+    def claims(self, reference: str) -> bool:
+        return reference.startswith(hub.DATASET)
+
+    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+        from loraprobe.hub.datasets import resolve_dataset
+
+        found = resolve_dataset(reference)
+        source = Task(found.name, (), found.reference, commit=found.commit)
+        return [read_task(found.files, source, options.limit, layout)]
+
+
+class Files(TaskSource):
+    """Files of questions: what nobody else claims."""
+
+    def claims(self, reference: str) -> bool:
+        return True
+
+    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+        return [load_task(reference, options.limit, layout)]
 
 
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
@@ -44,7 +78,7 @@ def open_guarded(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]
         into += _open(one, options, layout, guard=into is guards)
     every = with_metrics([*found, *guards], options.metric)
     found, guards = every[: len(found)], every[len(found) :]
-    check_losses(found, options.margin)
+    _check_losses(found, options.margin)
     for at, guard in enumerate(guards):
         for others, flag in ((found, "--task"), (guards[:at], "--guard")):
             if any(guard.name == one.name or guard.items == one.items for one in others):
@@ -55,42 +89,44 @@ def open_guarded(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]
     return found, guards
 
 
-def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> list[Task]:
-    """The task of a reference; several of the harness. guard: a file may also be a text."""
+def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence[Task]:
+    """The tasks of a reference. guard: a file may also be a text.
+
+    Raises UsageError for options that need questions which loraprobe asks itself.
+    """
     if isinstance(one, Task):
         return [one]
     if not isinstance(one, (str, Path)):
         raise UsageError(
             f"{'guards' if guard else 'tasks'} takes files and tasks, not {one!r:.60}."
         )
-    if str(one).startswith(HARNESS):
-        return _of_harness(str(one), options, layout, guard)
-    if guard and is_text(one):
-        return [load_text(one, options.limit)]
-    if not str(one).startswith(hub.DATASET):
-        return [load_task(one, options.limit, layout)]
-    from loraprobe.hub.datasets import resolve_dataset
-
-    found = resolve_dataset(str(one))
-    source = Task(found.name, (), found.reference, commit=found.commit)
-    return [read_task(found.files, source, options.limit, layout)]
-
-
-def _of_harness(task: str, options: Options, layout: FieldMap, guard: bool) -> list[Task]:
-    """Raises UsageError for options that need questions which loraprobe asks itself."""
+    sources = [*task_sources(), *([Texts()] if guard else []), Datasets(), Files()]
+    source = next(source for source in sources if source.claims(str(one)))
     for flag, given in (
         ("--weights=learn", options.learns and not guard),
         ("--fields", layout != FieldMap()),
     ):
-        if given:
-            raise UsageError(f"{flag} cannot be used with {task}: give a task file (JSONL).")
-    return load_harness(
-        task,
-        options.limit,
-        metric=options.metric,
-        max_new_tokens=options.max_new_tokens,
-        run_unsafe_code=options.run_unsafe_code,
-    )
+        if source.asks and given:
+            raise UsageError(f"{flag} cannot be used with {one}: give a task file (JSONL).")
+    return source.open(str(one), options, layout)
+
+
+def _check_losses(tasks: Sequence[Task], margin: float | None) -> None:
+    """Raises UsageError where losses by an `Examiner` have no margin, or stand beside shares."""
+    if not any(task.examiner for task in tasks):
+        return
+    losses = [task.name for task in tasks if any(item.metric == LOSS for item in task.items)]
+    shares = [task.name for task in tasks if task.name not in losses]
+    if losses and shares:
+        raise UsageError(
+            f"Task {losses[0]} is judged by a loss and {shares[0]} by a share, so they have no "
+            "common mean: give them in two runs, or choose metrics by --metric=TASK=METRIC."
+        )
+    if losses and margin is None:
+        raise UsageError(
+            f"Task {losses[0]} is judged by a loss in nats, so it needs --margin; give the loss "
+            "difference that matters."
+        )
 
 
 def _layouts(options: Options, tasks: int, guards: int) -> list[FieldMap]:

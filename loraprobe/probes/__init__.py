@@ -46,8 +46,8 @@ def cover(
 
     results: per-item results of the base and of single adapters from evaluation; systems without
     results have no row. items: the most that a probe asks of each part. The continuations that all
-    probes request are scored in one pass. Equal seeds give equal figures. Tasks of
-    lm-evaluation-harness have no rows. Raises TaskError if a prompt does not fit into the base's
+    probes request are scored in one pass. Equal seeds give equal figures. Tasks with
+    an `Examiner` have no rows. Raises TaskError if a prompt does not fit into the base's
     context.
     """
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
@@ -55,7 +55,7 @@ def cover(
     contexts = [
         ProbeContext(task, names, results, scorer.tokenizer, items, seed)
         for task in tasks
-        if not task.of_harness
+        if task.examiner is None
     ]
     requests = [r for probe in chosen for context in contexts for r in probe.requests(context)]
     likely = likelihoods(scorer, requests, progress)

@@ -116,7 +116,7 @@ class ForecastTexts:
             for q in questions(tasks)
             if q.part != STEPS
             and (q.part == QUESTION or q.item.cot_prompt is not None)
-            and q.item.source is None
+            and q.item.examiner is None
             and not METRICS[q.metric].patterns
         ]
         pairs = [(k, q.prompt, text) for k, q in enumerate(asked) for text in _texts(q)]
@@ -172,7 +172,7 @@ class AdditiveForecast:
 
     The pass reads prompts with their right answers or choices. Greedy decoding writes a text
     exactly if each of its tokens has the largest logit at its position, and then a token that ends
-    the answer. Questions of lm-evaluation-harness, those that are judged by a pattern, and worked
+    the answer. Questions with an `Examiner`, those that are judged by a pattern, and worked
     answers have no text to read.
 
     At each of the p positions the s tokens of the support have logits of their own; the other

@@ -72,6 +72,7 @@ from loraprobe.records.measurements import (
     example,
     hop_part,
     items_needed,
+    judged_elsewhere,
     pooled,
 )
 from loraprobe.records.plain import as_text, document, plain

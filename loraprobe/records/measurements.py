@@ -270,7 +270,7 @@ class ItemResult:
     task: str
     part: ItemPart
     item: str
-    metric: str  # one of `tasks.METRICS`, or one of lm-evaluation-harness
+    metric: str  # one of `tasks.METRICS`, or one of an `Examiner`
     value: float
     text: str
     group: str
@@ -325,6 +325,11 @@ class Sample:
     question: str
     gold: tuple[str, ...]
     replies: tuple[Reply, ...]
+
+
+def judged_elsewhere(metric: str) -> bool:
+    """Whether a `tasks.Examiner` judges by the metric of a score, as "suite:accuracy"."""
+    return ":" in metric
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,11 @@
 
 `items` holds the records. `sources` reads rows of data files, `reading` maps their fields onto
 items and names bad lines. `metrics` says which metric judges an item, and reads the answer in a
-generated text. `checking` tells what a task allows a verdict to say, `splits` sets items apart, and
-`harness` reads tasks of lm-evaluation-harness.
+generated text. `checking` tells what a task allows a verdict to say, and `splits` sets items apart.
 """
 
 from loraprobe.tasks.checking import TaskCheck, check_task
-from loraprobe.tasks.items import Hop, Item, ProbePrompts, Task, fill
+from loraprobe.tasks.items import Examiner, Hop, Item, ProbePrompts, Task, fill
 from loraprobe.tasks.metrics import (
     METRICS,
     answered,

@@ -124,7 +124,7 @@ def _findings(task: Task, clusters: int) -> dict[str, str]:
             f"{count(task.repeated, 'repetition')} of a question in {len(task.items):,} items: "
             "copies count as one question. Ask something else in their place."
         )
-    if task.of_harness:
+    if task.examiner is not None:
         return found
     if not task.has_cot:
         found["no-steps"] = (

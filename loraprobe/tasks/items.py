@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from loraprobe.defaults import LOSS
 from loraprobe.records import QUESTION, STEPS, ItemPart, TaskSummary, hop_part
@@ -28,12 +29,41 @@ class Hop:
     adapter: str | None = None
 
 
+class Examiner(ABC):
+    """What asks and judges items by itself, without the prompts and metrics of loraprobe.
+
+    As text it is what decides the value of an item, beside the item. name: as messages say it.
+    """
+
+    name: ClassVar[str]
+
+    @classmethod
+    @abstractmethod
+    def ask(cls, scorer: Any, items: Sequence[Item]) -> Sequence[tuple[float, str]]:
+        """The value of each item and the reply, from a scorer whose model carries a system.
+
+        The examiners of all items are of this class. A value is a share from 0 to 1, or a loss in
+        nats where the metric of the item is "answer_loss". Other metrics have a name with a colon,
+        as "suite:accuracy". Raises TaskError for what cannot be asked or judged.
+        """
+
+    @abstractmethod
+    def told(self, task: str) -> str:
+        """How its items are judged, as a sentence for the report. task: the name of the task."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    def __deepcopy__(self, _: Any) -> Examiner:
+        return self
+
+
 @dataclass(frozen=True)
 class Item:
     """One question with all right answers; without a prompt the answer is a text by itself.
 
-    metric: how its answer is judged; None where nothing was chosen (`with_metrics`). source: the
-    `HarnessTask` that asks and judges it; None for an item of a file.
+    metric: how its answer is judged; None where nothing was chosen (`with_metrics`). examiner: what
+    asks and judges it; None where loraprobe does.
     """
 
     id: str
@@ -46,7 +76,7 @@ class Item:
     entities: tuple[str, ...] = ()
     group: str | None = None
     metric: str | None = None
-    source: Any = field(default=None, compare=False, repr=False)
+    examiner: Examiner | None = field(default=None, compare=False, repr=False)
 
     @property
     def judge(self) -> str:
@@ -95,9 +125,9 @@ class Task:
         return TaskSummary(*whole, self.metric, self.why if suits else None, self.repeated)
 
     @property
-    def of_harness(self) -> bool:
-        """Whether lm-evaluation-harness asks and judges it."""
-        return any(item.source is not None for item in self.items)
+    def examiner(self) -> Examiner | None:
+        """What asks and judges its items, that of the first one; None where loraprobe does."""
+        return next((item.examiner for item in self.items if item.examiner is not None), None)
 
     @property
     def named_adapters(self) -> set[str]:

@@ -647,7 +647,7 @@ ELSEWHERE = {  # names that other tools have for metrics
 def is_generated(metric: str) -> bool:
     """Whether a score's metric, or one of several joined by "+", judges written replies.
 
-    Those of lm-evaluation-harness are not in METRICS, because it judges by itself.
+    Those of an `Examiner` are not in METRICS, because it judges by itself.
     """
     return any(m is not None and m.generated for m in map(METRICS.get, metric.split("+")))
 
@@ -670,7 +670,7 @@ def given_metric(task: str, metric: str | None) -> str | None:
 def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
     """The metric for all tasks, and those of single tasks, from "json" or "a=json,b=strict".
 
-    Tasks of lm-evaluation-harness have metrics of their own, so names are not checked here. Raises
+    Tasks with an `Examiner` have metrics of their own, so names are not checked here. Raises
     UsageError for several metrics of one task or of all, and for "answer_loss" beside others.
     """
     for_all: str | None = None
@@ -695,7 +695,7 @@ def with_metrics(tasks: Sequence[Task], metric: str | None) -> list[Task]:
     or one of no task, TaskError for answers that a metric cannot use.
     """
     for_all, by_task = named_metrics(metric)
-    if for_all not in (None, AUTO, *METRICS) and not any(task.of_harness for task in tasks):
+    if for_all not in (None, AUTO, *METRICS) and not any(task.examiner for task in tasks):
         raise UsageError(f"Unknown metric {for_all!r}: {_nearest_metric(for_all or '', METRICS)}")
     names = [task.name for task in tasks]
     for name in by_task:
@@ -722,7 +722,7 @@ def _with_metric(task: Task, given: str | None) -> Task:
     items = []
     for item in task.items:
         chosen = _metric_of(item, task.name, given, needs)
-        if chosen in METRICS:  # lm-evaluation-harness judges by others
+        if chosen in METRICS:  # an examiner judges by others
             try:
                 METRICS[chosen].check(item.answers, item.answer_pattern)
             except TaskError as error:
@@ -736,7 +736,7 @@ def _with_metric(task: Task, given: str | None) -> Task:
 
 def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
     """The metric of an item. given: that of its task; needs: what the gold answers need."""
-    if item.metric is not None and (item.source is not None or not item.prompt):
+    if item.metric is not None and (item.examiner is not None or not item.prompt):
         return item.metric
     if given == LOSS:
         return LOSS
@@ -776,7 +776,7 @@ def auto_metric(task: Task) -> tuple[str, str]:
 
 def _by_gold(item: Item) -> bool:
     """Whether the gold answer of an item may decide its metric."""
-    return item.metric in (None, "exact_match") and not (item.choices or item.source)
+    return item.metric in (None, "exact_match") and not (item.choices or item.examiner)
 
 
 def _lost(golds: Sequence[str]) -> tuple[int, str]:

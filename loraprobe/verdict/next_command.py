@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from loraprobe.defaults import HARNESS, HOPELESS, PLAIN_TOKENS
+from loraprobe.defaults import HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.records import (
     NOTHING,
@@ -321,11 +322,17 @@ def _evaluate(
 def _renamed(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
     """Names of further files beside the tasks; a data set of the Hub goes by its last part.
 
-    A task of lm-evaluation-harness stays one, and a further file that was given is that file.
+    A task of another source stays one, and a further file that was given is that file.
     """
-    named = ((HARNESS if task.startswith(HARNESS) else "", task) for task in tasks)
+    named = ((_source(task), task) for task in tasks)
     lasts = ((kind, task[len(kind) :].rpartition("/")[2]) for kind, task in named)
     return tuple(f"{kind}{start}{last.removeprefix(start)}" for kind, last in lasts)
+
+
+def _source(word: str) -> str:
+    """How the reference of a task begins that is no file and no data set, as "suite:"."""
+    found = re.match(r"\w{2,}:(?!//)", word)
+    return found[0] if found else ""
 
 
 def _base(request: Request) -> tuple[Flag, ...]:
@@ -363,12 +370,12 @@ def on_questions(command: Command) -> Command:
 def to_fill_in(command: Command) -> str:
     """What a command names that does not exist yet, in words; "" if everything does."""
     words = command.words
-    harder = [word for word in words if word.removeprefix(HARNESS).startswith(HARDER)]
+    harder = [word for word in words if word.removeprefix(_source(word)).startswith(HARDER)]
     if harder:
-        noun = "task" if harder[0].startswith(HARNESS) else "file"
+        noun = "task" if _source(harder[0]) else "file"
         noun = f"a {noun}" if len(harder) == 1 else f"{noun}s"
         return f"{listing(harder)}: {noun} of harder questions"
-    if more := [word for word in words if word.removeprefix(HARNESS).startswith(MORE)]:
+    if more := [word for word in words if word.removeprefix(_source(word)).startswith(MORE)]:
         first = more[0].replace(MORE, "", 1)
         return f"{more[0]}: the questions of {first} and more of the same kind; none is asked twice"
     ahead = {

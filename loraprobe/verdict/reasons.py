@@ -23,7 +23,6 @@ from loraprobe.defaults import (
     FAMILIAR,
     FEWEST_ANSWERS,
     FEWEST_ITEMS,
-    HARNESS,
     KNOWN,
     LOSS,
     OPPOSED_COSINE,
@@ -51,6 +50,7 @@ from loraprobe.records import (
     Score,
     Verdict,
     called,
+    judged_elsewhere,
 )
 from loraprobe.records.measurements import Z95
 from loraprobe.verdict.evidence import (
@@ -601,8 +601,8 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
     unanswered = ("train-target-adapter", "gather-evidence", "step-by-step")
     if evidence.several or evidence.losses or verdict.composes or verdict.action not in unanswered:
         return
-    if not evidence.systems(COMPOSITIONS) or any(row.metric.startswith(HARNESS) for row in scored):
-        return  # the items of lm-evaluation-harness have no such fields
+    if not evidence.systems(COMPOSITIONS) or any(judged_elsewhere(row.metric) for row in scored):
+        return  # items that are asked elsewhere have no such fields
     from loraprobe.tasks import is_generated  # a merge has no scores
 
     if STEPS not in parts and any(is_generated(row.metric) for row in evidence.measured.scores):

@@ -80,7 +80,7 @@ HARMLESS = set(
 )
 TYPED = set(
     """output full-model overwrite html save-samples trust-remote-code
-    run-unsafe-code served clear file""".split()
+    served clear file""".split()
 )
 
 

@@ -28,7 +28,7 @@ SET = {  # a value of every option of a command line, none of them the default
     "guards": ("g.jsonl",), "guard_margin": 0.2, "retention": 0.7,
     "chat_template": "off", "diagnostics": ("intruder_dimensions",), "per_module": True,
     "seed": 7, "device": "cpu", "dtype": "bfloat16", "quantize": "4bit", "device_map": "auto",
-    "trust_remote_code": True, "run_unsafe_code": True, "batch_size": 4, "threads": 2,
+    "trust_remote_code": True, "batch_size": 4, "threads": 2,
 }  # fmt: skip
 WITH = {"guard_margin": {"guards": ("g.jsonl",)}, "routers": {"methods": ("ties",)}}
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
@@ -59,7 +59,7 @@ NEXT = {
     "learned": (replace(ROUTE, system=ROUTER), ""),
     "fit together": (
         Verdict("inconclusive", "weights"),
-        "fields limit max_new_tokens metric margin chat_template run_unsafe_code per_module",
+        "fields limit max_new_tokens metric margin chat_template per_module",
     ),
 }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: `--log-to` writes results as it does."""
+"""lm-evaluation-harness: its tasks, `lm_eval:TASK`; `--log-to` writes results as it does."""
 
 from __future__ import annotations
 
@@ -7,19 +7,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from loraprobe.extension import Extension
+from loraprobe.extension import Extension, TaskSource
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit, Sample
+    from loraprobe.tasks import FieldMap, Task
+
+PREFIX = "lm_eval:"  # before the names of tasks and of their metrics
 
 
 @dataclass(frozen=True)
 class HarnessOptions(AddedOptions):
-    """What is written as the harness writes it."""
+    """What of tasks may run, and what is written as the harness writes it."""
 
     title: ClassVar[str] = "lm-evaluation-harness"
 
+    run_unsafe_code: bool = option(
+        False,
+        "",
+        "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
+        typed=True,
+        commands=("inspect", "merge-and-eval", "screen", "task check", "task sample"),
+    )
     log_to: Path | None = option(
         None,
         "DIR",
@@ -37,10 +47,34 @@ class HarnessOptions(AddedOptions):
             check_folder(self.log_to)
 
 
+class HarnessTasks(TaskSource):
+    """Tasks that the harness loads, asks and judges."""
+
+    help = f"{PREFIX}TASK[,TASK], also with @DIR"
+    asks = True
+
+    def claims(self, reference: str) -> bool:
+        return reference.startswith(PREFIX)
+
+    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+        from loraprobe.extensions.harness.tasks import load_harness
+
+        return load_harness(
+            reference,
+            options.limit,
+            metric=options.metric,
+            max_new_tokens=options.max_new_tokens,
+            run_unsafe_code=options.of_extension(HarnessOptions).run_unsafe_code,
+        )
+
+
 class Harness(Extension):
-    """Writes logs."""
+    """Asks tasks of the harness, and writes logs."""
 
     options = HarnessOptions
+
+    def task_sources(self) -> Sequence[TaskSource]:
+        return [HarnessTasks()]
 
     def writes(self, options: Options) -> Sequence[Path]:
         place = options.of_extension(HarnessOptions).log_to

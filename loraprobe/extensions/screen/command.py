@@ -51,7 +51,6 @@ def screen(
     routers: RouterSpecs = None,
     space: str | None = None,
     rank: str = "auto",
-    run_unsafe_code: bool = False,
     device: str = "auto",
     dtype: str = "auto",
     quantize: str = "none",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     "all_items allow balance batch_size budget chat_template device "
     "device_map dtype fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
-    "metric quantize rank resume retention routers run_unsafe_code seed "
+    "metric quantize rank resume retention routers seed "
     "serve space state threads trust_remote_code",
     command="screen",
 )

@@ -68,9 +68,9 @@ def open_served(engine: str, work: Workload, session: Session, local: ModelScore
     """
     options, base, adapters = session.options, work.base, work.adapters
     for task in (*work.tasks, *work.guards):
-        if task.of_harness:
+        if task.examiner is not None:
             raise UsageError(
-                f"Task {task.name} is one of lm-evaluation-harness, which needs "
+                f"Task {task.name} is one of {task.examiner.name}, which needs "
                 "--engine=transformers; a server is asked the questions of task files."
             )
     composed = [*adapters, *work.others]

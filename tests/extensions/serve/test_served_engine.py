@@ -512,7 +512,7 @@ def test_an_engine_that_is_none_and_one_that_is_asked_nothing_are_refused(tmp_pa
 
 
 def test_no_server_is_asked_tasks_of_the_harness(tmp_path):
-    task = SimpleNamespace(name="both", of_harness=True)
+    task = SimpleNamespace(name="both", examiner=SimpleNamespace(name="another program"))
     work = Workload(None, [random_adapter("tiny")], [task])
     with pytest.raises(UsageError, match="both is one of"):
         open_served("http://127.0.0.1:9", work, Session(), None)

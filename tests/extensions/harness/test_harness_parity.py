@@ -11,9 +11,9 @@ from harness_tasks import WORLD, write_tasks
 import loraprobe
 from loraprobe.composition import Composition
 from loraprobe.evaluation import Ledger, System, run_systems
+from loraprobe.extensions.harness.tasks import load_harness
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
-from loraprobe.tasks.harness import load_harness
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs lm-eval")
 NAMES = ["both_choices", "spouse_written", "facts_text", "last_word"]

@@ -22,15 +22,17 @@ import importlib.metadata
 import io
 import json
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loraprobe.defaults import HARNESS, LOSS
+from loraprobe.defaults import LOSS
 from loraprobe.errors import TaskError, UsageError
+from loraprobe.extensions.harness import PREFIX
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.items import Item, Task
+from loraprobe.tasks.items import Examiner, Item, Task
 from loraprobe.tasks.metrics import given_metric
 from loraprobe.untrusted import error_line
 
@@ -40,21 +42,20 @@ WEIGHTED = {"weighted_perplexity": 1.0, "bits_per_byte": math.log(2)}  # aggrega
 MetricOfFilter = tuple[str, str]
 
 
-class HarnessTask:
-    """One task of the harness, its requests in each form of prompts, and how it is judged.
+class HarnessTask(Examiner):
+    """One task of the harness, its requests in each form of prompts, and how it is judged."""
 
-    As text it is what decides its results, beside its items.
-    """
+    name = "lm-evaluation-harness"
 
     def __init__(self, task: Any, limit: int | None, most: int | None, unsafe: bool) -> None:
-        self.task, self.name, self.limit = task, task.task_name, limit
+        self.task, self.title, self.limit = task, task.task_name, limit
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
             raise UsageError(
-                f"Task {self.name} runs code that a model writes: add --run-unsafe-code if "
+                f"Task {self.title} runs code that a model writes: add --run-unsafe-code if "
                 "that may happen on this machine."
             )
         if getattr(task, "MULTIMODAL", False):
-            raise UsageError(f"Task {self.name} asks about images or sound: choose one of texts.")
+            raise UsageError(f"Task {self.title} asks about images or sound: choose one of texts.")
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         if most is not None and task.get_config("generation_kwargs") is not None:
@@ -65,21 +66,42 @@ class HarnessTask:
         self.read: Callable[[Any], float] = float
         self.loss = False
 
-    def __deepcopy__(self, _: Any) -> HarnessTask:
-        return self
-
     def __str__(self) -> str:
-        return f"{self.name} {self.key} {self._config}"
+        return f"{self.title} {self.key} {self._config}"
 
     @functools.cached_property
     def _config(self) -> str:
         config = json.dumps(self.task.dump_config(), sort_keys=True, default=str)
         return f"{importlib.metadata.version('lm_eval')} {sha256(config.encode()).hexdigest()}"
 
-    def told(self, title: str) -> str:
-        """How the items of a task are judged, for the report. title: the name of the task."""
+    @classmethod
+    def ask(cls, scorer: Any, items: Sequence[Item]) -> Sequence[tuple[float, str]]:
+        """The requests of all tasks go to the model together."""
+        from loraprobe.extensions.harness.system_lm import SystemLM
+
+        lm = SystemLM(scorer)
+        by_task: dict[Any, list[int]] = defaultdict(list)
+        for at, item in enumerate(items):
+            by_task[item.examiner].append(at)
+        asked = {
+            task: task.requests([items[at].id for at in own], lm) for task, own in by_task.items()
+        }
+        by_kind: dict[str, list[Any]] = defaultdict(list)
+        for request in (one for requests in asked.values() for one in requests):
+            by_kind[request.request_type] += [request] * (request.repeats or 1)
+        for kind, requests in by_kind.items():
+            for request, reply in zip(requests, getattr(lm, kind)(requests), strict=True):
+                request.resps.append(reply)
+        found = {
+            at: value
+            for task, own in by_task.items()
+            for at, value in zip(own, task.values(asked[task]), strict=True)
+        }
+        return [found[at] for at in range(len(items))]
+
+    def told(self, task: str) -> str:
         loss = ", as a loss in nats of which less is better" if self.loss else ""
-        return f"Task {title} is judged by {' of filter '.join(self.key)}{loss}, as lm-eval does."
+        return f"Task {task} is judged by {' of filter '.join(self.key)}{loss}, as lm-eval does."
 
     def requests(self, items: Sequence[str], lm: Any = None) -> list[Any]:
         """New requests for these items. lm: its chat template forms the prompts, if it has one."""
@@ -99,10 +121,10 @@ class HarnessTask:
         """The items; named: their ids begin with the task's name."""
         items = []
         for doc, requests in self._by_doc().items():
-            name = f"{self.name}/{doc}" if named else str(doc)
+            name = f"{self.title}/{doc}" if named else str(doc)
             self.docs[name] = doc
-            metric = LOSS if self.loss else HARNESS + self.key[0]
-            items.append(Item(name, *self._texts(requests), metric=metric, source=self))
+            metric = LOSS if self.loss else PREFIX + self.key[0]
+            items.append(Item(name, *self._texts(requests), metric=metric, examiner=self))
         return items
 
     def readings(self) -> dict[MetricOfFilter, tuple[Callable[[Any], float] | None, bool]]:
@@ -137,11 +159,13 @@ class HarnessTask:
     def _value(self, metrics: Mapping[str, Any]) -> float:
         metric = self.key[0]
         if metric not in metrics or not _number(value := self.read(metrics[metric])):
-            raise TaskError(f"Task {self.name} gives no number as {metric}: choose another metric.")
+            raise TaskError(
+                f"Task {self.title} gives no number as {metric}: choose another metric."
+            )
         if value < 0 or (value > 1 and not self.loss):
             raise TaskError(
-                f"{metric} of task {self.name} is {value:g} for one item, and loraprobe compares "
-                f"shares from 0 to 1: choose another one by --metric={self.name}=METRIC (it has "
+                f"{metric} of task {self.title} is {value:g} for one item, and loraprobe compares "
+                f"shares from 0 to 1: choose another one by --metric={self.title}=METRIC (it has "
                 f"{', '.join(metrics)})."
             )
         return float(value)
@@ -155,7 +179,7 @@ class HarnessTask:
             by_doc.setdefault(request.doc_id, []).append(request)
         with (
             silent_harness(),
-            as_task_error(self.name, "cannot be judged", "check its YAML and its filters"),
+            as_task_error(self.title, "cannot be judged", "check its YAML and its filters"),
         ):
             self.task._instances = list(answered)
             self.task.apply_filters()
@@ -181,7 +205,7 @@ class HarnessTask:
             template |= {"tokenizer_name": lm.tokenizer_name} if chat else {}
             with (
                 silent_harness(),
-                as_task_error(self.name, "cannot be asked", "check its YAML and its data"),
+                as_task_error(self.title, "cannot be asked", "check its YAML and its data"),
             ):
                 self.task.set_fewshot_seed(seed=SEED)
                 self.task.build_all_requests(limit=self.limit, **(template if chat else {}))
@@ -222,7 +246,7 @@ def load_harness(
     code that is not confirmed, and without lm-eval; TaskError for a task that cannot be loaded, or
     that has no metric which is a mean over items.
     """
-    names, _, folder = reference.removeprefix(HARNESS).partition("@")
+    names, _, folder = reference.removeprefix(PREFIX).partition("@")
     if folder and not run_unsafe_code:
         raise UsageError(
             f"The YAML files in {folder} can run any code on this machine when lm-eval reads them: "
@@ -250,30 +274,12 @@ def load_harness(
                 _choose(title, parts, counted, metric)
                 items = [item for part in parts for item in part.items(len(parts) > 1)]
                 digest = sha256(f"{[*map(str, parts)]} {items}".encode()).hexdigest()
-                tasks.append(Task(title, tuple(items), f"{HARNESS}{title}{place}", digest))
+                tasks.append(Task(title, tuple(items), f"{PREFIX}{title}{place}", digest))
     if not tasks:
         raise UsageError(
-            f"{reference} names no task: write {HARNESS}TASK, such as lm_eval:arc_easy."
+            f"{reference} names no task: write {PREFIX}TASK, such as lm_eval:arc_easy."
         )
     return tasks
-
-
-def check_losses(tasks: Sequence[Task], margin: float | None) -> None:
-    """Raises UsageError where losses of the harness have no margin, or stand beside shares."""
-    if not any(task.of_harness for task in tasks):
-        return
-    losses = [task.name for task in tasks if any(item.metric == LOSS for item in task.items)]
-    shares = [task.name for task in tasks if task.name not in losses]
-    if losses and shares:
-        raise UsageError(
-            f"Task {losses[0]} is judged by a loss and {shares[0]} by a share, so they have no "
-            "common mean: give them in two runs, or choose metrics by --metric=TASK=METRIC."
-        )
-    if losses and margin is None:
-        raise UsageError(
-            f"Task {losses[0]} is judged by a loss in nats, so it needs --margin; give the loss "
-            "difference that matters."
-        )
 
 
 def _choose(

@@ -9,10 +9,10 @@ from harness_tasks import write_tasks
 
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
 from loraprobe.evaluation.asking import item_result
+from loraprobe.extensions.harness.tasks import HarnessTask, load_harness
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
 from loraprobe.records import ItemResult
-from loraprobe.tasks.harness import HarnessTask, load_harness
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 
@@ -51,14 +51,14 @@ def test_shares_come_before_losses_and_metric_names_another(folder):
 
     assert [item.metric for item in judged()] == ["lm_eval:acc", "lm_eval:exact_match"]
     loss, written = judged(metric="last_word=perplexity,spouse_written=exact_match:name")
-    assert (loss.metric, written.source.key) == ("answer_loss", ("exact_match", "name"))
+    assert (loss.metric, written.examiner.key) == ("answer_loss", ("exact_match", "name"))
 
 
 @needs
 def test_items_with_other_metrics_or_limits_are_other_items(folder):
     """The identity of a run, by which results are kept, differs."""
     texts = {
-        str(load(folder, "spouse_written", **options)[0].items[0].source)
+        str(load(folder, "spouse_written", **options)[0].items[0].examiner)
         for options in ({}, {"metric": "exact_match:name"}, {"max_new_tokens": 3})
     }
     assert len(texts) == 3
@@ -85,21 +85,21 @@ def test_what_cannot_be_asked_is_said_with_the_cure(folder, reference, options, 
         "dataset_kwargs: {data_files: {test: missing.json}}\n"
     )
     with pytest.raises(error) as raised:
-        open_tasks(f"lm_eval:{reference}@{folder}", Options(**{"run_unsafe_code": True} | options))
+        open_tasks(f"lm_eval:{reference}@{folder}", Options.of({"run_unsafe_code": True} | options))
     assert said in str(raised.value) and raised.value.cure
 
 
 @needs
 def test_what_a_model_writes_runs_where_it_is_confirmed(folder):
     assert load(folder, "coded")[0].items
-    task = load(folder, "coded")[0].items[0].source.task
+    task = load(folder, "coded")[0].items[0].examiner.task
     with pytest.raises(UsageError, match="--run-unsafe-code"):
         HarnessTask(task, None, None, unsafe=False)
 
 
 @needs
 def test_a_value_may_be_any_share_and_nothing_else(folder):
-    source = load(folder, "graded")[0].items[0].source
+    source = load(folder, "graded")[0].items[0].examiner
 
     def judged(reply):
         (request,) = source.requests(["0"])

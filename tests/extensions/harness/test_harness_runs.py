@@ -4,7 +4,7 @@ import pytest
 from harness_tasks import WORLD, write_tasks
 
 import loraprobe
-from loraprobe.evaluation import asking
+from loraprobe.extensions.harness.tasks import HarnessTask
 
 pytest.importorskip("lm_eval", reason="needs lm-eval")
 ADAPTERS = [WORLD / "adapters/newcomers", WORLD / "adapters/steps"]
@@ -42,7 +42,7 @@ def test_several_tasks_are_scored_compared_and_resumed(folder, tmp_path, monkeyp
     guess = {row.task: row.value for row in audit.evaluation.coverage if row.name == "guessing"}
     assert guess == {"both_choices": 0.25}
 
-    monkeypatch.setattr(asking, "ask_harness", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(HarnessTask, "ask", lambda *_: pytest.fail("asked again"))
     again = run(folder, "both_choices,spouse_written", **options)
     assert again.evaluation.scores == audit.evaluation.scores
 

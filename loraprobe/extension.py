@@ -133,12 +133,14 @@ class Extension:
     options: a frozen dataclass of options, which stand in a group of their own in help and
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
     loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
-    functions: what `loraprobe` offers in Python: name -> dotted name of the function.
+    functions: what `loraprobe` offers in Python: name -> dotted name of the function. packages:
+    whose versions `loraprobe env` tells.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
     codes: ClassVar[Path | None] = None
     functions: ClassVar[Mapping[str, str]] = {}
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def commands(self) -> Sequence[CommandSpec]:
         """The commands that it adds."""

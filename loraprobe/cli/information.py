@@ -20,6 +20,7 @@ from loraprobe._version import __version__
 from loraprobe.cli.parameters import argument, setting
 from loraprobe.cli.running import imports_done, options_from
 from loraprobe.errors import UsageError
+from loraprobe.extension import installed
 from loraprobe.formatting import clean, count, rounded, size
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
-    "lm_eval ray typer rich pydantic numpy scipy"
+    "typer rich pydantic numpy scipy"
 ).split()
 VARIABLES = (
     "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
@@ -152,6 +153,7 @@ def env(
     from loraprobe.memory import available
 
     free = available()
+    packages = [*PACKAGES, *(name for one in installed() for name in one.packages)]
     own = sorted(name for name in os.environ if name.startswith("LORAPROBE_"))
     environment = {  # without torch, whose import takes longer than all of this
         "loraprobe": __version__,
@@ -160,7 +162,7 @@ def env(
         "cores": os.cpu_count(),
         "memory": None if free is None else size(free),
         "devices": ["cpu", *_gpus()],
-        "packages": {name: v for name in PACKAGES if (v := _version(name))},
+        "packages": {name: v for name in packages if (v := _version(name))},
         "set": [name for name in (*VARIABLES, *own) if os.environ.get(name)],
     }
     if output.document("env", environment):

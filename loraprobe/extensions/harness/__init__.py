@@ -72,6 +72,7 @@ class Harness(Extension):
     """Asks tasks of the harness, and writes logs."""
 
     options = HarnessOptions
+    packages = ("lm_eval",)
 
     def task_sources(self) -> Sequence[TaskSource]:
         return [HarnessTasks()]

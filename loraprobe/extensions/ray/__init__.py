@@ -42,6 +42,7 @@ class Ray(Extension):
     """Asks the base by tasks of a Ray cluster."""
 
     options = RayOptions
+    packages = ("ray",)
 
     def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
         where = session.options.of_extension(RayOptions).executor

@@ -57,6 +57,15 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)  # tests are many and small; a second thread only costs
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skips what uses a command of an extension that is not here."""
+    from loraprobe.cli import COMMANDS
+
+    lacking = [one.args[0] for one in item.iter_markers("needs") if one.args[0] not in COMMANDS]
+    if lacking:
+        pytest.skip(f"there is no command {lacking[0]}")
+
+
 def pytest_collection_finish() -> None:
     """What is there before the first test stays to the end: no search for garbage looks at it."""
     gc.freeze()

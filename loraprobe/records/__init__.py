@@ -14,7 +14,6 @@ from typing import Any
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,
-    Check,
     Compatibility,
     Issue,
     LayerGroup,
@@ -23,7 +22,6 @@ from loraprobe.records.inputs import (
     Severity,
     TaskSummary,
     Transformation,
-    Verification,
     by_severity,
 )
 from loraprobe.records.measurements import (

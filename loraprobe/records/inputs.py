@@ -115,36 +115,6 @@ class Transformation:
 
 
 @dataclass(frozen=True)
-class Check:
-    """One check of a merged or routed directory: whether it passed, and what was found.
-
-    passed: None where it cannot be told, such as for a source that was not found. checked: whether
-    all of a file was compared; the text of a card is free.
-    """
-
-    name: str
-    passed: bool | None
-    message: str
-    checked: bool = True
-
-
-@dataclass(frozen=True)
-class Verification:
-    """All checks of one merged directory (`loraprobe verify`), and what was given for them."""
-
-    directory: str
-    checks: tuple[Check, ...]
-    sources: tuple[str, ...] = ()
-    base: str | None = None
-
-    @property
-    def passed(self) -> bool | None:
-        """Whether everything holds; None where nothing differs and something cannot be told."""
-        found = {check.passed for check in self.checks}
-        return False if False in found else None if None in found else True
-
-
-@dataclass(frozen=True)
 class TaskSummary:
     """Where the questions of a task come from, and how their answers are judged.
 

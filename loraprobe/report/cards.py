@@ -18,9 +18,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe._version import __version__
-from loraprobe.adapters import Adapter, public_name
+from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.compatibility.licences import licence_fields, licence_of_merge
+from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.errors import AdapterError
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY, declared_licence, read_front_matter
@@ -134,29 +134,6 @@ def card_text(
         **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
-
-
-def converted_card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
-    """README.md of a converted adapter.
-
-    source, card: where it came from and the card there, of which only the licence is kept, as
-    `licence_fields` says.
-    """
-    import yaml
-
-    fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
-    fields |= licence_fields(read_front_matter(card))
-    if base := public_name(adapter.base_model):
-        fields["base_model"] = base
-    text = filled(
-        "converted.md.jinja",
-        title=adapter.name,
-        source=source,
-        changes=changes,
-        serve=serve_commands(adapter),
-        version=__version__,
-    )
-    return f"---\n{yaml.safe_dump(fields)}---\n{text}"
 
 
 def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:

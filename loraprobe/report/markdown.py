@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.formatting import clean
@@ -47,14 +48,17 @@ def templates(**options: Any) -> jinja2.Environment:
     )
 
 
-def filled(template: str, **values: Any) -> str:
+def filled(template: str | Path, **values: Any) -> str:
     """A template filled in, for Markdown: every text that it is given is escaped.
 
+    template: the name of one beside the reports, or the file of another one.
     The filter `code` gives a text as code, `fenced` one as a line of a block of code, `command` a
     command.
     """
     environment = templates(finalize=_finished)
     environment.filters.update(code=code, command=command, fenced=fenced)
+    if isinstance(template, Path):
+        return environment.from_string(template.read_text(encoding="utf-8")).render(values)
     return environment.get_template(template).render(values)
 
 

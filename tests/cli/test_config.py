@@ -191,12 +191,6 @@ def test_whatever_a_file_holds_is_one_sentence(place):
         assert "defect" not in shown.stderr, (place / "run.yaml").read_bytes()
 
 
-def test_a_file_turns_off_what_is_on(place):
-    file = yaml(place, "ref: one\nportable: false\n")
-    shown = making.call("convert", "--config", file, "-o", "out", "--json")
-    assert "--compact" in arguments(shown)
-
-
 @pytest.mark.parametrize(
     ("content", "said"),
     [

@@ -183,6 +183,7 @@ def test_what_may_be_two_names(ours, theirs, alike):
     assert two_names({**one, **other}, other) is None  # one class has both
 
 
+@pytest.mark.needs("convert")
 @pytest.mark.parametrize("family", ["Gemma3", "Qwen3_5", "Qwen2_5_VL"])
 def test_convert_writes_the_names_of_a_base_or_of_another_adapter(tmp_path, family):
     text, full = saved(family, tmp_path, exclude_modules=r".*(vision|visual).*")
@@ -197,6 +198,7 @@ def test_convert_writes_the_names_of_a_base_or_of_another_adapter(tmp_path, fami
     torch.testing.assert_close(logits(converted), logits(whole))
 
 
+@pytest.mark.needs("convert")
 def test_convert_refuses_names_that_it_does_not_know(tmp_path):
     text, full = saved("Gemma3", tmp_path)
     for adapter, like, code in ((text, "owner/out-of-reach", 2), (full, text, 2)):

@@ -106,6 +106,7 @@ class TestCodeOfARepository:
         assert mark.exists()
         assert any("allowed to run" in note for note in json.loads(allowed.stdout)["notes"])
 
+    @pytest.mark.needs("verify")
     def test_auto_mapping_of_an_adapter_is_never_followed(self, tmp_path):
         mark, place = tmp_path / "mark", tmp_path / "a"
         random_adapter("a").save(place)
@@ -169,6 +170,7 @@ class TestNames:
         assert result.exit_code == 2 and result.stderr.count("\n") == 1
         assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b"]
 
+    @pytest.mark.needs("verify")
     def test_yaml_and_markdown_of_cards_are_data(self, tmp_path):
         base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
         refs, out = saved_pair(tmp_path, base_model=base), tmp_path / "out"

@@ -255,6 +255,7 @@ class TestRealServer:
         files = {f"lora/med/{name}" for name in ADAPTER}
         assert cached_files(tmp_path / "cache") == {*files, "README.md"}
 
+    @pytest.mark.needs("verify")
     def test_two_adapters_of_one_commit_are_verified(self, acme, tmp_path):
         refs = [f"acme/several@main:lora/{name}" for name in ("law", "med")]
         loraprobe.merge(refs).save(tmp_path / "out")
@@ -266,6 +267,7 @@ class TestRealServer:
         said = sentence(lambda: hub.load("acme/math:wrong"))
         assert "'wrong'" in said and "acme/math@main" in said
 
+    @pytest.mark.needs("verify")
     def test_a_full_model_is_no_adapter_that_a_server_applies(self, acme):
         ended = making.call("verify", "acme/base", "--served", "http://127.0.0.1:9")
         assert ended.exit_code == 2 and "download it" in ended.stderr

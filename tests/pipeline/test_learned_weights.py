@@ -215,6 +215,7 @@ def test_unsupported_methods_and_methods_without_weights():
     assert added.router.weights == (0.3, -0.2)
 
 
+@pytest.mark.needs("verify")
 @pytest.mark.parametrize("weights", ["learn", "learn:per=layer"])
 def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(
     tmp_path, weights, monkeypatch

@@ -19,7 +19,6 @@ from loraprobe.adapters.experts import stacked_factors
 from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
-from loraprobe.extensions.files.verifying import difference_of_tensors
 from loraprobe.lora.lowrank import LowRank
 
 BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
@@ -136,6 +135,7 @@ def merged(world, out, *options):
     return out
 
 
+@pytest.mark.needs("verify")
 @pytest.mark.parametrize(
     "options",
     [("--method", "sum"), ("--method", "ties", "--rank", "3")],
@@ -175,12 +175,15 @@ def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world,
         return tmp_path / name / WEIGHTS
 
     again = out / WEIGHTS
+    verifying = pytest.importorskip("loraprobe.extensions.files.verifying")
+    difference_of_tensors = verifying.difference_of_tensors
     assert difference_of_tensors(file("turned", *turned), again) is None
     order = [1, 0, 2]
     swapped = file("swapped", a[order], b[:, :, order])
     assert "mlp.experts[0]" in difference_of_tensors(swapped, again)
 
 
+@pytest.mark.needs("convert")
 @pytest.mark.parametrize("options", [(), ("--compact",)])
 def test_a_converted_adapter_is_the_same(world, tmp_path, options):
     """Of ranks that differ by parameter, which become one unless they may stay."""
@@ -207,6 +210,7 @@ def test_an_audit_leaves_token_routers_out(world):
     assert "arrow" not in systems and any("arrow is left out: a changes" in n for n in audit.notes)
 
 
+@pytest.mark.needs("verify")
 def test_a_route_is_constant_or_refused(world, tmp_path):
     pair = [str(world / "a"), str(world / "b")]
     with pytest.raises(UnsupportedAdapter, match=r"experts itself.*router.*constant"):

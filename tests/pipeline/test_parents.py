@@ -61,6 +61,7 @@ def test_the_cure_is_one_command_after_which_peft_computes_the_same(world):
     assert errors(twice) == [("on-adapter", ["a"])]  # which the base holds
 
 
+@pytest.mark.needs("verify")
 def test_who_knows_that_the_base_holds_it_says_so(world):
     assert call("merge", "b", "c", "--allow", "on-adapter", "-o", "out").exit_code == 0
     assert "on-adapter" in (world / "out" / "README.md").read_text()

@@ -107,6 +107,7 @@ def test_commands_that_run_a_model_write_nothing_private(desk, monkeypatch):
     assert leaks(desk, stdout) == [] and json.loads(stdout)["verdict"]
 
 
+@pytest.mark.needs("verify")
 def test_written_directories_are_verified(desk, monkeypatch):
     """By the names and hashes of its sources, also from elsewhere."""
     published(monkeypatch, desk, "merge", *REFERENCES["relative"](desk), "-o", "out")

@@ -75,6 +75,7 @@ def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
         assert torch.equal(found, making.hidden(model))
 
 
+@pytest.mark.needs("verify")
 @pytest.mark.parametrize("spec", ["centroid", BY_PROMPT])
 def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path, spec):
     world = shipped_world()

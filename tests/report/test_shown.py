@@ -1,6 +1,5 @@
 """What Python shows of loraprobe's objects: short, whatever their names are."""
 
-import shutil
 from dataclasses import replace
 
 import making
@@ -8,8 +7,6 @@ import pytest
 import torch
 
 import loraprobe
-from loraprobe.extensions.files.verification import ShownVerification
-from loraprobe.records import Check
 from loraprobe.report.answer import answer, unplaced
 from loraprobe.report.markdown import markdown
 from loraprobe.report.sections import heading, sections, unusable
@@ -36,25 +33,6 @@ def test_adapters_and_what_is_made_of_them(names):
     ):
         assert names[0][:50] in shown(made)
     assert "weights" in repr(loraprobe.merge(adapters))
-
-
-def test_a_verification_ends_in_a_next_step(tmp_path):
-    a, b = making.saved_pair(tmp_path)
-    out = tmp_path / "near" / "out"
-    loraprobe.merge([a, b]).save(out)
-    told = shown(loraprobe.verify(out, [a, b]))
-    assert told.startswith("VERIFIED") and f"loraprobe inspect {out}" in told
-    shutil.rmtree(a)
-    shutil.rmtree(b)
-    told = shown(loraprobe.verify(out))
-    assert told.startswith("CANNOT TELL") and f"loraprobe verify {out} REF" in told
-    assert "REF: " in told
-
-
-def test_many_failed_checks_are_few_lines():
-    checks = tuple(Check(f"file-{i}", False, "It differs. " * 20) for i in range(40))
-    told = shown(ShownVerification("out", checks))
-    assert "file-0" in told and "make it again" in told
 
 
 def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, monkeypatch):

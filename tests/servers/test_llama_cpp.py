@@ -85,6 +85,7 @@ def by_llama_cpp(place: Path, prompts: list[list[int]], base: Path) -> list[list
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.needs("convert")
 def test_merged_and_converted_adapters_write_what_peft_writes(tmp_path):
     trained(tmp_path / "dogs", "The big dog ran to the park and saw a red ball.", use_rslora=True)
     ranks = {"rank_pattern": {"v_proj": 6, "up_proj": 2}, "alpha_pattern": {"down_proj": 3}}

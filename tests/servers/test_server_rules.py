@@ -181,6 +181,7 @@ def test_the_command_line_exits_by_the_named_servers(tmp_path):
         assert call("inspect", place, other, "--serve", "vllm").exit_code == 2
 
 
+@pytest.mark.needs("convert")
 def test_commands_start_where_their_user_is(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     sound(tmp_path / "in" / "a")

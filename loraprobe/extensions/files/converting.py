@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe import compatibility, hub
+from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
     Source,
@@ -29,6 +30,7 @@ from loraprobe.adapters import (
     common_targets,
     local_name,
     portable,
+    public_name,
     with_repaired_paths,
 )
 from loraprobe.adapters.config import CONFIG, PATTERN, WITH_DELTA, untargeted_paths
@@ -38,6 +40,7 @@ from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
 from loraprobe.base.naming import with_base_names
 from loraprobe.checkpoint import TensorFile
+from loraprobe.compatibility.licences import licence_fields
 from loraprobe.defaults import CUT_ENERGY, KEPT_ENERGY
 from loraprobe.errors import (
     AdapterError,
@@ -48,6 +51,7 @@ from loraprobe.errors import (
     UsageError,
 )
 from loraprobe.formatting import listing
+from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.patterns import PatternError, first_matches
@@ -55,8 +59,8 @@ from loraprobe.pipeline.examination import examine, with_issues
 from loraprobe.pipeline.inputs import base_apart, open_inputs
 from loraprobe.pipeline.outcome import Outcome, audit_of
 from loraprobe.records import Compatibility, Measurement
-from loraprobe.report.cards import converted_card
-from loraprobe.servers.serving import Serving, as_written, serving_issues
+from loraprobe.report.markdown import filled
+from loraprobe.servers.serving import Serving, as_written, serve_commands, serving_issues
 from loraprobe.session import Adapters, Ref, Session
 from loraprobe.untrusted import memory_limit, nested_values, read_json
 
@@ -165,8 +169,31 @@ def convert_adapter(
     sentences = [before] if before else []
     changes = " ".join([*sentences, *_changes(given, made)]) or "Nothing had to be changed."
     told = changes if before else f"It computes the same. {changes}"
-    card = converted_card(made, given.source.public, hub.model_card(given), told)
+    card = _card(made, given.source.public, hub.model_card(given), told)
     return Converted(made, card, given.source.path, targets), changes
+
+
+def _card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
+    """README.md of a converted adapter.
+
+    source, card: where it came from and the card there, of which only the licence is kept, as
+    `licence_fields` says.
+    """
+    import yaml
+
+    fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
+    fields |= licence_fields(read_front_matter(card))
+    if base := public_name(adapter.base_model):
+        fields["base_model"] = base
+    text = filled(
+        Path(__file__).with_name("converted.md.jinja"),
+        title=adapter.name,
+        source=source,
+        changes=changes,
+        serve=serve_commands(adapter),
+        version=__version__,
+    )
+    return f"---\n{yaml.safe_dump(fields)}---\n{text}"
 
 
 def _named_like(adapter: Adapter, reference: str) -> Adapter:

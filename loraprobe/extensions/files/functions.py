@@ -12,7 +12,7 @@ from loraprobe.options import takes
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.extensions.files.converting import Converted
-    from loraprobe.records import Verification
+    from loraprobe.extensions.files.verification import Verification
 
 
 @takes("allow rank threads")

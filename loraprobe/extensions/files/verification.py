@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.adapters import local_name
 from loraprobe.formatting import clean, count
-from loraprobe.records import Command, Served, Verification
+from loraprobe.records import Command, Served
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.verdict.next_command import LOAD_COMPOSITION, LOAD_MODEL
@@ -23,6 +24,39 @@ COLUMNS = (
 )
 LOADED = {"composition.json": LOAD_COMPOSITION, "config.json": LOAD_MODEL}  # by a file
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check of a merged or routed directory: whether it passed, and what was found.
+
+    passed: None where it cannot be told, such as for a source that was not found. checked: whether
+    all of a file was compared; the text of a card is free.
+    """
+
+    name: str
+    passed: bool | None
+    message: str
+    checked: bool = True
+
+
+@dataclass(frozen=True, repr=False)
+class Verification:
+    """All checks of one merged directory (`loraprobe verify`), and what was given for them."""
+
+    directory: str
+    checks: tuple[Check, ...]
+    sources: tuple[str, ...] = ()
+    base: str | None = None
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether everything holds; None where nothing differs and something cannot be told."""
+        found = {check.passed for check in self.checks}
+        return False if False in found else None if None in found else True
+
+    def __repr__(self) -> str:
+        return str(verification_answer(self))
 
 
 def as_plain(verification: Verification) -> dict[str, Any]:
@@ -73,13 +107,6 @@ def verification_answer(verification: Verification) -> Answer:
     return Answer(
         "inconclusive", "CANNOT TELL whether this is what its card describes.", tuple(why)
     )
-
-
-class ShownVerification(Verification):
-    """A verification whose repr is its answer."""
-
-    def __repr__(self) -> str:
-        return str(verification_answer(self))
 
 
 HEADLINES = {

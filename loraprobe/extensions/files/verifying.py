@@ -30,7 +30,7 @@ from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
-from loraprobe.extensions.files.verification import ShownVerification
+from loraprobe.extensions.files.verification import Check, Verification
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
@@ -40,7 +40,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.taught import Taught, prompts_at
-from loraprobe.records import Check, Progress, Served, Verification
+from loraprobe.records import Progress, Served
 from loraprobe.report.cards import (
     CARD,
     BaseRecord,
@@ -120,7 +120,7 @@ def verify(
                 checks += _compared(place, again, record, weights)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
-    return ShownVerification(str(directory), tuple(checks), tuple(sources), base)
+    return Verification(str(directory), tuple(checks), tuple(sources), base)
 
 
 def ask_server(

@@ -1,0 +1,65 @@
+"""The extension in examples/extension, which somebody else may have written, installed and used."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import making
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SETUP = "from site import getsitepackages as found; print(found()[0])"
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """The Python of an environment that has the packages of this one and the extension."""
+    home = tmp_path_factory.mktemp("stranger")
+    shutil.copytree(ROOT / "examples" / "extension", home / "source")
+    run(sys.executable, "-m", "venv", "--without-pip", home / "venv")
+    python = home / "venv" / "bin" / "python"
+    place = Path(run(python, "-c", SETUP).strip())
+    (place / "with_these.pth").write_text("\n".join([str(ROOT), run(sys.executable, "-c", SETUP)]))
+    given = "--quiet --no-deps --no-build-isolation --disable-pip-version-check".split()
+    run(sys.executable, "-m", "pip", "--python", python, "install", *given, home / "source")
+    return python
+
+
+def run(*words, **rest):
+    environment = {**os.environ, "PYTHONPATH": ""}
+    done = subprocess.run(
+        [*map(str, words)], env=environment, capture_output=True, text=True, **rest
+    )
+    assert done.returncode in (0, 1, 3), done.stderr
+    return done.stdout
+
+
+def test_a_task_source_and_an_engine_of_a_stranger(installed, tmp_path):
+    one, other, *rest = making.shipped("skill-and-facts")
+    base = rest[rest.index("--base") + 1]
+    right = {"base": (), "newcomers": range(10), "steps": range(5), "sum": range(36)}
+    rows = [
+        {"system": name, "prompt": f"Question {at}?", "answer": "bo"}
+        | {"reply": "bo" if at in known else "al"}
+        for name, known in right.items()
+        for at in range(40)
+    ]
+    (tmp_path / "r.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = "--method sum --router none --all-items --json --quiet --exit-zero".split()
+    asked = ["--task", "replies:r.jsonl", "--replies", "r.jsonl", "--base", base]
+    call = [installed, "-m", "loraprobe", "merge-and-eval", one, other, *asked, *options]
+    found = json.loads(run(*call, cwd=tmp_path))
+    scores = {row["system"]: row["value"] for row in found["evaluation"]}
+    assert {name: scores[name] for name in right} == {
+        "base": 0,
+        "newcomers": 0.25,
+        "steps": 0.125,
+        "sum": 0.9,
+    }
+    assert found["provenance"]["engine"] == "recorded replies"
+    assert found["verdict"]["system"] == "sum"
+    shown = run(installed, "-m", "loraprobe", "merge-and-eval", "--help")
+    assert "Replies" in shown and "replies:FILE" in shown

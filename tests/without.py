@@ -4,7 +4,7 @@
 
 Its folder, its tests and its line of `loraprobe/wiring.py` go. The rest then has to pass the
 checks, the tests and the demo. Folders of the lab that use the extension go too, with their tests.
---quick: of the tests those of the command line, the reports and README.
+--quick: of the tests those of help and wrong calls, the rules, the documentation and README.
 """
 
 import os
@@ -17,7 +17,8 @@ from loraprobe import wiring
 
 ROOT = Path(__file__).parents[1]
 LAB = "loraprobe_lab"
-QUICK = ["tests/cli", "tests/report", "tests/verdict", "tests/test_readme.py"]
+QUICK = """tests/cli/test_help.py tests/cli/test_errors.py tests/verdict/test_rules.py
+tests/report/test_docs.py tests/test_readme.py""".split()
 CHECKS = ["ruff check -q .", "ruff format -q --check .", "mypy", "lint-imports"]
 
 

@@ -487,7 +487,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "switch-adapters": f"{so_far}{_each_task(verdict)}, one at a time",
         "gather-evidence": "nothing yet: "
         + (
-            "what answers loses a guard"
+            "what answers loses a guard, and what keeps every guard is not shown to answer"
             if loses
             else "nothing that was measured is shown to answer"
         ),
@@ -545,7 +545,8 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
 
 def _guard(audit: Audit, verdict: Verdict) -> str:
     """What is advised, or else what guards decide on, makes of the guard that it keeps least."""
-    about: str | None = verdict.action.partition(":")[2]
+    head, _, single = verdict.action.partition(":")
+    about: str | None = head if head == "chain" else single
     if verdict.composes or verdict.decision == "likely":
         about = verdict.system
     deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from loraprobe.formatting import count, digits_beside, listing, probability, signed
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
-from loraprobe.verdict.evidence import FORM, SWITCH
+from loraprobe.verdict.evidence import FORM, SWITCH, Evidence
 from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import HEADLINES
 
@@ -31,6 +31,7 @@ def headline(audit: Audit, verdict: Verdict) -> str:
     if chance := _chance(verdict, code, states):
         said = f"{said[:-1]}; {chance})" if said.endswith(")") else f"{said} ({chance})"
     lead = _lead(audit, verdict, measured) if verdict.decision == "unlikely" else ""
+    lead = lead or _unsafe(audit, verdict)
     return f"{verdict.decision.upper()}: {'; '.join(filter(None, (lead, said)))}."
 
 
@@ -69,6 +70,7 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
         "switched": verdict.action == SWITCH,
         "several": several,
         "steps": steps,
+        "hops": verdict.gain is not None and verdict.gain.system == "chain",
         "hopeless": may_stop(verdict),
         "first": verdict.evidence == "pilot",
         "control": "only-shrunk-answers" in codes,
@@ -110,6 +112,23 @@ def _chance(verdict: Verdict, code: str, states: list[str]) -> str:
         return f"a gain has probability {probability(gain.probability)}"
     high = gain.ci95[1]
     return f"a gain up to {signed(high, digits_beside(verdict.margin, high))} is not excluded"
+
+
+def _unsafe(audit: Audit, verdict: Verdict) -> str:
+    """The best of what answers, where all of that loses a guard, with what it loses."""
+    if verdict.action != "gather-evidence" or all(
+        reason.code != "better-is-unsafe" for reason in verdict.reasons
+    ):
+        return ""
+    found = Evidence(audit.evaluation).scored(audit.evaluation.unsafe)
+    best = max(found, key=lambda one: one.score.value)
+    lost = [
+        row.task
+        for row in audit.evaluation.guards
+        if (row.system, row.outcome) == (best.system, "unlikely")
+    ]
+    who = "a chain" if best.kind == "chain" else str(best)
+    return f"{who} ({best.shown:z.2f}) loses {listing(lost)}"
 
 
 def _lead(audit: Audit, verdict: Verdict, measured: Basis) -> str:

@@ -48,6 +48,7 @@ from loraprobe.records import (
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
 from loraprobe.report.headline import deciding, lies
 from loraprobe.report.parts import Answer
+from loraprobe.report.sections import guards_unasked, scores
 from loraprobe.verdict import Evidence, Request, decide, next_command
 from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import CODES, HEADLINES
@@ -452,6 +453,28 @@ LINES = {
         "likely",
         {"better": None, "use": ["uniform"], "why": ["a chain 1.00 (g 0.50)", "sum 0.80"]},
     ),
+    "all that answers loses a guard": (
+        evidence({**LOW, "sum": 0.06, "chain": 0.9}, half=0.1, guarded=("g",),
+            guards=guards(sum=0.0, uniform=0.0, chain=-0.3)),
+        "inconclusive",
+        {"headline": ["a chain (0.90) loses g"], "use": ["nothing yet", "keeps every guard"],
+         "why": ["a chain 0.90 (g 0.50)"], "better": None},
+    ),
+    "nothing was composed, and a chain answers few questions": (
+        changed(changed(evidence({"base": 0.0, "a": 0.05, "b": 0.04, "chain": 0.9}), n=12),
+            rows="gains", n=12),
+        "inconclusive",
+        {"headline": ["12 questions", "whether a chain gains"], "use": ["so far a chain"]},
+    ),
+    "nothing was composed, and nothing is shown to answer": (
+        known(evidence({"base": 0.0, "a": 0.03, "b": 0.04})), "inconclusive",
+        {"headline": ["MEASURED", "were not asked"], "use": ["nothing yet"]},
+    ),
+    "a chain is advised that may lose a guard": (
+        evidence({**LOW, "uniform": 0.04, "chain": 0.9}, half=0.02, guarded=("g",),
+            guards=guards(half=0.3, uniform=0.0, chain=-0.2)),
+        "unlikely", {"use": ["a chain"], "guard": ["chain may lose g: 0.60"]},
+    ),
     "what scores more and is no option yet is close": (
         evidence({**WORKS, "arrow": 0.66}, half=0.08), "likely",
         {"use": ["uniform"], "close": ["arrow scores 0.66"]},
@@ -516,6 +539,17 @@ def test_what_stands_in_the_lines(name):
         assert all(part in "; ".join(texts) for part in parts or ())
     counted = re.findall(r"(\d+) warning", told.headline)
     assert not counted or int(counted[0]) == len(lines(told, "watch"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"), [({"uniform": 0.0}, True), ({"a": 0.0, "uniform": 0.0}, False)]
+)
+def test_a_guard_that_was_not_asked_says_so(asked, told):
+    values = {"base": 0.0, "a": 0.1, "uniform": 0.6}
+    audit = audit_of(evidence(values, guarded=("g",), guards=guards(**asked)))
+    cells = {row[0]: row[-1] for row in scores(audit).rows}
+    assert ("not asked" in cells["a"]) == bool(guards_unasked(audit)) == told
+    assert "not asked" not in cells["base"] + cells["uniform"]
 
 
 @pytest.mark.parametrize(("items", "warned"), [(199, True), (200, False), (0, False)])

@@ -37,6 +37,8 @@ from loraprobe.records import (
     Score,
 )
 from loraprobe.verdict import LibraryChoice, decide
+from loraprobe.verdict.reasons import about_other_form
+from loraprobe.verdict.rules import candidates
 
 FAIL = {
     "base": 0.0,
@@ -818,6 +820,26 @@ def test_a_guard_of_which_the_base_knows_nothing_is_told():
     (told,) = [reason for reason in found.reasons if reason.code == "guard-idle"]
     assert (told.value, told.threshold, told.severity) == (0.04, 0.05, "warning")
     assert "idle" in told.message
+
+
+@pytest.mark.parametrize(
+    ("steps", "half", "lost", "said", "unsaid"),
+    [
+        (0.17, 0.13, {"sum": -0.3}, ["leaves open", "loses a guard"], ["below"]),  # [0.04, 0.30]
+        (0.03, 0.01, {}, ["below 0.05"], ["loses", "leaves open"]),
+        (0.17, 0.13, {}, ["leaves open", "would decide"], ["below", "loses"]),
+    ],
+)
+def test_the_other_form_says_no_more_than_its_interval(steps, half, lost, said, unsaid):
+    """A guard that is lost makes a gain worth nothing, and does not make it small."""
+    rows = guards(**({"uniform": 0.0, "sum": 0.0} | lost))
+    other = evidence(
+        {"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0, "sum": steps}, part="steps", half=half
+    )
+    found = candidates(replaced(other, guarded=("g",), guards=rows), ItemPart("steps"))
+    best = next(one for one in found if one.system == "sum")
+    told = about_other_form(best).message
+    assert all(part in told for part in said) and not any(part in told for part in unsaid)
 
 
 LOST, OPEN, SAME = -0.3, -0.05, 0.0

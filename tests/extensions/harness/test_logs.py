@@ -49,6 +49,7 @@ def test_every_score_is_in_the_results_of_its_system(logged):
 
     document, _, logs = logged
     assert len({score["part"] for score in document["evaluation"]}) == 4
+    assert "--log-to" not in json.dumps(document["verdict"]["next"]), "it decides nothing"
     for score in document["evaluation"]:
         results, _ = log_of(logs, score["system"])
         assert results.keys() <= EvalResults.__annotations__.keys()
@@ -104,3 +105,12 @@ def test_nothing_is_written_through_the_folder_of_a_system(tmp_path):
     with pytest.raises(OutputError, match="link"):
         write_logs(audit, (), tmp_path / "logs")
     assert not list((tmp_path / "mine").iterdir())
+
+
+def test_no_log_is_written_into_what_is_read(tmp_path):
+    making.saved_pair(tmp_path)
+    before = {*tmp_path.rglob("*")}
+    pair = ["merge-and-eval", tmp_path / "a", tmp_path / "b", "--task", tmp_path / "t.jsonl"]
+    ended = making.call(*pair, "--log-to", tmp_path / "a" / "logs")
+    assert ended.exit_code == 2 and "which is read" in ended.stderr
+    assert {*tmp_path.rglob("*")} == before

@@ -195,7 +195,7 @@ def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, mo
     assert of(items[:2]) != plain, "--limit"
     assert of((dataclasses.replace(items[0], answers=("y",)), *items[1:])) != plain
     assert of((dataclasses.replace(items[0], metric="strict"), *items[1:])) != plain
-    assert of((dataclasses.replace(items[0], examiner="a harness"), *items[1:])) != plain
+    assert of((dataclasses.replace(items[0], examiner="another program"), *items[1:])) != plain
     assert of(options=Options()) != plain
     (tmp_path / "prompts").write_text("\none\ntwo")
     assert of() == plain, "blank lines are no prompts"

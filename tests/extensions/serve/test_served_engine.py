@@ -511,7 +511,7 @@ def test_an_engine_that_is_none_and_one_that_is_asked_nothing_are_refused(tmp_pa
         assert done.exit_code == 2 and told in done.stderr
 
 
-def test_no_server_is_asked_tasks_of_the_harness(tmp_path):
+def test_no_server_is_asked_what_has_an_examiner(tmp_path):
     task = SimpleNamespace(name="both", examiner=SimpleNamespace(name="another program"))
     work = Workload(None, [random_adapter("tiny")], [task])
     with pytest.raises(UsageError, match="both is one of"):

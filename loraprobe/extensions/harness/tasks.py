@@ -76,28 +76,24 @@ class HarnessTask(Examiner):
 
     @classmethod
     def ask(cls, scorer: Any, items: Sequence[Item]) -> Sequence[tuple[float, str]]:
-        """The requests of all tasks go to the model together."""
+        """The requests of all tasks go to the model together, which transformers runs."""
         from loraprobe.extensions.harness.system_lm import SystemLM
+        from loraprobe.scoring import ModelScorer
 
-        lm = SystemLM(scorer)
-        by_task: dict[Any, list[int]] = defaultdict(list)
-        for at, item in enumerate(items):
-            by_task[item.examiner].append(at)
-        asked = {
-            task: task.requests([items[at].id for at in own], lm) for task, own in by_task.items()
-        }
-        by_kind: dict[str, list[Any]] = defaultdict(list)
+        if not isinstance(scorer, ModelScorer):
+            raise UsageError(f"Tasks of {cls.name} need transformers; name no other engine.")
+        lm, ids = SystemLM(scorer), defaultdict[Any, list[str]](list)
+        for item in items:
+            ids[item.examiner].append(item.id)
+        asked = {task: task.requests(own, lm) for task, own in ids.items()}
+        by_kind = defaultdict[str, list[Any]](list)
         for request in (one for requests in asked.values() for one in requests):
             by_kind[request.request_type] += [request] * (request.repeats or 1)
         for kind, requests in by_kind.items():
             for request, reply in zip(requests, getattr(lm, kind)(requests), strict=True):
                 request.resps.append(reply)
-        found = {
-            at: value
-            for task, own in by_task.items()
-            for at, value in zip(own, task.values(asked[task]), strict=True)
-        }
-        return [found[at] for at in range(len(items))]
+        values = {task: iter(task.values(requests)) for task, requests in asked.items()}
+        return [next(values[item.examiner]) for item in items]
 
     def told(self, task: str) -> str:
         loss = ", as a loss in nats of which less is better" if self.loss else ""

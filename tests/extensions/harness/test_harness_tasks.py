@@ -5,6 +5,7 @@ import importlib.util
 import sys
 
 import pytest
+from fake_scorer import FakeScorer
 from harness_tasks import write_tasks
 
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
@@ -128,3 +129,10 @@ def test_without_lm_eval_the_extra_is_named(monkeypatch):
     with pytest.raises(LoraprobeError) as raised:
         load_harness("lm_eval:arc_easy")
     assert 'pip install "loraprobe[lm-eval]"' in str(raised.value)
+
+
+@needs
+def test_no_other_engine_is_asked(folder):
+    (task,) = load(folder, "spouse_choice", limit=1)
+    with pytest.raises(UsageError, match="need transformers"):
+        HarnessTask.ask(FakeScorer({}), task.items)

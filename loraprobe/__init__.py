@@ -130,7 +130,7 @@ def inspect(
 @takes(
     "allow batch_size chat_template device diagnostics dtype "
     "fields limit margin max_new_tokens metric per_module resume "
-    "seed serve state threads trust_remote_code",
+    "seed state threads trust_remote_code",
     command="inspect",
 )
 def inspect(
@@ -152,7 +152,7 @@ def inspect(
     return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe).audit
 
 
-@takes("allow balance device dtype fields limit rank seed serve space subtract threads")
+@takes("allow balance device dtype fields limit rank seed space subtract threads", command="merge")
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -250,7 +250,7 @@ def load_composition(directory: str | Path) -> Composition:
     "all_items allow balance batch_size chat_template device "
     "device_map dtype fields guard_margin guards limit margin max_new_tokens "
     "methods metric quantize rank resume retention router_prompts routers "
-    "seed serve space state subtract systems threads trust_remote_code weights",
+    "seed space state subtract systems threads trust_remote_code weights",
     command="merge-and-eval",
 )
 def merge_and_eval(

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from loraprobe.base import Base
     from loraprobe.errors import LoraprobeError
     from loraprobe.evaluation import System
-    from loraprobe.records import Audit, Sample
+    from loraprobe.merging import Merged
+    from loraprobe.records import Audit, ChainHop, Command, Issue, Reason, Sample, Verdict
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
@@ -86,6 +87,41 @@ class Engine(ABC):
         return {}
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a command found or made, before it is told.
+
+    adapters: those that were given, as their files are. made: the merge, or the adapter that was
+    rewritten. chain: who answered the hops of a chain. asked: whether the command asks the base.
+    """
+
+    adapters: Sequence[Adapter]
+    base: Base | None = None
+    made: Merged | Adapter | None = None
+    verdict: Verdict | None = None
+    chain: Sequence[ChainHop] = ()
+    asked: bool = False
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What an extension tells of a result: findings about files, reasons that stand behind those of
+    the verdict, and commands that follow."""
+
+    issues: Sequence[Issue] = ()
+    reasons: Sequence[Reason] = ()
+    commands: Sequence[Command] = ()
+
+
+@dataclass(frozen=True)
+class CardPart:
+    """A part of a model card: its title, a sentence, and commands."""
+
+    title: str
+    text: str
+    commands: Sequence[str]
+
+
 class Constraint(ABC):
     """What keeps systems from being used, such as where they are to run.
 
@@ -134,13 +170,16 @@ class Extension:
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
     loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
     functions: what `loraprobe` offers in Python: name -> dotted name of the function. packages:
-    whose versions `loraprobe env` tells.
+    whose versions `loraprobe env` tells. findings: how the codes of its findings begin, which its
+    `lines` tell. unfit: what a headline says of a file in which only these are errors.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
     codes: ClassVar[Path | None] = None
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
+    findings: ClassVar[str] = ""
+    unfit: ClassVar[str] = ""
 
     def commands(self) -> Sequence[CommandSpec]:
         """The commands that it adds."""
@@ -187,6 +226,36 @@ class Extension:
     def annotators(self, options: Options) -> Sequence[Annotator]:
         """What tells something beside the decision of a verdict, which it does not change."""
         return ()
+
+    def remarks(self, session: Session, result: Result) -> Remarks:
+        """What is told of the result of `session.command`.
+
+        Raises UsageError for options that do not go with it.
+        """
+        return Remarks()
+
+    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
+        """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
+        return ()
+
+    def card_parts(self, adapter: Adapter) -> Sequence[CardPart]:
+        """What the model card of an adapter tells beside how it was made."""
+        return ()
+
+
+def remarks_of(session: Session, result: Result) -> Remarks:
+    """What all extensions tell of a result."""
+    told = [one.remarks(session, result) for one in installed()]
+    issues = tuple(issue for one in told for issue in one.issues)
+    reasons = tuple(reason for one in told for reason in one.reasons)
+    return Remarks(issues, reasons, tuple(command for one in told for command in one.commands))
+
+
+def told_by(code: str) -> Extension | None:
+    """The extension whose lines tell findings of a code; None for those of the core."""
+    return next(
+        (one for one in installed() if one.findings and code.startswith(one.findings)), None
+    )
 
 
 def engine_of(options: Options) -> Engine | None:

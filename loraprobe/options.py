@@ -102,13 +102,6 @@ class AdapterOptions:
         "Accept one named issue, such as base-mismatch; may be repeated.",
         decides="answers",
     )
-    serve: tuple[str, ...] = option(
-        (),
-        "SERVER",
-        "Servers: vllm, sglang, llama.cpp, ollama, peft, or all; with commas, or repeated. inspect "
-        "tells what they would refuse or misread in the file; other commands advise what they can "
-        "run, with the commands that serve it.",
-    )
     balance: Literal["none", "norm"] = option(
         "none",
         "none|norm",

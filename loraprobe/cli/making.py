@@ -33,7 +33,6 @@ def merge(
     balance: str = "none",
     subtract: Texts = None,
     allow: IssueCodes = None,
-    serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
     methods: Annotated[
@@ -70,6 +69,7 @@ def merge(
     markdown: bool = False,
     explain: bool = False,
     quiet: bool = False,
+    **added: Any,
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 

@@ -25,6 +25,7 @@ from loraprobe.cli.parameters import (
 from loraprobe.cli.running import options_from, run, write
 from loraprobe.defaults import LOSS, MARGIN, RETENTION
 from loraprobe.errors import UsageError
+from loraprobe.options import Options
 
 
 def inspect(
@@ -32,7 +33,6 @@ def inspect(
     *,
     base: BaseOption = None,
     allow: IssueCodes = None,
-    serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
     probe: ProbeOption = None,
@@ -62,8 +62,7 @@ def inspect(
 
     Needs no base model. --base adds what needs its weights; with --probe it also measures what the
     base knows, and with --task it asks the base, the adapters and their compositions a sample of
-    your questions. The verdict goes as far as that evidence. --serve tells what servers would
-    refuse or misread in one adapter's file, and exits 1 if one would.
+    your questions. The verdict goes as far as that evidence.
     """
     options, output = options_from(locals())
     read = [probe] if probe and probe != "auto" else []
@@ -80,7 +79,6 @@ def merge_and_eval(
     balance: str = "none",
     subtract: Texts = None,
     allow: IssueCodes = None,
-    serve: Texts = None,
     methods: MethodSpecs = None,
     routers: RouterSpecs = None,
     systems: SystemSpecs = None,
@@ -147,7 +145,6 @@ def demo(
             autocompletion=scenarios,
         ),
     ] = "disjoint",
-    serve: Texts = None,
     margin: float | None = None,
     guards: Texts = None,
     guard_margin: float = MARGIN,
@@ -171,6 +168,8 @@ def demo(
     options, output = options_from(locals())
     from loraprobe.base import open_base
     from loraprobe.demo import shipped_world
+    from loraprobe.pipeline.conclusion import given_flags
+    from loraprobe.pipeline.inputs import Inputs
     from loraprobe.records import Command
     from loraprobe.report.sections import demo_text
 
@@ -183,7 +182,8 @@ def demo(
     base = open_base(world.path / "base", reference=world.base_name)
     outcome = run(output, options, "merge_and_eval", refs, base, chosen.tasks)
     assert outcome.audit.verdict is not None
-    asked = [("--task", "questions.jsonl"), *(("--serve", name) for name in options.serve)]
+    asked: list[tuple[str, ...]] = [("--task", "questions.jsonl")]
+    asked += given_flags(Options(added=options.added), Inputs((), ()))
     asked += [("--guard", Path(guard).name) for guard in options.guards]
     own = Command("merge-and-eval", ("owner/one", "owner/two"), tuple(asked))
     audit = replace(outcome.audit, verdict=replace(outcome.audit.verdict, next=own))

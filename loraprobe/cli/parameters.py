@@ -25,7 +25,16 @@ from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
 from loraprobe.extension import task_sources
 from loraprobe.formatting import listing, nearest
-from loraprobe.options import AddedOptions, Options, added_to, as_fields, groups, hints, table
+from loraprobe.options import (
+    AddedOptions,
+    Options,
+    added_to,
+    as_fields,
+    groups,
+    hints,
+    repeats,
+    table,
+)
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -169,8 +178,8 @@ def with_added(command: str, function: Callable[..., None]) -> Callable[..., Non
         inspect.Parameter(
             name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=table()[name].default,
-            annotation=hints()[name],
+            default=None if repeats(name) else table()[name].default,
+            annotation=Texts if repeats(name) else hints()[name],
         )
         for name in added_to(command)
     ]

@@ -5,7 +5,7 @@ Python (but its `route`) call; that of `verify` is in `verify`. Options, progres
 are in `loraprobe.session`. These have the stages:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
-    examination     compatibility and diagnostics, licences, servers
+    examination     compatibility and diagnostics, licences
     transforms      `--subtract` and `--balance`
     plan            plans what is evaluated, and builds the compositions
     evaluator       opens the base, the form of prompts and kept results, and asks
@@ -16,5 +16,5 @@ are in `loraprobe.session`. These have the stages:
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published
 
-`estimate` tells what an evaluation will take; `loraprobe.servers` has a server answer.
+`estimate` tells what an evaluation will take.
 """

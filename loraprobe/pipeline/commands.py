@@ -20,7 +20,7 @@ from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import UsageError
-from loraprobe.extension import installed
+from loraprobe.extension import Result, installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import exclusions, verdict_with_next
@@ -33,7 +33,6 @@ from loraprobe.pipeline.examination import (
     warning_figures,
     with_issues,
     with_licences,
-    with_servers,
 )
 from loraprobe.pipeline.inputs import (
     Inputs,
@@ -42,10 +41,9 @@ from loraprobe.pipeline.inputs import (
     check_task_use,
     open_inputs,
 )
-from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, serving_of
+from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, with_remarks
 from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
 from loraprobe.records import (
-    Command,
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
@@ -91,10 +89,8 @@ def inspect(
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
     examined = examine(inputs.adapters, inputs.base, purpose, session)
     examined, _ = with_licences(examined, inputs)
-    serve = tuple[Command, ...]()
-    if options.serve:
-        examined = with_servers(examined, inputs, options, asks_base)
-        serve = serving_of(session, inputs).of_file(inputs.given[0])
+    result = Result(inputs.given, inputs.base, asked=asks_base)
+    examined, remarks = with_remarks(examined, session, result)
     found: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
     found = "weights", EvaluationRecords(), [], ()
     if asks_base and examined.compatibility.compatible:
@@ -107,7 +103,7 @@ def inspect(
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
         verdict = verdict_with_next(options, inputs, examined, level, measured)
-    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "serve": serve}
+    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "serve": remarks.commands}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
 

@@ -1,4 +1,4 @@
-"""Compatibility and diagnostics of adapters, without a model; what cards and servers say."""
+"""Compatibility and diagnostics of adapters, without a model; what cards say."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.compatibility.licences import licence_issues
-from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.errors import LoraprobeError
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.transforms import Transformed
 from loraprobe.records import Compatibility, Issue, LayerGroup, Measurement
-from loraprobe.servers.serving import Serving
 from loraprobe.session import Session
 
 
@@ -104,23 +103,6 @@ def layer_groups(adapter: Adapter, rows: Sequence[Measurement]) -> tuple[LayerGr
 
 def _range(values: Sequence[Any]) -> tuple[Any, Any]:
     return min(values), max(values)
-
-
-def with_servers(
-    examined: Examination, inputs: Inputs, options: Options, asks_base: bool
-) -> Examination:
-    """The findings with what the servers of --serve do not read in the file of one adapter.
-
-    Raises UsageError for several adapters, and where the base is asked.
-    """
-    if len(inputs.given) > 1 or asks_base:
-        raise UsageError(
-            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
-            "merge is written so that servers read it: inspect its directory."
-        )
-    (adapter,) = inputs.given
-    issues = Serving(options.serve, inputs.given, inputs.base).issues(adapter)
-    return replace(examined, compatibility=with_issues(examined.compatibility, issues))
 
 
 def with_licences(examined: Examination, inputs: Inputs) -> tuple[Examination, tuple[Issue, ...]]:

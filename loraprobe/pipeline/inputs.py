@@ -19,7 +19,6 @@ from loraprobe.extension import engine_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS
 from loraprobe.options import Options
-from loraprobe.servers.serving import servers_named
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:  # a merge needs none of them
@@ -118,8 +117,6 @@ def check_names(options: Options) -> None:
             ROUTERS.make(router)
     if options.space is not None:
         space_named(options.space)
-    if options.serve:
-        servers_named(options.serve)
     if options.device != "auto":
         pick_device(options.device)
     if options.dtype != "auto":

@@ -24,6 +24,7 @@ from loraprobe.adapters import (
     public_name,
 )
 from loraprobe.base import Base
+from loraprobe.extension import Remarks, Result, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
@@ -38,7 +39,6 @@ from loraprobe.records import NOTHING, Audit, Command, Sample, Verdict, called
 from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
-from loraprobe.servers.serving import Serving
 from loraprobe.session import Session
 from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION, LOAD_MODEL
 
@@ -74,10 +74,13 @@ class Outcome:
     samples: Sequence[Sample] = ()
 
 
-def serving_of(session: Session, inputs: Inputs) -> Serving:
-    """The servers of a run."""
-    places = session.target, session.only_full
-    return Serving(session.options.serve, inputs.given, inputs.base, *places)
+def with_remarks(
+    examined: Examination, session: Session, result: Result
+) -> tuple[Examination, Remarks]:
+    """The findings with those of extensions, and all that these tell of a result."""
+    told = remarks_of(session, result)
+    found = with_issues(examined.compatibility, told.issues)
+    return replace(examined, compatibility=found), told
 
 
 def finish(
@@ -91,8 +94,7 @@ def finish(
     **fields: Any,
 ) -> Outcome:
     """The outcome of a command that composes: what licences ask of somebody who publishes what it
-    made, what servers do not read in that, the commands that serve it or what is advised, the
-    audit, and the card.
+    made, what extensions tell of it, the audit, and the card.
 
     made: what is saved if a directory was given, None if there is nothing. verdict: on what was
     asked; None where nothing was. fields: of the audit.
@@ -100,23 +102,20 @@ def finish(
     if verdict is None and len(inputs.adapters) > 1:
         verdict = verdict_with_next(session.options, inputs, examined, "weights")
     examined, licences = with_licences(examined, inputs)
-    serving, merged = serving_of(session, inputs), made if isinstance(made, Merged) else None
-    measured, serve = fields.get("evaluation", NOTHING_MEASURED), tuple[Command, ...]()
+    merged = made if isinstance(made, Merged) else None
+    chain = fields.get("evaluation", NOTHING_MEASURED).chain
     evaluated = verdict is not None and verdict.composes
-    if merged is not None and not evaluated:
-        serve = serving.of_merge(merged)[1]
-    elif verdict is not None:
-        verdict, serve = serving.advised(verdict, measured.chain, merged)
-    if merged is not None:  # it is made where a server cannot read it: that is no failure here
-        unread = with_issues(examined.compatibility, serving.warnings(merged))
-        examined = replace(examined, compatibility=unread)
+    result = Result(inputs.given, inputs.base, merged, verdict, chain)
+    examined, remarks = with_remarks(examined, session, result)
+    if verdict is not None:
+        verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
     steps = transformed.steps
     audit = audit_of(
         session,
         inputs,
         examined,
         notes,
-        **{"transformations": steps, "verdict": verdict, "serve": serve, **fields},
+        **{"transformations": steps, "verdict": verdict, "serve": remarks.commands, **fields},
     )
     how = None
     if made is not None:

@@ -10,6 +10,7 @@ from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
+from loraprobe.extension import Result, remarks_of
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import (
     NOT_EXAMINED,
@@ -43,7 +44,6 @@ from loraprobe.records import (
     ShortlistOutcome,
     Verdict,
 )
-from loraprobe.servers.serving import Serving
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence, LibraryChoice
 from loraprobe.verdict.next_command import library_words
@@ -83,7 +83,7 @@ def _samples(proved: Proved, measured: EvaluationRecords) -> tuple[Sample, ...]:
 
 def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
-) -> tuple[Verdict, tuple[Command, ...], Examination]:
+) -> tuple[Verdict, Sequence[Command], Examination]:
     """The verdict, what serves it, and what was found about the adapters that it is about."""
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
@@ -114,9 +114,10 @@ def _verdict(
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.spec)
     files = replace(about, given=[screen.members[a.name].open() for a in about.given])
-    serving = Serving(options.serve, files.given, files.base)
-    verdict, serve = serving.advised(verdict, measured.chain, merged)
-    return verdict, serve, examined
+    result = Result(files.given, files.base, merged, verdict, measured.chain)
+    remarks = remarks_of(session, result)
+    verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
+    return verdict, remarks.commands, examined
 
 
 def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:

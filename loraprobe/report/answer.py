@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from loraprobe.adapters import MENDABLE
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
+from loraprobe.extension import installed, told_by
 from loraprobe.formatting import (
     clean,
     count,
@@ -56,6 +57,7 @@ from loraprobe.verdict.reasons import CODES, effect_rank, named_in, on_guard, wi
 from loraprobe.verdict.unanswered import SHOWN, closest, what_differs
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
+OF_EXTENSIONS = ""  # stands for the labels of lines that extensions tell
 # Labels, those first that change most what a person does. A second line of one label counts as much
 # as one that stands AGAIN places later.
 BY_EFFECT = (
@@ -78,8 +80,9 @@ BY_EFFECT = (
         "learned",
         "stopped",
     ),
-    *("servers", "or", "how sure", "forecast", "licence", "known", "also"),
-    *("controls", "reads it", "copies", "families", "outliers"),
+    OF_EXTENSIONS,
+    *("or", "how sure", "forecast", "licence", "known", "also"),
+    *("controls", "copies", "families", "outliers"),
 )
 AGAIN = 7.5
 CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
@@ -91,7 +94,7 @@ LACKS_BOTH = (
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 MOST_NAMES = 3
-SERVING, LICENCE = "serve-", "licence-"  # how codes of findings begin
+LICENCE = "licence-"  # how codes of findings begin
 DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
@@ -137,7 +140,8 @@ def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
             shown.add(at)
             left -= _height(lines[at]) if stays else 0
         else:
-            ranked.append((BY_EFFECT.index(label) + AGAIN * seen[label], at))
+            known = label if label in BY_EFFECT else OF_EXTENSIONS
+            ranked.append((BY_EFFECT.index(known) + AGAIN * seen[label], at))
             seen[label] += 1
     for place, (_, at) in enumerate(sorted(ranked)):
         left -= _height(lines[at])
@@ -206,8 +210,8 @@ def _of_files(audit: Audit) -> str:
         return "INCOMPATIBLE." if errors else f"{_done(audit)}."
     row = audit.adapters[0]
     state = " It cannot be used as it is." if errors else ""
-    if errors and all(issue.code.startswith(SERVING) for issue in errors):
-        state = " Not every server named reads it as it is."
+    if errors and all(tellers := [told_by(issue.code) for issue in errors]):
+        state = " ".join(["", *dict.fromkeys(one.unfit for one in tellers if one is not None)])
     kind = f"{row.variant}, rank {spread(row.rank.values())}, {count(row.modules, 'module')}"
     base = row.base_model or "an unnamed base"
     return f"{row.name}: {kind} of {base}{_warnings(audit)}.{state}"
@@ -238,10 +242,10 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield from (("serve", command) for command in audit.serve)
         return
     if verdict.decision == "incompatible":
-        yield from _problems(audit.compatibility.errors)
+        yield from problems(audit.compatibility.errors)
     elif verdict.evidence in ("weights", "probes") or _repeats(audit):
         yield "gain", _said(verdict, "measured-before").replace("M", "m", 1).rstrip(".")
-        yield from _serving(audit)
+        yield from _of_extensions(audit)
         yield from _limits(audit, verdict)
         yield "known", _known(verdict)
     else:
@@ -266,7 +270,7 @@ def _learned(found: LearnedWeights | None) -> str:
     )
 
 
-def _problems(issues: Sequence[Issue]) -> Iterator[Line]:
+def problems(issues: Sequence[Issue]) -> Iterator[Line]:
     """What stands in the way, and each cure once."""
     yield from (("why", f"{one.code}: {first_sentence(one)}") for one in issues[:MOST_REASONS])
     for cure in dict.fromkeys(issue.cure for issue in issues[:MOST_REASONS]):
@@ -289,7 +293,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         ended = ", by --budget" if verdict.missing == "time" else "; --all-items asks the rest"
         yield "stopped", f"after round {rounds.used} of {rounds.planned}{ended}"
     yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
-    yield "servers", _servers(audit, verdict)
+    yield from _of_extensions(audit)
     yield "close", _without_form(audit, verdict)
     yield "close", _said(verdict, "right-together").rstrip(".")
     yield "or", _said(verdict, "on-any-server").replace("On", "on", 1).rstrip(".")
@@ -355,7 +359,7 @@ def _watched(audit: Audit) -> list[str]:
     twice |= {"said-otherwise"} if "right-without-form" in codes else set()
     warnings = [r.message for r in _told("watch", reasons) if r.code not in twice]
     for issue in audit.compatibility.issues:
-        elsewhere = issue.code in twice or issue.code.startswith((LICENCE, SERVING))
+        elsewhere = issue.code in twice or issue.code.startswith(LICENCE) or told_by(issue.code)
         if issue.severity == "warning" and not elsewhere:
             cure = f" {issue.cure}" if "--" in issue.cure else ""  # an option to set
             warnings.append(f"{first_sentence(issue)}{cure}")
@@ -378,10 +382,10 @@ def _licences(audit: Audit) -> Iterator[Line]:
 
 
 def _about_files(audit: Audit) -> Iterator[Line]:
-    """What was found in files alone: what stands in the way, what servers do, what to run next."""
-    yield from _serving(audit)
-    broken = [issue for issue in audit.compatibility.errors if not issue.code.startswith(SERVING)]
-    yield from _problems(broken)
+    """What was found in files alone: what stands in the way, and what to run next."""
+    yield from _of_extensions(audit)
+    broken = [issue for issue in audit.compatibility.errors if not told_by(issue.code)]
+    yield from problems(broken)
     yield from (("watch", text) for text in _watched(audit)[:MOST_REASONS])
     yield from _licences(audit)
     if audit.command == "inspect" and audit.adapters:
@@ -390,12 +394,10 @@ def _about_files(audit: Audit) -> Iterator[Line]:
         yield FILL_IN, to_fill_in(command)
 
 
-def _serving(audit: Audit) -> Iterator[Line]:
-    """What servers do not read as it is, each cure once, and which servers read it."""
-    findings = [issue for issue in audit.compatibility.issues if issue.code.startswith(SERVING)]
-    yield from _problems([one for one in by_severity(findings) if one.severity != "note"])
-    fit = [issue for issue in findings if issue.severity == "note"]
-    yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
+def _of_extensions(audit: Audit) -> Iterator[Line]:
+    """What extensions tell of their findings and of what is advised."""
+    for one in installed():
+        yield from one.lines(audit)
 
 
 def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
@@ -569,17 +571,6 @@ def _agreeing(own: float, other: float, difference: float) -> int:
 def _said(verdict: Verdict, code: str) -> str:
     """The sentence of the reason of this code; "" without the reason."""
     return next((r.message for r in verdict.reasons if r.code == code), "")
-
-
-def _servers(audit: Audit, verdict: Verdict) -> str:
-    """What the servers of the user cannot run; else which servers run what is advised.
-
-    Beside commands that serve it the latter is said of a router, whose requests name an adapter.
-    """
-    sentence = _said(verdict, "not-servable")
-    if not sentence and (not audit.serve or verdict.action == "route"):
-        sentence = _said(verdict, "servable")
-    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
 
 
 def _better(audit: Audit, verdict: Verdict, measured: Basis) -> str:

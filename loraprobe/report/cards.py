@@ -22,6 +22,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.errors import AdapterError
+from loraprobe.extension import CardPart, installed
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
@@ -33,7 +34,6 @@ from loraprobe.report.answer import answer
 from loraprobe.report.markdown import Verbatim, filled
 from loraprobe.report.sections import evaluations
 from loraprobe.secrets import map_texts, scrub
-from loraprobe.servers.serving import serve_commands
 
 if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed
@@ -87,7 +87,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             rounding_error=made.rounding_error,
             full_model=False,
             dtype=str(made.adapter.dtype).removeprefix("torch."),
-            serve=serve_commands(made.written),
+            parts=parts_of(made.written),
         ),
         full_card=partial(
             card_of_merge,
@@ -96,9 +96,15 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             rank="not cut" if whole else str(made.asked_rank),
             compression_error=0.0 if whole else made.compression_error,
             dtype="the base's dtype",
-            serve=(),
+            parts=(),
         ),
     )
+
+
+def parts_of(adapter: Adapter) -> list[CardPart]:
+    """What extensions tell on the card of an adapter."""
+    parts = (part for one in installed() for part in one.card_parts(adapter))
+    return [replace(part, text=Verbatim(part.text)) for part in parts]
 
 
 def card_text(

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from loraprobe.extension import told_by
 from loraprobe.formatting import (
     bounds,
     clean,
@@ -580,8 +581,8 @@ def first_findings(audit: Audit, told: Answer) -> Iterator[str]:
     left = [
         f"{MARKS[issue.severity]} {issue.code}: {first_sentence(issue)}"
         for issue in reversed(found.values())
-        if issue.code != "serve-ok"
-        and not issue.code.startswith(LICENCE)
+        if not issue.code.startswith(LICENCE)
+        and not (issue.severity == "note" and told_by(issue.code))
         and first_sentence(issue) not in said
     ]
     yield from left[:MOST_FINDINGS]
@@ -927,13 +928,13 @@ def one_line(audit: Audit) -> str:
 def demo_text(audit: Audit, scenarios: Sequence[str], base: Path) -> str:
     """What the demo showed, and where the other scenarios are. base: the directory of its base."""
     systems = len({row.system for row in audit.evaluation.scores})
-    served = (
-        f" The base of the commands for servers is on no Hub: give them {base} in its place, and "
-        "as DIR what merge-and-eval -o writes."
+    more = (
+        f" The base of the commands at the end is on no Hub: give them {base} in its place, and as "
+        "DIR what merge-and-eval -o writes."
     )
     return (
         f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
         "composition, and controls that a composition has to beat. Your own questions stand in a "
         'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
-        f"scenarios: --scenario {', '.join(scenarios)}.{served if audit.serve else ''}"
+        f"scenarios: --scenario {', '.join(scenarios)}.{more if audit.serve else ''}"
     )

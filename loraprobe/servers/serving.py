@@ -32,6 +32,7 @@ from loraprobe.records import (
     ChainHop,
     Command,
     Issue,
+    Reason,
     Severity,
     Verdict,
     called,
@@ -419,8 +420,8 @@ class Serving:
 
     def advised(
         self, verdict: Verdict, chain: Sequence[ChainHop], made: Merged | None
-    ) -> tuple[Verdict, tuple[Command, ...]]:
-        """The verdict with the servers that can run what it advises; the commands that serve that.
+    ) -> tuple[tuple[Reason, ...], tuple[Command, ...]]:
+        """That servers can run what a verdict advises, and the commands that serve that.
 
         made: the verdict's composition, where that is a merge.
         """
@@ -442,11 +443,9 @@ class Serving:
         elif verdict.composes:
             what, readers, commands = f"{called(routed)}, which mixes adapters by the text", [], ()
         else:
-            return verdict, ()
+            return (), ()
         who = listing(readers) if readers else "No server"
-        reason = reason_of("servable", float(len(readers)), who=who, what=what)
-        reasons = (*verdict.reasons, reason)
-        return replace(verdict, reasons=reasons), commands
+        return (reason_of("servable", float(len(readers)), who=who, what=what),), commands
 
     def of_merge(self, merged: Merged) -> ReadBy:
         """The servers that read a merge as it is written, and the commands that serve it.

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
+from loraprobe.options import added_to, flag_of
 from loraprobe.records import (
     NOTHING,
     SHRUNK,
@@ -28,10 +29,10 @@ RESUME, CHAIN = ("--resume",), ("--system", "chain")
 # The options that a command repeats of those that were set: all that it takes, but --dtype of
 # merge, which is that of the file and not of the base. An evaluation takes all but some.
 TAKES = {
-    "merge": "--allow --serve --balance --subtract --space --rank --seed --device --threads",
+    "merge": "--allow --balance --subtract --space --rank --seed --device --threads",
     "route": "--allow --balance --subtract --seed --device --quantize --device-map --batch-size "
     "--threads --trust-remote-code --chat-template",
-    "inspect": "--allow --serve --seed --device --dtype --batch-size --threads "
+    "inspect": "--allow --seed --device --dtype --batch-size --threads "
     "--trust-remote-code --diagnostic",
 }
 LEAVES = {
@@ -226,7 +227,8 @@ def _switch(request: Request, by_task: Mapping[str, str]) -> Command:
 def _taken(request: Request, verb: str) -> list[Flag]:
     """The options that were set, of those that a command takes."""
     if verb in TAKES:
-        return [one for one in request.given if one[0] in TAKES[verb].split()]
+        added = [flag_of(name) for name in (added_to(verb) if verb == "merge" else ())]
+        return [one for one in request.given if one[0] in (*TAKES[verb].split(), *added)]
     return [one for one in request.given if one[0] not in LEAVES[verb].split()]
 
 

@@ -71,7 +71,7 @@ def test_lists_replace_and_do_not_add(place):
 # What a stranger's file may set: neither does it send, run, write or overwrite anything. A new
 # option belongs here, or its declaration says `typed=True`.
 HARMLESS = set(
-    """adapters base task probe fields serve allow balance subtract method router system
+    """adapters base task probe fields allow balance subtract method router system
     router-prompts weights space rank limit all-items items keep budget max-new-tokens metric
     margin guard guard-margin retention chat-template diagnostic per-module seed device dtype
     quantize device-map batch-size threads resume json markdown explain dry-run quiet exit-zero

@@ -20,7 +20,7 @@ from loraprobe.verdict.reasons import reason_of
 
 CORE = [one.name for group in Options.__bases__ for one in fields(group) if one.metadata]
 SET = {  # a value of every option of a command line, none of them the default
-    "allow": ("base-unclear",), "serve": ("vllm",), "balance": "norm", "subtract": ("owner/c",),
+    "allow": ("base-unclear",), "balance": "norm", "subtract": ("owner/c",),
     "fields": ("prompt=q",), "methods": ("ties:density=0.3", "uniform"), "routers": ("arrow",),
     "systems": ("ties",), "router_prompts": (("a", Path("here.txt")),), "weights": (1, 0.12345678),
     "space": "core", "rank": 2, "limit": 40, "all_items": True, "items": 30, "keep": 2,

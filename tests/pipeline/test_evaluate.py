@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from loraprobe import defaults
 from loraprobe.defaults import ROUNDS_FROM
 from loraprobe.evaluation import Ledger, System, rounds
 from loraprobe.options import Options
+from loraprobe.pipeline import evaluate
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import EvaluationRun
 from loraprobe.pipeline.evaluator import Evaluator
@@ -25,7 +27,7 @@ from loraprobe.report.answer import answer
 from loraprobe.results import NAME
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, with_metrics
-from loraprobe.verdict import Evidence, decide_compositions
+from loraprobe.verdict import Evidence, Exclusion, decide_compositions
 from loraprobe_lab import shipped_world
 
 N = 240
@@ -193,8 +195,8 @@ NEAR = st.lists(st.floats(-0.15, 0.15), min_size=3, max_size=3)
 
 
 @settings(max_examples=30, deadline=None)
-@given(TOP, NEAR, NEAR, st.sampled_from([{}, {"all_items": True}, {"serve": ("vllm",)}]))
-def test_controls_belong_to_the_composition_of_the_verdict(top, gaps, partners, options):
+@given(TOP, NEAR, NEAR, st.booleans(), st.booleans())
+def test_controls_belong_to_the_composition_of_the_verdict(top, gaps, partners, every, excluding):
     """Their random partners differ, and some are as good as what they are compared with."""
     names = [system.name for system in COMPOSED]
     shares = {name: min(top + gap, 1.0) for name, gap in zip(names, gaps, strict=True)}
@@ -206,14 +208,17 @@ def test_controls_belong_to_the_composition_of_the_verdict(top, gaps, partners, 
         controls[name].key: max(top + 2 * gap - 0.15, 0.0)
         for name, gap in zip(names, partners, strict=True)
     }
-    evaluator = planted(shares, n=80, **options)
+    evaluator = planted(shares, n=80, all_items=every)
     run = EvaluationRun(
         evaluator,
         [*ALONE, *COMPOSED],
         evaluator.rounds(),
         lambda name, _: [CONTROLS[0], controls[name]],
     )
-    found = run.ask()
+    out = {"arrow": Exclusion("as-good", {"much": "as much"})} if excluding else {}
+    with mock.patch.object(evaluate, "exclusions", lambda *_: out):
+        found = run.ask()
+        assert found.verdict
     owners = {one.name: one.of for one in found.controls if one.of}
     assert "random-partner" in owners and found.verdict.gain.system in owners.values()
     for row in found.measured.comparisons:

@@ -139,7 +139,6 @@ OTHERS = {
     "per_module",
     "diagnostics",
     "all_items",
-    "serve",
     "layers",
 }
 

@@ -15,6 +15,7 @@ from planting import MARKUP, planted, structure
 
 import loraprobe
 from loraprobe.demo import shipped_world
+from loraprobe.extension import CardPart
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.records import Audit, LearnedWeights, Transformation
@@ -167,7 +168,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
         rounding_error=0.0,
         dtype="float32",
         seed=0,
-        serve=[f"vllm serve {text}"],
+        parts=[CardPart("Serve it", "", [f"vllm serve {text}"])],
     )
     routed = [
         card_text(

@@ -119,9 +119,9 @@ def test_what_is_advised_is_served_by_these_commands(name):
     made = merge(adapters, "sum") if composes and action != "route" else None
     verdict = Verdict("unlikely", "evaluation", (), system, action, composes)
     place = None if target is None else Path(target)
-    found, commands = Serving(serve, adapters, None, place).advised(verdict, CHAIN, made)
+    reasons, commands = Serving(serve, adapters, None, place).advised(verdict, CHAIN, made)
     assert list(map(str, commands)) == lines
-    told = [reason.value for reason in found.reasons if reason.code == "servable"]
+    told = [reason.value for reason in reasons if reason.code == "servable"]
     assert told == ([] if servers is None else [servers])
 
 
@@ -137,11 +137,11 @@ def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     sound(tmp_path / "a", use_rslora=True)
     adapter = read_adapter(tmp_path / "a", "a")
     verdict = Verdict("unlikely", "evaluation", action="use-single:a")
-    found, commands = Serving(("sglang", "vllm"), [adapter]).advised(verdict, (), None)
+    reasons, commands = Serving(("sglang", "vllm"), [adapter]).advised(verdict, (), None)
     lines = list(map(str, commands))
     assert lines[0] == "loraprobe convert a -o a-served" and "a=a-served" in lines[1]
     assert lines[2].endswith("--lora-modules a=a")  # which vLLM reads as it is
-    assert found.reasons[-1].value == 1
+    assert reasons[-1].value == 1
 
 
 GGUF = "python convert_hf_to_gguf.py full --outfile BASE.gguf"
@@ -160,5 +160,5 @@ OLLAMA = ["printf 'FROM ./BASE.gguf\\n' > full.Modelfile", "ollama create full -
 def test_a_full_model_is_served_by_itself(serve, lines):
     adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", "merge", True)
     serving = Serving(serve, adapters, full=Path("out/full"))
-    found, commands = serving.advised(verdict, CHAIN, merge(adapters, "sum"))
-    assert list(map(str, commands)) == lines and found.reasons[-1].value == 4
+    reasons, commands = serving.advised(verdict, CHAIN, merge(adapters, "sum"))
+    assert list(map(str, commands)) == lines and reasons[-1].value == 4

@@ -28,7 +28,6 @@ from loraprobe.adapters import (
     adapter_of,
     check_apart,
     common_targets,
-    local_name,
     portable,
     public_name,
     with_repaired_paths,
@@ -50,17 +49,18 @@ from loraprobe.errors import (
     UnsupportedAdapter,
     UsageError,
 )
+from loraprobe.extension import Result
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.patterns import PatternError, first_matches
-from loraprobe.pipeline.examination import examine, with_issues
+from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import base_apart, open_inputs
-from loraprobe.pipeline.outcome import Outcome, audit_of
+from loraprobe.pipeline.outcome import Outcome, audit_of, with_remarks
 from loraprobe.records import Compatibility, Measurement
+from loraprobe.report.cards import parts_of
 from loraprobe.report.markdown import filled
-from loraprobe.servers.serving import Serving, as_written, serve_commands, serving_issues
 from loraprobe.session import Adapters, Ref, Session
 from loraprobe.untrusted import memory_limit, nested_values, read_json
 
@@ -131,17 +131,14 @@ def convert(
     before = "" if made_lora is None else made_lora[1]
     made, changes = convert_adapter(original, place, like, portable, before)
     require_certain(found, original, made, inputs.base, session.options)
-    # The work is done where a server cannot read a kind of adapter: that is no failure here.
-    told = serving_issues(made.adapter, ["all"], inputs.base.path if inputs.base else None)
-    told = [replace(i, severity="warning") if i.severity == "error" else i for i in told]
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
-    examined = replace(examined, compatibility=with_issues(serious, told), layers=())
+    examined = replace(examined, compatibility=serious, layers=())
+    result = Result(inputs.given, inputs.base, made.adapter)
+    examined, remarks = with_remarks(examined, session, result)
     if made_lora is not None:
         examined = replace(examined, diagnostics=(*examined.diagnostics, *made_lora[2]))
-    written = as_written(made.adapter, local_name(str(place)))
-    serve = Serving((), [written], inputs.base).of_file(written)
     inputs = replace(inputs, adapters=[made.adapter])
-    audit = audit_of(session, inputs, examined, [changes], serve=serve)
+    audit = audit_of(session, inputs, examined, [changes], serve=remarks.commands)
     return Outcome(audit, made)
 
 
@@ -190,7 +187,7 @@ def _card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
         title=adapter.name,
         source=source,
         changes=changes,
-        serve=serve_commands(adapter),
+        parts=parts_of(adapter),
         version=__version__,
     )
     return f"---\n{yaml.safe_dump(fields)}---\n{text}"

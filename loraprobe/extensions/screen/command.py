@@ -31,7 +31,6 @@ def screen(
     base: BaseOption = None,
     balance: str = "none",
     allow: IssueCodes = None,
-    serve: Texts = None,
     task: TaskOption = None,
     fields: Texts = None,
     items: int = SCREENING_ITEMS,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     "device_map dtype fields guard_margin guards items keep limit margin "
     "max_new_tokens methods "
     "metric quantize rank resume retention routers seed "
-    "serve space state threads trust_remote_code",
+    "space state threads trust_remote_code",
     command="screen",
 )
 def screen(

@@ -3,32 +3,54 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import Constraint, Engine, Extension, Workload
+from loraprobe.extension import (
+    CardPart,
+    Constraint,
+    Engine,
+    Extension,
+    Remarks,
+    Result,
+    Workload,
+)
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.base import Base
     from loraprobe.evaluation import System
+    from loraprobe.records import Audit, Command
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Session
     from loraprobe.verdict import Exclusion
 
 HERE = "transformers"
+ON_CARD = (
+    "`BASE.gguf` is the base as llama.cpp converts it; the paths are those of this card's "
+    "directory."
+)
 LONG = 600.0  # seconds of a run on a GPU from which vLLM is named
 
 
 @dataclass(frozen=True)
 class ServeOptions(AddedOptions):
-    """Which server answers."""
+    """Which server answers, and which are to run what is advised."""
 
     title: ClassVar[str] = "Servers"
+
+    serve: tuple[str, ...] = option(
+        (),
+        "SERVER",
+        "Servers: vllm, sglang, llama.cpp, ollama, peft, or all; with commas, or repeated. inspect "
+        "tells what they would refuse or misread in the file, and exits 1 if one would; other "
+        "commands advise what they can run, with the commands that serve it.",
+        commands=("inspect", "merge", "merge-and-eval", "screen", "demo"),
+    )
 
     engine: str = option(
         HERE,
@@ -41,7 +63,11 @@ class ServeOptions(AddedOptions):
     )
 
     def check(self, options: Options) -> None:
-        """Raises UsageError for an engine that is none."""
+        """Raises UsageError for a server that is not known, and for an engine that is none."""
+        if self.serve:
+            from loraprobe.servers.serving import servers_named
+
+            servers_named(self.serve)
         if self.engine != HERE and not re.match(r"vllm$|https?://", self.engine):
             raise UsageError(
                 "--engine takes transformers, vllm or a URL such as http://localhost:8000, not "
@@ -85,12 +111,31 @@ class Serve(Extension):
 
     options = ServeOptions
     codes = Path(__file__).with_name("codes.toml")
+    findings = "serve-"
+    unfit = "Not every server named reads it as it is."
 
     def engine(self, options: Options) -> Engine | None:
         return None if options.of_extension(ServeOptions).engine == HERE else ServerEngine()
 
     def constraints(self, options: Options) -> Sequence[Constraint]:
-        return [Servers(options.serve)] if options.serve else []
+        wanted = options.of_extension(ServeOptions).serve
+        return [Servers(wanted)] if wanted else []
+
+    def remarks(self, session: Session, result: Result) -> Remarks:
+        from loraprobe.extensions.serve.remarks import remarks_on
+
+        return remarks_on(session, result, session.options.of_extension(ServeOptions).serve)
+
+    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
+        from loraprobe.extensions.serve.lines import lines_of
+
+        return lines_of(audit)
+
+    def card_parts(self, adapter: Adapter) -> Sequence[CardPart]:
+        from loraprobe.servers.serving import serve_commands
+
+        commands = serve_commands(adapter)
+        return [CardPart("Serve it", ON_CARD, commands)] if commands else []
 
     def hints(self, session: Session, seconds: float) -> Sequence[str]:
         if not session.device.startswith("cuda") or seconds <= LONG or self.engine(session.options):

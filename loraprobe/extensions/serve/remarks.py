@@ -1,0 +1,53 @@
+"""What is told of a result: what servers do not read of it, and the commands that serve it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from loraprobe.adapters import Adapter, local_name
+from loraprobe.errors import UsageError
+from loraprobe.extension import Remarks, Result
+from loraprobe.servers.serving import Serving, as_written, serving_issues
+from loraprobe.session import Session
+
+
+def remarks_on(session: Session, result: Result, wanted: Sequence[str]) -> Remarks:
+    """What servers do with a result. wanted: those of --serve."""
+    if session.command == "inspect":
+        return _on_file(result, wanted) if wanted else Remarks()
+    if isinstance(result.made, Adapter):
+        return _on_rewritten(result.made, session.target or Path("OUT"), result)
+    places = session.target, session.only_full
+    serving = Serving(wanted, result.adapters, result.base, *places)
+    # What was asked for is made where a server cannot read it: that is no failure.
+    issues = [] if result.made is None else serving.warnings(result.made)
+    if result.made is not None and not (result.verdict and result.verdict.composes):
+        return Remarks(issues, (), serving.of_merge(result.made)[1])
+    if result.verdict is None:
+        return Remarks(issues)
+    reasons, commands = serving.advised(result.verdict, result.chain, result.made)
+    return Remarks(issues, reasons, commands)
+
+
+def _on_file(result: Result, wanted: Sequence[str]) -> Remarks:
+    """What the servers of --serve do with the file of one adapter.
+
+    Raises UsageError for several adapters, and where the base is asked.
+    """
+    if len(result.adapters) > 1 or result.asked:
+        raise UsageError(
+            "--serve looks at the file of one adapter; give one, without --task and --probe. A "
+            "merge is written so that servers read it: inspect its directory."
+        )
+    serving, (adapter,) = Serving(wanted, result.adapters, result.base), result.adapters
+    return Remarks(serving.issues(adapter), (), serving.of_file(adapter))
+
+
+def _on_rewritten(adapter: Adapter, place: Path, result: Result) -> Remarks:
+    """What any server does with an adapter that was written again; an error is no failure there."""
+    issues = serving_issues(adapter, ["all"], result.base.path if result.base else None)
+    told = [replace(i, severity="warning") if i.severity == "error" else i for i in issues]
+    written = as_written(adapter, local_name(str(place)))
+    return Remarks(told, (), Serving((), [written], result.base).of_file(written))

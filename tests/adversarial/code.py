@@ -89,36 +89,3 @@ def _(place: Path) -> str:
         return f"exit {subprocess.run(line, capture_output=True, timeout=30).returncode}"
     except subprocess.TimeoutExpired:
         return "waits without end"
-
-
-# YAML of tasks is code.
-YAML = """task: t
-dataset_path: json
-dataset_kwargs: {{data_files: {{test: "{data}"}}}}
-test_split: test
-output_type: {kind}
-doc_to_text: "{text}"
-doc_to_target: "{{{{answer}}}}"
-"""
-CODE = "{{{{ cycler.__init__.__globals__.os.mkdir('{marker}') }}}}"
-LOOP = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}"
-
-
-def _folder(place: Path, text: str) -> str:
-    """The outcome of `task check` for a folder with one task."""
-    (place / "t").mkdir()
-    (place / "d.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
-    yaml = YAML.format(data=place / "d.jsonl", kind="generate_until", text=text)
-    (place / "t" / "t.yaml").write_text(yaml)
-    return outcome("task", "check", f"lm_eval:t@{place / 't'}")
-
-
-@case("harness-code")
-def _(place: Path) -> str:
-    found = _folder(place, CODE.format(marker=place / "ran").replace("{{{{", "{{"))
-    return "its code ran" if (place / "ran").exists() else found
-
-
-@case("harness-loop")
-def _(place: Path) -> str:
-    return timed(lambda: _folder(place, LOOP))

@@ -34,3 +34,26 @@ def test_a_guard_of_an_unknown_name_is_refused_before_anything_is_written(tmp_pa
     done = making.call("merge-and-eval", "local", "again=local", *given)
     assert done.exit_code == 2 and "no_such_task" in done.stderr
     assert {*tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{{{ cycler.__init__.__globals__.os.mkdir('{marker}') }}}}",
+        "{{% for a in range(100000) %}}{{% for b in range(100000) %}}{{% endfor %}}{{% endfor %}}",
+    ],
+    ids=["code", "loop"],
+)
+def test_the_yaml_of_a_stranger_does_not_run(tmp_path, text):
+    folder = tmp_path / "t"
+    folder.mkdir()
+    (tmp_path / "d.jsonl").write_text('{"prompt": "p", "answer": "a"}\n')
+    (folder / "t.yaml").write_text(
+        "task: t\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path}/d.jsonl}}}}\n"
+        "test_split: test\noutput_type: generate_until\n"
+        f'doc_to_text: "{text.format(marker=tmp_path / "ran")}"\ndoc_to_target: "{{{{answer}}}}"\n'
+    )
+    done = making.call("task", "check", f"lm_eval:t@{folder}")
+    assert done.exit_code == 2 and "--run-unsafe-code" in done.stderr
+    assert not (tmp_path / "ran").exists()

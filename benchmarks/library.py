@@ -56,7 +56,8 @@ def child(reference: str, told: str) -> None:
 
     The peak that a parent reads holds what the parent had when it started the child.
     """
-    from loraprobe.library import compare_members, expand_references, mark_unfit, read_library
+    from loraprobe.extensions.screen.comparing import compare_members, mark_unfit
+    from loraprobe.extensions.screen.reading import expand_references, read_library
 
     compare_members(mark_unfit(read_library(expand_references([reference]))))
     lines = Path("/proc/self/status").read_text().splitlines()

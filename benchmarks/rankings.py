@@ -21,16 +21,17 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe import library
 from loraprobe.base import open_base
 from loraprobe.base.quiet import quiet
 from loraprobe.evaluation.questions import BASE
-from loraprobe.library import ComparedLibrary
+from loraprobe.extensions.screen import ScreenOptions
+from loraprobe.extensions.screen.comparing import ComparedLibrary, compare_members, mark_unfit
+from loraprobe.extensions.screen.forecasting import ForecastTexts
+from loraprobe.extensions.screen.ranking import Ranking, TaskScores
+from loraprobe.extensions.screen.reading import read_library
+from loraprobe.extensions.screen.screening import open_screen
 from loraprobe.options import Options
-from loraprobe.pipeline.ranking import Ranking, TaskScores
-from loraprobe.pipeline.screen import open_screen
 from loraprobe.pipeline.task_files import open_tasks
-from loraprobe.probes import ForecastTexts
 from loraprobe.records import ItemResult
 from loraprobe.session import Session
 from loraprobe_lab.world import World
@@ -152,10 +153,12 @@ def asked_alone(
 
     Every adapter is asked all items that choose, and none is asked of sums of sets.
     """
-    session = Session(Options(items=items, keep=FIRST), command="screen", resume=True)
+    session = Session(
+        Options(added=(ScreenOptions(items=items, keep=FIRST),)), command="screen", resume=True
+    )
     base, tasks = open_base(base_of(world)), open_tasks(task_file(world, task), session.options)
-    members = library.read_library([str(path) for path in world.adapters.values()])
-    found = library.compare_members(library.mark_unfit(members, base))
+    members = read_library([str(path) for path in world.adapters.values()])
+    found = compare_members(mark_unfit(members, base))
     with open_screen(found.members, base, tasks, session) as screen:
         screen.asked, screen.untried = screen.evaluator.tasks, ()
         screen.reading = ForecastTexts.of(screen.evaluator.scorer, screen.asked)

@@ -47,9 +47,9 @@ from rankings import (
     seen_of,
 )
 
-from loraprobe.defaults import KEEP, TRIED
 from loraprobe.evaluation.questions import BASE
-from loraprobe.pipeline.ranking import FormRanking, TaskScores, choose
+from loraprobe.extensions.screen.defaults import KEEP, TRIED
+from loraprobe.extensions.screen.ranking import FormRanking, TaskScores, choose
 from loraprobe.records import ItemResult
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item

@@ -39,7 +39,7 @@ def planted(cosine: float, layers: int, shared: bool):
 
 def sketch(modules, seed: int):
     """The numbers of the sketch of one adapter, and its error."""
-    from loraprobe.library.sketches import SketchBuilder
+    from loraprobe.extensions.screen.sketches import SketchBuilder
     from loraprobe.lora.grams import gram_matrices
 
     builder = SketchBuilder(seed)
@@ -52,7 +52,7 @@ def errors(layers: int, seeds: int) -> None:
     """A line for each planted cosine."""
     import numpy as np
 
-    from loraprobe.library.sketches import estimate_cosines
+    from loraprobe.extensions.screen.sketches import estimate_cosines
 
     for shared in (False, True):
         for cosine in (0.0, 0.3, 0.9, 1.0):

@@ -43,20 +43,6 @@ HOP_ITEMS = 40  # base and adapters, where hops decide: 2 right of 40 lie below 
 PROBED_ITEMS = 24  # the coverage probes ask the base
 CEILING_ITEMS = 80  # who answered all sampled questions; a lower bound of 0.95 takes 73
 
-# The screen of a library.
-KEEP = 8  # --keep: sets of adapters that are composed and proved
-SCREENING_ITEMS = 40  # --items: of each task, by which sets of a library are chosen
-ALONE_LEAST = 20  # of these, the fewest that adapters answer alone; sums of sets answer the others
-TRIED = 4  # sets whose sum is tried for each set that is proved
-BEST_SINGLES = 3  # the best single adapters, which are proved too
-SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
-TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
-SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is better than the base
-BETTER_THAN_MEMBER = 0.02  # by which a pair has to exceed both members, or comes after all that do
-BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
-DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
-
-
 # Warnings about weights.
 NORM_RATIO = 3.0  # the largest ratio of two adapters' norms
 OPPOSED_COSINE = -0.25  # updates with a smaller cosine cancel each other
@@ -64,17 +50,11 @@ SAME_UPDATE = 1e-6  # two updates are equal if cosine and ratio of norms differ 
 EQUAL_COSINE = 0.95  # updates with a larger cosine are nearly the same
 LARGE_UPDATE = 0.5  # the norm of an update relative to the weights that it changes
 CROSS_TERMS = 0.1  # the error of averaging A and B apart, relative to the exact average
+FAMILY_COSINE = 0.5  # updates with at least this cosine are of one family
 SHARED_INITIALISATION = 0.5  # the mean cosine of the rows of two A
 # The Frobenius norm of one module's delta. The largest module of six published GPT-2 adapters has
 # 19.5, of 226 adapters of the lab 14.4; the weights of SmolLM2-135M themselves have 16 to 206.
 EXTREME_NORM = 100.0
-
-# Libraries of adapters.
-FAMILY_COSINE = 0.5  # groups of a library with at least this mean cosine are one family
-COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
-COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
-FEWEST_NORMS = 5  # from which an extreme norm is told
-OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median
 
 # Learned weights, and routers that are fitted to prompts.
 LEARNING_STEPS = 40  # of gradient descent, each on all items that are set apart

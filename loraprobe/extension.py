@@ -1,5 +1,6 @@
-"""What an extension may add: commands, options of commands, Python functions, sources of tasks, who
-asks the base, what answers in its place, what a verdict tells, what is written of a result.
+"""What an extension may add: commands, options of commands, Python functions, parts of an audit,
+sources of tasks, who asks the base, what answers in its place, what a verdict tells, what is
+written of a result.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe import wiring
 from loraprobe.options import AddedOptions, Options
@@ -45,6 +46,41 @@ class CommandSpec:
     function: str
     section: str
     examples: tuple[str, ...]
+
+
+class AuditPart:
+    """What an extension adds to an audit and to its reports; one that adds nothing but its record.
+
+    record: a frozen dataclass with a default for each field. The fields are keys of the JSON
+    document; `audit.of_extension(record)` has their values, and `audit_of` takes the record among
+    `added`. Sections, columns and tables are those of `loraprobe.report.parts`.
+    """
+
+    record: type[Any]
+
+    def headline(self, audit: Audit) -> str:
+        """What the answer says first where there is no verdict; "" leaves that to others."""
+        return ""
+
+    def in_short(self, audit: Audit) -> str:
+        """The same for --quiet."""
+        return ""
+
+    def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
+        """Sections of a report, each behind the name of that of the core before which it stands."""
+        return ()
+
+    def adapters(self, audit: Audit) -> int:
+        """How many adapters it is about, which are not among those of the audit."""
+        return 0
+
+    def sums_up(self, audit: Audit) -> bool:
+        """Whether a terminal without --explain shows this in place of adapters and scores."""
+        return False
+
+    def fails(self, audit: Audit) -> bool:
+        """Whether the exit code is 1 where nothing was measured."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -169,20 +205,28 @@ class Extension:
     options: a frozen dataclass of options, which stand in a group of their own in help and
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
     loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
-    functions: what `loraprobe` offers in Python: name -> dotted name of the function. packages:
-    whose versions `loraprobe env` tells. findings: how the codes of its findings begin, which its
-    `lines` tell. unfit: what a headline says of a file in which only these are errors.
+    finding_codes: a file such as loraprobe/findings.toml with subjects of its own. functions: what
+    `loraprobe` offers in Python: name -> dotted name of the function. packages: whose versions
+    `loraprobe env` tells. findings: how the codes of its findings begin, which its `lines` tell.
+    unfit: what a headline says of a file in which only these are errors. counts: a label of its
+    lines -> that of the core which changes as much of what a person does.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
     codes: ClassVar[Path | None] = None
+    finding_codes: ClassVar[Path | None] = None
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
     findings: ClassVar[str] = ""
     unfit: ClassVar[str] = ""
+    counts: ClassVar[Mapping[str, str]] = {}
 
     def commands(self) -> Sequence[CommandSpec]:
         """The commands that it adds."""
+        return ()
+
+    def audit_parts(self) -> Sequence[AuditPart]:
+        """What it adds to audits."""
         return ()
 
     def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
@@ -256,6 +300,11 @@ def told_by(code: str) -> Extension | None:
     return next(
         (one for one in installed() if one.findings and code.startswith(one.findings)), None
     )
+
+
+def audit_parts() -> list[AuditPart]:
+    """What the extensions of this installation add to audits."""
+    return [part for one in installed() for part in one.audit_parts()]
 
 
 def engine_of(options: Options) -> Engine | None:

@@ -1,4 +1,4 @@
-"""Findings about adapters: meaning, severity and cure of each code, from findings.toml."""
+"""Findings about adapters: meaning, severity and cure of each code, as in findings.toml."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraprobe.records import Issue, Severity
+from loraprobe.wiring import extensions
 
 
 @dataclass(frozen=True)
@@ -19,12 +20,13 @@ class FindingCode:
     cure: str = ""
 
 
+_FILES = [Path(__file__).with_suffix(".toml")]
+_FILES += [one.finding_codes for one in extensions() if one.finding_codes is not None]
 # What the findings are about -> code -> FindingCode.
 SUBJECTS: Mapping[str, Mapping[str, FindingCode]] = {
     subject: {code: FindingCode(**row) for code, row in group.items()}
-    for subject, group in tomllib.loads(
-        Path(__file__).with_suffix(".toml").read_text(encoding="utf-8")
-    ).items()
+    for file in _FILES
+    for subject, group in tomllib.loads(file.read_text(encoding="utf-8")).items()
 }
 CODES = {code: row for group in SUBJECTS.values() for code, row in group.items()}
 

@@ -15,7 +15,7 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from loraprobe.defaults import KEEP, LOSS, MARGIN, RETENTION, SCREENING_ITEMS
+from loraprobe.defaults import LOSS, MARGIN, RETENTION
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, listing, nearest, wrapped
 from loraprobe.wiring import extensions
@@ -201,11 +201,6 @@ class EvaluationOptions:
         "",
         "Ask every system all items; otherwise a run stops as soon as the decision holds.",
     )
-    items: int = option(
-        SCREENING_ITEMS, "N", "Items of each task on which a library is screened.", least=10
-    )
-    keep: int = option(KEEP, "N", "Sets of a library that are proved.", least=1, most=64)
-    budget: float | None = option(None, "X", "Minutes that a screen may take.", least=0.001)
     max_new_tokens: int | None = option(
         None, "N", "Longest answer, in tokens.", least=1, decides="answers"
     )

@@ -103,22 +103,18 @@ class Session:
         if self.progress is not None:
             self.progress(step, done, total)
 
-    def left(self, share: float = 1.0) -> float:
-        """Seconds that are left of a share of --budget; infinite without one."""
-        minutes = self.options.budget
-        if minutes is None:
-            return float("inf")
-        return self.begun + share * 60 * minutes - time.perf_counter()
-
     @property
     def only_full(self) -> Path | None:
         """The directory of a full model, where no adapter is written."""
         return self.full_model if self.target is None else None
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Reports and times a stage; the times of a stage that runs twice add up."""
-        self.tell(name, 0, 0)
+    def stage(self, name: str, words: str = "") -> Iterator[None]:
+        """Reports and times a stage; the times of a stage that runs twice add up.
+
+        words: what the line of progress says of a stage that the command line does not know.
+        """
+        self.tell(words or name, 0, 0)
         start = time.perf_counter()
         try:
             yield

@@ -16,21 +16,16 @@ from loraprobe.records import (
     Compatibility,
     Coverage,
     EvaluationRecords,
-    Forecast,
     Gain,
     GateStatistics,
     Issue,
     LayerGroup,
-    Library,
-    LibraryAdapter,
-    LibraryScore,
     Measurement,
     Provenance,
     Reason,
     Reply,
     Sample,
     Score,
-    Shortlisted,
     Verdict,
 )
 from loraprobe.report import markdown as as_markdown
@@ -39,25 +34,6 @@ from loraprobe.report.sections import footer, heading, sections, title
 from loraprobe.report.terminal import render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"
-
-
-def a_library(name: str) -> Library:
-    """An adapter of every state."""
-    lost = Issue("error", "adapter", (name,), f"{name} is empty.", "Download it again.")
-    far = Issue("warning", "norm-outlier", (name,), f"The norm of {name} is large.", "Look at it.")
-    one = LibraryAdapter(
-        name, name, None, "e" * 64, "gpt2", {"min": 8, "max": 8}, 2, 4096, 1.5, "usable", (far,)
-    )
-    one = dataclasses.replace(one, scores=(LibraryScore("t", "question", 0.5, 20),))
-    rows = [
-        dataclasses.replace(one, family=1, place=(x, 0.25), outlier=x > 0) for x in (-1.0, 0.0, 1.0)
-    ]
-    broken = dataclasses.replace(one, state="broken", issues=(lost,), norm=None, rank=None)
-    copy = dataclasses.replace(one, state="duplicate", same_as=name)
-    scaled = dataclasses.replace(rows[0], same_as=name)
-    unfit = dataclasses.replace(broken, state="unfit")
-    adapters = (*rows, scaled, broken, unfit, copy)
-    return Library(adapters, 0.02, 0.5)
 
 
 def an_audit(name: str = "a") -> Audit:
@@ -96,15 +72,13 @@ def an_audit(name: str = "a") -> Audit:
             GateStatistics("arrow", {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
             GateStatistics("spectr", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
         ),
-        library=a_library(name),
-        shortlist=(Shortlisted((name, "b"), "pair", 1, 3, Forecast("sum", 0.1, (0.0, 0.2), 9)),),
         verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", f"use-single:{name}"),
         notes=(f"A note on {name}.",),
     )
 
 
+# An audit for which nobody was asked.
 NOTHING = dict.fromkeys("scores gains comparisons attribution samples gates coverage".split(), ())
-NOTHING |= {"shortlist": ()}  # an audit for which nobody was asked
 
 
 def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:

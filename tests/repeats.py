@@ -2,7 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
@@ -16,7 +16,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.pipeline.conclusion import with_next
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import Compatibility, EvaluationRecords, Verdict
+from loraprobe.records import NOTHING, Command, Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
 
 STAGES = ("inspect", "merge", "compose", "merge_and_eval")
@@ -26,7 +26,7 @@ def check_repeated(
     options: Mapping[str, Any],
     verdict: Verdict,
     left_out: Collection[str] = (),
-    library: Sequence[str] = (),
+    again: Command = NOTHING,
     stages: Mapping[str, ModuleType] = dict.fromkeys(STAGES, commands),
 ) -> None:
     """Asserts that the next command of a verdict, as it is typed, has the first of the options.
@@ -41,7 +41,7 @@ def check_repeated(
     kind, sessions = "router" if verdict.action == "route" else "merge", list[Any]()
     rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
     few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
-    found = with_next(verdict, given, few, rows, Compatibility(), library=library)
+    found = with_next(verdict, given, few, rows, Compatibility(), again=again)
     takes = {one.name for one in command_of(found.next.verb).params}
     with contextlib.ExitStack() as stack:
         for one, module in stages.items():

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import installed
+from loraprobe.extension import audit_parts, installed
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -43,8 +43,6 @@ WORDS = {
     "check": "check the adapters",
     "diagnose": "compare the adapters",
     "load": "load the base",
-    "screen": "ask the adapters alone",
-    "forecast": "forecast every set",
     "estimate": "estimate the time",
     "template": "ask with and without the chat template",
     "cover": "measure what the base knows",
@@ -309,9 +307,9 @@ class Output:
 def exit_code(audit: Audit) -> int:
     """0 likely or compatible, 1 unlikely or incompatible, 3 inconclusive.
 
-    Where only weights were asked, nothing could be decided, and compatible adapters are 0; so is a
-    library of which something can be used. Where no merge and no router was asked, what was asked
-    is decided unless it takes more evidence.
+    Where only weights were asked, nothing could be decided, and compatible adapters are 0 unless an
+    extension says otherwise. Where no merge and no router was asked, what was asked is decided
+    unless it takes more evidence.
     """
     if audit.verdict is not None and audit.verdict.only_measured:
         return 0
@@ -319,9 +317,8 @@ def exit_code(audit: Audit) -> int:
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision
         ]
-    usable = any(row.state == "usable" for row in audit.members)
-    nothing = audit.library is not None and not usable
-    return 0 if audit.compatibility.compatible and not nothing else 1
+    failed = any(part.fails(audit) for part in audit_parts())
+    return 0 if audit.compatibility.compatible and not failed else 1
 
 
 def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:

@@ -62,9 +62,9 @@ class System:
     `merging.Merged` of a method that needs new weights. stored: the name under which results are
     kept, if it is another one: a control has a fixed name, but depends on the best composition and
     on the best adapter alone.
-    spec: of a merge or a router, by what its adapters are composed. members: of a library, the
-    adapters that it consists of. of: of a control that depends on a composition, the name of that
-    one, which alone is compared with it.
+    spec: of a merge or a router, by what its adapters are composed. members: the adapters that it
+    consists of, where the run has others. of: of a control that depends on a composition, the name
+    of that one, which alone is compared with it.
     """
 
     name: str

@@ -11,8 +11,6 @@ are in `loraprobe.session`. These have the stages:
     evaluator       opens the base, the form of prompts and kept results, and asks
     learning        weights and routers that are learned before systems are asked
     evaluate        answers on the base model, round by round; for `inspect` a first round
-    screen          chooses sets of a library by `ranking` and evaluates them
-    screen_audit    what a screen found, as an audit
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published
 

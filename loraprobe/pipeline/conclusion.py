@@ -29,7 +29,7 @@ from loraprobe.records import (
     EvidenceLevel,
     Verdict,
 )
-from loraprobe.verdict import Evidence, Exclusion, LibraryChoice, Request, decide, next_command
+from loraprobe.verdict import Annotator, Evidence, Exclusion, Request, decide, next_command
 from loraprobe.verdict.next_command import BASE, NEW, UNTARGETED, Flag, questions_shown
 from loraprobe.verdict.reasons import limit_of_tokens, most_cut, reason_of
 
@@ -53,9 +53,9 @@ def verdict_with_next(
     return with_next(verdict, options, inputs, measured, examined.compatibility)
 
 
-def decided(evidence: Evidence, options: Options) -> Verdict:
-    """The verdict on evidence, with what extensions tell beside it."""
-    return decide(evidence, (told for one in installed() for told in one.annotators(options)))
+def decided(evidence: Evidence, options: Options, *own: Annotator) -> Verdict:
+    """The verdict on evidence, with what its caller and then extensions tell beside it."""
+    return decide(evidence, [*own, *(a for one in installed() for a in one.annotators(options))])
 
 
 def exclusions(
@@ -80,12 +80,11 @@ def evidence_of(
     level: EvidenceLevel,
     measured: EvaluationRecords,
     examined: Examination = NOT_EXAMINED,
-    choice: LibraryChoice | None = None,
     excluded: Mapping[str, Exclusion] = {},
 ) -> Evidence:
     """What a verdict may look at, after a round of an evaluation and at the end of a run.
 
-    choice: out of what library the adapters were chosen. excluded: what cannot be used.
+    excluded: what cannot be used.
     """
     return Evidence(
         measured,
@@ -99,10 +98,8 @@ def evidence_of(
         balanced=options.balance == "norm",
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,
-        choice=choice,
         excluded=excluded,
         rank_given=options.rank != "auto",
-        budget=options.budget is not None,
         items=sum(len(task.items) for task in inputs.tasks),
         repeated=sum(task.repeated for task in inputs.tasks),
     )
@@ -126,12 +123,12 @@ def with_next(
     measured: EvaluationRecords,
     compatibility: Compatibility,
     spec: str | None = None,
-    library: Sequence[str] = (),
+    again: Command = NOTHING,
 ) -> Verdict:
     """The verdict with the command to run next.
 
-    spec: the merge method or router of the verdict's system, where that is not its name. library:
-    the words for a whole library, where the command is about it.
+    spec: the merge method or router of the verdict's system, where that is not its name. again: the
+    command that evaluates in place of merge-and-eval, with its adapters.
     """
     rows = measured.scores
     worst = most_cut([row for row in rows if row.part in FORMS and row.kind != "control"])
@@ -140,7 +137,7 @@ def with_next(
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
     request = replace(
         request_of(options, inputs, kind),
-        library=tuple(library),
+        again=again,
         chain=measured.chain,
         longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
         fitting=_fitting(inputs.given, compatibility),

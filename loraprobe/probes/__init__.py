@@ -1,7 +1,6 @@
 """Coverage probes: measure what the base and each adapter alone know about a task.
 
 The registry lists the probes in the files of this folder. `cover` runs all probes on tasks.
-`AdditiveForecast` computes what sets of adapters answer if their effects were added.
 `probe_without_task` compares base and adapters without a task, on prompts from a file or from
 `generated_prompts`.
 """
@@ -12,11 +11,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprobe.defaults import PROBED_ITEMS
-from loraprobe.probes._forecast import (
-    AdditiveForecast,
-    ForecastTexts,
-    forecast_gains,
-)
 from loraprobe.probes._probe import CoverageProbe, ProbeContext, likelihoods
 from loraprobe.probes._taskless import generated_prompts, probe_without_task
 from loraprobe.records import Coverage, ItemResult, Progress

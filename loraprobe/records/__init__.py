@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraprobe.records.inputs import (
     AdapterSummary,
@@ -43,7 +43,6 @@ from loraprobe.records.measurements import (
     Coverage,
     Estimate,
     EvaluationRecords,
-    Forecast,
     Gain,
     GateStatistics,
     GuardScore,
@@ -52,17 +51,12 @@ from loraprobe.records.measurements import (
     ItemResult,
     Kind,
     LearnedWeights,
-    Library,
-    LibraryAdapter,
-    LibraryScore,
     Measurement,
     Reply,
     Rounds,
     Sample,
     Score,
     ScoredKind,
-    Shortlisted,
-    ShortlistOutcome,
     Standing,
     SystemKind,
     averaged,
@@ -85,8 +79,10 @@ from loraprobe.records.verdict import (
     Verdict,
     adapter_name,
 )
+from loraprobe.wiring import extensions
 
 SCHEMA_VERSION = 2
+Record = TypeVar("Record")
 Progress = Callable[[str, int, int], None]  # called with (stage, done, total)
 # Field of the JSON document -> field of `EvaluationRecords`.
 DOCUMENT_FIELDS = {
@@ -95,11 +91,18 @@ DOCUMENT_FIELDS = {
 }
 
 
+def added_records() -> list[type[Any]]:
+    """The classes of the records that extensions add to an audit."""
+    return [part.record for one in extensions() for part in one.audit_parts()]
+
+
 @dataclass(frozen=True)
 class Audit:
     """All records of one run, in the order of its stages.
 
-    `serve` are the commands that serve what was made or what the verdict advises.
+    `added` are the records of extensions (`AuditPart`), those with content. Their fields are keys
+    of the document and attributes here. `serve` are the commands that serve what was made or what
+    the verdict advises.
     """
 
     command: str
@@ -114,16 +117,23 @@ class Audit:
     evaluation: EvaluationRecords = field(default_factory=EvaluationRecords)
     samples: tuple[Sample, ...] = ()
     gates: tuple[GateStatistics, ...] = ()
-    library: Library | None = None
-    shortlist: tuple[Shortlisted, ...] = ()
+    added: tuple[Any, ...] = ()
     verdict: Verdict | None = None
     serve: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
 
-    @property
-    def members(self) -> tuple[LibraryAdapter, ...]:
-        """The adapters of the library; none where there is no library."""
-        return self.library.adapters if self.library is not None else ()
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """What an extension added under this name."""
+            for kind in added_records():
+                if name in kind.__dataclass_fields__:
+                    return getattr(self.of_extension(kind), name)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def of_extension(self, kind: type[Record]) -> Record:
+        """The record of an extension, the class of which it names."""
+        return next((one for one in self.added if isinstance(one, kind)), kind())
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None.
@@ -132,7 +142,10 @@ class Audit:
         """
         found: dict[str, Any] = {"schema_version": SCHEMA_VERSION}
         for name, value in plain(self).items():
-            if name == "evaluation":
+            if name == "added":
+                for kind in added_records():
+                    found |= plain(self.of_extension(kind))
+            elif name == "evaluation":
                 found |= {key: value[field] for key, field in DOCUMENT_FIELDS.items()}
             else:
                 found[name] = value

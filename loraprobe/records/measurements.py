@@ -1,4 +1,4 @@
-"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates, libraries.
+"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates.
 
 Kinds of systems, the parts of an item, and a figure with its interval come first.
 """
@@ -13,7 +13,7 @@ from statistics import NormalDist
 from typing import Any, Literal
 
 from loraprobe.defaults import LEARNING_SHRINK, LOSS, MOST_ITEMS
-from loraprobe.records.inputs import Interval, Issue
+from loraprobe.records.inputs import Interval
 
 # ---- who is asked, and what ----------------------------------------------------------------------
 
@@ -211,9 +211,6 @@ def items_needed(n: int, distance: float, se: float, critical: float = Z95) -> i
 
 
 # ---- records -------------------------------------------------------------------------------------
-
-ShortlistOutcome = Literal["compose", "single", "chain", "none", "open"]
-State = Literal["usable", "broken", "unfit", "duplicate"]
 
 
 @dataclass(frozen=True)
@@ -485,24 +482,6 @@ class GuardScore:
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What one composition would gain if the adapters' effects on the next token simply added.
-
-    `gain` is its smallest difference to base and single adapters on the same `n` items, reached by
-    `against`, which answered in the form `against_part`; `ci95` is the paired interval. `part` is
-    the form of the question on which it gains more. Of several tasks it is the mean.
-    """
-
-    system: str
-    gain: float
-    ci95: Interval
-    n: int
-    part: ItemPart = QUESTION
-    against: str = "base"
-    against_part: ItemPart = QUESTION
-
-
-@dataclass(frozen=True)
 class Attribution:
     """Where a system's answers fail: how many items fall to the first cause that fits."""
 
@@ -633,80 +612,3 @@ class LearnedWeights:
     def uniform_loss(self) -> float:
         """The loss of 1/n each on the same items."""
         return self.uniform - LEARNING_SHRINK / len(self.weights)
-
-
-# ---- libraries -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class LibraryScore:
-    """What one adapter alone scored on the screening items of one part of one task."""
-
-    task: str
-    part: ItemPart
-    value: float
-    n: int
-
-
-@dataclass(frozen=True)
-class LibraryAdapter:
-    """One adapter of a library: what it is, how it was read, and where it stands among the others.
-
-    `state` is usable; broken (it cannot be read or used, `issues` say why); unfit (it fits neither
-    the base nor what most adapters fit); or duplicate (the same update as `same_as`). Fields that
-    only reading gives are empty or None for what could not be read. `norm` is the Frobenius norm of
-    all deltas together. `family` numbers the groups of usable adapters whose deltas point the same
-    way, from 1, the largest first; None for one that is alone. `place` is the position on the map
-    of the library, in units of the square root of 2 (1 - cosine). `scores` are those of the adapter
-    alone on the screening items.
-    """
-
-    name: str
-    reference: str
-    commit: str | None
-    sha256: str
-    base_model: str | None
-    rank: Mapping[str, int] | None  # {"min": 16, "max": 16}
-    modules: int
-    parameters: int
-    norm: float | None
-    state: State
-    issues: tuple[Issue, ...] = ()
-    same_as: str | None = None
-    family: int | None = None
-    outlier: bool = False
-    place: tuple[float, float] | None = None
-    scores: tuple[LibraryScore, ...] = ()
-
-
-@dataclass(frozen=True)
-class Library:
-    """A library of adapters, in the order in which they were given.
-
-    Cosines between adapters come from sketches; `cosine_error` is the largest standard error of
-    such a cosine. `map_share` is the share of the squared distances that the map shows.
-    """
-
-    adapters: tuple[LibraryAdapter, ...]
-    cosine_error: float
-    map_share: float | None = None
-
-
-@dataclass(frozen=True)
-class Shortlisted:
-    """A composition (or a single adapter) that the screening chose, and what became of it.
-
-    `place` is its rank by the forecast among the `looked_at` compositions, from 1. `system` is its
-    best composition on the proving items, `gain` what that gained there over base and singles.
-    `outcome` says in a word what to do: compose, single, chain, none or open. The adapters of the
-    chain are those that answer a hop best.
-    """
-
-    adapters: tuple[str, ...]
-    kind: Literal["pair", "subset", "single", "chain"]
-    place: int
-    looked_at: int
-    forecast: Forecast | None = None
-    system: str | None = None
-    gain: Gain | None = None
-    outcome: ShortlistOutcome = "open"

@@ -14,12 +14,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from loraprobe.adapters import MENDABLE
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
-from loraprobe.extension import installed, told_by
+from loraprobe.extension import audit_parts, installed, told_by
 from loraprobe.formatting import (
     clean,
     count,
     digits_beside,
-    first_names,
     gained,
     listing,
     number,
@@ -36,6 +35,7 @@ from loraprobe.records import (
     Issue,
     LearnedWeights,
     Reason,
+    Rounds,
     Verdict,
     by_severity,
     called,
@@ -47,8 +47,6 @@ from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import (
     OTHER,
-    TASK,
-    library_words,
     may_stop,
     on_questions,
     to_fill_in,
@@ -70,7 +68,6 @@ BY_EFFECT = (
         "guard",
         "close",
         "better",
-        "chosen",
         "lacks",
         "why",
         "fix",
@@ -82,7 +79,7 @@ BY_EFFECT = (
     ),
     OF_EXTENSIONS,
     *("or", "how sure", "forecast", "licence", "known", "also"),
-    *("controls", "copies", "families", "outliers"),
+    "controls",
 )
 AGAIN = 7.5
 CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
@@ -93,7 +90,6 @@ LACKS_BOTH = (
 )
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
-MOST_NAMES = 3
 LICENCE = "licence-"  # how codes of findings begin
 DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
 # Codes of reasons about the form of the question that the decision is not about.
@@ -140,8 +136,7 @@ def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
             shown.add(at)
             left -= _height(lines[at]) if stays else 0
         else:
-            known = label if label in BY_EFFECT else OF_EXTENSIONS
-            ranked.append((BY_EFFECT.index(known) + AGAIN * seen[label], at))
+            ranked.append((_place(label) + AGAIN * seen[label], at))
             seen[label] += 1
     for place, (_, at) in enumerate(sorted(ranked)):
         left -= _height(lines[at])
@@ -149,6 +144,12 @@ def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
             break
         shown.add(at)
     return [line for at, line in enumerate(lines) if at in shown]
+
+
+def _place(label: str) -> int:
+    """How little a line of this label changes."""
+    counts = {own: other for one in installed() for own, other in one.counts.items()}
+    return BY_EFFECT.index(label if label in BY_EFFECT else counts.get(label, OF_EXTENSIONS))
 
 
 def _height(line: Line) -> int:
@@ -161,12 +162,9 @@ def _height(line: Line) -> int:
 
 def _headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
-    verdict, library = audit.verdict, audit.library
+    verdict = audit.verdict
     if verdict is None:
-        if library is None:
-            return _of_files(audit)
-        usable = sum(row.state == "usable" for row in library.adapters)
-        return f"LIBRARY: {usable} of {count(len(library.adapters), 'adapter')} can be used."
+        return next(filter(None, (one.headline(audit) for one in audit_parts())), _of_files(audit))
     if verdict.decision == "incompatible":
         return f"INCOMPATIBLE: {_conflict(audit)}."
     if verdict.evidence == "weights":
@@ -187,7 +185,7 @@ def _headline(audit: Audit) -> str:
 
 def _repeats(audit: Audit) -> bool:
     """Whether the verdict was measured before, on the same composition."""
-    return audit.verdict is not None and _said(audit.verdict, "measured-before") != ""
+    return audit.verdict is not None and said(audit.verdict, "measured-before") != ""
 
 
 def _conflict(audit: Audit) -> str:
@@ -238,13 +236,13 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield "made", audit.notes[-1]
         yield "learned", _learned(audit.search)
     if verdict is None:
-        yield from _about_files(audit) if audit.library is None else _about_library(audit)
+        yield from _about_files(audit)
         yield from (("serve", command) for command in audit.serve)
         return
     if verdict.decision == "incompatible":
         yield from problems(audit.compatibility.errors)
     elif verdict.evidence in ("weights", "probes") or _repeats(audit):
-        yield "gain", _said(verdict, "measured-before").replace("M", "m", 1).rstrip(".")
+        yield "gain", said(verdict, "measured-before").replace("M", "m", 1).rstrip(".")
         yield from _of_extensions(audit)
         yield from _limits(audit, verdict)
         yield "known", _known(verdict)
@@ -256,6 +254,11 @@ def _lines(audit: Audit) -> Iterator[Line]:
     yield "questions", questions
     yield FILL_IN, to_fill_in(questions or verdict.next)
     yield from (("serve", command) for command in audit.serve)
+
+
+def after_round(rounds: Rounds) -> str:
+    """When a run stopped."""
+    return f"after round {rounds.used} of {rounds.planned}"
 
 
 def _learned(found: LearnedWeights | None) -> str:
@@ -284,27 +287,26 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield from _replied(audit)
     else:
         yield "use", _use(audit, verdict, measured)
-    yield "output", _said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
-    yield "tried", _said(verdict, "tried").rstrip(".")
+    yield "output", said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
+    yield "tried", said(verdict, "tried").rstrip(".")
     yield "gain", _gain(audit, verdict)
     yield "guard", _guard(audit, verdict)
     rounds = audit.evaluation.rounds
-    if rounds is not None and rounds.early and audit.command != "inspect":
-        ended = ", by --budget" if verdict.missing == "time" else "; --all-items asks the rest"
-        yield "stopped", f"after round {rounds.used} of {rounds.planned}{ended}"
-    yield "chosen", _said(verdict, "chosen-from-library").removeprefix("Chosen ").rstrip(".")
+    decided = audit.command != "inspect" and verdict.missing != "time"
+    if rounds is not None and rounds.early and decided:
+        yield "stopped", f"{after_round(rounds)}; --all-items asks the rest"
     yield from _of_extensions(audit)
     yield "close", _without_form(audit, verdict)
-    yield "close", _said(verdict, "right-together").rstrip(".")
-    yield "or", _said(verdict, "on-any-server").replace("On", "on", 1).rstrip(".")
+    yield "close", said(verdict, "right-together").rstrip(".")
+    yield "or", said(verdict, "on-any-server").replace("On", "on", 1).rstrip(".")
     codes = ("not-told-apart", "equals", "on-any-server", "as-good")
-    close = next((code for code in codes if _said(verdict, code)), "")
-    yield "close", "" if close == "on-any-server" else _said(verdict, close).rstrip(".")
+    close = next((code for code in codes if said(verdict, code)), "")
+    yield "close", "" if close == "on-any-server" else said(verdict, close).rstrip(".")
     yield "better", _better(audit, verdict, measured)
     yield "decide", _decide(audit, verdict, measured)
     yield from _limits(audit, verdict)
     if verdict.decision == "likely":  # what shows that the partner matters
-        yield "controls", _said(verdict, "controls-beaten")
+        yield "controls", said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
     yield "how sure" if verdict.evidence == "evaluation" else "forecast", _forecast(audit, verdict)
     yield "known", _known(verdict)
@@ -378,7 +380,7 @@ def _licences(audit: Audit) -> Iterator[Line]:
             yield "licence", first_sentence(issue)
 
 
-# ---- files and libraries -------------------------------------------------------------------------
+# ---- files -------------------------------------------------------------------------
 
 
 def _about_files(audit: Audit) -> Iterator[Line]:
@@ -413,24 +415,6 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
     return Command("find", (public,))
 
 
-def _about_library(audit: Audit) -> Iterator[Line]:
-    """What of a library can be used, and how its adapters relate."""
-    rows = audit.members
-    copies = [f"{row.name} = {row.same_as}" for row in rows if row.state == "duplicate"]
-    copies += [f"{r.name} scales {r.same_as}" for r in rows if r.same_as and r.state == "usable"]
-    yield "copies", first_names(copies, MOST_NAMES)
-    sizes = Counter(row.family for row in rows if row.family is not None)
-    groups = f"{count(len(sizes), 'group')} of adapters that point the same way"
-    yield "families", f"{groups}, {sum(sizes.values())} in all" if sizes else ""
-    far = [f"{row.name} ({number(row.norm)})" for row in rows if row.outlier]
-    yield "outliers", f"extreme norms: {first_names(far, MOST_NAMES)}" if far else ""
-    references = library_words(rows, audit.provenance.arguments)
-    base = () if audit.base is None else (("--base", audit.base.reference),)
-    command = Command("screen", tuple(references), (*base, ("--task", TASK)))
-    yield "next", command
-    yield FILL_IN, to_fill_in(command)
-
-
 # ---- systems -------------------------------------------------------------------------------------
 
 
@@ -449,7 +433,7 @@ def _replied(audit: Audit) -> Iterator[Line]:
 
 def _without_form(audit: Audit, verdict: Verdict) -> str:
     """Who names far more right answers than anything gives in their form, with one reply."""
-    sentence = _said(verdict, "right-without-form").rstrip(".")
+    sentence = said(verdict, "right-without-form").rstrip(".")
     named = without_form(audit.evaluation)
     replies = [reply for sample in audit.samples if (reply := named_in(sample, named))]
     return (
@@ -481,7 +465,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         score += f" against {other.shown:z.2f} for {called(other.system)}"
         score += other.in_form if head == "chain" and other.part == STEPS else ""
     form = used.in_form if used is not None else ""
-    loses = _said(verdict, "better-is-unsafe") != ""
+    loses = said(verdict, "better-is-unsafe") != ""
     who = {
         "chain": f"{so_far}a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
         "use-single": f"{so_far}{single} alone{form}",
@@ -568,7 +552,7 @@ def _agreeing(own: float, other: float, difference: float) -> int:
     return 2 if agree or abs(own - other - difference) > ROUNDING else 3
 
 
-def _said(verdict: Verdict, code: str) -> str:
+def said(verdict: Verdict, code: str) -> str:
     """The sentence of the reason of this code; "" without the reason."""
     return next((r.message for r in verdict.reasons if r.code == code), "")
 
@@ -592,7 +576,7 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     if verdict.missing == "time":
         return "more minutes; --resume asks nothing twice"
     if verdict.missing == "rank":
-        limits = "--rank" in _said(verdict, "compression-lost")
+        limits = "--rank" in said(verdict, "compression-lost")
         what = "a higher --rank" if limits else "a method that loses nothing to its rank"
         return "" if early else f"{what}: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive" or may_stop(verdict):
@@ -634,5 +618,5 @@ def _forecast(audit: Audit, verdict: Verdict) -> str:
 
 def _known(verdict: Verdict) -> str:
     """What measured adapter sets of the same kind gained, beside an open verdict."""
-    sentence = _said(verdict, "measured-elsewhere")
+    sentence = said(verdict, "measured-elsewhere")
     return sentence[:1].lower() + sentence[1:-1]

@@ -13,14 +13,14 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import SchemaValidator, core_schema
 
 from loraprobe.errors import UsageError
-from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, plain
+from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, added_records, plain
 from loraprobe.secrets import scrub
 from loraprobe.untrusted import error_line, first_problem, unique_keys
 
@@ -45,13 +45,23 @@ def json_schema() -> dict[str, Any]:
 
 @functools.cache
 def _validator() -> SchemaValidator:
-    """Makes an Audit of its fields as JSON text; raises pydantic's ValidationError."""
+    """Makes a `_document` of its fields as JSON text; raises pydantic's ValidationError."""
     return SchemaValidator(_core())
 
 
 @functools.cache
 def _core() -> Any:
-    return _exact(TypeAdapter(Audit).core_schema)
+    return _exact(TypeAdapter(_document()).core_schema)
+
+
+def _document() -> type:
+    """A dataclass with the fields of an audit, and in place of `added` those of the records."""
+    named = dict[str, Any]()
+    for name, hint in get_type_hints(Audit).items():
+        own = added_records() if name == "added" else []
+        named |= {key: one for kind in own for key, one in get_type_hints(kind).items()}
+        named |= {} if name == "added" else {name: hint}
+    return dataclasses.make_dataclass("Audit", named.items(), namespace={"__doc__": Audit.__doc__})
 
 
 def _exact(schema: Any) -> Any:
@@ -147,10 +157,15 @@ def audit_from(document: Any) -> Audit:
         field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
     }
     try:
-        audit: Audit = _validator().validate_json(json.dumps(fields, allow_nan=False))
+        found = vars(_validator().validate_json(json.dumps(fields, allow_nan=False)))
     except ValidationError as error:
         problem = first_problem(error).removeprefix("evaluation.")
         raise ValueError(re.sub("^scores", "evaluation", problem)) from None
+    added = [
+        kind(**{one.name: found.pop(one.name) for one in dataclasses.fields(kind)})
+        for kind in added_records()
+    ]
+    audit = Audit(**found, added=tuple(one for one in added if one != type(one)()))
     if compatibility.get("compatible") is not audit.compatibility.compatible:
         raise ValueError("compatibility.compatible does not follow from the issues")
     if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):

@@ -15,19 +15,16 @@ from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import UsageError
-from loraprobe.formatting import clean, count, gained, measured, number
-from loraprobe.records import Audit, Gain, LibraryAdapter, Measurement, called
+from loraprobe.formatting import clean, gained, measured, number
+from loraprobe.records import Audit, Gain, Measurement, called
 from loraprobe.report.parts import (
-    Column,
     Figure,
     Table,
     figures,
-    tabulated,
     text,
 )
 
@@ -53,7 +50,6 @@ VARIABLES = {
     ACCENT: "var(--accent, #1f5f99)",
 }
 STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
-NUMBERED = 12  # families of a map that are numbered
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
 MOST_LINES, MOST_LAYERS = 24, 64  # of a figure; its table has them all
 MOST_COLUMNS, MOST_MAPS = 12, 6
@@ -188,35 +184,12 @@ def _place(module: str) -> tuple[str, str]:
     return match[0], _NUMBER.sub("*", f".{rest}.").strip(".")
 
 
-def library(audit: Audit) -> Iterator[Figure]:
-    """The map of the library, where at least three adapters have a place on it."""
-    placed = [row for row in audit.members if row.place is not None]
-    if len(placed) < 3 or audit.library is None:
-        return
-    share = audit.library.map_share
-    shown = f" The map shows {share:.0%} of the squared distances." if share is not None else ""
-    description = (
-        f"{count(len(placed), 'adapter')} by how alike their updates are: those that lie together "
-        "point the same way. Filled dots belong to a family; the largest are numbered. Only "
-        f"distances mean something.{shown}"
-    )
-    table = tabulated(
-        "The map of the library",
-        placed,
-        (text("adapter"), lambda row: row.name),
-        (Column("family"), lambda row: str(row.family or "-")),
-        (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
-        (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
-    )
-    yield Figure("library-map", table.caption, description, table, partial(scatter, placed=placed))
-
-
 @contextmanager
 def drawing(name: str = "", width: float = WIDTHS["wide"]) -> Iterator[Any]:
     """Yields a figure of matplotlib in the style of the page, without any window.
 
     name: from which the ids within its SVG are made, so that each figure of a page has its own.
-    width: in inches; `_panel` sets the height.
+    width: in inches; `panel_of` sets the height.
     Raises UsageError if matplotlib is not installed.
     """
     try:
@@ -262,7 +235,7 @@ def _short(text: str) -> str:
     return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
 
 
-def _panel(sheet: Any, height: float) -> Any:
+def panel_of(sheet: Any, height: float) -> Any:
     """The axes of a sheet of this height in inches."""
     sheet.set_size_inches(sheet.get_figwidth(), height)
     return sheet.subplots()
@@ -273,7 +246,7 @@ def forest(sheet: Any, gains: Sequence[Gain], names: Sequence[str], margin: floa
 
     A dot is filled where the whole interval lies above the margin.
     """
-    panel = _panel(sheet, 0.3 * len(gains) + 0.9)
+    panel = panel_of(sheet, 0.3 * len(gains) + 0.9)
     panel.axvline(0, color=LINE, linewidth=1)
     panel.axvline(margin, color=INK, linewidth=1, linestyle="--")
     panel.text(margin, -0.75, f"margin {margin:g}", ha="center", va="bottom", fontsize=8.5)
@@ -290,7 +263,7 @@ def stacked(sheet: Any, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
     """Shares of the causes of CAUSES, a bar for each (name, counts)."""
     from matplotlib.patches import Patch
 
-    panel = _panel(sheet, 0.36 * len(rows) + 1.0)
+    panel = panel_of(sheet, 0.36 * len(rows) + 1.0)
     for y, (_, counts) in enumerate(rows):
         left, total = 0.0, sum(counts) or 1
         for number_, (_, colour) in zip(counts, CAUSES.values(), strict=True):
@@ -327,7 +300,7 @@ def heat(
     """
     import matplotlib
 
-    panel = _panel(sheet, 0.27 * len(rows) + 0.6 + 0.075 * max(map(len, columns)))
+    panel = panel_of(sheet, 0.27 * len(rows) + 0.6 + 0.075 * max(map(len, columns)))
     name, low, high = ("RdBu", -1.0, 1.0) if most is None else ("Blues", -0.2 * most, most)
     shades = matplotlib.colormaps[name].resampled(SHADES)  # few, because a scale draws each
     mesh = panel.pcolormesh(values, cmap=shades, vmin=low, vmax=high)  # no size is white
@@ -342,24 +315,3 @@ def heat(
     panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
-
-
-def scatter(sheet: Any, placed: Sequence[LibraryAdapter]) -> None:
-    """A map of adapters; families are filled, and the largest of them numbered at their middle."""
-    panel = _panel(sheet, min(sheet.get_figwidth(), TALLEST))
-    small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
-    panel.scatter(*_places(a for a in placed if a.family is None), facecolors="none", **small)
-    panel.scatter(*_places(a for a in placed if a.family), facecolors=ACCENT, **small)
-    for family in range(1, NUMBERED + 1):
-        held = _places(a for a in placed if a.family == family)
-        if held[0]:
-            middle = (mean(held[0]), mean(held[1]))
-            panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
-    panel.set_aspect("equal", "datalim")
-    panel.set_axis_off()
-
-
-def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:
-    """The coordinates of those adapters that have a place on the map: across, and up."""
-    places = [adapter.place for adapter in adapters if adapter.place is not None]
-    return [x for x, _ in places], [y for _, y in places]

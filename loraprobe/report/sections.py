@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.extension import told_by
+from loraprobe.extension import audit_parts, told_by
 from loraprobe.formatting import (
     bounds,
     clean,
@@ -38,11 +37,9 @@ from loraprobe.records import (
     GuardScore,
     Issue,
     ItemPart,
-    LibraryAdapter,
     Measurement,
     Sample,
     Score,
-    Shortlisted,
     Verdict,
     by_severity,
     called,
@@ -76,12 +73,9 @@ GROUPS = (BASELINES, COMPOSITIONS, ("chain",), ("control",))
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
 COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
-OUTCOMES = {"compose": "compose", "single": "use alone", "chain": "ask hop after hop"}
-OUTCOMES |= {"none": "no gain", "open": "open"}
-MOST_FINDINGS, MOST_PAIRS, MOST_USABLE = 3, 10, 20  # without --explain
+MOST_FINDINGS, MOST_PAIRS = 3, 10  # without --explain
 MOST_ACROSS = 3  # adapters or pairs that stand side by side
 MOST_NAMES = 8  # in a cell
-CONVERTED = re.compile(r"(?<=loraprobe convert )\S.*?(?= -)")  # the adapter that a cure names
 MOST_SOURCES = 6  # of a pull request
 MEANINGS = (
     "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
@@ -100,16 +94,6 @@ UNASKED = "not asked"  # of a guard, in the table of scores
 WHY_UNASKED = (
     "Guards are asked of what leads, of what it is compared with and of what may be advised; the "
     f"others are {UNASKED}."
-)
-SKETCHED = (
-    "How alike two adapters are is estimated from sketches of their updates, with a standard error "
-    "of the cosine of at most {:.3f}; copies are confirmed from the updates themselves."
-)
-SHORTLISTED = (
-    "Sets of adapters that were composed and proved on questions that took no part in the choice. "
-    "The place is that by the forecast, which adds the adapters' effects on the next token or, for "
-    "worked steps, counts what the members know alone; gains are over the base and every single "
-    "adapter that was proved beside them."
 )
 
 
@@ -152,7 +136,7 @@ def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Sec
     """
     told = answer(audit, places)
     made = [
-        _section(
+        section(
             "verdict",
             "Verdict",
             (PAGE, [card(audit, told)]),
@@ -163,10 +147,15 @@ def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Sec
         *_of_adapters(audit, told),
         *_of_the_run(audit),
     ]
-    return [section for section in made if section.parts]
+    before: dict[str, list[Section]] = {}
+    for part in audit_parts():
+        for name, one in part.sections(audit):
+            before.setdefault(name, []).append(one)
+    placed = [one for each in made for one in (*before.get(each.name, ()), each)]
+    return [one for one in placed if one.parts]
 
 
-def _section(
+def section(
     name: str,
     title: str,
     *parts: tuple[Sequence[View], Iterable[Part]],
@@ -180,7 +169,7 @@ def _section(
 def title(audit: Audit) -> str:
     """What a page is about: the adapters and their base."""
     names = [row.name for row in audit.adapters]
-    what = first_names(names, MOST_NAMES) or count(len(audit.members), "adapter")
+    what = first_names(names, MOST_NAMES) or count(_apart(audit), "adapter")
     on = audit.base.reference if audit.base is not None else ""
     return f"{what} on {on}" if on else what
 
@@ -211,10 +200,15 @@ def _figures_of_files(audit: Audit) -> Iterator[tuple[str, str]]:
         yield str(rows[0].modules), "modules"
         yield number(rows[0].norm), "norm of the update"
         return
-    yield str(len(rows) or len(audit.members)), "adapters"
+    yield str(len(rows) or _apart(audit)), "adapters"
     issues = audit.compatibility.issues
     yield str(sum(issue.severity == "error" for issue in issues)), "errors"
     yield str(sum(issue.severity == "warning" for issue in issues)), "warnings"
+
+
+def _apart(audit: Audit) -> int:
+    """How many adapters extensions tell of."""
+    return sum(part.adapters(audit) for part in audit_parts())
 
 
 def advised(audit: Audit) -> str | None:
@@ -241,22 +235,16 @@ def footer(audit: Audit) -> str:
 
 
 def _brief(audit: Audit) -> Sequence[View]:
-    """A terminal without --explain, unless it shows the short list of a library instead."""
-    return () if audit.shortlist else SHORT
+    """A terminal without --explain, unless an extension sums up instead."""
+    return () if any(part.sums_up(audit) for part in audit_parts()) else SHORT
 
 
 def _of_scores(audit: Audit) -> Iterator[Section]:
     """What was asked of systems, and what came of it."""
-    yield _section(
-        "short-list",
-        "Short list",
-        (PAGE, [SHORTLISTED] if audit.shortlist else []),
-        ((*ALL, *MARKDOWN), [shortlist(audit)]),
-    )
     rounds, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
     early = EVERY_ROUND.format(**vars(rounds)) if rounds is not None and rounds.early else ""
     brief = _brief(audit)
-    yield _section(
+    yield section(
         "gains",
         "Gains and scores",
         (PAGE, [f"{INTERVALS}{early}."] if asked else []),
@@ -267,11 +255,11 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
         (EVERYWHERE, [guards(audit)]),
     )
     drawn = figures.causes(audit, causes(audit))
-    yield _section(
+    yield section(
         "causes", "Where wrong answers went", (PAGE, [MEANINGS] if drawn else []), (FULL, drawn)
     )
     whole = "--save-samples FILE.jsonl writes every question with every answer."
-    yield _section(
+    yield section(
         "examples",
         "Examples of wrong answers",
         (PAGE, [whole] if audit.samples else []),
@@ -281,17 +269,16 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
 
 def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
     """What the adapters are to each other, and alone."""
-    held, fits = audit.library, audit.compatibility.compatible
-    found = findings(audit)
+    found, fits = findings(audit), audit.compatibility.compatible
     nothing = "" if found else "Nothing was found that stands in the way."
-    yield _section(
+    yield section(
         "findings",
         "Findings and cures",
         (SHORT, first_findings(audit, told)),
         (FULL, [found]),
         (PAGE, [nothing]),
     )
-    yield _section(
+    yield section(
         "pairs",
         "Pairs of adapters",
         (SHORT, [nearest_pairs(audit)] if audit.command == "inspect" and fits else []),
@@ -299,25 +286,15 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
         (FULL, [pairs(audit)]),
         folded=True,
     )
-    yield _section(
+    yield section(
         "modules",
         "Layers and modules",
         (PAGE, figures.modules(audit)),
         (EXPLAINED, modules(audit)),
         folded=True,
     )
-    yield _section(
-        "library",
-        "The library",
-        (PAGE, [SKETCHED.format(held.cosine_error)] if held is not None else []),
-        (PAGE, figures.library(audit)),
-        (() if audit.evaluation.coverage or audit.evaluation.scores else SHORT, [usable(audit)]),
-        ((*ALL, *MARKDOWN), [unusable(audit)]),
-        (EVERYWHERE, [families(audit)]),
-        (FULL, [library_adapters(audit), library_findings(audit)]),
-    )
-    alone, brief = not audit.evaluation.scores and held is None, _brief(audit)
-    yield _section(
+    alone, brief = not audit.evaluation.scores, _brief(audit)
+    yield section(
         "adapters",
         "Adapters",
         ((*FULL, *brief, *(MARKDOWN if alone else ())), [adapters(audit)]),
@@ -331,46 +308,17 @@ def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
 def _of_the_run(audit: Audit) -> Iterator[Section]:
     """What is behind the verdict, and where everything comes from."""
     known = (FULL, coverage(audit))
-    yield _section("coverage", "What base and adapters know alone", known, folded=True)
-    yield _section("gates", "Gates of routers", (FULL, [gates(audit)]), folded=True)
+    yield section("coverage", "What base and adapters know alone", known, folded=True)
+    yield section("gates", "Gates of routers", (FULL, [gates(audit)]), folded=True)
     told: list[Part] = [*reasons(audit), *(f"- {note}" for note in audit.notes)]
-    yield _section("reasons", "Every reason", (FULL, told), concludes=True, folded=True)
-    yield _section(
+    yield section("reasons", "Every reason", (FULL, told), concludes=True, folded=True)
+    yield section(
         "provenance",
         "Provenance",
         (EVERYWHERE, provenance(audit)),
         (FULL, [prepared(audit)]),
         folded=True,
     )
-
-
-def shortlist(audit: Audit) -> Table:
-    """The sets that were proved, the best first, each with its best composition."""
-    rounds = audit.evaluation.rounds
-    asked = count(rounds.total if rounds is not None else 0, "question")
-    return tabulated(
-        f"Short list, proved on up to {asked}",
-        audit.shortlist,
-        (text("adapters"), lambda row: ", ".join(row.adapters)),
-        (Column("place", drop=2), lambda row: str(row.place)),
-        (
-            Column("forecast", drop=1),
-            lambda row: signed(row.forecast.gain) if row.forecast else "-",
-        ),
-        (Column("gain"), lambda row: signed(row.gain.difference) if row.gain else "-"),
-        (Column("95 %", drop=3), lambda row: bounds(row.gain.adjusted_ci95) if row.gain else "-"),
-        (text("by"), _method),
-        (text("so"), lambda row: OUTCOMES[row.outcome]),
-    )
-
-
-def _method(row: Shortlisted) -> str:
-    """How the best composition is made, and in which form it is asked."""
-    if row.system is None:
-        return "-"
-    spec = called(row.system.removesuffix(f"({', '.join(row.adapters)})"))
-    steps = row.gain is not None and row.gain.part == STEPS
-    return f"{spec}, {STEPS.words}" if steps else spec
 
 
 def gains(audit: Audit) -> Table:
@@ -597,11 +545,11 @@ def findings(audit: Audit) -> Table:
         by_severity(audit.compatibility.issues),
         (text("code"), lambda row: row.code),
         (text("severity", drop=1), lambda row: row.severity),
-        (text("what it means, and its cure", prose=True), _meaning),
+        (text("what it means, and its cure", prose=True), meaning),
     )
 
 
-def _meaning(issue: Issue) -> str:
+def meaning(issue: Issue) -> str:
     """What a finding says, and what to do about it."""
     return f"{issue.message} {issue.cure}".rstrip()
 
@@ -735,97 +683,6 @@ def layers(audit: Audit) -> Table:
     )
 
 
-def unusable(audit: Audit) -> Table:
-    """What cannot be used, a row for each kind of error and cure, with the reason of the first."""
-    groups: dict[tuple[str, str, str], list[tuple[str, Issue]]] = {}
-    for row in audit.members:
-        errors = [issue for issue in row.issues if issue.severity == "error"]
-        for issue in errors[:1] if row.state in ("broken", "unfit") else ():
-            cure = CONVERTED.sub("REF", issue.cure)
-            groups.setdefault((row.state, issue.code, cure), []).append((row.name, issue))
-    return tabulated(
-        "Cannot be used",
-        groups.items(),
-        (text("adapters"), lambda group: first_names([name for name, _ in group[1]], MOST_NAMES)),
-        (text("state", drop=1), lambda group: group[0][0]),
-        (
-            text("why, and the cure", prose=True),
-            lambda group: f"{first_sentence(group[1][0][1])} {group[0][2]}".rstrip(),
-        ),
-    )
-
-
-def families(audit: Audit) -> Table:
-    """Groups of adapters that point the same way."""
-    groups: dict[int, list[LibraryAdapter]] = {}
-    for row in audit.members:
-        if row.family is not None:
-            groups.setdefault(row.family, []).append(row)
-    return tabulated(
-        "Families of adapters that point the same way",
-        sorted(groups.items()),
-        (text("family"), lambda group: str(group[0])),
-        (Column("adapters"), lambda group: str(len(group[1]))),
-        (
-            Column("norm", drop=1),
-            lambda group: spread([row.norm for row in group[1] if row.norm is not None]),
-        ),
-        (
-            text("members", prose=True),
-            lambda group: first_names([row.name for row in group[1]], MOST_NAMES),
-        ),
-    )
-
-
-def usable(audit: Audit) -> Table:
-    """The first adapters of the library that can be used."""
-    rows = [row for row in audit.members if row.state == "usable"]
-    first = f" (the first {MOST_USABLE} of {len(rows)})" if len(rows) > MOST_USABLE else ""
-    table = _library(f"Can be used{first}", rows[:MOST_USABLE])
-    told = (at for at, cells in enumerate(zip(*table.rows, strict=True)) if set(cells) != {"-"})
-    return table.of(at for at in told if table.columns[at].heading != "state")
-
-
-def library_adapters(audit: Audit) -> Table:
-    """Every adapter of the library, as it was read."""
-    return _library("The library", audit.members)
-
-
-def _library(caption: str, rows: Iterable[LibraryAdapter]) -> Table:
-    return tabulated(
-        caption,
-        rows,
-        (text("adapter"), lambda row: row.name),
-        (text("state"), _state),
-        (text("base", drop=5), lambda row: row.base_model or "-"),
-        (Column("rank", drop=3), lambda row: spread((row.rank or {}).values())),
-        (Column("modules", drop=4), lambda row: str(row.modules) if row.modules else "-"),
-        (Column("parameters", roomy=True), lambda row: rounded(row.parameters)),
-        (Column("norm"), lambda row: number(row.norm) + ("!" if row.outlier else "")),
-        (Column("family", drop=1), lambda row: str(row.family or "-")),
-        folded=True,
-    )
-
-
-def _state(row: LibraryAdapter) -> str:
-    if row.same_as is None:
-        return row.state
-    return f"copy of {row.same_as}" if row.state == "duplicate" else f"scaled {row.same_as}"
-
-
-def library_findings(audit: Audit) -> Table:
-    """Warnings and errors about single adapters."""
-    rows = [(row, issue) for row in audit.members for issue in row.issues]
-    return tabulated(
-        "Findings about the library",
-        [(row, issue) for row, issue in rows if issue.severity != "note"],
-        (text("adapter"), lambda pair: pair[0].name),
-        (text("code"), lambda pair: pair[1].code),
-        (text("what it means, and its cure", prose=True), lambda pair: _meaning(pair[1])),
-        folded=True,
-    )
-
-
 def coverage(audit: Audit) -> list[Table]:
     """What the base and each adapter alone know, a table a task."""
     return [
@@ -917,11 +774,11 @@ def prepared(audit: Audit) -> Table:
 
 def one_line(audit: Audit) -> str:
     """The result in one line, for --quiet."""
-    verdict, rows = audit.verdict, audit.members
+    verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
-    if audit.library is not None:
-        return f"{sum(row.state == 'usable' for row in rows)} of {len(rows)} usable"
+    if told := next(filter(None, (part.in_short(audit) for part in audit_parts())), ""):
+        return told
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

@@ -1,4 +1,4 @@
-"""Sets items of the tasks apart, from which weights, routers and the choice of a screen are made.
+"""Sets items of the tasks apart, from which something is learned or chosen, such as weights.
 
 They serve nothing else: the parts share no `group` of items and no prompt. Without
 a group, items with the same prompt count as one. In statistics each of them is a cluster of its own
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from loraprobe.defaults import (
-    ALONE_LEAST,
     APART_LEAST,
     APART_MOST,
     APART_SHARE,
@@ -58,11 +57,11 @@ def split_for_weights(tasks: Sequence[Task], options: Options) -> TaskSplit:
                 f"Task {task.name} has {len(task.items)} items, too few to learn weights on a part "
                 f"of them; give at least {int(APART_LEAST / APART_SHARE)}."
             )
-    parts = _drawn(tasks, wanted, options.seed)
+    parts = drawn(tasks, wanted, options.seed)
     for task, number, left in zip(tasks, wanted, parts.left, strict=True):
-        if _groups(left) < 2:
+        if groups_of(left) < 2:
             raise TaskError(
-                f"Task {task.name} has {len(task.items)} items in {_groups(task)} groups, so "
+                f"Task {task.name} has {len(task.items)} items in {groups_of(task)} groups, so "
                 f"nothing is left to judge by once {number} are set apart for --weights=learn; "
                 "give more items."
             )
@@ -85,44 +84,17 @@ def split_for_router(tasks: Sequence[Task], options: Options, adapters: int) -> 
     if options.learns:
         return split_for_weights(tasks, options)
     wanted = [min(ROUTER_MOST, math.ceil(APART_SHARE * len(task.items))) for task in tasks]
-    parts = _drawn(tasks, wanted, options.seed)
+    parts = drawn(tasks, wanted, options.seed)
     for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
         if len(apart.items) < ROUTER_LEAST or len(left.items) < FEWEST_ITEMS:
             return (
-                f"task {task.name} has {len(task.items)} items in {_groups(task)} groups, and "
+                f"task {task.name} has {len(task.items)} items in {groups_of(task)} groups, and "
                 f"it takes {FEWEST_ITEMS + ROUTER_LEAST}"
             )
     return parts
 
 
-def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
-    """Sets `--items` items of each task apart to choose by; the others prove the choice.
-
-    Raises TaskError where fewer than FEWEST_ITEMS groups are left to prove it.
-    """
-    parts = _drawn(tasks, [options.items] * len(tasks), options.seed)
-    for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
-        if _groups(left) < FEWEST_ITEMS:
-            grouped = "" if _groups(task) == len(task.items) else f" in {_groups(task)} groups"
-            raise TaskError(
-                f"Task {task.name} has {len(task.items)} items{grouped}: {len(apart.items)} are "
-                f"needed to choose by, and {FEWEST_ITEMS} others to prove the choice. Give at "
-                f"least {options.items + FEWEST_ITEMS} items, or fewer --items."
-            )
-    return parts
-
-
-def halves(tasks: Sequence[Task], options: Options) -> tuple[tuple[Task, ...], tuple[Task, ...]]:
-    """The items that choose: those that base and adapters answer alone, and those of sums of sets.
-
-    The parts share no group. The first has half of `--items`, and at least ALONE_LEAST. There is
-    no second part where a task has no items left for it.
-    """
-    parts = _drawn(tasks, [max(ALONE_LEAST, options.items // 2)] * len(tasks), options.seed)
-    return (parts.apart, parts.left) if all(t.items for t in parts.left) else (tuple(tasks), ())
-
-
-def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
+def drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
     """Sets at least the wanted number of items of each task apart, in whole groups."""
     groups = sorted({_group_of(item) for task in tasks for item in task.items})
     random.Random(f"search:{seed}").shuffle(groups)
@@ -142,7 +114,8 @@ def _drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit
     return TaskSplit(*(tuple(part(task, inside) for task in tasks) for inside in (True, False)))
 
 
-def _groups(task: Task) -> int:
+def groups_of(task: Task) -> int:
+    """The number of groups of a task's items, which are never parted."""
     return len({_group_of(item) for item in task.items})
 
 

@@ -7,6 +7,6 @@ of these.
 """
 
 from loraprobe.verdict.annotation import Annotation, Annotator
-from loraprobe.verdict.evidence import Evidence, Exclusion, LibraryChoice
+from loraprobe.verdict.evidence import Evidence, Exclusion
 from loraprobe.verdict.next_command import Request, next_command
 from loraprobe.verdict.rules import candidates, decide, decide_compositions

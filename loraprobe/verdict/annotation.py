@@ -1,11 +1,11 @@
-"""What is told beside a decision, which it never changes."""
+"""What is told beside a decision: it changes none, but may leave one open."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 
-from loraprobe.records import Reason, Verdict
+from loraprobe.records import Missing, Reason, Verdict
 from loraprobe.verdict.evidence import Evidence
 
 
@@ -14,12 +14,14 @@ class Annotation:
     """Reasons, and how probable the verdict's gain is.
 
     probability: that it exceeds the margin, with every skill and guard kept; None where nobody can
-    tell. prior: the share of compositions expected to gain, for which that holds.
+    tell. prior: the share of compositions expected to gain, for which that holds. missing: what was
+    not asked and might change the decision, which is open then; a reason says so.
     """
 
     reasons: tuple[Reason, ...] = ()
     probability: float | None = None
     prior: float | None = None
+    missing: Missing | None = None
 
     def on(self, verdict: Verdict) -> Verdict:
         """The verdict with this.
@@ -28,6 +30,8 @@ class Annotation:
         `unlikely`; it is absent below a half, where the decision rests on more than the gain.
         """
         told = replace(verdict, reasons=(*verdict.reasons, *self.reasons))
+        if self.missing is not None:
+            told = replace(told, decision="inconclusive", missing=self.missing)
         if self.probability is None or verdict.gain is None:
             return told
         sure = {"likely": self.probability, "unlikely": 1 - self.probability}

@@ -252,23 +252,6 @@ class TaskKind:
 
 
 @dataclass(frozen=True)
-class LibraryChoice:
-    """Out of what the compositions were chosen, on items that serve nothing else.
-
-    `adapters` were asked alone, `sets` of them compared, and `proved` of these composed and asked
-    up to `others` items. `passes` are numbers of systems with the numbers of questions that they
-    were asked together. `unasked` adapters were left out when the budget ended.
-    """
-
-    adapters: int
-    sets: int
-    proved: int
-    passes: tuple[tuple[int, int], ...]
-    others: int
-    unasked: int = 0
-
-
-@dataclass(frozen=True)
 class ScoredSystem:
     """A system in one form of the question with its score, more is better.
 
@@ -335,11 +318,9 @@ class Evidence:
     the gain that matters, `retention` the share of a specialist's gain that one model has to keep
     on every one of several tasks. `balanced` says that norms were made equal before composing.
     `hidden_size` is that of the base that was asked, None where its config does not tell it.
-    `max_new_tokens` is None for the default limits of plain and worked answers. `choice` tells out
-    of what library these adapters were chosen, None where they were given. `excluded` has the
+    `max_new_tokens` is None for the default limits of plain and worked answers. `excluded` has the
     systems that cannot be used: these change what is advised and no decision. `rank_given` says
-    that --rank is a number, `budget` that --budget limited the run. Of the tasks' `items` so many
-    as are `repeated` ask a question again.
+    that --rank is a number. Of the tasks' `items` so many as are `repeated` ask a question again.
     """
 
     measured: EvaluationRecords = field(default_factory=EvaluationRecords)
@@ -353,10 +334,8 @@ class Evidence:
     balanced: bool = False
     hidden_size: int | None = None
     max_new_tokens: int | None = None
-    choice: LibraryChoice | None = None
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)
     rank_given: bool = False
-    budget: bool = False
     items: int = 0
     repeated: int = 0
 

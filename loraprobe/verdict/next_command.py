@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
-from loraprobe.options import added_to, flag_of
+from loraprobe.options import added_to, flag_of, table
 from loraprobe.records import (
     NOTHING,
     SHRUNK,
     ChainHop,
     Command,
-    LibraryAdapter,
     Verdict,
     adapter_name,
     example,
@@ -27,7 +26,8 @@ UNTARGETED = "weights-untargeted"  # a finding
 NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
 RESUME, CHAIN = ("--resume",), ("--system", "chain")
 # The options that a command repeats of those that were set: all that it takes, but --dtype of
-# merge, which is that of the file and not of the base. An evaluation takes all but some.
+# merge, which is that of the file and not of the base. An evaluation takes all but some; of those
+# that extensions add it takes its own.
 TAKES = {
     "merge": "--allow --balance --subtract --space --rank --seed --device --threads",
     "route": "--allow --balance --subtract --seed --device --quantize --device-map --batch-size "
@@ -35,10 +35,7 @@ TAKES = {
     "inspect": "--allow --seed --device --dtype --batch-size --threads "
     "--trust-remote-code --diagnostic",
 }
-LEAVES = {
-    "merge-and-eval": "--items --keep --budget --diagnostic --per-module",
-    "screen": "--subtract --system --router-prompts --weights --diagnostic --per-module",
-}
+LEAVES = "--diagnostic", "--per-module"
 # What loads what was written, of one place.
 LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
 LOAD_MODEL = "AutoModelForCausalLM.from_pretrained({0})"
@@ -55,7 +52,8 @@ class Request:
     or to questions, `weighted` that it uses weights. `fitting` are adapters without a conflict
     among them; `unlike` says that no change of their files makes the others fit, `wrong_base` that
     the base given is not theirs, `untargeted` that they hold weights that peft ignores, and nothing
-    else is wrong. `library` names all adapters of a library, where the next command is about it.
+    else is wrong. `again` is the command that evaluates in place of merge-and-eval, with its
+    adapters.
     `parents` writes the base of an adapter that was trained on others, where the base lacks these.
     `chain` says who answers the hops of a chain that was measured, with answers of at most
     `most_tokens` tokens; `longer` is a limit to try where answers were cut.
@@ -72,7 +70,7 @@ class Request:
     unlike: bool = False
     wrong_base: bool = False
     untargeted: bool = False
-    library: tuple[str, ...] = ()
+    again: Command = NOTHING
     parents: Command = NOTHING
     chain: tuple[ChainHop, ...] = ()
     most_tokens: int = PLAIN_TOKENS
@@ -134,7 +132,7 @@ def _look(verdict: Verdict, request: Request) -> Command:
     answers; by another metric, with more tokens, or at the questions as a model reads them."""
     single = (verdict.system or "").removeprefix(SHRUNK)
     shrunk = [one for one in request.adapters if adapter_name(one) == single]
-    if shrunk and single != verdict.system and not request.library:
+    if shrunk and single != verdict.system and not request.again:
         return _weakened(request, shrunk[0])
     causes = {"said-otherwise": 0.0, "answers-cut": 0.0}  # the shares of the replies
     causes |= {one.code: one.value or 0.0 for one in verdict.reasons if one.code in causes}
@@ -229,7 +227,9 @@ def _taken(request: Request, verb: str) -> list[Flag]:
     if verb in TAKES:
         added = [flag_of(name) for name in (added_to(verb) if verb == "merge" else ())]
         return [one for one in request.given if one[0] in (*TAKES[verb].split(), *added)]
-    return [one for one in request.given if one[0] not in LEAVES[verb].split()]
+    told = ((name, one.metadata.get("commands", ())) for name, one in table().items())
+    others = {flag_of(name) for name, commands in told if commands and verb not in commands}
+    return [one for one in request.given if one[0] not in others.union(LEAVES)]
 
 
 def _with_more_of_guards(request: Request) -> Request:
@@ -280,7 +280,7 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
         given = any(one[0] == "--rank" for one in request.given)
         return _evaluate(request, without=["--rank"] if given else ["--method", "--system"])
     if verdict.missing == "time":
-        return _evaluate(request, RESUME, without=["--budget"])
+        return _evaluate(request, RESUME)
     # Where only clusters are missing, the other questions of the same ones decide nothing.
     if not limited and verdict.missing == "guard-items":
         return _evaluate(_with_more_of_guards(request), RESUME)
@@ -313,11 +313,11 @@ def _evaluate(
     options: in place of the given ones of these names. without: names of options to leave out.
     """
     tasks = request.tasks if tasks is None else tasks
-    verb, left_out = "screen" if request.library else "merge-and-eval", {*without}
+    verb, left_out = request.again.verb or "merge-and-eval", {*without}
     left_out |= {one[0] for one in options}
     given = [*_base(request), *(("--task", task) for task in tasks)]
     given += [one for one in _taken(request, verb) if one[0] not in left_out]
-    adapters = request.library or adapters or request.adapters
+    adapters = request.again.adapters or adapters or request.adapters
     return Command(verb, adapters, (*given, *options))
 
 
@@ -339,25 +339,6 @@ def _source(word: str) -> str:
 
 def _base(request: Request) -> tuple[Flag, ...]:
     return () if request.base == "auto" else (("--base", request.base or BASE),)
-
-
-def library_words(rows: Sequence[LibraryAdapter], arguments: Sequence[str]) -> list[str]:
-    """What can be used of a library as a command line names it: by files, "-" or references.
-
-    arguments: the words of the command line, as they may be published. A row has the last part of
-    a place, which a word has whole.
-    """
-    usable = [row for row in rows if row.state == "usable"]
-    known = {text for row in usable for text in (row.reference, f"{row.name}={row.reference}")}
-    others = {row.reference for row in rows} - known
-
-    def is_named(word: str) -> bool:
-        name, equals, place = word.rpartition("=")
-        last = name + equals + place.rpartition("/")[2]
-        return word in known or (place not in others and last in known)
-
-    given = [word for word in arguments if word == "-" or word.startswith("@") or is_named(word)]
-    return given or [row.reference for row in usable]
 
 
 def on_questions(command: Command) -> Command:

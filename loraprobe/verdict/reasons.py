@@ -58,7 +58,6 @@ from loraprobe.verdict.evidence import (
     GUESSING,
     Candidate,
     Evidence,
-    LibraryChoice,
     criterion,
     is_known,
     is_unknown,
@@ -116,35 +115,48 @@ class WeightWarning:
         return f"{value:z.{self.digits}f}"
 
 
-def _codes(read: Mapping[str, Any]) -> dict[str, Code]:
-    """The codes of a file such as codes.toml, where the sources of the core are known."""
-    known = {**_READ["sources"], **read["sources"]}
-    sources = {key: text.format(**vars(defaults)) for key, text in known.items()}
-    return {
-        name: Code(
-            **{**row, "source": sources.get(row.get("source", name), "")},
-            text=read["text"].get(name, Code.text),
-        )
-        for group in ("by-effect", "by-rule")
-        for name, row in read.get(group, {}).items()
-    }
+def _with(rows: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of a table with those of an extension: each behind the one that it names by `after`,
+    or last."""
+    for name, row in more.items():
+        names = [*rows]
+        at = names.index(row["after"]) + 1 if "after" in row else len(names)
+        before, behind = ({one: rows[one] for one in part} for part in (names[:at], names[at:]))
+        rows = {**before, name: {k: v for k, v in row.items() if k != "after"}, **behind}
+    return dict(rows)
 
 
-_FILES = [Path(__file__).with_name("codes.toml")]
-_FILES += [one.codes for one in extensions() if one.codes is not None]
-_READ, *_ADDED = (tomllib.loads(file.read_text(encoding="utf-8")) for file in _FILES)
+def _read() -> dict[str, Any]:
+    """codes.toml with the rows that the files of extensions add to its tables."""
+    files = [Path(__file__).with_name("codes.toml")]
+    files += [one.codes for one in extensions() if one.codes is not None]
+    read, *added = (tomllib.loads(file.read_text(encoding="utf-8")) for file in files)
+    for one in added:
+        for table in ("text", "sources"):
+            read[table] |= one.get(table, {})
+        for table in ("by-effect", "by-rule"):
+            read[table] = _with(read[table], one.get(table, {}))
+        for decision, rows in one.get("headlines", {}).items():
+            read["headlines"][decision] = _with(read["headlines"][decision], rows)
+    return read
+
+
+_READ = _read()
+_SOURCES = {key: text.format(**vars(defaults)) for key, text in _READ["sources"].items()}
 CODES: Mapping[str, Code] = {
-    name: code for read in (_READ, *_ADDED) for name, code in _codes(read).items()
+    name: Code(
+        **{**row, "source": _SOURCES.get(row.get("source", name), "")},
+        text=_READ["text"].get(name, Code.text),
+    )
+    for group in ("by-effect", "by-rule")
+    for name, row in _READ[group].items()
 }
 HEADLINES: Mapping[str, Mapping[str, Mapping[str, str]]] = _READ["headlines"]
 WEIGHT_WARNINGS = tuple(
     WeightWarning(code, **{**row, "threshold": getattr(defaults, row["threshold"])})
     for code, row in _READ["weights"].items()
 )
-_PLACES = {
-    name: place
-    for place, name in enumerate(name for one in (_READ, *_ADDED) for name in one["by-effect"])
-}
+_PLACES = {name: place for place, name in enumerate(_READ["by-effect"])}
 
 
 def effect_rank(code: str) -> int:
@@ -541,27 +553,6 @@ def _factor(value: float) -> str:
 
 
 # ---- items and answers ---------------------------------------------------------------------------
-
-
-def about_choice(choice: LibraryChoice | None) -> Iterator[Reason]:
-    """Out of how many adapters and sets of them the compositions were chosen, and at what cost."""
-    if choice is None:
-        return
-    (systems, items), *tried = choice.passes
-    passes = [f"{systems:,} passes over {count(items, 'question')}"]
-    passes += [f"the sums of {sets:,} sets over {items:,} more" for sets, items in tried]
-    sets = f" and {choice.sets:,} sets of them" if choice.sets else ""
-    proved = f"{count(choice.proved, 'set')} proved" if choice.proved else "the best alone proved"
-    adapters = count(choice.adapters, "adapter")
-    if choice.unasked:
-        every = count(choice.adapters + choice.unasked, "adapter")
-        adapters = f"{choice.adapters:,} of {every} (--budget left the others unasked)"
-    chosen = f"from {adapters}{sets}: {', '.join(passes)}"
-    if not choice.adapters:
-        chosen, proved = f"before any adapter was asked: {count(items, 'question')}", "the base"
-    others = count(choice.others, "other")
-    of = float(choice.sets)
-    yield reason_of("chosen-from-library", of, chosen=chosen, proved=proved, others=others)
 
 
 def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:

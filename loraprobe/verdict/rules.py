@@ -30,8 +30,7 @@
 - *Where nothing answers* more than guessing, neither the question nor a hop, nothing was learned
   about composing: the case is open (`unanswered`).
 
-- *A budget* that left adapters of a library unasked, or ended the rounds, leaves open what is not
-  `likely`.
+- *What an annotator misses*, such as adapters that were left unasked, leaves the case open.
 
 A first round of compositions on a few items is decided by the same rules. What annotators tell
 never changes a decision.
@@ -114,15 +113,15 @@ OPEN: dict[EvidenceLevel, tuple[str, str, str]] = {
 def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
     """Whether composing works, the evidence for that, the reasons, and what to do.
 
-    annotators: tell something beside the decision. The reasons that decide come first, then those
-    that limit the decision, then the others.
+    annotators: tell something beside the decision, one after another. The reasons that decide come
+    first, then those that limit the decision, then the others.
     """
     if not evidence.compatibility.compatible:
         errors = evidence.compatibility.errors
         sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
         return Verdict("incompatible", "weights", conflicts, action="fix")
-    verdict = _within_time(_decide_asked(evidence), evidence)
+    verdict = _decide_asked(evidence)
     for annotator in annotators:
         verdict = annotator.annotate(verdict, evidence).on(verdict)
     others = itertools.chain(
@@ -130,7 +129,6 @@ def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
         reasons.about_familiarity(evidence),
         reasons.about_weights(evidence),
         reasons.about_items(evidence, verdict),
-        reasons.about_choice(evidence.choice),
     )
     given = {reason.code for reason in verdict.reasons}  # by the rules, with their severity
     every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
@@ -153,29 +151,6 @@ def _decide_asked(evidence: Evidence) -> Verdict:
     if evidence.level == "evaluation":
         return _decide_without_compositions(evidence)
     return _decide_baselines(evidence) if level == "base" else _undecided(level)
-
-
-def _within_time(verdict: Verdict, evidence: Evidence) -> Verdict:
-    """The verdict, which is open where the budget left out adapters, or ended the rounds."""
-    choice, rounds = evidence.choice, evidence.measured.rounds
-    no_room = verdict.missing == "harder-items"  # whoever composes: of one that was asked
-    sure = verdict.decision == "unlikely" or verdict.missing == "answers"
-    if choice and choice.unasked and sure and not no_room:
-        every = count(choice.adapters + choice.unasked, "adapter")
-        left, what = float(choice.unasked), f"{choice.unasked:,} of {every} were not asked"
-    elif evidence.budget and rounds is not None and rounds.early and _is_open(verdict):
-        left, what = float(rounds.total - rounds.items), f"{rounds.items} of {rounds.total} items"
-        what += " were asked"
-    else:
-        return verdict
-    reason = reason_of("budget-ended", left, decisive=True, what=what)
-    why = (reason, *verdict.reasons)
-    return replace(verdict, decision="inconclusive", reasons=why, missing="time")
-
-
-def _is_open(verdict: Verdict) -> bool:
-    """Whether more questions may decide."""
-    return verdict.decision == "inconclusive" and verdict.missing != "answers"
 
 
 # ---- before compositions are asked ---------------------------------------------------------------

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from hubs import adapter_files
 from making import call
 
 
@@ -30,20 +29,6 @@ def test_one_reference_a_line_into_a_pipe(hub):
         assert result.stdout == "owner/one\nowner/two\n"
     asked = [r for r in hub.requests if "/api/models?" in r]
     assert "sort=downloads" in asked[0] and "limit=30" in asked[0]
-
-
-def test_what_it_finds_is_screened_through_a_pipe(hub, tmp_path):
-    hub.files = adapter_files(tmp_path / "adapter")
-    hub.listed.append(row("owner/gone", "meta/base"))
-    hub.fail = {"GET /api/models/owner/gone": (404, {"X-Error-Code": "RepoNotFound"})}
-    piped = call("find", "meta/base").stdout
-    shown = call("screen", "-", "--json", input=piped)
-    assert shown.exit_code == 0, shown.output
-    rows = json.loads(shown.stdout)["library"]["adapters"]
-    assert [row["name"] for row in rows] == ["one", "two", "gone"]
-    assert [row["state"] for row in rows] == ["usable", "duplicate", "broken"]
-    assert rows[0]["reference"] == "owner/one" and rows[0]["commit"] == hub.commit
-    assert rows[2]["issues"][0]["code"] == "hub" and rows[2]["issues"][0]["cure"]
 
 
 def test_json(hub):

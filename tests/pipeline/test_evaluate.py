@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from planted_answers import Planted
 
 from loraprobe import defaults
 from loraprobe.defaults import ROUNDS_FROM
@@ -20,7 +21,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline import evaluate
 from loraprobe.pipeline.commands import inspect, merge_and_eval
 from loraprobe.pipeline.evaluate import EvaluationRun
-from loraprobe.pipeline.evaluator import Evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import QUESTION, ItemResult
 from loraprobe.report.answer import answer
@@ -35,36 +35,6 @@ ALONE = [System("base", "base"), System("a", "adapter"), System("b", "adapter")]
 COMPOSED = [System("uniform", "merge"), System("sum", "merge"), System("arrow", "router")]
 CONTROLS = [System("shrunk:a", "control"), System("random-partner", "control")]
 FAIR = {"base": 0.05, "a": 0.2, "b": 0.1, "shrunk:a": 0.15, "random-partner": 0.1, "chain": 0.5}
-
-
-@dataclass(frozen=True)
-class Planted(Evaluator):
-    """Answers from shares of right ones; `asked` counts the items of each system."""
-
-    answers: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
-    asked: dict[str, set[tuple[str, str]]] = field(default_factory=dict)
-
-    def run(self, systems: Any, *_: Any, **__: Any) -> list[ItemResult]:
-        rows = []
-        for system in systems:
-            for task in self.tasks:
-                for item in task.items:
-                    name = task.name.partition("@")[0]
-                    value = self.answers[system.key, name][int(item.id)]
-                    self.asked.setdefault(system.name, set()).add((name, item.id))
-                    rows.append(
-                        ItemResult(
-                            system.name,
-                            task.name,
-                            QUESTION,
-                            item.id,
-                            "exact_match",
-                            float(value),
-                            "",
-                            item.cluster,
-                        )
-                    )
-        return rows
 
 
 def planted(

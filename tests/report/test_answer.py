@@ -435,9 +435,6 @@ LINES = {
         NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"],
                               "why": ["Of 95 wrong answers"]},
     ),
-    "stopped by the budget": (
-        replaced(NEEDED, rounds=EARLY.measured.rounds, budget=True), "inconclusive",
-        {"stopped": ["2 of 3", "--budget"], "decide": ["--resume"], "next": ["--resume"]}),
     "a guard is lost, and the gain is open": (
         replaced(evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)),
             guarded=("g",)),

@@ -31,7 +31,7 @@ def test_every_label_of_an_answer_is_explained():
     rows = [line.split("|")[1] for line in table.splitlines()[2:] if line]
     told = {label.strip() for row in rows for label in row.split(",")}
     labels = {*BY_EFFECT} - {OF_EXTENSIONS}
-    assert told == {*labels, FILL_IN, "next", "questions", "in Python", "serve"}
+    assert told >= {*labels, FILL_IN, "next", "questions", "in Python", "serve"}
 
 
 def test_the_readme_fits_two_hundred_lines():

@@ -4,7 +4,6 @@ import pytest
 from audits import HOSTILE, an_audit, markdown
 from evidences import replaced
 from planting import MARKUP, READER, planted, structure
-from test_page import library_audit
 
 from loraprobe.records import QUESTION, Command, Reason, Score
 from loraprobe.report.parts import Answer
@@ -24,7 +23,7 @@ def cells(text: str) -> list[list[str]]:
 
 
 def test_verdict_scores_reasons_and_provenance():
-    text = markdown(replaced(an_audit(), shortlist=(), library=None))
+    text = markdown(an_audit())
     assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
     assert cells(text) == [
         ["system", "question", "keeps"],
@@ -85,8 +84,3 @@ def test_a_program_is_a_block_that_can_be_copied():
     text = markdown(replaced(an_audit(), verdict=verdict))
     (block,) = [token.content for token in READER.parse(text) if token.type == "fence"]
     assert block == program.replace("```", "'''") + "\n"
-
-
-def test_of_a_library_it_names_what_cannot_be_used_and_families():
-    text = markdown(library_audit())
-    assert "Cannot be used" in text and "Families" in text and len(text.splitlines()) <= 60

@@ -9,12 +9,11 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
-from xml.etree import ElementTree
 
 import pytest
-from audits import HOSTILE, NOTHING, a_library, an_audit, page
+from audits import HOSTILE, NOTHING, an_audit, page
 from evidences import KINDS, evidence, replaced
+from page_tree import all_of, parsed, table, text_of
 from planting import MARKUP, planted
 from sessions import BROWSERS
 from test_answer import audit_of
@@ -29,53 +28,6 @@ from loraprobe.report.figures import CAUSES
 from loraprobe.report.page import LARGEST, write_page
 from loraprobe.report.sections import sections, title
 
-VOID = {"meta", "wbr"}
-
-
-class Builder(HTMLParser):
-    """Builds the tree; raises AssertionError where an element is not closed in order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tree, self.open = ElementTree.TreeBuilder(), []
-
-    def handle_starttag(self, tag, attributes):
-        self.tree.start(tag, {name: value or "" for name, value in attributes})
-        self.open.append(tag)
-        if tag in VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        self.tree.end(tag)
-
-    def handle_data(self, data):
-        if self.open:
-            self.tree.data(data)
-
-
-def parsed(text: str) -> ElementTree.Element:
-    builder = Builder()
-    builder.feed(text)
-    builder.close()
-    assert not builder.open
-    return builder.tree.close()
-
-
-def all_of(root: ElementTree.Element, *tags: str) -> list[ElementTree.Element]:
-    """Elements below this one, in order; all of them without tags."""
-    return [node for node in root.iter() if node is not root and (not tags or node.tag in tags)]
-
-
-def text_of(node: ElementTree.Element) -> str:
-    return "".join(node.itertext())
-
-
-def table(root: ElementTree.Element, caption: str) -> list[list[str]]:
-    """The rows of the table with that caption, headings first."""
-    found = [t for t in all_of(root, "table") if text_of(all_of(t, "caption")[0]) == caption]
-    return [[text_of(cell) for cell in all_of(row, "th", "td")] for row in all_of(found[0], "tr")]
-
 
 @pytest.fixture(scope="module")
 def root():
@@ -87,7 +39,7 @@ def test_a_heading_a_section_in_the_order_in_which_people_read(root):
     assert levels[0] == 1 and levels.count(1) == 1
     assert all(below - above <= 1 for above, below in itertools.pairwise(levels))
     names = [heading.attrib["id"] for heading in all_of(root, "h2")]
-    wanted = "verdict short-list gains causes examples findings pairs modules library adapters"
+    wanted = "verdict gains causes examples findings pairs modules adapters"
     assert names == [*wanted.split(), "coverage", "gates", "reasons", "provenance"]
     sections = all_of(root, "section")
     assert [section.attrib["aria-labelledby"] for section in sections] == names
@@ -111,7 +63,7 @@ def test_tables_have_captions_and_scoped_headers(root):
 
 def test_figures_have_title_description_and_their_table(root):
     figures = all_of(root, "figure")
-    assert len(figures) >= 4  # gains, causes, maps of modules and the library
+    assert len(figures) >= 3  # gains, causes, maps of modules
     for one in figures:
         drawings = all_of(one, "svg")
         assert [svg.attrib["class"] for svg in drawings] == ["wide", "narrow"]
@@ -339,7 +291,7 @@ def test_nothing_is_cut_on_a_phone(tmp_path, name):
 
 def test_an_inspected_adapter_has_a_page_too():
     one = an_audit()
-    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None, "library": None}
+    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None}
     alone = replaced(one, **given, **NOTHING)
     names = [heading.attrib["id"] for heading in all_of(parsed(page(alone)), "h2")]
     assert "gains" not in names and names[:2] == ["verdict", "findings"]
@@ -364,28 +316,3 @@ def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypa
     result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
     assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
     assert "Traceback" not in result.stderr and not file.exists()
-
-
-def library_audit(copies: int = 1, adapters: int = 7):
-    """The audit of a library without a task."""
-    library = a_library("an-adapter")
-    rows = [
-        replaced(row, name=f"{row.name}-{i}", family=row.family and i % 90 + 1)
-        for i in range(copies)
-        for row in library.adapters[:adapters]
-    ]
-    library = replaced(library, adapters=tuple(rows))
-    nothing = {**NOTHING, "adapters": (), "diagnostics": (), "layers": (), "verdict": None}
-    return replaced(an_audit(), **nothing, command="screen", library=library)
-
-
-def test_the_map_has_a_dot_for_each_adapter_and_says_what_it_shows():
-    (figure,) = all_of(parsed(page(library_audit())), "figure")
-    assert (
-        "50%" in all_of(figure, "desc")[0].text and "4 adapters" in all_of(figure, "desc")[0].text
-    )
-    rows = table(figure, "The map of the library")
-    assert rows[0] == ["adapter", "family", "across", "up"]
-    assert len(rows) == 5 and rows[1][2:] == ["-1.00", "0.25"]
-    assert not all_of(parsed(page(library_audit(adapters=2))), "figure")  # two have no map
-    assert len(page(library_audit(150)).encode()) < LARGEST

@@ -4,12 +4,11 @@ from dataclasses import replace
 
 import making
 import pytest
-import torch
 
 import loraprobe
 from loraprobe.report.answer import answer, unplaced
 from loraprobe.report.markdown import markdown
-from loraprobe.report.sections import heading, sections, unusable
+from loraprobe.report.sections import heading, sections
 
 LONG = "a-name-" + "x" * 400
 
@@ -82,15 +81,3 @@ def test_nobody_looks_on_the_hub_for_adapters_of_a_local_base(
     lines = dict(answer(audit, audit.places).lines)
     assert str(lines.get("next", "")).removeprefix("loraprobe ") == command
     assert ("fill in" in lines) == ("OTHER" in command)
-
-
-def test_the_cure_of_a_row_holds_for_all_its_adapters(tmp_path):
-    kinds = {"one": "LOHA", "two": "VERA", "three": "IA3", "four": "OFT"}
-    for name, kind in kinds.items():
-        making.write_adapter(tmp_path / name, {"x": torch.ones(1)}, peft_type=kind)
-    making.saved_pair(tmp_path)
-    audit = loraprobe.screen([tmp_path / name for name in (*kinds, "a", "b")])
-    rows = {row[0]: row[-1] for row in unusable(audit).rows}
-    assert list(rows) == ["one and two", "three and four"]
-    assert "convert REF --base auto" in rows["one and two"]
-    assert "convert" not in rows["three and four"]

@@ -230,7 +230,7 @@ EXPLAINED += ["x-y"]  # the answer tells it
 
 @pytest.mark.parametrize("part", [*ALWAYS, *EXPLAINED])
 def test_what_is_shown_and_what_only_explaining_shows(part):
-    audit = replaced(an_audit(), shortlist=())
+    audit = an_audit()
     assert part in rendered(audit, 120)
     assert (part in rendered(audit, 120, explain=False)) == (part in ALWAYS)
 

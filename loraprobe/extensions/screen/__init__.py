@@ -2,18 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
-from loraprobe.extension import CommandSpec, Extension
+from loraprobe.extension import AuditPart, CommandSpec, Extension
+from loraprobe.extensions.screen.defaults import KEEP, SCREENING_ITEMS
+from loraprobe.options import AddedOptions, option
+
+if TYPE_CHECKING:
+    from loraprobe.records import Audit, Command
+
+
+@dataclass(frozen=True)
+class ScreenOptions(AddedOptions):
+    """How much a screen asks."""
+
+    title: ClassVar[str] = "Screening"
+
+    items: int = option(
+        SCREENING_ITEMS,
+        "N",
+        "Items of each task on which a library is screened.",
+        least=10,
+        commands=("screen",),
+    )
+    keep: int = option(
+        KEEP, "N", "Sets of a library that are proved.", least=1, most=64, commands=("screen",)
+    )
+    budget: float | None = option(
+        None, "X", "Minutes that a screen may take.", least=0.001, commands=("screen",)
+    )
 
 
 class Screen(Extension):
     """Screens a library."""
 
+    options = ScreenOptions
+    codes = Path(__file__).with_name("codes.toml")
+    finding_codes = Path(__file__).with_name("findings.toml")
     functions: ClassVar[Mapping[str, str]] = {
         "screen": "loraprobe.extensions.screen.functions.screen"
     }
+
+    counts: ClassVar[Mapping[str, str]] = {"chosen": "lacks"}
+
+    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
+        from loraprobe.extensions.screen.report import about_choice, about_library
+
+        return about_library(audit) if audit.verdict is None else about_choice(audit)
+
+    def audit_parts(self) -> Sequence[AuditPart]:
+        from loraprobe.extensions.screen.part import ScreenPart
+
+        return [ScreenPart()]
 
     def commands(self) -> Sequence[CommandSpec]:
         return [

@@ -17,7 +17,7 @@ from loraprobe.cli.parameters import (
     argument,
 )
 from loraprobe.cli.running import options_from, run
-from loraprobe.defaults import KEEP, MARGIN, RETENTION, SCREENING_ITEMS
+from loraprobe.defaults import MARGIN, RETENTION
 
 COMMANDS = "loraprobe.extensions.screen.commands"
 
@@ -33,9 +33,6 @@ def screen(
     allow: IssueCodes = None,
     task: TaskOption = None,
     fields: Texts = None,
-    items: int = SCREENING_ITEMS,
-    keep: int = KEEP,
-    budget: float | None = None,
     metric: Texts = None,
     margin: float | None = None,
     guards: Texts = None,
@@ -77,7 +74,7 @@ def screen(
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
     options, output = options_from(locals())
-    from loraprobe.library import expand_references
+    from loraprobe.extensions.screen.reading import expand_references
 
     given = (str(one) for ref in refs for one in expand_references([ref], sys.stdin))
     outcome = run(output, options, "screen", given, base, task or [], module=COMMANDS)

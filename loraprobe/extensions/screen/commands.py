@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.extensions.screen import ScreenOptions
+from loraprobe.extensions.screen.records import Screened
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import asking, nothing_kept
 from loraprobe.pipeline.examination import Examination
@@ -16,7 +18,7 @@ from loraprobe.records import Compatibility
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
 if TYPE_CHECKING:
-    from loraprobe.library import ComparedLibrary
+    from loraprobe.extensions.screen.comparing import ComparedLibrary
     from loraprobe.pipeline.estimate import CostEstimate
     from loraprobe.tasks import Task
 
@@ -37,10 +39,12 @@ def screen(
     found, opened, read, guards = _opened_library(adapters, session, base, tasks)
     if not read:
         inputs = Inputs((), (), opened)
-        audit = audit_of(session, inputs, Examination(Compatibility()), library=found.library)
+        audit = audit_of(
+            session, inputs, Examination(Compatibility()), added=(Screened(found.library),)
+        )
         return Outcome(audit)
-    from loraprobe.pipeline.screen import choose_and_prove, open_screen
-    from loraprobe.pipeline.screen_audit import audit_of_screen
+    from loraprobe.extensions.screen.audit import audit_of_screen
+    from loraprobe.extensions.screen.screening import choose_and_prove, open_screen
 
     assert opened is not None
     given = found.members, opened, read, session, guards
@@ -56,7 +60,7 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    from loraprobe.pipeline.screen import estimate_of_screen, open_screen
+    from loraprobe.extensions.screen.screening import estimate_of_screen, open_screen
 
     if not tasks:
         raise UsageError("--dry-run tells what asking the adapters takes; add --task=FILE.")
@@ -75,9 +79,10 @@ def _opened_library(
     The base is that of most members for "auto". Raises LoraprobeError where no adapter can be used,
     and with tasks where none can be composed.
     """
-    from loraprobe import library
+    from loraprobe.extensions.screen.comparing import commonest_base, compare_members, mark_unfit
+    from loraprobe.extensions.screen.reading import read_library
+    from loraprobe.extensions.screen.splits import split_for_screening
     from loraprobe.pipeline.task_files import open_guarded
-    from loraprobe.tasks.splits import split_for_screening
 
     session.command, options = "screen", session.options
     check_names(options)
@@ -86,26 +91,26 @@ def _opened_library(
     if tasks:
         check_state(session)
         split_for_screening(tasks, options)  # raises before a long library is read
-    elif options.budget is not None:
+    elif options.of_extension(ScreenOptions).budget is not None:
         raise UsageError("--budget limits how long the adapters are asked --task; add one.")
     wanted = base or ("auto" if tasks else None)
     with session.stage("read"):
-        members = library.read_library(adapters, allow=options.allow, progress=session.progress)
+        members = read_library(adapters, allow=options.allow, progress=session.progress)
     if not any(member.usable for member in members):
         first = members[0].record
         issue = next(issue for issue in first.issues if issue.severity == "error")
         all_of_them = f"None of the {len(members)} adapters can be used; the first, {first.name}: "
         raise AdapterError((all_of_them if len(members) > 1 else "") + issue.message, issue.cure)
     with session.stage("check"):
-        named = library.commonest_base(members) if wanted == "auto" else None
+        named = commonest_base(members) if wanted == "auto" else None
         if named is None and wanted == "auto":
             raise BaseError(
                 "No adapter says which base model it was trained on; name it with --base."
             )
         found_base = base_apart([] if named is None else [named.open()], session, wanted)
-        members = library.mark_unfit(members, found_base, options.allow)
+        members = mark_unfit(members, found_base, options.allow)
     with session.stage("compare"):
-        found = library.compare_members(members)
+        found = compare_members(members)
     if tasks:
         _require_composable(found, options)
     return found, found_base, tasks, guards

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 
 @takes(
-    "all_items allow balance batch_size budget chat_template device "
-    "device_map dtype fields guard_margin guards items keep limit margin "
+    "all_items allow balance batch_size chat_template device "
+    "device_map dtype fields guard_margin guards limit margin "
     "max_new_tokens methods "
     "metric quantize rank resume retention routers seed "
     "space state threads trust_remote_code",
@@ -36,7 +36,7 @@ def screen(
     adapter can be read.
     """
     from loraprobe.extensions.screen import commands
-    from loraprobe.library import expand_references
+    from loraprobe.extensions.screen.reading import expand_references
     from loraprobe.session import Session
 
     given = expand_references([adapters] if isinstance(adapters, str) else adapters)

@@ -8,13 +8,14 @@ from pathlib import Path
 import jsonschema
 import making
 import pytest
+from hubs import adapter_files
 from keywords import check_keywords, check_none
 from repeats import check_repeated
 
 import loraprobe
 from loraprobe.errors import UsageError
 from loraprobe.extensions.screen import commands
-from loraprobe.records import Verdict
+from loraprobe.records import Command, Verdict
 from loraprobe.report.documents import json_schema
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
@@ -116,6 +117,30 @@ def test_a_base_decides_what_fits(library, tmp_path):
     assert rows[0]["issues"][0]["code"] == "module-not-in-base" and shown.exit_code == 1
 
 
+def test_an_adapter_of_which_a_card_guesses_a_parent_can_be_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    making.saved_pair(tmp_path, SHAPES)
+    (tmp_path / "b" / "README.md").write_text("This is a fine-tuned version of [./a](x) on y.")
+    rows = json.loads(call("screen", "a", "b", "--json").stdout)["library"]["adapters"]
+    assert [row["state"] for row in rows] == ["usable"] * 2
+
+
+def test_what_find_finds_is_screened_through_a_pipe(hub, tmp_path):
+    listed = {"tags": ["peft", "base_model:adapter:meta/base"], "downloads": 9, "likes": 5}
+    listed |= {"private": False, "lastModified": "2026-01-02T03:04:05.000Z"}
+    hub.listed = [{"id": f"owner/{name}", **listed} for name in ("one", "two", "gone")]
+    hub.files = adapter_files(tmp_path / "adapter")
+    hub.fail = {"GET /api/models/owner/gone": (404, {"X-Error-Code": "RepoNotFound"})}
+    piped = call("find", "meta/base").stdout
+    shown = call("screen", "-", "--json", stdin=piped)
+    assert shown.exit_code == 0, shown.output
+    rows = json.loads(shown.stdout)["library"]["adapters"]
+    assert [row["name"] for row in rows] == ["one", "two", "gone"]
+    assert [row["state"] for row in rows] == ["usable", "duplicate", "broken"]
+    assert rows[0]["reference"] == "owner/one" and rows[0]["commit"] == hub.commit
+    assert rows[2]["issues"][0]["code"] == "hub" and rows[2]["issues"][0]["cure"]
+
+
 def test_python_reads_the_same_references(library):
     audit = loraprobe.screen([f"@{library}"])
     assert [row.state for row in audit.library.adapters][:3] == ["usable", "usable", "duplicate"]
@@ -132,6 +157,7 @@ def test_the_function_takes_the_options_of_its_command(monkeypatch):
     check_none("screen", commands, monkeypatch)
 
 
+AGAIN = Command("screen", ("@here.txt",))
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
 NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
 SET = {  # values that are none of the defaults
@@ -142,13 +168,13 @@ SET = {  # values that are none of the defaults
 
 @pytest.mark.parametrize(
     ("verdict", "left_out"),
-    [(OPEN, ["limit"]), (NONE, []), (replace(OPEN, missing="time"), ["budget"])],
+    [(OPEN, ["limit"]), (NONE, []), (replace(OPEN, missing="time"), [])],
 )
 def test_the_next_command_screens_again(verdict, left_out, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "here.txt").write_text("owner/a")
     for name, value in SET.items():
-        check_repeated({name: value}, verdict, left_out, ["@here.txt"], {"screen": commands})
+        check_repeated({name: value}, verdict, left_out, AGAIN, {"screen": commands})
 
 
 @pytest.mark.parametrize(

@@ -27,21 +27,20 @@ import numpy as np
 from loraprobe import compatibility, evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.defaults import BEST_SINGLES, SCREENING_SHARE, TEMPLATE_ADAPTERS, TRIED
 from loraprobe.errors import EngineError, LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE, questions
 from loraprobe.extension import engine_of
-from loraprobe.formatting import count
-from loraprobe.library import Member
-from loraprobe.library.effects import by_effect
-from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
-from loraprobe.pipeline.evaluate import Asked, EvaluationRun
-from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
-from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
-from loraprobe.pipeline.ranking import (
+from loraprobe.extensions.screen import ScreenOptions
+from loraprobe.extensions.screen.defaults import (
+    BEST_SINGLES,
+    SCREENING_SHARE,
+    TEMPLATE_ADAPTERS,
+    TRIED,
+)
+from loraprobe.extensions.screen.effects import by_effect
+from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts
+from loraprobe.extensions.screen.ranking import (
     LARGEST,
     FormRanking,
     Placed,
@@ -50,8 +49,17 @@ from loraprobe.pipeline.ranking import (
     TaskScores,
     choose,
 )
+from loraprobe.extensions.screen.reading import Member
+from loraprobe.extensions.screen.splits import halves, split_for_screening
+from loraprobe.formatting import count
+from loraprobe.options import Options
+from loraprobe.pipeline.conclusion import evidence_of
+from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
+from loraprobe.pipeline.evaluate import Asked, EvaluationRun
+from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
+from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import transform
-from loraprobe.probes import AdditiveForecast, ForecastTexts
 from loraprobe.records import (
     FORMS,
     QUESTION,
@@ -63,7 +71,6 @@ from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens
 from loraprobe.session import LocalExecutor, Session
 from loraprobe.tasks import Task
-from loraprobe.tasks.splits import halves, split_for_screening
 from loraprobe.verdict import Evidence
 from loraprobe.verdict.rules import at_ceiling
 
@@ -107,7 +114,7 @@ class Screen:
     def affords(self, more: int) -> bool:
         """Whether so many further answers of compositions fit into the time that is left."""
         pace = self.seconds / self.answers if self.answers else 0.0
-        return self.evaluator.session.left() > pace * COMPOSED * more
+        return left(self.evaluator.session) > pace * COMPOSED * more
 
     def opened(self, names: Iterable[str]) -> list[Adapter]:
         """Some of the adapters on the base's layout of fused projections."""
@@ -127,8 +134,8 @@ class Screen:
         questions come first. A server does not tell that.
         """
         names, scorer = [*self.members], self.evaluator.scorer
-        options = self.evaluator.session.options
-        if options.budget is None or not isinstance(scorer, ModelScorer):
+        budget = own(self.evaluator.session.options).budget
+        if budget is None or not isinstance(scorer, ModelScorer):
             return names
         forms: dict[tuple[str, str], list[str]] = {}
         for question in questions(self.asked):
@@ -143,14 +150,14 @@ class Screen:
         session, start = self.evaluator.session, time.perf_counter()
         silent = replace(session, progress=None, seconds={}, executor=LocalExecutor())
         asking = replace(self.evaluator, session=silent, tasks=self.asked)
-        with session.stage("screen"):
+        with session.stage("screen", "ask the adapters alone"):
             to_ask = [name for name in names if not self.is_kept(name)]
             # An adapter is opened when it is asked, and its tensors are gone with it.
             parts = ((self.system(name), self.reading) for name in to_ask)
             outcomes = session.executor.map(ask_alone, asking, parts)
             for done in range(len(to_ask)):
                 session.tell(ALONE, done, len(to_ask))
-                if BASE not in names and session.left(SCREENING_SHARE) <= 0:
+                if BASE not in names and left(session, SCREENING_SHARE) <= 0:
                     break
                 at, outcome = next(outcomes)
                 self._keep(to_ask[at], outcome)
@@ -206,7 +213,7 @@ class Screen:
             return next_tokens
 
         scorer, forecast = self.evaluator.scorer, None
-        with self.evaluator.session.stage("forecast"):
+        with self.evaluator.session.stage("forecast", "forecast every set"):
             if self.reading is not None:
                 forecast = AdditiveForecast.of(scorer, self.reading, len(names), load)
             alone = [
@@ -235,6 +242,25 @@ class Screen:
         # An adapter that is alone is a family of its own.
         numbers = [-at - 1 if family is None else family for at, family in enumerate(families)]
         return choose(forms, most, numbers, fits, leader)
+
+
+def own(options: Options) -> ScreenOptions:
+    """The options that only a screen has."""
+    return options.of_extension(ScreenOptions)
+
+
+def without_budget(options: Options) -> Options:
+    """The options of a run that goes on to its end."""
+    others = (one for one in options.added if not isinstance(one, ScreenOptions))
+    return replace(options, added=(*others, replace(own(options), budget=None)))
+
+
+def left(session: Session, share: float = 1.0) -> float:
+    """Seconds that are left of a share of --budget; infinite without one."""
+    minutes = own(session.options).budget
+    if minutes is None:
+        return float("inf")
+    return session.begun + share * 60 * minutes - time.perf_counter()
 
 
 def items_of(tasks: Iterable[Task]) -> int:
@@ -407,7 +433,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     """Composes the finalists, and evaluates them beside base, best singles, members and a chain."""
     options, names = proving.session.options, ranking.names
     planned = proving.rounds()
-    keep, first = options.keep, planned[0].items
+    keep, first = own(options).keep, planned[0].items
     while keep > 1 and not screen.affords(first * _systems(keep)):
         keep -= 1
     chosen = _tried(screen, ranking, keep, first * _systems(keep))
@@ -491,11 +517,12 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     alone = screen.system(next(iter(screen.members))).composition
     assert parts is not None and alone is not None
     pace, pairs = measure_pace(evaluator, alone), n * (n - 1) // 2
-    sets = min(options.keep, pairs)
+    keep = own(options).keep
+    sets = min(keep, pairs)
     specs = plan_of(options, [next(iter(evaluator.inputs.adapters))] * 2).specs
     texts = 0 if screen.reading is None else len(screen.reading.rows)
     seconds = (units_of(screen.asked, options) + READ * texts) * (pace(0) + n * pace(1))
-    seconds += units_of(screen.untried, options) * min(TRIED * options.keep, pairs) * pace(2)
+    seconds += units_of(screen.untried, options) * min(TRIED * keep, pairs) * pace(2)
     singles, compositions = min(n, BEST_SINGLES + 2 * sets), sets * len(specs) + CONTROLS
     proved = pace(0) + singles * pace(1) + compositions * pace(2)
     seconds += units_of(parts.left, options) * proved

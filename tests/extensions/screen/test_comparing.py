@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loraprobe.library.comparing import group_families, map_positions, outliers
+from loraprobe.extensions.screen.comparing import group_families, map_positions, outliers
 
 
 def unit_rows(*rows) -> np.ndarray:

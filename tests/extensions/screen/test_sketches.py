@@ -10,8 +10,8 @@ import pytest
 import torch
 from making import dense, generator, planted_pair, random_adapter, random_update, regauged
 
-from loraprobe.library import sketches
-from loraprobe.library.sketches import NUMBERS, SketchBuilder, signs
+from loraprobe.extensions.screen import sketches
+from loraprobe.extensions.screen.sketches import NUMBERS, SketchBuilder, signs
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.lora.lowrank import LowRank
 

@@ -14,19 +14,19 @@ from loraprobe import compatibility
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
-from loraprobe.defaults import (
+from loraprobe.defaults import FAMILY_COSINE, NORM_RATIO
+from loraprobe.errors import LoraprobeError
+from loraprobe.extensions.screen.defaults import (
     COPY_COSINE,
     COPY_RATIO,
-    FAMILY_COSINE,
     FEWEST_NORMS,
-    NORM_RATIO,
     OUTLIER_DEVIATIONS,
 )
-from loraprobe.errors import LoraprobeError
+from loraprobe.extensions.screen.reading import Member, issue_of
+from loraprobe.extensions.screen.records import Library, LibraryAdapter
+from loraprobe.extensions.screen.sketches import estimate_cosines
 from loraprobe.findings import finding
-from loraprobe.library.reading import Member, issue_of
-from loraprobe.library.sketches import estimate_cosines
-from loraprobe.records import Issue, Library, LibraryAdapter
+from loraprobe.records import Issue
 from loraprobe.secrets import map_texts, public_text
 
 

@@ -31,9 +31,10 @@ from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
 from loraprobe.cache import READINGS, keep, read_kept
 from loraprobe.compatibility.contents import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
-from loraprobe.library.sketches import NUMBERS, SketchBuilder
+from loraprobe.extensions.screen.records import LibraryAdapter
+from loraprobe.extensions.screen.sketches import NUMBERS, SketchBuilder
 from loraprobe.lora.grams import gram_matrices
-from loraprobe.records import Issue, LibraryAdapter, Progress
+from loraprobe.records import Issue, Progress
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.untrusted import is_endless
 

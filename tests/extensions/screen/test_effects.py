@@ -6,7 +6,7 @@ import torch
 from words import word_tokenizer
 
 from loraprobe.composition.layers import input_of
-from loraprobe.library.effects import by_effect
+from loraprobe.extensions.screen.effects import by_effect
 from loraprobe.scoring import ModelScorer
 
 QUERY, LAST = "model.layers.1.self_attn.q_proj", "model.layers.1.mlp.up_proj"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from loraprobe.pipeline.ranking import Ranking, TaskScores, choose, rank
+from loraprobe.extensions.screen.ranking import Ranking, TaskScores, choose, rank
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.tasks import Hop, Item, Task
 

@@ -19,7 +19,7 @@ PROMPTS = ("Who is the spouse of Sarum?", "Where does the spouse of Sarum live?"
 @pytest.fixture(scope="module")
 def retrieval():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        patch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
         import retrieval
 
         yield retrieval

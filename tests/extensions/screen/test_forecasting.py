@@ -11,7 +11,8 @@ import words
 
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import questions
-from loraprobe.probes import AdditiveForecast, ForecastTexts, _forecast
+from loraprobe.extensions.screen import forecasting
+from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, NextTokens, model_scorer
 from loraprobe.tasks import Item, Task, with_metrics
@@ -134,7 +135,7 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric):
 
 @pytest.mark.parametrize(
     ("module", "limit", "most"),
-    [(_forecast, "SUPPORT", 5), (model_scorer, "TOP", 5)],
+    [(forecasting, "SUPPORT", 5), (model_scorer, "TOP", 5)],
     ids=["support", "likeliest"],
 )
 def test_other_tokens_count_by_the_probability_that_is_left(

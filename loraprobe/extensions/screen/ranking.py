@@ -20,16 +20,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from loraprobe.defaults import (
+from loraprobe.defaults import MARGIN
+from loraprobe.evaluation.questions import questions
+from loraprobe.extensions.screen.defaults import (
     BEST_SINGLES,
     BETTER_THAN_MEMBER,
     BETTER_THAN_PAIR,
     DISTINCT_ANSWERS,
-    MARGIN,
     SURELY_DIFFERENT,
 )
-from loraprobe.evaluation.questions import questions
-from loraprobe.probes import AdditiveForecast
+from loraprobe.extensions.screen.forecasting import AdditiveForecast
 from loraprobe.records import FORMS, QUESTION, STEPS, ItemResult
 from loraprobe.tasks import Task, normalize_answer
 

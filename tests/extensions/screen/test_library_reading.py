@@ -13,7 +13,9 @@ from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.cache import cache_directory
-from loraprobe.library import compare_members, mark_unfit, read_library, reading
+from loraprobe.extensions.screen import reading
+from loraprobe.extensions.screen.comparing import compare_members, mark_unfit
+from loraprobe.extensions.screen.reading import read_library
 
 WEIGHTS = "adapter_model.safetensors"
 SHAPES = {f"model.layers.{i}.self_attn.q_proj": (16, 16) for i in range(2)}

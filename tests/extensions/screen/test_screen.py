@@ -12,23 +12,24 @@ from typing import Any
 import making
 import numpy as np
 import pytest
+from planted_answers import Planted
 from planted_library import FIRST, SECOND, write_chained, write_library
-from test_evaluate import Planted
 
 import loraprobe.demo
 from loraprobe.defaults import HOPELESS
 from loraprobe.evaluation import Ledger, System, asking, rounds
+from loraprobe.extensions.screen import screening
+from loraprobe.extensions.screen.forecasting import ForecastTexts
+from loraprobe.extensions.screen.ranking import choose, rank
+from loraprobe.extensions.screen.screening import Screen
+from loraprobe.extensions.screen.splits import split_for_screening
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluate import EvaluationRun
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.ranking import choose, rank
-from loraprobe.pipeline.screen import Screen
-from loraprobe.probes import ForecastTexts
 from loraprobe.results import NAME
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task
-from loraprobe.tasks.splits import split_for_screening
-from loraprobe.verdict import Evidence, LibraryChoice, decide_compositions
+from loraprobe.verdict import Evidence, decide_compositions
 
 NOISE = {"noise0": {"bo": "?"}, "noise1": {"?": "cy"}, "noise2": {".": "?"}}
 PAIR = {"firsts": FIRST, "seconds": SECOND}
@@ -228,7 +229,7 @@ def test_an_interrupted_run_goes_on_where_it_was(library, found, own_cache, monk
 def budget_for(monkeypatch, calls):
     """A budget that is over after so many looks at it."""
     left = iter([100.0] * calls)
-    monkeypatch.setattr(Session, "left", lambda self, share=1.0: next(left, -1.0))
+    monkeypatch.setattr(screening, "left", lambda session, share=1.0: next(left, -1.0))
 
 
 def test_a_budget_ends_the_screening_and_the_proof(library, monkeypatch):
@@ -334,7 +335,7 @@ TASK = Task("t0", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(ITEMS)))
 
 def decision(seed: int, leak: bool) -> str:
     """The decision on one library of noise. leak: the items that choose prove too."""
-    options = Options(margin=RIGHT, seed=seed, items=40, all_items=True)
+    options = Options(margin=RIGHT, seed=seed, all_items=True)  # 40 items choose
     parts = split_for_screening([TASK], options)
     rng = np.random.default_rng(seed)
     pairs = list(itertools.combinations(range(ADAPTERS), 2))
@@ -368,8 +369,7 @@ def decision(seed: int, leak: bool) -> str:
     schedule = rounds(tasks, seed, all_items=True)
     run = EvaluationRun(evaluator, [*singles, *systems], schedule, lambda *_: controls)
     made = run.ask().records()
-    choice = LibraryChoice(ADAPTERS, len(pairs), len(finalists), ((61, 40),), ITEMS - 40)
-    evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT, choice=choice)
+    evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT)
     return decide_compositions(evidence).decision
 
 

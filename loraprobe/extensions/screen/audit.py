@@ -11,6 +11,18 @@ from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
 from loraprobe.extension import Result, remarks_of
+from loraprobe.extensions.screen.forecasting import forecast_gains
+from loraprobe.extensions.screen.records import (
+    Forecast,
+    Library,
+    LibraryScore,
+    Screened,
+    Shortlisted,
+    ShortlistOutcome,
+)
+from loraprobe.extensions.screen.report import library_words
+from loraprobe.extensions.screen.screening import Finalist, Proved, own, without_budget
+from loraprobe.extensions.screen.verdict import Chosen, LibraryChoice
 from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import (
     NOT_EXAMINED,
@@ -23,30 +35,23 @@ from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.outcome import audit_of, public_argument
-from loraprobe.pipeline.screen import Finalist, Proved
-from loraprobe.probes import forecast_gains
 from loraprobe.records import (
     BASELINES,
     FORMS,
+    NOTHING,
     QUESTION,
     Audit,
     Command,
     Compatibility,
     EvaluationRecords,
-    Forecast,
     Gain,
     ItemPart,
     ItemResult,
-    Library,
-    LibraryScore,
     Sample,
-    Shortlisted,
-    ShortlistOutcome,
     Verdict,
 )
 from loraprobe.tasks import Task
-from loraprobe.verdict import Evidence, LibraryChoice
-from loraprobe.verdict.next_command import library_words
+from loraprobe.verdict import Evidence
 
 
 def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> Audit:
@@ -66,8 +71,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         examined,
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
-        library=_library(library, proved),
-        shortlist=_shortlist(proved, measured, verdict),
+        added=(Screened(_library(library, proved), _shortlist(proved, measured, verdict)),),
         samples=_samples(proved, measured) if verdict.missing == "answers" else (),
         verdict=verdict,
         serve=serve,
@@ -90,12 +94,13 @@ def _verdict(
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
     unasked, sets = len({*screen.unasked} - asked), len(proved.finalists)
     choice = LibraryChoice(len(asked), screen.looked_at, sets, screen.passes, left, unasked)
+    chosen = Chosen(choice, own(session.options).budget is not None)
     options, examined = session.options, NOT_EXAMINED
     excluded = exclusions(options, inputs.base, partial(_made, inputs, proved))
 
     def judged() -> Verdict:
-        evidence = evidence_of(options, inputs, "evaluation", measured, examined, choice, excluded)
-        return decided(evidence, options)
+        evidence = evidence_of(options, inputs, "evaluation", measured, examined, excluded)
+        return decided(evidence, options, chosen)
 
     verdict = judged()
     finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
@@ -104,12 +109,13 @@ def _verdict(
         examined = examine(finalist.builder.trained, inputs.base, "route", session)
         verdict = judged()
     about = _about(verdict, finalist, inputs, measured)
-    words: list[str] = []
+    again = NOTHING
     if not about.adapters:
         arguments = list(map(public_argument, session.arguments))
-        words = library_words(library.adapters, arguments)
+        again = Command("screen", tuple(library_words(library.adapters, arguments)))
     spec = None if system is None else system.spec
-    verdict = with_next(verdict, options, about, measured, Compatibility(), spec, words)
+    given = without_budget(options) if verdict.missing == "time" else options
+    verdict = with_next(verdict, given, about, measured, Compatibility(), spec, again)
     merged = None
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.spec)

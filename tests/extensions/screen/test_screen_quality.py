@@ -10,7 +10,7 @@ from planted_library import FIRST, SECOND, write_library
 @pytest.fixture(scope="module")
 def screen_quality():
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+        patch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
         import screen_quality
 
         yield screen_quality

@@ -22,7 +22,8 @@ from torch import Tensor
 from loraprobe.defaults import LOSS
 from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.questions import Question, questions
-from loraprobe.records import QUESTION, STEPS, Forecast, Gain, ItemResult
+from loraprobe.extensions.screen.records import Forecast
+from loraprobe.records import QUESTION, STEPS, Gain, ItemResult
 from loraprobe.scoring import ModelScorer, NextTokens, Scorer
 from loraprobe.tasks import METRICS, Task
 

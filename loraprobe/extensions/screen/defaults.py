@@ -1,0 +1,20 @@
+"""The thresholds of a screen, and the numbers of items that it asks; each is defined here once."""
+
+# The screen of a library.
+KEEP = 8  # --keep: sets of adapters that are composed and proved
+SCREENING_ITEMS = 40  # --items: of each task, by which sets of a library are chosen
+ALONE_LEAST = 20  # of these, the fewest that adapters answer alone; sums of sets answer the others
+TRIED = 4  # sets whose sum is tried for each set that is proved
+BEST_SINGLES = 3  # the best single adapters, which are proved too
+SCREENING_SHARE = 0.6  # of --budget, that the adapters alone may take
+TEMPLATE_ADAPTERS = 8  # by which the form of the prompts is chosen
+SURELY_DIFFERENT = 2.0  # standard errors by which an adapter is better than the base
+BETTER_THAN_MEMBER = 0.02  # by which a pair has to exceed both members, or comes after all that do
+BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
+DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
+
+# Libraries of adapters.
+COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
+COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale
+FEWEST_NORMS = 5  # from which an extreme norm is told
+OUTLIER_DEVIATIONS = 3.5  # robust standard deviations of a norm's logarithm from the median

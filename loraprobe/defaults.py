@@ -68,11 +68,4 @@ ROUTER_LEAST = 10  # the fewest; a task has to keep FEWEST_ITEMS beside them
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
 GATE_PROMPTS = 24  # prompts on which the gates of a router are averaged
 
-# Running servers.
-# A server's figures are those of one side where they are this many times closer to it than the two
-# sides are to each other. They cannot be close to both.
-SERVED_CLOSER = 4.0
-SERVED_TELLS = 0.01  # mean difference of base and adapter from which a server's rounding is less
-ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
-
 LOSS = "answer_loss"  # the metric of which less is better

@@ -9,7 +9,7 @@ EXTENSION, and imports what is heavy in its methods. The core asks every extensi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,6 +228,14 @@ class Extension:
     def audit_parts(self) -> Sequence[AuditPart]:
         """What it adds to audits."""
         return ()
+
+    def instead(self, command: str, given: Mapping[str, Any]) -> Callable[..., None] | None:
+        """The function that is called in place of a command's own with the same arguments; None
+        where what was given, by the names of the parameters, asks for nothing else.
+
+        Raises UsageError for options that go with such a function only.
+        """
+        return None
 
     def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
         """Who asks the base while the context lasts; None where the options name nobody.

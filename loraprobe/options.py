@@ -289,9 +289,14 @@ class MachineOptions:
 
 @dataclass(frozen=True)
 class AddedOptions:
-    """The base of the options of an extension. title: of their group in help."""
+    """The base of the options of an extension.
+
+    title: of their group in help. shared: command -> options of the core that it takes beside its
+    own, for what the extension does.
+    """
 
     title: ClassVar[str] = ""
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def check(self, options: Options) -> None:
         """Raises UsageError for values that contradict each other or the other options.
@@ -447,7 +452,8 @@ def hints() -> Mapping[str, Any]:
 
 def added_to(command: str) -> list[str]:
     """The names of the options that extensions add to a command."""
-    return [name for name, one in table().items() if command in one.metadata.get("commands", ())]
+    own = [name for name, one in table().items() if command in one.metadata.get("commands", ())]
+    return own + [name for one in _kinds_of_extensions() for name in one.shared.get(command, ())]
 
 
 def deciding(what: Decides) -> list[str]:

@@ -17,6 +17,7 @@ from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.parameters import PANELS
 from loraprobe.cli.running import Output
 from loraprobe.diagnostics import DIAGNOSTICS
+from loraprobe.extensions.serve.serving import FEATURES, OK, RULES, SERVERS
 from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
@@ -25,7 +26,6 @@ from loraprobe.options import AddedOptions, groups, table
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.servers.serving import FEATURES, OK, RULES, SERVERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -23,7 +23,7 @@ from typer.core import TyperCommand
 
 from loraprobe.cli.running import CALL, Output
 from loraprobe.errors import UsageError
-from loraprobe.extension import task_sources
+from loraprobe.extension import installed, task_sources
 from loraprobe.formatting import listing, nearest
 from loraprobe.options import (
     AddedOptions,
@@ -186,7 +186,8 @@ def with_added(command: str, function: Callable[..., None]) -> Callable[..., Non
 
     @functools.wraps(function)
     def called(**given: Any) -> None:
-        function(**given)
+        others = (one.instead(command, given) for one in installed())
+        next(filter(None, others), function)(**given)
 
     called.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
     return called

@@ -18,7 +18,6 @@ from loraprobe.records.inputs import (
     Issue,
     LayerGroup,
     Provenance,
-    Served,
     Severity,
     TaskSummary,
     Transformation,

@@ -133,24 +133,6 @@ class TaskSummary:
 
 
 @dataclass(frozen=True)
-class Served:
-    """What a server serves under a name (`loraprobe verify --served`).
-
-    `serves` is adapter, base, another (neither) or unclear (the prompts do not tell them apart).
-    The figures are mean absolute differences of log-probabilities over the prompts: from the server
-    to the adapter and to the base as they run here, and `between` these two.
-    """
-
-    adapter: str
-    model: str
-    serves: str
-    prompts: int
-    to_adapter: float
-    to_base: float
-    between: float
-
-
-@dataclass(frozen=True)
 class Provenance:
     """What made this document. engine: what answered the questions, with its version."""
 

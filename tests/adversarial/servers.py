@@ -11,8 +11,8 @@ from loopback import listening
 
 from adversarial import call, case, cases
 from adversarial.errors import tiny, told
-from loraprobe.servers import acceptance
-from loraprobe.servers.client import KEY
+from loraprobe.extensions.serve import acceptance
+from loraprobe.extensions.serve.client import KEY
 
 
 def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
 from loraprobe.compatibility.aligning import layer_shapes, two_names
-from loraprobe.servers.serving import SERVERS, serving_issues
+from loraprobe.extensions.serve.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}

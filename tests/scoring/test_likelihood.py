@@ -10,10 +10,10 @@ from words import count_calls, word_tokenizer
 
 from loraprobe.composition import Composition
 from loraprobe.errors import BaseError
+from loraprobe.extensions.serve.acceptance import first_tokens
 from loraprobe.routing.scored import Arrow
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.likelihood import can_share, likelihood
-from loraprobe.servers.acceptance import first_tokens
 
 PROMPTS = ["who is the mayor of ulm ?", "ada lives in", "", "the mayor of ulm is bo . who is cy ?"]
 CHOICES = ["bo", "cy lives", "cy is", "bo of the", "cy is in the ulm ."]

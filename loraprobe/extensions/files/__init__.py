@@ -33,10 +33,7 @@ class Files(Extension):
                 "verify",
                 f"{PLACE}.command.verify",
                 "Other",
-                (
-                    "loraprobe verify merged",
-                    "loraprobe verify merged --served http://localhost:8000 --model legal",
-                ),
+                ("loraprobe verify merged",),
             ),
         ]
 

@@ -15,13 +15,11 @@ from loraprobe.cli.parameters import (
     COMPOSITION,
     BaseOption,
     IssueCodes,
-    ProbeOption,
     argument,
     setting,
 )
 from loraprobe.cli.running import Output, imports_done, options_from
 from loraprobe.defaults import KEPT_ENERGY
-from loraprobe.errors import UsageError
 
 CONVERTING = "loraprobe.extensions.files.converting"
 
@@ -90,7 +88,7 @@ def convert(
 def verify(
     directory: Annotated[
         str,
-        argument("DIR", "What merge, route or merge-and-eval wrote; with --served any adapter."),
+        argument("DIR", "What merge, route or merge-and-eval wrote."),
     ],
     sources: Annotated[
         list[str] | None,
@@ -100,57 +98,22 @@ def verify(
     base: Annotated[
         str | None, setting("REF", "Where the base is, if one was used and it moved.")
     ] = None,
-    served: Annotated[
-        str | None,
-        setting(
-            "URL",
-            "Ask this OpenAI-compatible server whether it applies the adapter (a key comes from "
-            "OPENAI_API_KEY).",
-            "Server",
-            typed=True,
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        setting("NAME", "The adapter's name on that server, if it has several models.", "Server"),
-    ] = None,
-    probe: ProbeOption = None,
-    device: str = "auto",
-    dtype: str = "auto",
     threads: int | None = None,
-    trust_remote_code: bool = False,
     json: bool = False,
     quiet: bool = False,
+    **added: Any,
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 
-    With --served it instead compares the log-probabilities of a running server with those of the
-    base and of the adapter, run here. Exits 0 if everything holds, 1 if something does not, 3 if it
+    Exits 0 if everything holds, 1 if something does not, 3 if it
     cannot be told, such as where a source is not found.
     """
-    options, output = options_from(locals())
+    _, output = options_from(locals())
     if threads is not None:
         import torch
 
         torch.set_num_threads(threads)
-    if served is None:
-        needs_server = {
-            "--model": model,
-            "--probe": probe,
-            "--device": device != "auto",
-            "--dtype": dtype != "auto",
-            "--trust-remote-code": trust_remote_code,
-        }
-        if given := [flag for flag, value in needs_server.items() if value]:
-            named = " and ".join(given)
-            raise UsageError(f"verify takes {named} only with --served=URL; add that.")
-        code = _verify_card(directory, sources or [], base, output)
-    else:
-        if sources:
-            raise UsageError(f"--served takes one adapter, and {sources[0]} was given too.")
-        asked = {"model": model, "base": base, "probe": probe, "options": options}
-        code = _verify_server(directory, served, output, **asked)
-    raise typer.Exit(code)
+    raise typer.Exit(_verify_card(directory, sources or [], base, output))
 
 
 def _verify_card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
@@ -167,16 +130,3 @@ def _verify_card(directory: str, sources: list[str], base: str | None, output: O
     show = partial(render, Console(highlight=False), title, shown, "short")
     output.tell("verify", as_plain(verification), short, show)
     return code
-
-
-def _verify_server(directory: str, url: str, output: Output, **asked: Any) -> int:
-    """Asks a server what it serves; the exit code."""
-    from loraprobe.extensions.files import verifying
-    from loraprobe.extensions.files.verification import served_answer
-    from loraprobe.report.terminal import print_answer
-
-    with output.progress() as progress:
-        answer = verifying.ask_server(directory, url, progress=progress, **asked)
-    show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
-    output.tell("verify", {"served": answer}, answer.serves, show)
-    return {"adapter": 0, "unclear": 3}.get(answer.serves, 1)

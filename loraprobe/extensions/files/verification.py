@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprobe.adapters import local_name
-from loraprobe.formatting import clean, count
-from loraprobe.records import Command, Served
+from loraprobe.formatting import clean
+from loraprobe.records import Command
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.verdict.next_command import LOAD_COMPOSITION, LOAD_MODEL
@@ -107,32 +107,3 @@ def verification_answer(verification: Verification) -> Answer:
     return Answer(
         "inconclusive", "CANNOT TELL whether this is what its card describes.", tuple(why)
     )
-
-
-HEADLINES = {
-    "adapter": "APPLIED: the server runs this adapter under the name {model}.",
-    "base": "NOT APPLIED: under the name {model} the server answers as the base alone.",
-    "another": "DIFFERENT: {model} is neither this adapter nor the base as they run here.",
-    "unclear": "UNCLEAR: this adapter hardly changes the answers to these prompts.",
-}
-WHY = {"another": "a file that the server misreads, another base or adapter, or a quantised base"}
-FIXES = {
-    "base": "start the server with the adapter, and ask for it by its own name (--model)",
-    "unclear": "give prompts of what it was trained on: --probe FILE, one a line",
-}
-
-
-def served_answer(served: Served, directory: str) -> Answer:
-    """Whether a server applies an adapter, by which figures, and what to do if it does not."""
-    figures = (
-        f"log-probabilities of the first token after {count(served.prompts, 'prompt')}: "
-        f"{served.to_adapter:.3f} from the adapter here, {served.to_base:.3f} from the base; these "
-        f"two are {served.between:.3f} apart"
-    )
-    lines: list[Line] = [("measured", figures)]
-    lines += [("why", WHY[served.serves])] if served.serves in WHY else []
-    lines += [("fix", FIXES[served.serves])] if served.serves in FIXES else []
-    if served.serves in ("base", "another"):
-        lines.append(("next", Command("inspect", (directory,), (("--serve", "all"),))))
-    decision = {"adapter": "verified", "unclear": "inconclusive"}.get(served.serves, "not verified")
-    return Answer(decision, HEADLINES[served.serves].format(model=served.model), tuple(lines))

@@ -40,7 +40,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.taught import Taught, prompts_at
-from loraprobe.records import Progress, Served
 from loraprobe.report.cards import (
     CARD,
     BaseRecord,
@@ -53,8 +52,7 @@ from loraprobe.report.cards import (
 )
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
-from loraprobe.session import Ref, Session
-from loraprobe.tasks import ProbePrompts
+from loraprobe.session import Session
 from loraprobe.untrusted import check_link
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
@@ -121,46 +119,6 @@ def verify(
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
     return Verification(str(directory), tuple(checks), tuple(sources), base)
-
-
-def ask_server(
-    adapter: Ref,
-    url: str,
-    *,
-    model: str | None = None,
-    base: Base | Ref | None = None,
-    probe: Ref | None = None,
-    options: Options = Options(),
-    progress: Progress | None = None,
-) -> Served:
-    """Compares a server with the base and with an adapter, run here, on a few prompts.
-
-    model: the name under which the server has the adapter; None: the only one that it has. probe: a
-    file of prompts; "auto" and None: those of `servers.acceptance`. The key of OPENAI_API_KEY is
-    sent if it is set. Raises ServerError where the server does not answer or gives no
-    log-probabilities, UsageError for a bad URL and for a full model.
-    """
-    from loraprobe.pipeline.evaluator import open_scorer
-    from loraprobe.pipeline.task_files import open_probe
-    from loraprobe.servers import acceptance
-    from loraprobe.servers.client import Server
-
-    server = Server(url, "--served", acceptance.TIMEOUT)
-    try:
-        (given,) = hub.load_all([adapter])
-    except LoraprobeError:
-        if hub.base_directory(str(adapter)) is None:
-            raise
-        cure = "verify its directory without --served"
-        cure = cure if Path(str(adapter)).is_dir() else f"download it, and {cure}"
-        raise UsageError(
-            f"--served compares an adapter with its base, and {adapter} is a full model; {cure}."
-        ) from None
-    opened = open_probe(probe, [])  # "auto": the server's own prompts
-    prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else acceptance.PLAIN
-    name, session = model or server.only_model(), Session(options, progress)
-    scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
-    return acceptance.compare_served(server, name, given, scorer, prompts)
 
 
 def _make_again(

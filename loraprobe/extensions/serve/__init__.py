@@ -1,12 +1,22 @@
-"""Servers of adapters, such as vLLM: `--engine` has one answer the questions of an evaluation."""
+"""Servers of adapters, such as vLLM: what they can run, and one that answers the questions.
+
+serving     what servers can run of a file and of a run, and the commands that serve it
+remarks     what of that is told at the end of a command, `lines` in its answer
+engine      `--engine`: opens or starts a server as the scorer of an evaluation
+scorer      ServedScorer, which has the interface of `scoring.Scorer`
+acceptance  whether a server computes what transformers compute here
+verifying   `verify --served`
+client      requests over HTTP
+supervisor  ends a server that a run started, however the run ends
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.extension import (
@@ -18,7 +28,7 @@ from loraprobe.extension import (
     Result,
     Workload,
 )
-from loraprobe.options import AddedOptions, Options, option
+from loraprobe.options import AddedOptions, Options, flag_of, option, table
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -42,6 +52,9 @@ class ServeOptions(AddedOptions):
     """Which server answers, and which are to run what is advised."""
 
     title: ClassVar[str] = "Servers"
+    shared: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "verify": ("device", "dtype", "trust_remote_code")
+    }
 
     serve: tuple[str, ...] = option(
         (),
@@ -62,10 +75,33 @@ class ServeOptions(AddedOptions):
         commands=("inspect", "merge-and-eval", "screen"),
     )
 
+    served: str | None = option(
+        None,
+        "URL",
+        "Ask this OpenAI-compatible server whether it applies the adapter DIR (a key comes from "
+        "OPENAI_API_KEY): its log-probabilities are compared with those of the base and of the "
+        "adapter, run here.",
+        typed=True,
+        commands=("verify",),
+    )
+    model: str | None = option(
+        None,
+        "NAME",
+        "The adapter's name on that server, if it has several models.",
+        commands=("verify",),
+    )
+    prompts: str | None = option(
+        None,
+        "auto|FILE",
+        "auto, or a file with a question or entity a line (an answer after a tab).",
+        "--probe",
+        commands=("verify",),
+    )
+
     def check(self, options: Options) -> None:
         """Raises UsageError for a server that is not known, and for an engine that is none."""
         if self.serve:
-            from loraprobe.servers.serving import servers_named
+            from loraprobe.extensions.serve.serving import servers_named
 
             servers_named(self.serve)
         if self.engine != HERE and not re.match(r"vllm$|https?://", self.engine):
@@ -101,7 +137,7 @@ class Servers(Constraint):
     def exclude(
         self, adapters: Sequence[Adapter], systems: Sequence[System], base: Base
     ) -> Mapping[str, Exclusion]:
-        from loraprobe.servers.serving import Serving
+        from loraprobe.extensions.serve.serving import Serving
 
         return Serving(self.wanted, adapters, base).unserved(systems)
 
@@ -113,6 +149,20 @@ class Serve(Extension):
     codes = Path(__file__).with_name("codes.toml")
     findings = "serve-"
     unfit = "Not every server named reads it as it is."
+
+    def instead(self, command: str, given: Mapping[str, Any]) -> Callable[..., None] | None:
+        if command != "verify":
+            return None
+        if given["served"] is not None:
+            from loraprobe.extensions.serve.verifying import verify_served
+
+            return verify_served
+        shared = [(name, table()[name].default) for name in ServeOptions.shared[command]]
+        alone = (("model", None), ("prompts", None), *shared)
+        if flags := [flag_of(name) for name, default in alone if given[name] != default]:
+            named = " and ".join(flags)
+            raise UsageError(f"verify takes {named} only with --served=URL; add that.")
+        return None
 
     def engine(self, options: Options) -> Engine | None:
         return None if options.of_extension(ServeOptions).engine == HERE else ServerEngine()
@@ -132,7 +182,7 @@ class Serve(Extension):
         return lines_of(audit)
 
     def card_parts(self, adapter: Adapter) -> Sequence[CardPart]:
-        from loraprobe.servers.serving import serve_commands
+        from loraprobe.extensions.serve.serving import serve_commands
 
         commands = serve_commands(adapter)
         return [CardPart("Serve it", ON_CARD, commands)] if commands else []

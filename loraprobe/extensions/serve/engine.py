@@ -32,14 +32,21 @@ from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UnsupportedAdapter, UsageError
 from loraprobe.extension import Workload
 from loraprobe.extensions.serve import supervisor
+from loraprobe.extensions.serve.acceptance import Acceptance
+from loraprobe.extensions.serve.client import ServedModel, Server, ServerError
+from loraprobe.extensions.serve.scorer import (
+    Loading,
+    Naming,
+    Placing,
+    ServedScorer,
+    Weighing,
+    all_held,
+)
+from loraprobe.extensions.serve.serving import SERVERS
 from loraprobe.formatting import clean
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 from loraprobe.secrets import public_text
-from loraprobe.servers.acceptance import Acceptance
-from loraprobe.servers.client import ServedModel, Server, ServerError
-from loraprobe.servers.scorer import Loading, Naming, Placing, ServedScorer, Weighing, all_held
-from loraprobe.servers.serving import SERVERS
 from loraprobe.session import Session
 
 LONGEST_SHOWN = 200  # characters of a model's name in a report

@@ -9,7 +9,7 @@ from pathlib import Path
 from loraprobe.adapters import Adapter, local_name
 from loraprobe.errors import UsageError
 from loraprobe.extension import Remarks, Result
-from loraprobe.servers.serving import Serving, as_written, serving_issues
+from loraprobe.extensions.serve.serving import Serving, as_written, serving_issues
 from loraprobe.session import Session
 
 

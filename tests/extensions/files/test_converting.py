@@ -19,7 +19,7 @@ from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.extensions.files import converting
-from loraprobe.servers.serving import serving_issues
+from loraprobe.extensions.serve.serving import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."

@@ -19,11 +19,11 @@ from typer.testing import CliRunner
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.questions import has_answer
+from loraprobe.extensions.serve import client
+from loraprobe.extensions.serve.client import KEY, ScoredPrompt, Server, ServerError
+from loraprobe.extensions.serve.scorer import _until
 from loraprobe.scoring.generation import Written
 from loraprobe.secrets import scrub
-from loraprobe.servers import client
-from loraprobe.servers.client import KEY, ScoredPrompt, Server, ServerError
-from loraprobe.servers.scorer import _until
 from loraprobe.tasks.metrics import METRICS
 
 FIGURES = ["NaN", "-Infinity", "Infinity", '"nan"', '"-0.5"', "0.5", "true", "null", "[]", "-1e300"]

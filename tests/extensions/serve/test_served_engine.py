@@ -28,14 +28,14 @@ from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.extension import Workload
+from loraprobe.extensions.serve import client
+from loraprobe.extensions.serve import scorer as by_server
 from loraprobe.extensions.serve.engine import open_served
+from loraprobe.extensions.serve.scorer import ServedScorer
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import cost_of
 from loraprobe.records import Verdict
 from loraprobe.routing.constant import single
-from loraprobe.servers import client
-from loraprobe.servers import scorer as by_server
-from loraprobe.servers.scorer import ServedScorer
 from loraprobe.session import Session
 
 KEPT: dict[str, dict[str, Any]] = {}

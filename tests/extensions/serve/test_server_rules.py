@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.errors import UsageError
+from loraprobe.extensions.serve import serving
+from loraprobe.extensions.serve.serving import FEATURES, SERVERS, serving_issues
 from loraprobe.records import Command
-from loraprobe.servers import serving
-from loraprobe.servers.serving import FEATURES, SERVERS, serving_issues
 
 
 def found(place, *wanted: str) -> dict[str, str]:

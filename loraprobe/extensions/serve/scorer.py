@@ -20,13 +20,7 @@ from typing import Any, TypeVar
 
 from loraprobe.adapters import ModuleInfo, portable, save_adapter
 from loraprobe.composition import Composition
-from loraprobe.formatting import listing
-from loraprobe.merging import merge
-from loraprobe.routing.constant import ConstantGates
-from loraprobe.scoring import Likelihood, ModelScorer, Scorer
-from loraprobe.scoring.generation import Written, first_line
-from loraprobe.scoring.scorer import NEW_TOKENS
-from loraprobe.servers.client import (
+from loraprobe.extensions.serve.client import (
     GREEDY,
     LONGEST_TOKEN,
     ScoredPrompt,
@@ -34,6 +28,12 @@ from loraprobe.servers.client import (
     ServerError,
     WrittenText,
 )
+from loraprobe.formatting import listing
+from loraprobe.merging import merge
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.scoring import Likelihood, ModelScorer, Scorer
+from loraprobe.scoring.generation import Written, first_line
+from loraprobe.scoring.scorer import NEW_TOKENS
 
 HELD = 64  # compositions that a server holds for one run; the oldest goes for a further one
 

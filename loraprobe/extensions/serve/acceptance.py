@@ -15,18 +15,21 @@ import torch
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
-from loraprobe.defaults import ANOTHER_BASE, SERVED_CLOSER, SERVED_TELLS
 from loraprobe.errors import BaseError
 from loraprobe.evaluation.questions import questions
-from loraprobe.records import Served
+from loraprobe.extensions.serve.client import Server, ServerError
+from loraprobe.extensions.serve.scorer import ServedScorer
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import inference_mode
-from loraprobe.servers.client import Server, ServerError
-from loraprobe.servers.scorer import ServedScorer
 from loraprobe.tasks import Task
 
 PROMPTS = 12  # of the acceptance test
+# A server's figures are those of one side where they are this many times closer to it than the two
+# sides are to each other. They cannot be close to both.
+SERVED_CLOSER = 4.0
+SERVED_TELLS = 0.01  # mean difference of base and adapter from which a server's rounding is less
+ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
 TIMEOUT = 60.0  # seconds for one request of `verify --served` and its whole answer
 PLAIN = (  # prompts for any adapter
     "The capital of France is",
@@ -42,6 +45,24 @@ PLAIN = (  # prompts for any adapter
     "1, 2, 3, 4,",
     "According to the law, a person who",
 )
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a server serves under a name (`loraprobe verify --served`).
+
+    `serves` is adapter, base, another (neither) or unclear (the prompts do not tell them apart).
+    The figures are mean absolute differences of log-probabilities over the prompts: from the server
+    to the adapter and to the base as they run here, and `between` these two.
+    """
+
+    adapter: str
+    model: str
+    serves: str
+    prompts: int
+    to_adapter: float
+    to_base: float
+    between: float
 
 
 @dataclass

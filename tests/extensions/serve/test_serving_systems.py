@@ -11,9 +11,9 @@ from pathologies.specimens import SPECIMENS, sound
 
 from loraprobe.adapters import read_adapter
 from loraprobe.evaluation import System
+from loraprobe.extensions.serve.serving import Serving, as_written
 from loraprobe.merging import merge
 from loraprobe.records import BY_PROMPT, ChainHop, Verdict
-from loraprobe.servers.serving import Serving, as_written
 
 WIDE = {"model.layers.0.mlp.up_proj": (700, 700)}
 SERVERS = ("vllm", "sglang", "llama.cpp", "ollama")

@@ -32,7 +32,6 @@ from loraprobe.adapters.saving import common_targets, save_adapter
 from loraprobe.adapters.staging import (
     check_apart,
     check_file,
-    check_folder,
     check_output,
     check_place,
     staged_directory,

@@ -132,13 +132,6 @@ def check_file(file: Path, is_ours: Callable[[TextIO], bool], why: str) -> None:
     raise OutputError(f"{file} exists and {why}; choose another name.")
 
 
-def check_folder(target: Path) -> None:
-    """Raises OutputError for a place that is no folder and cannot become one."""
-    check_place(target)
-    if os.path.lexists(target) and not target.is_dir():
-        raise OutputError(f"{target} is a file; give a directory.")
-
-
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Raises OutputError if the output equals, contains or lies inside one of the sources.
 

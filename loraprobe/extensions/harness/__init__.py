@@ -42,7 +42,7 @@ class HarnessOptions(AddedOptions):
     def check(self, options: Options) -> None:
         """Raises OutputError for a --log-to that is a file or lies in one."""
         if self.log_to is not None:
-            from loraprobe.adapters import check_folder
+            from loraprobe.extensions.harness.logs import check_folder
 
             check_folder(self.log_to)
 

@@ -7,6 +7,7 @@ of a task (a hop, the steps) is a task of its own there.
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from datetime import datetime
@@ -14,10 +15,17 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapters import staged_file
+from loraprobe.adapters import check_place, staged_file
 from loraprobe.errors import OutputError
 from loraprobe.records import QUESTION, Audit, Reply, Sample, Score
 from loraprobe.secrets import scrub
+
+
+def check_folder(directory: Path) -> None:
+    """Raises OutputError for a place that is no folder and cannot become one."""
+    check_place(directory)
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise OutputError(f"{directory} is a file; give a directory.")
 
 
 def write_logs(audit: Audit, samples: Iterable[Sample], directory: Path) -> None:

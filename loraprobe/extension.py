@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loraprobe.errors import LoraprobeError
     from loraprobe.evaluation import System
     from loraprobe.merging import Merged
-    from loraprobe.records import Audit, ChainHop, Command, Issue, Reason, Sample, Verdict
+    from loraprobe.records import Audit, ChainHop, Command, Issue, Progress, Reason, Sample, Verdict
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
@@ -199,6 +199,41 @@ class TaskSource(ABC):
         """
 
 
+class Form(ABC):
+    """A form, other than that of --output, in which `merge` and `merge-and-eval` write what they
+    made.
+
+    It is made with the base, which is opened and hashed for it. Where it is written alone, no rank
+    cuts it unless one is asked for. flag: the option that names its directory. name: as sentences
+    call it, such as "a full model". load: the line of Python that loads it, {0} its directory.
+    """
+
+    flag: str
+    name: str
+    load: str
+
+    @abstractmethod
+    def place(self, options: Options) -> Path | None:
+        """Its directory; None where the options do not ask for it."""
+
+    @abstractmethod
+    def takes(self, made: Any) -> bool:
+        """Whether what was made has this form."""
+
+    @abstractmethod
+    def write(
+        self, made: Any, place: Path, overwrite: bool, progress: Progress | None
+    ) -> Sequence[str]:
+        """Writes the directory, all or nothing; what was written, in sentences.
+
+        Raises OutputError where it cannot be written.
+        """
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises UsageError where it cannot be written here, before anything is read."""
+
+
 class Extension:
     """An extension that adds nothing, from which others are derived.
 
@@ -210,6 +245,7 @@ class Extension:
     `loraprobe env` tells. findings: how the codes of its findings begin, which its `lines` tell.
     unfit: what a headline says of a file in which only these are errors. counts: a label of its
     lines -> that of the core which changes as much of what a person does.
+    forms: in which commands can write what they made.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
@@ -220,6 +256,7 @@ class Extension:
     findings: ClassVar[str] = ""
     unfit: ClassVar[str] = ""
     counts: ClassVar[Mapping[str, str]] = {}
+    forms: ClassVar[Sequence[Form]] = ()
 
     def commands(self) -> Sequence[CommandSpec]:
         """The commands that it adds."""
@@ -313,6 +350,12 @@ def told_by(code: str) -> Extension | None:
 def audit_parts() -> list[AuditPart]:
     """What the extensions of this installation add to audits."""
     return [part for one in installed() for part in one.audit_parts()]
+
+
+def forms_of(options: Options) -> list[tuple[Path, Form]]:
+    """The directories of other forms that the options ask for, each with its form."""
+    forms = [(form.place(options), form) for one in installed() for form in one.forms]
+    return [(place, form) for place, form in forms if place is not None]
 
 
 def engine_of(options: Options) -> Engine | None:

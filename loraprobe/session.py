@@ -62,9 +62,8 @@ class Session:
     written: files and directories that the command will write, so that an output never lands on an
     input. arguments: the command line, for the provenance. begun: when the command started, by
     time.perf_counter. resume: whether to use what an earlier run kept, in the directory `state`
-    (None: the user's cache). explain: whether probes run that no verdict reads. target, full_model:
-    the directories of --output and --full-model. Each function of `commands` sets `command`, as it
-    is typed ("route").
+    (None: the user's cache). explain: whether probes run that no verdict reads. target: the
+    directory of --output. Each function of `commands` sets `command`, as it is typed ("route").
 
     `device` and `dtype` are those of the base model, once it is loaded; `engine` answers the
     questions. `executor` asks the base: this process, or what an extension opens.
@@ -79,7 +78,6 @@ class Session:
     explain: bool = False
     state: Path | None = None
     target: Path | None = None
-    full_model: Path | None = None
     command: str = ""
     device: str = "cpu"
     dtype: str = "float32"
@@ -102,11 +100,6 @@ class Session:
         """Tells a listener to progress, if there is one."""
         if self.progress is not None:
             self.progress(step, done, total)
-
-    @property
-    def only_full(self) -> Path | None:
-        """The directory of a full model, where no adapter is written."""
-        return self.full_model if self.target is None else None
 
     @contextmanager
     def stage(self, name: str, words: str = "") -> Iterator[None]:

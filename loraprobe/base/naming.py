@@ -77,16 +77,6 @@ def renamer_of(model: Any) -> Callable[[str], str]:
     return name_of
 
 
-def saved_pieces(model: Any, name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A parameter of a model by the keys under which transformers saves its pieces.
-
-    The experts of a mixture, for example, are one parameter of the model and many in its files.
-    """
-    from transformers.core_model_loading import revert_weight_conversion
-
-    return dict(revert_weight_conversion(model, {name: tensor}))
-
-
 class ClassNames:
     """The names of the modules of one class of a base."""
 

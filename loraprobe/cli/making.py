@@ -21,6 +21,7 @@ from loraprobe.cli.parameters import (
 )
 from loraprobe.cli.running import Output, options_from, run, write
 from loraprobe.errors import UsageError
+from loraprobe.extension import forms_of, installed
 from loraprobe.options import Options
 
 TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
@@ -62,7 +63,6 @@ def merge(
     limit: int | None = None,
     seed: int = 0,
     target: Path | None = None,
-    full_model: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -74,15 +74,18 @@ def merge(
     """Merge adapters into one and write a PEFT directory with a model card.
 
     Needs no base model, except for DoRA, for modules that only some adapters hold whole, to learn
-    weights on a task, and for --full-model, which writes the base with the merge added to it; what
-    cannot be merged exactly as it stands is refused by name.
+    weights on a task, and for what is written with the base in it; what cannot be merged exactly as
+    it stands is refused by name.
     """
     options, output = options_from(locals())
-    if target is None and full_model is None:
-        raise UsageError("merge writes a directory; give -o DIR, --full-model DIR, or both.")
+    forms = forms_of(options)
+    if target is None and not forms:
+        others = [f"{form.flag} DIR" for one in installed() for form in one.forms]
+        ways = ", ".join(["-o DIR", *others, *(["or both"] if others else [])])
+        raise UsageError(f"merge writes a directory; give {ways}.")
     if target is None and dtype != "auto":
         raise UsageError(
-            "--dtype is that of the adapter; a full model has its base's. Leave it out."
+            f"--dtype is that of the adapter; {forms[0][1].name} has its base's. Leave it out."
         )
     save(output, options, "merge", refs, base, task or [])
 
@@ -138,6 +141,6 @@ def route(
 def save(output: Output, options: Options, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
     outcome = run(output, options, *given, **more)
-    write(outcome, output)
-    place = output.target or output.full_model
+    write(outcome, output, options)
+    place = output.target or forms_of(options)[0][0]
     output.result(outcome.audit, options, line=f"{place}: {outcome.audit.notes[-1]}")

@@ -108,7 +108,6 @@ def merge_and_eval(
         Path | None,
         setting("DIR", "Directory for the recommended composition.", OUTPUT, "--output", "-o"),
     ] = None,
-    full_model: Path | None = None,
     overwrite: bool = False,
     json: bool = False,
     html: Path | None = None,
@@ -131,7 +130,7 @@ def merge_and_eval(
             "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
         )
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
-    write(outcome, output)
+    write(outcome, output, options)
     output.result(outcome.audit, options, samples=outcome.samples)
 
 

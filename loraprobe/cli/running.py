@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import importlib
+import itertools
 import shlex
 import sys
 import textwrap
@@ -25,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import audit_parts, installed
+from loraprobe.extension import audit_parts, forms_of, installed
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -156,13 +157,6 @@ class Output:
     """How a command prints and where it writes; no decision depends on it."""
 
     target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o", typed=True)
-    full_model: Path | None = option(
-        None,
-        "DIR",
-        "Write the base with the merge added to its weights to this directory, which any server "
-        "runs; methods with dense results lose nothing there to a rank.",
-        typed=True,
-    )
     overwrite: bool = option(False, "", "Replace an existing output.", typed=True)
     json: bool = option(False, "", "Print one JSON document on standard output.")
     html: Path | None = option(None, "FILE", "Also write the report to this HTML file.", typed=True)
@@ -390,7 +384,6 @@ def run(
             output.resume,
             output.explain,
             target=output.target,
-            full_model=output.full_model,
         )
         if not output.dry_run:
             return getattr(commands, command)(adapters, session, **given)
@@ -417,7 +410,10 @@ def _checked_outputs(
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
-    directories = [place for place in (output.target, output.full_model) if place]
+    forms = forms_of(options)
+    own = [] if output.target is None else [("--output", output.target)]
+    named = [*own, *((form.flag, place) for place, form in forms)]
+    directories = [place for _, place in named]
     others = [place for place in (output.html, output.save_samples) if place]
     others += [place for extension in installed() for place in extension.writes(options)]
     written = [*directories, *others]
@@ -425,45 +421,34 @@ def _checked_outputs(
         check_apart(target, read)
     for target in directories:
         check_output(target, output.overwrite)
-    if output.full_model is not None:
-        from loraprobe.merging import check_transformers
-
-        check_transformers()
-    real = [place.resolve() for place in directories]
-    if len(real) > 1 and (real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0])):
-        raise UsageError("--output and --full-model need two directories, none in the other.")
+    for _, form in forms:
+        form.check()
+    for (flag, one), (other_flag, other) in itertools.combinations(named, 2):
+        real = one.resolve(), other.resolve()
+        if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
+            raise UsageError(f"{flag} and {other_flag} need two directories, none in the other.")
     return written
 
 
-def write(outcome: Outcome, output: Output) -> None:
-    """Saves what a command made, as adapter or composition and as a full model.
+def write(outcome: Outcome, output: Output, options: Options) -> None:
+    """Saves what a command made, as adapter or composition and in the other forms asked for.
 
     What cannot be saved is told.
     """
-    made, places = outcome.made, [p for p in (output.target, output.full_model) if p is not None]
-    if made is None:
-        for place in places:
-            output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
-        return
     from loraprobe.records import called
 
-    if output.target is not None:
+    made, forms = outcome.made, forms_of(options)
+    if output.target is not None and made is not None:
         made.save(output.target, overwrite=output.overwrite)
         upload = f"hf upload OWNER/NAME {shlex.quote(str(output.target))}"
         output.say(f"Wrote {called(made.name)} to {output.target}. To publish it: {upload}")
-    if output.full_model is not None:
-        _write_full_model(made, output.full_model, output, outcome.why_nothing)
-
-
-def _write_full_model(made: Any, place: Path, output: Output, why: str) -> None:
-    from loraprobe.merging import Merged, notes_on_base
-    from loraprobe.records import called
-
-    if not isinstance(made, Merged):
-        return output.say(f"Nothing was written to {place}: {why}")
-    with output.progress() as progress:
-        lost = made.save_full_model(place, output.overwrite, progress)
-    told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
-    output.say(f"Wrote the base with {called(made.name)} to {place}; {told}.")
-    for note in notes_on_base(made):
-        output.say(note)
+    elif output.target is not None:
+        output.say(f"Nothing was written to {output.target}: {outcome.why_nothing}")
+    for place, form in forms:
+        if not form.takes(made):
+            output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
+            continue
+        with output.progress() as progress:
+            told = form.write(made, place, output.overwrite, progress)
+        for sentence in told:
+            output.say(sentence)

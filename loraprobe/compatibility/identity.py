@@ -96,11 +96,11 @@ def base_with(parents: Sequence[Parent]) -> Command:
 
 
 def _merged_into(base: Base | None) -> set[str]:
-    """The sha256 of the adapters that were merged into a full model, as its card says."""
+    """The sha256 of the adapters of which a base was made here, as its card says."""
     if base is None or not (base.path / CARD).is_file():
         return set()
     own = read_front_matter(read_card(base.path / CARD, base.reference)).get(KEY)
-    sources = own.get("sources") if isinstance(own, dict) and own.get("full_model") else None
+    sources = own.get("sources") if isinstance(own, dict) else None
     rows = sources if isinstance(sources, list) else []
     return {str(row.get("sha256")) for row in rows if isinstance(row, dict)}
 

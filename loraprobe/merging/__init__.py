@@ -10,9 +10,7 @@ other files, in the order in which to read them:
     _extras         linear merges of DoRA, whole modules, biases and token rows
     _engine         `merge`: checks, then all modules one by one, then the merged adapter; what is
                     refused, and what is reported instead of hidden
-    _full_model     the merge added to the weights of its base
 """
 
 from loraprobe.merging._engine import Merged, check_kept, merge
-from loraprobe.merging._full_model import check_transformers, compose_full_model, notes_on_base
 from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float64
@@ -84,13 +84,9 @@ class Merged:
     rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
         and the rank (None for "auto") from which the merge can be repeated. directories: where the
         sources lie on this machine. targets: `target_modules` of the file; None for every path.
-    arguments: of the merge. full_card: the card of a full model, from its `rounding_error`.
-
-    `save_full_model(directory)` writes the base with the merge added to it; `_full_model`, which
-    needs this class, attaches it.
+    arguments: of the merge. card_of: the card of another form of it, from a template, the fields of
+    the front matter and values.
     """
-
-    save_full_model: ClassVar[Callable[..., float]]
 
     arguments: MergeArguments
     adapter: Adapter
@@ -110,7 +106,7 @@ class Merged:
     directories: tuple[Path, ...]
     targets: tuple[str, ...] | None
     card: str | None = None
-    full_card: Callable[..., str] | None = None
+    card_of: Callable[..., str] | None = None
 
     @property
     def name(self) -> str:
@@ -135,7 +131,7 @@ class Merged:
 
     @property
     def uncut(self) -> Merged:
-        """The same for a full model alone, which no rank cuts: without what the adapter loses."""
+        """The same for another form alone, which no rank cuts: without what the adapter loses."""
         issues = tuple(issue for issue in self.issues if issue.code != "compression-lost")
         return replace(
             self, issues=issues, compression_error=0.0, rounding_error=0.0, sketch_error=0.0

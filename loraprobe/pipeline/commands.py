@@ -20,7 +20,7 @@ from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import UsageError
-from loraprobe.extension import Result, installed
+from loraprobe.extension import Result, forms_of, installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import exclusions, verdict_with_next
@@ -150,7 +150,8 @@ def merge(
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
-    uncut = session.only_full is not None and merged.asked_rank is None
+    alone = session.target is None and bool(forms_of(options))
+    uncut = alone and merged.asked_rank is None
     if uncut:
         merged = merged.uncut
     with session.stage("diagnose"):
@@ -215,12 +216,11 @@ def _opened(
     if not getattr(session.options, kind):
         raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
     check_task_use(bool(tasks), session.options, command)
-    if session.full_model is not None:
-        base = base or "auto"
-    inputs = open_inputs(adapters, session, base, tasks)
-    if session.full_model is not None and inputs.base is not None:
+    forms = forms_of(session.options)
+    inputs = open_inputs(adapters, session, base or ("auto" if forms else None), tasks)
+    if forms and inputs.base is not None:
         with session.stage("hash"):
-            _ = inputs.base.sha256  # which the card of a full model has, also of a large base
+            _ = inputs.base.sha256  # which the card of such a form has, also of a large base
     elif command == "merge":
         _check_change(inputs.given, session.options)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
@@ -273,7 +273,7 @@ def merge_and_eval(
         verdict = verdict_with_next(options, inputs, examined, "evaluation", records, excluded)
         made, why = recommend(verdict, compositions, found.builder)
         unwritten = [session.target] if made is None else []
-        unwritten += [session.full_model] if why else []
+        unwritten += [place for place, form in forms_of(options) if not form.takes(made)]
         if places := [local_name(str(place)) for place in unwritten if place is not None]:
             reason = reason_of("nothing-written", where=listing(places), why=why)
             verdict = replace(verdict, reasons=(*verdict.reasons, reason))

@@ -24,7 +24,7 @@ from loraprobe.adapters import (
     public_name,
 )
 from loraprobe.base import Base
-from loraprobe.extension import Remarks, Result, remarks_of
+from loraprobe.extension import Remarks, Result, forms_of, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
@@ -40,7 +40,7 @@ from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.session import Session
-from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION, LOAD_MODEL
+from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
@@ -64,8 +64,8 @@ class Artifact(Protocol):
 class Outcome:
     """What a command ends with: its audit, and the adapter or composition with its card, if any.
 
-    `why_nothing` says why merge-and-eval recommends nothing that can be saved, or no full model;
-    `samples` are the answers of all evaluated systems.
+    `why_nothing` says why merge-and-eval recommends nothing that can be saved, or not in another
+    form; `samples` are the answers of all evaluated systems.
     """
 
     audit: Audit
@@ -120,7 +120,8 @@ def finish(
     how = None
     if made is not None:
         how = front_matter(made, audit, session.options, transformed.general)[KEY]
-    place = session.target or (session.full_model if merged is not None else None)
+    forms = [one for one in forms_of(session.options) if one[1].takes(made)]
+    place = session.target or next((place for place, _ in forms), None)
     if audit.evaluation.scores:
         keep_verdict(inputs, audit, how)
     elif how is not None and (known := repeated_verdict(inputs, audit, how)):
@@ -134,7 +135,7 @@ def finish(
     if place is None:
         return Outcome(audit, made)
     if verdict is not None and evaluated:  # whose own step would write it a second time
-        loading = LOAD_ADAPTER if session.target else LOAD_MODEL
+        loading = LOAD_ADAPTER if session.target else forms[0][1].load
         loading = LOAD_COMPOSITION if merged is None else loading
         step = Command("python", (_named(place),), text=loading)
         told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
@@ -172,7 +173,7 @@ def recommend(
     verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
 ) -> tuple[Merged | Routed | None, str]:
     """The merge or composition that the verdict advises, or None, and why there is none, or no
-    full model of it."""
+    other form of it."""
     name = verdict.system
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
@@ -216,7 +217,8 @@ def audit_of(
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
     typed = dict(typed_references(inputs, session.options))
-    for place in filter(None, (session.target, session.full_model)):
+    forms = (place for place, _ in forms_of(session.options))
+    for place in filter(None, (session.target, *forms)):
         typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:

@@ -15,17 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
-from loraprobe.base import Base
 from loraprobe.compatibility.licences import licence_of_merge
-from loraprobe.errors import AdapterError
-from loraprobe.extension import CardPart, installed
 from loraprobe.formatting import listing
-from loraprobe.front_matter import KEY, declared_licence, read_front_matter
-from loraprobe.hub import read_card
+from loraprobe.front_matter import KEY
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit, called, plain
@@ -68,37 +64,24 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         values: dict[str, Any] = {"why_not_peft": made.why_not_peft, "learned": made.learned}
         return replace(made, card=card("composition.md.jinja", matter, router=spelled, **values))
     weights = made.weights or ()
-    card_of_merge = partial(
+    card_of = partial(
         card,
-        "card.md.jinja",
         method=spec_of(METHODS.make(made.spec), short=True),
         space=made.space,
         weights=", ".join(f"{weight:g}" for weight in weights),
         negated=[s.name for s, w in zip(sources, weights, strict=False) if w < 0],
         seed=options.seed,
     )
-    whole = made.asked_rank is None
-    return replace(
-        made,
-        card=card_of_merge(
-            matter,
-            rank=rank_text(made),
-            compression_error=made.compression_error,
-            rounding_error=made.rounding_error,
-            full_model=False,
-            dtype=str(made.adapter.dtype).removeprefix("torch."),
-            parts=parts_of(made.written),
-        ),
-        full_card=partial(
-            card_of_merge,
-            _of_full_model(matter, made),
-            full_model=True,
-            rank="not cut" if whole else str(made.asked_rank),
-            compression_error=0.0 if whole else made.compression_error,
-            dtype="the base's dtype",
-            parts=(),
-        ),
+    text = card_of(
+        "card.md.jinja",
+        matter,
+        rank=rank_text(made),
+        compression_error=made.compression_error,
+        rounding_error=made.rounding_error,
+        dtype=str(made.adapter.dtype).removeprefix("torch."),
+        parts=parts_of(made.written),
     )
+    return replace(made, card=text, card_of=card_of)
 
 
 def parts_of(adapter: Adapter) -> list[CardPart]:
@@ -108,7 +91,7 @@ def parts_of(adapter: Adapter) -> list[CardPart]:
 
 
 def card_text(
-    template: str,
+    template: str | Path,
     front_matter: Mapping[str, Any],
     *,
     audit: Audit,
@@ -140,24 +123,6 @@ def card_text(
         **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
-
-
-def _of_full_model(matter: Mapping[str, Any], made: Merged) -> dict[str, Any]:
-    """The front matter of the card of a full model, from that of the merge."""
-    fields = {
-        **matter,
-        "library_name": "transformers",
-        "tags": ["merge", "loraprobe"],
-        "base_model_relation": "merge",
-        KEY: {**matter[KEY], "full_model": True},
-    }
-    if isinstance(base := made.arguments.base, Base):
-        own = declared_licence(read_card(base.path / CARD, base.reference))
-        if own is not None:  # the base's weights are in it
-            fields["license"] = licence_of_merge(
-                {"the merge": matter.get("license"), "the base": own}
-            )
-    return fields
 
 
 def made_text(merged: Merged, norm: float, options: Options, uncut: bool = False) -> str:
@@ -259,33 +224,6 @@ class SourceRecord(BaseRecord):
     sha256: str
 
 
-class ProvenanceRecord(StrictModel):
-    """The fields that merges and compositions share."""
-
-    schema_version: Literal[2]
-    version: str
-    torch: str
-    allow: list[str]
-    balance: Literal["none", "norm"]
-    subtract: list[SourceRecord]
-    base: BaseRecord | None
-    sources: list[SourceRecord] = Field(min_length=1)
-    layers: dict[str, list[float]] = Field(default_factory=dict)  # weights of single layers
-
-
-class MergeRecord(ProvenanceRecord):
-    """Every choice that decides a merge."""
-
-    method: str
-    weights: list[float]
-    space: str | None
-    rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
-    rank_layout: Literal["portable"]  # earlier versions had another one
-    full_model: bool = False
-    dtype: Literal["float64", "float32", "bfloat16", "float16"]
-    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
-
-
 class PromptFile(StrictModel):
     """A file from which a router learned: the places of each adapter's prompts in it, from 0.
 
@@ -307,52 +245,3 @@ class LearnedRecord(StrictModel):
     chat: bool
     dtype: Literal["float32", "bfloat16", "float16"]
     files: list[PromptFile]
-
-
-class CompositionRecord(ProvenanceRecord):
-    """Every choice that decides a composition; `weights` are those of constant gates.
-
-    learned: None for a router that learned nothing, or from prompts that no file holds.
-    """
-
-    name: str
-    router: str
-    weights: list[float] | None
-    learned: LearnedRecord | None = None
-
-
-def read_card_fields(directory: Path) -> Mapping[Any, Any]:
-    """The front matter of a directory's card. Raises AdapterError where there is no card."""
-    text = read_card(directory / CARD, str(directory), AdapterError)
-    if text is None:
-        raise AdapterError(
-            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
-        )
-    return read_front_matter(text)
-
-
-def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
-    """The provenance in a directory's card.
-
-    Raises AdapterError if there is none, or if loraprobe would not write it.
-    """
-    found = read_card_fields(directory).get(KEY)
-    if not isinstance(found, dict):
-        raise AdapterError(
-            f"The {CARD} of {directory} says nothing of a merge or a composition by "
-            "loraprobe; only what loraprobe wrote, with its card, can be verified."
-        )
-    version = found.get("schema_version")
-    if version != SCHEMA:
-        raise AdapterError(
-            f"The {CARD} of {directory} is of version {version!r:.20}, and this loraprobe reads "
-            f"{SCHEMA}; verify it with the loraprobe that wrote it."
-        )
-    try:
-        return (CompositionRecord if "router" in found else MergeRecord).model_validate(found)
-    except ValidationError as error:
-        where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise AdapterError(
-            f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
-            "never writes; only what loraprobe wrote can be verified."
-        ) from None

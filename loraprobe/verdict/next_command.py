@@ -38,7 +38,6 @@ TAKES = {
 LEAVES = "--diagnostic", "--per-module"
 # What loads what was written, of one place.
 LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
-LOAD_MODEL = "AutoModelForCausalLM.from_pretrained({0})"
 LOAD_COMPOSITION = "loraprobe.load_composition({0}).into(model)"
 
 

@@ -158,7 +158,6 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
         matter,
         **common,
         sources=[replaced(row, license=text) for row in audit.adapters],
-        full_model=False,
         method=text,
         space=text,
         rank="8",

@@ -1,21 +1,79 @@
-"""Files: an adapter written again as peft and servers read it, and directories that are checked
-against their cards."""
+"""Files: an adapter written again as peft and servers read it, a base with a merge in its weights,
+and directories that are checked against their cards."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraprobe.extension import CommandSpec, Extension
+from loraprobe.extension import CommandSpec, Extension, Form
+from loraprobe.options import AddedOptions, Options, option
+
+if TYPE_CHECKING:
+    from loraprobe.records import Progress
 
 PLACE = "loraprobe.extensions.files"
 
 
-class Files(Extension):
-    """Converts adapters, and verifies what was written."""
+@dataclass(frozen=True)
+class FilesOptions(AddedOptions):
+    """Where a merge is written in another form."""
 
+    title: ClassVar[str] = "Full models"
+
+    full_model: Path | None = option(
+        None,
+        "DIR",
+        "Write the base with the merge added to its weights to this directory, which any server "
+        "runs; methods with dense results lose nothing there to a rank.",
+        typed=True,
+        commands=("merge", "merge-and-eval"),
+        shows=True,
+    )
+
+
+class FullModel(Form):
+    """The base with the merge added to its weights."""
+
+    flag, name = "--full-model", "a full model"
+    load = "AutoModelForCausalLM.from_pretrained({0})"
+
+    def place(self, options: Options) -> Path | None:
+        return options.of_extension(FilesOptions).full_model
+
+    def takes(self, made: Any) -> bool:
+        from loraprobe.merging import Merged
+
+        return isinstance(made, Merged)
+
+    def write(
+        self, made: Any, place: Path, overwrite: bool, progress: Progress | None
+    ) -> Sequence[str]:
+        from loraprobe.extensions.files.full_model import notes_on_base, save_full_model
+        from loraprobe.records import called
+
+        lost = save_full_model(made, place, overwrite, progress)
+        told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
+        return [
+            f"Wrote the base with {called(made.name)} to {place}; {told}.",
+            *notes_on_base(made),
+        ]
+
+    def check(self) -> None:
+        from loraprobe.extensions.files.full_model import check_transformers
+
+        check_transformers()
+
+
+class Files(Extension):
+    """Converts adapters, writes full models, and verifies what was written."""
+
+    options = FilesOptions
+    forms = (FullModel(),)
     functions: ClassVar[Mapping[str, str]] = {
-        name: f"{PLACE}.functions.{name}" for name in ("convert", "verify")
+        name: f"{PLACE}.functions.{name}" for name in ("convert", "save_full_model", "verify")
     }
 
     def commands(self) -> Sequence[CommandSpec]:

@@ -1,4 +1,4 @@
-"""What Python calls: `loraprobe.convert` and `loraprobe.verify`."""
+"""What Python calls: `loraprobe.convert`, `loraprobe.save_full_model`, `loraprobe.verify`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.extensions.files.converting import Converted
     from loraprobe.extensions.files.verification import Verification
+    from loraprobe.merging import Merged
 
 
 @takes("allow rank threads")
@@ -40,6 +41,18 @@ def convert(
         [adapter], session, base=base, like=like, portable=portable, keep_energy=kept
     )
     return cast("Converted", outcome.made)
+
+
+@takes("")
+def save_full_model(merged: Merged, directory: str | Path, overwrite: bool = False) -> float:
+    """Writes the base with a merge added to its weights; returns the share that rounding changes.
+
+    merged: by `merge(..., base=DIR)`. Raises OutputError if the directory cannot be written,
+    CompatibilityError or BaseError for what the base cannot hold.
+    """
+    from loraprobe.extensions.files.full_model import save_full_model as save
+
+    return save(merged, directory, overwrite)
 
 
 @takes("")

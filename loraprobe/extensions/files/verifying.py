@@ -30,26 +30,23 @@ from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
+from loraprobe.extensions.files.full_model import METADATA, compose_full_model
+from loraprobe.extensions.files.provenance import (
+    CompositionRecord,
+    MergeRecord,
+    read_card_fields,
+    read_provenance,
+)
 from loraprobe.extensions.files.verification import Check, Verification
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import Merged, compose_full_model
-from loraprobe.merging._full_model import METADATA
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.taught import Taught, prompts_at
-from loraprobe.report.cards import (
-    CARD,
-    BaseRecord,
-    CompositionRecord,
-    LearnedRecord,
-    MergeRecord,
-    SourceRecord,
-    read_card_fields,
-    read_provenance,
-)
+from loraprobe.report.cards import CARD, BaseRecord, LearnedRecord, SourceRecord
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
 from loraprobe.session import Session

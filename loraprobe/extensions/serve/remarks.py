@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraprobe.adapters import Adapter, local_name
 from loraprobe.errors import UsageError
-from loraprobe.extension import Remarks, Result
+from loraprobe.extension import Remarks, Result, forms_of
 from loraprobe.extensions.serve.serving import Serving, as_written, serving_issues
 from loraprobe.session import Session
 
@@ -19,7 +19,8 @@ def remarks_on(session: Session, result: Result, wanted: Sequence[str]) -> Remar
         return _on_file(result, wanted) if wanted else Remarks()
     if isinstance(result.made, Adapter):
         return _on_rewritten(result.made, session.target or Path("OUT"), result)
-    places = session.target, session.only_full
+    other = next((place for place, _ in forms_of(session.options)), None)
+    places = session.target, None if session.target else other
     serving = Serving(wanted, result.adapters, result.base, *places)
     # What was asked for is made where a server cannot read it: that is no failure.
     issues = [] if result.made is None else serving.warnings(result.made)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM
 from loraprobe.adapters import adapter_of
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
+from loraprobe.extensions.files.full_model import save_full_model
 from loraprobe.merging import merge
 
 pytest.importorskip("transformers", minversion="5.24", reason="full models are refused below")
@@ -61,7 +62,7 @@ def test_each_weight_is_the_rounded_sum_and_stands_where_it_stood(tmp_path, dtyp
         assert all(file.suffix == ".bin" for file in base.weight_files)
     adapters = pair(UPS)
     merged = merge(adapters, "task_arithmetic", weights=WEIGHTS, base=base)
-    lost = merged.save_full_model(tmp_path / "full")
+    lost = save_full_model(merged, tmp_path / "full")
     after = tensors_of(tmp_path / "full")
     assert sorted(p.name for p in (tmp_path / "full").glob("*.safetensors")) == sorted(files)
     assert after.keys() == before.keys() and (len(files) > 1) == (form != "one file")
@@ -120,7 +121,10 @@ def test_files_of_the_base_may_have_any_names(tmp_path, name):
     document["weight_map"] = {key: renamed.get(file, file) for key, file in held}
     index.write_text(json.dumps(document))
     merged = merge(pair(UPS), "sum", base=open_base(base.path))
-    replace(merged, full_card=lambda **_: "the card").save_full_model(tmp_path / "full")
+    carded = replace(
+        merged, card="---\nloraprobe: {}\n---\n", card_of=lambda *_, **more: "the card"
+    )
+    save_full_model(carded, tmp_path / "full")
     after = tensors_of(tmp_path / "full")
     assert after.keys() == before.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
@@ -135,7 +139,7 @@ def test_a_tensor_that_no_file_of_the_base_holds(tmp_path):
     document["weight_map"]["lost.weight"] = base.weight_files[0].name
     index.write_text(json.dumps(document))
     with pytest.raises(BaseError, match=r"lost\.weight"):
-        merge(pair(UPS), base=open_base(base.path)).save_full_model(tmp_path / "full")
+        save_full_model(merge(pair(UPS), base=open_base(base.path)), tmp_path / "full")
     assert not (tmp_path / "full").exists()
 
 
@@ -144,7 +148,7 @@ def test_no_rank_cuts_a_full_model(tmp_path, method):
     """The adapter of the same merge holds the best factors of the same dense change."""
     base, adapters = base_at(tmp_path / "base"), pair(UPS)
     merged = merge(adapters, method, weights=(0.7, 0.6), base=base, seed=3)
-    merged.save_full_model(tmp_path / "full")
+    save_full_model(merged, tmp_path / "full")
     before, after = tensors_of(base.path), tensors_of(tmp_path / "full")
     for path in UPS:
         change = (after[f"{path}.weight"] - before[f"{path}.weight"]).double()
@@ -163,7 +167,7 @@ def test_no_rank_cuts_a_full_model(tmp_path, method):
 def test_a_rank_that_was_asked_for_cuts_it(tmp_path):
     base = base_at(tmp_path / "base")
     merged = merge(pair(UPS), "ties", rank=3, base=base)
-    merged.save_full_model(tmp_path / "full")
+    save_full_model(merged, tmp_path / "full")
     change = tensors_of(tmp_path / "full")[f"{UP}.weight"] - base.weight(UP)
     wanted = making.dense(merged.adapter.modules[UP])
     torch.testing.assert_close(change.double(), wanted, rtol=1e-4, atol=1e-5)
@@ -178,7 +182,7 @@ def test_names_that_change_while_loading(tmp_path):
     shapes = {"model.language_model.layers.1.mlp.up_proj": (24, 16), head: (16, 40)}
     adapters = pair(shapes, kinds={head: "embedding"})
     merged = merge(adapters, "sum", base=base)
-    merged.save_full_model(tmp_path / "full")
+    save_full_model(merged, tmp_path / "full")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "full")
     for path in shapes:
         delta = making.dense(merged.adapter.modules[path])
@@ -199,7 +203,7 @@ def test_an_embedding_of_a_base_that_stores_its_tied_head_too(tmp_path):
     path = "model.embed_tokens"
     adapters = pair({path: (16, 40)}, kinds={path: "embedding"})
     merged = merge(adapters, base=open_base(base.path))
-    merged.save_full_model(tmp_path / "full")
+    save_full_model(merged, tmp_path / "full")
     model = loaded(tmp_path / "full")
     assert torch.equal(model.lm_head.weight, state["lm_head.weight"])
     change = (model.model.embed_tokens.weight - state["lm_head.weight"]).mT.double()
@@ -222,7 +226,7 @@ def test_a_quantised_base_is_dequantised_first(tmp_path, monkeypatch):
     making.edit(base.path / "config.json", quantization_config=quantised)
     adapters = pair(UPS)
     merged = merge(adapters, base=open_base(base.path))
-    merged.save_full_model(tmp_path / "full")
+    save_full_model(merged, tmp_path / "full")
     after = tensors_of(tmp_path / "full")
     assert after.keys() == plain.keys()
     assert "quantization_config" not in json.loads((tmp_path / "full/config.json").read_text())
@@ -236,10 +240,10 @@ def test_a_quantised_base_is_dequantised_first(tmp_path, monkeypatch):
     usage = SimpleNamespace(total=2 * free, free=free)  # enough for the quantised size alone
     with monkeypatch.context() as patched, pytest.raises(OutputError, match="its disk has"):
         patched.setattr("shutil.disk_usage", lambda _: usage)
-        merged.save_full_model(tmp_path / "other")
+        save_full_model(merged, tmp_path / "other")
     making.edit(base.path / "config.json", quantization_config={"quant_method": "gptq", "bits": 4})
     with pytest.raises(BaseError, match="unquantised"):
-        merge(adapters, base=open_base(base.path)).save_full_model(tmp_path / "other")
+        save_full_model(merge(adapters, base=open_base(base.path)), tmp_path / "other")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["base", "full"]
 
 
@@ -265,13 +269,13 @@ def test_what_the_base_cannot_hold_is_refused_and_nothing_is_written(
     base = base_at(tmp_path / "base", dtype=torch.float16)
     merged = merge(adapters, base=base)
     with pytest.raises(error, match=words):
-        merged.save_full_model(tmp_path / "full")
+        save_full_model(merged, tmp_path / "full")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]
 
 
 def test_a_merge_without_its_base_has_no_full_model(tmp_path):
     with pytest.raises(UsageError, match="base"):
-        merge(pair()).save_full_model(tmp_path / "full")
+        save_full_model(merge(pair()), tmp_path / "full")
 
 
 def test_a_disk_without_the_space_is_refused_first(tmp_path, monkeypatch):
@@ -279,5 +283,5 @@ def test_a_disk_without_the_space_is_refused_first(tmp_path, monkeypatch):
     usage = shutil._ntuple_diskusage(1, 1, 10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
     with pytest.raises(OutputError, match="and its disk has"):
-        merge(pair(), base=base).save_full_model(tmp_path / "new" / "full")
+        save_full_model(merge(pair(), base=base), tmp_path / "new" / "full")
     assert [p.name for p in tmp_path.iterdir()] == ["base"]

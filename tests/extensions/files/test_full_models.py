@@ -21,9 +21,9 @@ import loraprobe
 from loraprobe.base import open_base
 from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
+from loraprobe.extensions.files import full_model
 from loraprobe.extensions.files.verification import verification_answer
 from loraprobe.front_matter import read_front_matter
-from loraprobe.merging import Merged
 from loraprobe.records import Command
 from loraprobe.routing.constant import ConstantGates
 
@@ -155,7 +155,7 @@ def test_verify_does_not_repeat_a_fault_of_writing(world, tmp_path, monkeypatch)
     base = Path(shutil.copytree(world[-1], tmp_path / "base"))
     load_model(open_base(base)).save_pretrained(base, max_shard_size="200KB")
     (base / WEIGHTS).unlink()
-    save = Merged.save_full_model
+    save = full_model.save_full_model
 
     def faulty(merged, directory, *rest, **more):
         lost = save(merged, directory, *rest, **more)
@@ -163,7 +163,7 @@ def test_verify_does_not_repeat_a_fault_of_writing(world, tmp_path, monkeypatch)
         shutil.copyfile(base / last.name, last)
         return lost
 
-    monkeypatch.setattr(Merged, "save_full_model", faulty)
+    monkeypatch.setattr(full_model, "save_full_model", faulty)
     merge = ["merge", *world[:2], "--base", base, "--method", "sum"]
     done(*merge, "--full-model", tmp_path / "full")
     failed = _failed(["verify", tmp_path / "full", "--base", base, "--json"])
@@ -212,7 +212,7 @@ def test_no_server_is_asked_for_a_full_model(world, tmp_path):
 
 
 def test_an_old_transformers_is_told_before_anything_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr("loraprobe.merging._full_model.TRANSFORMERS", (99, 0))
+    monkeypatch.setattr("loraprobe.extensions.files.full_model.TRANSFORMERS", (99, 0))
     line = refused("merge", tmp_path / "nothing", "--full-model", tmp_path / "full")
     assert "transformers 99.0" in line
 

@@ -23,7 +23,7 @@ import math
 import shutil
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -40,9 +40,12 @@ from loraprobe.adapters.types import TokenRows
 from loraprobe.base import Base, open_base
 from loraprobe.base.loading import load_dequantised
 from loraprobe.base.model import FLOATS
-from loraprobe.base.naming import saved_pieces
+from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
-from loraprobe.merging._engine import Merged, add_change
+from loraprobe.front_matter import KEY, declared_licence, read_front_matter
+from loraprobe.hub import read_card
+from loraprobe.merging import Merged
+from loraprobe.merging._engine import add_change
 from loraprobe.merging._method import MergeArguments
 from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, error_line
@@ -84,9 +87,6 @@ def save_full_model(
         if open_base(staging).stored.keys() != written:
             raise OutputError(f"{target} does not hold all tensors of {base.reference}.")
         return rounding
-
-
-Merged.save_full_model = save_full_model
 
 
 def _rounded(stored: Tensor, changes: Iterable[Change], name: str) -> tuple[Tensor, float, float]:
@@ -148,9 +148,42 @@ def compose_full_model(
         check_link(file, given.reference)
         shutil.copyfile(file, place / file.name)
     rounding = math.sqrt(lost2 / max(change2, 1e-300))
-    if merged.full_card is not None:
-        (place / CARD).write_text(merged.full_card(rounding_error=rounding), encoding="utf-8")
+    if merged.card is not None:
+        (place / CARD).write_text(_card(merged, rounding), encoding="utf-8")
     return rounding
+
+
+def _card(merged: Merged, rounding: float) -> str:
+    """The card of a full model, from that of its merge. rounding: ||rounding|| / ||W - W0||."""
+    assert merged.card is not None and merged.card_of is not None
+    matter, whole = read_front_matter(merged.card), merged.asked_rank is None
+    return merged.card_of(
+        Path(__file__).with_name("full_model.md.jinja"),
+        _front_matter(matter, merged),
+        rank="not cut" if whole else str(merged.asked_rank),
+        compression_error=0.0 if whole else merged.compression_error,
+        rounding_error=rounding,
+        dtype="the base's dtype",
+        parts=(),
+    )
+
+
+def _front_matter(matter: Mapping[Any, Any], made: Merged) -> dict[str, Any]:
+    """The front matter of the card of a full model, from that of the merge."""
+    fields = {
+        **matter,
+        "library_name": "transformers",
+        "tags": ["merge", "loraprobe"],
+        "base_model_relation": "merge",
+        KEY: {**matter[KEY], "full_model": True},
+    }
+    if isinstance(base := made.arguments.base, Base):
+        own = declared_licence(read_card(base.path / CARD, base.reference))
+        if own is not None:  # the base's weights are in it
+            fields["license"] = licence_of_merge(
+                {"the merge": matter.get("license"), "the base": own}
+            )
+    return fields
 
 
 def notes_on_base(merged: Merged) -> Iterator[str]:
@@ -316,6 +349,16 @@ class _Layout:
         for change in self.changes[name]:
             made = change(made)
         return saved_pieces(self.base.skeleton, name, made)
+
+
+def saved_pieces(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """A parameter of a model by the keys under which transformers saves its pieces.
+
+    The experts of a mixture, for example, are one parameter of the model and many in its files.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return dict(revert_weight_conversion(model, {name: tensor}))
 
 
 # The changes: of a parameter W0 in its stored form, which they may write over.

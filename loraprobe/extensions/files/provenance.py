@@ -1,0 +1,97 @@
+"""What the card of a merge, a composition or a full model says of how it was made, checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from loraprobe.errors import AdapterError
+from loraprobe.front_matter import KEY, read_front_matter
+from loraprobe.hub import read_card
+from loraprobe.report.cards import (
+    CARD,
+    SCHEMA,
+    BaseRecord,
+    LearnedRecord,
+    SourceRecord,
+    StrictModel,
+)
+
+
+class ProvenanceRecord(StrictModel):
+    """The fields that merges and compositions share."""
+
+    schema_version: Literal[2]
+    version: str
+    torch: str
+    allow: list[str]
+    balance: Literal["none", "norm"]
+    subtract: list[SourceRecord]
+    base: BaseRecord | None
+    sources: list[SourceRecord] = Field(min_length=1)
+    layers: dict[str, list[float]] = Field(default_factory=dict)  # weights of single layers
+
+
+class MergeRecord(ProvenanceRecord):
+    """Every choice that decides a merge."""
+
+    method: str
+    weights: list[float]
+    space: str | None
+    rank: Literal["auto"] | Annotated[int, Field(gt=0, lt=1 << 31)]
+    rank_layout: Literal["portable"]  # earlier versions had another one
+    full_model: bool = False
+    dtype: Literal["float64", "float32", "bfloat16", "float16"]
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+
+
+class CompositionRecord(ProvenanceRecord):
+    """Every choice that decides a composition; `weights` are those of constant gates.
+
+    learned: None for a router that learned nothing, or from prompts that no file holds.
+    """
+
+    name: str
+    router: str
+    weights: list[float] | None
+    learned: LearnedRecord | None = None
+
+
+def read_card_fields(directory: Path) -> Mapping[Any, Any]:
+    """The front matter of a directory's card. Raises AdapterError where there is no card."""
+    text = read_card(directory / CARD, str(directory), AdapterError)
+    if text is None:
+        raise AdapterError(
+            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
+        )
+    return read_front_matter(text)
+
+
+def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
+    """The provenance in a directory's card.
+
+    Raises AdapterError if there is none, or if loraprobe would not write it.
+    """
+    found = read_card_fields(directory).get(KEY)
+    if not isinstance(found, dict):
+        raise AdapterError(
+            f"The {CARD} of {directory} says nothing of a merge or a composition by "
+            "loraprobe; only what loraprobe wrote, with its card, can be verified."
+        )
+    version = found.get("schema_version")
+    if version != SCHEMA:
+        raise AdapterError(
+            f"The {CARD} of {directory} is of version {version!r:.20}, and this loraprobe reads "
+            f"{SCHEMA}; verify it with the loraprobe that wrote it."
+        )
+    try:
+        return (CompositionRecord if "router" in found else MergeRecord).model_validate(found)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise AdapterError(
+            f"The {CARD} of {directory} says under {where!r:.80} what loraprobe "
+            "never writes; only what loraprobe wrote can be verified."
+        ) from None

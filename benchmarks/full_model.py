@@ -143,7 +143,7 @@ def logits(base: Path, references: list[str]) -> None:
             model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype).eval()
             model.save_pretrained(stored)
             merged = package.merge(adapters, "sum", base=stored)
-            lost = merged.save_full_model(full)
+            lost = loraprobe.save_full_model(merged, full)
             found = answers(AutoModelForCausalLM.from_pretrained(full, dtype=dtype).eval())
         alone = answers(model)
         with composed(model, Composition("c", adapters, ConstantGates.ones(len(adapters)))):

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
 from loraprobe.compatibility.licences import licence_of_merge
+from loraprobe.extension import CardPart, installed
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.merging import METHODS, Merged

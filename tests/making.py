@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -261,6 +262,14 @@ def base_of(parameters: Mapping[str, Tensor]) -> Any:
         return parameters[name]
 
     return SimpleNamespace(weight=parameter, parameter=parameter)
+
+
+def skip_without(command: str) -> None:
+    """Skips a test of a command that an extension adds, where that is not installed."""
+    from loraprobe.cli import NAMES
+
+    if command not in NAMES:
+        pytest.skip(f"no command {command}")
 
 
 def call(*arguments: object, **options: Any) -> Any:

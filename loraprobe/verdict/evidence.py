@@ -641,8 +641,8 @@ def tied(better: Estimate, tie: float, most: float) -> bool:
 def by_change(system: str) -> tuple[int, str]:
     """A key of compositions that measured the same: the one first that changes the base less.
 
-    The average of the deltas is the smallest change of all merges, and their sum the largest. A
-    screen names compositions as in `sum(a, b)`.
+    The average of the deltas is the smallest change of all merges, and their sum the largest.
+    Where a run has other adapters, a name is as in `sum(a, b)`.
     """
     return {"uniform": 0, "sum": 2}.get(system.partition("(")[0], 1), system
 

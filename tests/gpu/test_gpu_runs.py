@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 import torch
 from composing import experts, relative
-from making import call, tiny_model
+from making import call, skip_without, tiny_model
 from pretend_cuda import Allocation
 from words import word_tokenizer
 
@@ -60,6 +60,7 @@ def scores(audit: dict) -> list:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_says_what_it_says_on_the_cpu(device, where, name, no_backward, tmp_path):
+    skip_without(COMMANDS[name][0])
     found, wanted = (
         documented([*COMMANDS[name], "--device", at], tmp_path / str(i))
         for i, at in enumerate((device, "cpu"))

@@ -18,7 +18,7 @@ import making
 import pytest
 from forks import Fork
 from loopback import ModelServer, server, write_vllm
-from making import peft_adapter, random_adapter, tiny_llama
+from making import peft_adapter, random_adapter, skip_without, tiny_llama
 from repeats import check_repeated
 from typer.testing import CliRunner
 from words import word_tokenizer
@@ -223,6 +223,7 @@ def test_choices_are_scored_by_prompts(choices, chosen_here):
 
 def asked_alike(command: str, *more: str) -> list[Any]:
     """The documents of a command on adapters of the world, by transformers and by a server."""
+    skip_without(command)
     names = ("newcomers", "steps", "spouse", "city")[: 4 if command == "screen" else 2]
     adapters = [str(WORLD.path / "adapters" / name) for name in names]
     words = [command, *adapters, "--base", str(WORLD.base), "--json", "--exit-zero"]
@@ -266,6 +267,7 @@ def test_a_first_look_by_a_server_is_that_by_transformers():
 
 @pytest.mark.parametrize("command", ["inspect", "screen"])
 def test_a_server_without_questions_is_a_wrong_usage(command):
+    skip_without(command)
     adapters = [str(path) for path in WORLD.scenario("disjoint").adapters.values()]
     words = [command, *adapters, "--base", str(WORLD.base), "--engine", "http://127.0.0.1:9"]
     ended = CliRunner().invoke(app, words)
@@ -273,6 +275,7 @@ def test_a_server_without_questions_is_a_wrong_usage(command):
 
 
 def test_a_library_that_no_server_loads_is_a_wrong_usage(tmp_path):
+    skip_without("screen")
     peft_adapter(tmp_path / "one", tiny_llama(), use_dora=True)
     peft_adapter(tmp_path / "two", tiny_llama(), seed=1, use_dora=True)
     words = ["screen", *(str(tmp_path / name) for name in ("one", "two")), "--json"]

@@ -1,5 +1,5 @@
-"""Writes docs/methods.md, options.md, codes.md, the table of serving.md and the data of
-`loraprobe methods` from the code.
+"""Writes docs/methods.md, options.md, codes.md and the data of `loraprobe methods` from the code,
+and what the files `extensions/NAME/written.py` have under PAGES; their CODES are findings.
 
     python tests/pages.py
 
@@ -7,6 +7,7 @@ tests/report/test_docs.py compares the pages with what this gives.
 """
 
 import dataclasses
+import importlib
 import json
 import typing
 from pathlib import Path
@@ -17,7 +18,6 @@ from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.parameters import PANELS
 from loraprobe.cli.running import Output
 from loraprobe.diagnostics import DIAGNOSTICS
-from loraprobe.extensions.serve.serving import FEATURES, OK, RULES, SERVERS
 from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
@@ -29,6 +29,11 @@ from loraprobe.routing import ROUTERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
+ADDED = [
+    importlib.import_module(f"extensions.{file.parent.name}.written")
+    for file in sorted(Path(__file__).parent.glob("extensions/*/written.py"))
+]
+ADDED_CODES = {subject: codes for one in ADDED for subject, codes in one.CODES.items()}
 
 
 def members() -> list[dict[str, Any]]:
@@ -129,26 +134,6 @@ def options_of(command: str) -> list[Any]:
     return [one for one in found.params if one.param_type_name == "option"]
 
 
-RULES_BELOW = "\n## What each server reads\n"  # what follows on docs/serving.md is generated
-
-
-def serving_page() -> str:
-    """docs/serving.md: its own text, then servers and rules as tables."""
-    text = (DOCS / "serving.md").read_text(encoding="utf-8").partition(RULES_BELOW)[0]
-    lines = ["| server | version | read on | source |", "| --- | --- | --- | --- |"]
-    for name, server in SERVERS.items():
-        lines.append(f"| {name} | {server.version} | {server.checked} | {server.source} |")
-    lines += ["", f"| the file has | {' | '.join(SERVERS)} |", "| --- |" + " --- |" * len(SERVERS)]
-    effects = {(feature, name): rest for feature, names, *rest in RULES for name in names}
-    for feature in dict.fromkeys(feature for feature, *_ in RULES):
-        cells = []
-        for name in SERVERS:
-            effect, fixed = effects.get((feature, name), ("reads", ""))
-            cells.append(f"{effect} before {fixed}" if fixed else effect)
-        lines.append(f"| {FEATURES[feature].what} | {' | '.join(cells)} |")
-    return text + RULES_BELOW + "\n" + "\n".join(lines) + "\n"
-
-
 def codes_page() -> str:
     """Every code of a finding or a reason with its meaning."""
     lines = [
@@ -156,12 +141,8 @@ def codes_page() -> str:
         "",
         "Scripts may rely on these codes. `--allow` takes those of findings, except `serve-*`.",
     ]
-    served = {
-        f"serve-{name}": f"a server does not read this: {f.what}" for name, f in FEATURES.items()
-    }
-    served = {OK: "a server reads the file as it is", **served}
     found = {about: {c: row.meaning for c, row in rows.items()} for about, rows in SUBJECTS.items()}
-    for subject, group in {**found, "What servers read (--serve)": served}.items():
+    for subject, group in {**found, **ADDED_CODES}.items():
         lines += ["", f"## Findings: {subject}", "", "| code | meaning |", "| --- | --- |"]
         lines += [f"| `{code}` | {meaning} |" for code, meaning in group.items()]
     lines += ["", "## Reasons of a verdict", "", "| code | meaning | source of its threshold |"]
@@ -179,8 +160,8 @@ PAGES = {
     DOCS / "methods.md": methods_page,
     DOCS / "options.md": options_page,
     DOCS / "codes.md": codes_page,
-    DOCS / "serving.md": serving_page,
     DOCS.parent / "loraprobe" / "cli" / "methods.json": methods_data,
+    **{DOCS / name: page for one in ADDED for name, page in one.PAGES.items()},
 }
 
 

@@ -17,6 +17,9 @@ from typer.testing import CliRunner
 from words import word_tokenizer
 
 from loraprobe.cli import app
+from loraprobe.errors import BaseError
+from loraprobe.extensions.serve.acceptance import first_tokens
+from loraprobe.scoring import ModelScorer
 
 SECRET = "sk-not-for-anybody-0001"
 Answerer = Callable[[str], float]
@@ -182,3 +185,11 @@ def test_a_bad_address_is_refused(world, url):
 def test_options_of_a_server_need_one(world, given):
     ended = CliRunner().invoke(app, ["verify", str(world[0] / "adapter"), *given])
     assert ended.exit_code == 2 and "--served" in ended.stderr and given[0] in ended.stderr
+
+
+def test_a_base_whose_figures_are_no_numbers_is_refused():
+    model = tiny_llama()
+    with torch.no_grad():
+        model.get_input_embeddings().weight[5:] = torch.nan
+    with pytest.raises(BaseError):
+        first_tokens(ModelScorer(model, word_tokenizer()), [[5, 6]])

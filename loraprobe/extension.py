@@ -39,13 +39,14 @@ class CommandSpec:
     name of its function, which is imported when the command is called or explained. The signature
     has its arguments and options, as `loraprobe.cli.parameters` says, `**added` in it those that
     extensions add; the docstring is its help. section: of `loraprobe --help`. examples: one or two
-    calls, which its help shows.
+    calls, which its help shows. done: the headline where it makes something, such as MERGED.
     """
 
     name: str
     function: str
     section: str
     examples: tuple[str, ...]
+    done: str = ""
 
 
 class AuditPart:
@@ -356,6 +357,12 @@ def forms_of(options: Options) -> list[tuple[Path, Form]]:
     """The directories of other forms that the options ask for, each with its form."""
     forms = [(form.place(options), form) for one in installed() for form in one.forms]
     return [(place, form) for place, form in forms if place is not None]
+
+
+def done_by(command: str) -> str:
+    """The headline of what a command of an extension made; "" for any other."""
+    specs = (spec for one in installed() for spec in one.commands())
+    return next((spec.done for spec in specs if spec.name == command), "")
 
 
 def engine_of(options: Options) -> Engine | None:

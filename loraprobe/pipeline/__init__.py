@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
 `commands` has one function for each command that composes or measures, which the command line and
-Python (but its `route`) call; that of `verify` is in `verify`. Options, progress and times of a run
+Python (but its `route`) call. Options, progress and times of a run
 are in `loraprobe.session`. These have the stages:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts

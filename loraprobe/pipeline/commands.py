@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
-The command line and the Python functions call these. `verify` has a file of its own, and Python's
-`route` puts a composition into a loaded model by itself.
+The command line and the Python functions call these. Python's `route` puts a
+composition into a loaded model by itself.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def compose(
 
     base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
     it the adapters are checked against it, and whether peft's Arrow can express the composition.
-    again: prompts that such a router was fitted to before, for `verify`.
+    again: prompts that such a router was fitted to before.
     Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
     router that computes its gates.
     """

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from loraprobe.adapters import MENDABLE
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
-from loraprobe.extension import audit_parts, installed, told_by
+from loraprobe.extension import audit_parts, done_by, installed, told_by
 from loraprobe.formatting import (
     clean,
     count,
@@ -91,7 +91,7 @@ LACKS_BOTH = (
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 LICENCE = "licence-"  # how codes of findings begin
-DONE = {"merge": "MERGED", "route": "COMPOSED", "convert": "CONVERTED"}
+DONE = {"merge": "MERGED", "route": "COMPOSED"}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -217,7 +217,12 @@ def _of_files(audit: Audit) -> str:
 
 def _done(audit: Audit) -> str:
     """What the command did, and the number of warnings."""
-    return f"{DONE.get(audit.command, 'FIT TOGETHER')}{_warnings(audit)}"
+    return f"{_made(audit) or 'FIT TOGETHER'}{_warnings(audit)}"
+
+
+def _made(audit: Audit) -> str:
+    """The headline of a command that makes something; "" for any other."""
+    return DONE.get(audit.command) or done_by(audit.command)
 
 
 def _warnings(audit: Audit) -> str:
@@ -232,7 +237,7 @@ def _warnings(audit: Audit) -> str:
 def _lines(audit: Audit) -> Iterator[Line]:
     """All lines of the answer with their labels, also empty ones."""
     verdict = audit.verdict
-    if audit.command in DONE and audit.notes:
+    if _made(audit) and audit.notes:
         yield "made", audit.notes[-1]
         yield "learned", _learned(audit.search)
     if verdict is None:

@@ -86,6 +86,7 @@ class Files(Extension):
                     "loraprobe convert ./legal -o portable",
                     "loraprobe convert ./loha --base auto -o lora",
                 ),
+                done="CONVERTED",
             ),
             CommandSpec(
                 "verify",

@@ -13,11 +13,11 @@ from making import call, random_adapter, saved_pair
 import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import AdapterError
+from loraprobe.extensions.files.provenance import MergeRecord
 from loraprobe.extensions.files.verifying import TOLERANCES, same_product
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, merge
-from loraprobe.report.cards import MergeRecord
 from loraprobe_lab import shipped_world
 
 WEIGHTS, CARD, STATE = "adapter_model.safetensors", "README.md", "out/router.safetensors"

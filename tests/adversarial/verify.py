@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import tampering as t
+from extensions.files import tampering as t
 
 from adversarial import case, outcome
 

@@ -33,7 +33,6 @@ from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.probes._taskless import card_prompts
-from loraprobe.report.cards import read_provenance
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.scoring import encoding
@@ -214,6 +213,8 @@ def _fillable(template: str) -> Encoder:
 
 def card(data: bytes) -> None:
     """A model card: licence, terms, prompts of its widgets, and what it says of a merge."""
+    from loraprobe.extensions.files.provenance import read_provenance
+
     text = data.decode("utf-8", errors="replace")
     licence = declared_licence(text)
     assert licence is None or (licence.strip() and len(licence) <= 100)

@@ -143,7 +143,7 @@ OTHERS = {
 }
 
 OTHERS |= {"methods", "routers", "systems"}  # who is asked
-OTHERS |= {"added", "keep", "budget", "items", "guards", "guard_margin"}
+OTHERS |= {"added", "guards", "guard_margin"}
 
 
 def test_every_setting_is_known_to_decide_a_result_or_not():

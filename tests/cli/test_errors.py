@@ -112,7 +112,6 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
         "did you mean 'chain'"),
     ("merge-and-eval base a --task t.jsonl", "adapter", "whole model", "--base"),
     ("demo --scenario paradise", "world", "paradise", ""),
-    ("verify nowhere", "adapter", "no directory"),
     ("methods tie", "usage", "did you mean 'ties'"),
 ]  # fmt: skip
 

@@ -40,3 +40,9 @@ def test_many_failed_checks_are_few_lines():
     checks = tuple(Check(f"file-{i}", False, "It differs. " * 20) for i in range(40))
     told = shown(Verification("out", checks))
     assert "file-0" in told and "make it again" in told
+
+
+def test_a_folder_that_is_none_is_a_document_where_json_is_asked_for():
+    done = making.call("verify", "nowhere", "--json")
+    assert done.exit_code == 2 and "no directory" in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "adapter"

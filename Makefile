@@ -28,7 +28,7 @@ test-slow: $(DEV_STAMP)
 # sums of its oldest processors (MKL_ENABLE_INSTRUCTIONS changes nothing on AMD).
 test-plain: $(DEV_STAMP)
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE $(BIN)/python -m pytest -n auto \
-		--maxprocesses 8 tests/lora tests/merging tests/diagnostics tests/composition tests/routing
+		--maxprocesses 8 tests/core/lora tests/core/merging tests/core/diagnostics tests/core/composition tests/core/routing
 
 # On a CUDA device: the demo and every kind of composition beside the CPU, and what they cost.
 test-gpu: $(DEV_STAMP)
@@ -63,7 +63,7 @@ lowest: pyproject.toml
 
 test-lowest:
 	build/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
-		tests/lora tests/merging tests/diagnostics tests/composition tests/routing
+		tests/core/lora tests/core/merging tests/core/diagnostics tests/core/composition tests/core/routing
 
 check: $(DEV_STAMP)
 	$(BIN)/ruff check .
@@ -98,7 +98,7 @@ bench: $(DEV_STAMP)
 # Coverage-guided fuzzing of every target for SECONDS each; see fuzz/README.md.
 fuzz: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
-	for target in reference config task adapter tokenizer card composition ledger; do \
+	for target in reference config task adapter tokenizer card composition responses; do \
 		$(BIN)/python fuzz/run.py $$target -max_total_time=$(SECONDS) -timeout=10 || exit 1; done
 
 $(VENV)/bin/python:

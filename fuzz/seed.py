@@ -178,7 +178,7 @@ def main() -> None:
         _write("reference", str(number), text.encode())
     for number, changed in enumerate(RESULTS):
         lines = (json.dumps(row).encode() + b"\n" for row in (RESULT, RESULT | changed))
-        _write("ledger", str(number), b"".join(lines)[: -9 if number == 1 else None])
+        _write("responses", str(number), b"".join(lines)[: -9 if number == 1 else None])
     for number, one in enumerate(TOKENIZERS):
         _write("tokenizer", str(number), b"\0" + json.dumps(one).encode())
     for number, (file, one) in enumerate(BESIDE):

@@ -28,7 +28,7 @@ from loraprobe.base.quiet import silenced
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger
+from loraprobe.evaluation import ResponseCache
 from loraprobe.front_matter import declared_licence, is_gated
 from loraprobe.hub.reference import Reference, unique_names
 from loraprobe.lora.lowrank import LowRank
@@ -130,22 +130,22 @@ def reference(data: bytes) -> None:
                 assert len(set(names)) == 2
 
 
-def ledger(data: bytes) -> None:
+def responses(data: bytes) -> None:
     """A list of results after its first line: rows that a run writes, or an error; it is written
     again as it was read."""
     with _directory() as place:
         file = place / "results.jsonl"
-        Ledger(file).close()
+        ResponseCache(file).close()
         file.write_bytes(file.read_bytes() + data)
         with contextlib.suppress(LoraprobeError):
-            read = Ledger(file, resume=True)
+            read = ResponseCache(file, resume=True)
             rows = list(read)
             for row in rows:
                 assert 0 <= row.value <= (1e4 if row.metric == "answer_loss" else 1)
                 assert read.get(row.system, row.task, row.part, row.item) is row
             read.append(rows)
             read.close()
-            assert list(Ledger(file, resume=True)) == rows, "it is read in another way"
+            assert list(ResponseCache(file, resume=True)) == rows, "it is read in another way"
 
 
 TOKENIZER_FILES = (
@@ -268,5 +268,5 @@ def _directory():
         yield Path(place)
 
 
-FUNCTIONS = adapter, config, task, reference, ledger, tokenizer, card, composition
+FUNCTIONS = adapter, config, task, reference, responses, tokenizer, card, composition
 TARGETS: dict[str, Callable[[bytes], None]] = {target.__name__: target for target in FUNCTIONS}

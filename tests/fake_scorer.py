@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from loraprobe.evaluation import Ledger, System, run_systems
+from loraprobe.evaluation import ResponseCache, System, run_systems
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, with_metrics
 
@@ -108,7 +108,7 @@ SYSTEMS = [
 
 
 def results(
-    answers=HOMES, systems=SYSTEMS, tasks=(), ledger=None, likelihoods=None, metric=None, **how
+    answers=HOMES, systems=SYSTEMS, tasks=(), responses=None, likelihoods=None, metric=None, **how
 ):
     """What systems answer to tasks (the mayors unless given)."""
     scorer = (
@@ -116,7 +116,7 @@ def results(
         if isinstance(answers, FakeScorer)
         else FakeScorer(answers, {} if likelihoods is None else likelihoods)
     )
-    given = Ledger() if ledger is None else ledger
+    given = ResponseCache() if responses is None else responses
     asked = with_metrics(list(tasks) or [mayors()], metric)
     return run_systems(scorer, systems, asked, given, **how)
 

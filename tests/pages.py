@@ -3,7 +3,7 @@ and what the files `extensions/NAME/written.py` have under PAGES; their CODES ar
 
     python tests/pages.py
 
-tests/report/test_docs.py compares the pages with what this gives.
+tests/core/report/test_docs.py compares the pages with what this gives.
 """
 
 import dataclasses

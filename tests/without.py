@@ -17,8 +17,9 @@ from loraprobe import wiring
 
 ROOT = Path(__file__).parents[1]
 LAB = "loraprobe_lab"
-QUICK = """tests/cli/test_help.py tests/cli/test_errors.py tests/verdict/test_rules.py
-tests/report/test_docs.py tests/test_readme.py""".split()
+QUICK = """tests/core/cli/test_help.py tests/core/cli/test_errors.py
+tests/core/verdict/test_rules.py
+tests/core/report/test_docs.py tests/test_readme.py""".split()
 CHECKS = ["ruff check -q .", "ruff format -q --check .", "mypy", "lint-imports"]
 
 

@@ -41,7 +41,7 @@ class Router(ABC):
     """Computes the gates of the experts. A frozen dataclass whose fields are its options.
 
     constant: whether the gates do not depend on the token. laws: names of the laws that the router
-    obeys with default options; tests/routing/test_router_laws.py defines them.
+    obeys with default options; tests/core/routing/test_router_laws.py defines them.
     """
 
     constant: ClassVar[bool]

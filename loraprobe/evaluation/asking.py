@@ -4,7 +4,7 @@
 asks each hop of the adapter, or of the base, that answers it best, and puts the answer into the
 next hop's prompt. It needs no merging, so it is the alternative to every composition.
 
-The `Ledger` holds the answers of a run, in memory and in a file that `--resume` reads.
+The `ResponseCache` holds the answers of a run, in memory and in a file that `--resume` reads.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from loraprobe.tasks import METRICS, Examiner, Task, fill
 if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
-BATCH = 256  # questions between two appends to the ledger
+BATCH = 256  # questions between two appends to the response cache
 MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 TYPES = {  # of a result in a file
     **dict.fromkeys(("system", "task", "part", "item", "metric", "text", "group"), str),
@@ -50,7 +50,7 @@ Open = Sequence[tuple[System, Sequence[Question]]]  # what each system has not a
 Answers = Iterable[tuple[System, list[ItemResult]]]  # batches of answers, as they come
 
 
-class Ledger(JsonLines[ItemResult]):
+class ResponseCache(JsonLines[ItemResult]):
     """The results of this run and of the run that it resumes, by system, task, part and item.
 
     path: a .jsonl file, or a directory for `results.jsonl`, or None to use memory only. resume,
@@ -114,7 +114,7 @@ def run_systems(
     scorer: Scorer,
     systems: Sequence[System],
     tasks: Sequence[Task],
-    ledger: Ledger,
+    responses: ResponseCache,
     *,
     max_new_tokens: int | None = None,
     progress: Progress | None = None,
@@ -123,38 +123,38 @@ def run_systems(
 ) -> list[ItemResult]:
     """The result of every system on every part of every item, or on `parts`; chains come last.
 
-    Results in the ledger are not computed again, and new results are added to it in batches. Hops
-    are scored with gold answers of earlier hops. A chain is scored only on items with hops; the
-    results of its hops are those of the base or the adapters that answer them. The order of the
-    results is that of systems and questions, whatever the order in the ledger is.
+    Results in the response cache are not computed again, and new results are added to it in
+    batches. Hops are scored with gold answers of earlier hops. A chain is scored only on items with
+    hops; the results of its hops are those of the base or the adapters that answer them. The order
+    of the results is that of systems and questions, whatever the order in the response cache is.
 
     asking: answers in place of the scorer, in batches of any order (steps of a chain are always
     asked of the scorer). Raises UsageError if two systems or two tasks share a name, OutputError if
-    a result of the ledger does not fit its question.
+    a result of the response cache does not fit its question.
     """
     for named, what in ((systems, "systems"), (tasks, "tasks")):
         for name, times in Counter(one.name for one in named).items():
             if times > 1:
                 raise UsageError(f"Two {what} are named {name!r}: give each its own name.")
-    asker = Asker(scorer, ledger, max_new_tokens, progress, asking)
+    asker = Asker(scorer, responses, max_new_tokens, progress, asking)
     asked = [q for q in questions(tasks) if parts is None or q.part in parts]
     asker.ask([system for system in systems if system.kind != "chain"], asked)
     for system in systems:
         if system.kind == "chain":
             asker.ask_chain(system, tasks, asked)
     return [
-        replace(_checked(result, question, ledger), system=system.name)
+        replace(_checked(result, question, responses), system=system.name)
         for system in systems
         for question in asked
-        if (result := ledger.get(system.key, *question.key))
+        if (result := responses.get(system.key, *question.key))
     ]
 
 
-def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResult:
-    """A result of the ledger. Raises OutputError if it does not fit its question."""
+def _checked(result: ItemResult, question: Question, responses: ResponseCache) -> ItemResult:
+    """A result of the response cache. Raises OutputError if it does not fit its question."""
     if (result.metric, result.group) != (question.metric, question.item.cluster):
         raise OutputError(
-            f"{ledger.path} holds a result of item {result.item!r} that does not "
+            f"{responses.path} holds a result of item {result.item!r} that does not "
             f"fit task {result.task}: {CURE}"
         )
     return result
@@ -162,10 +162,10 @@ def _checked(result: ItemResult, question: Question, ledger: Ledger) -> ItemResu
 
 @dataclass(frozen=True)
 class Asker:
-    """Asks systems what they have not answered yet; answers go into the ledger as they come."""
+    """Asks systems what they have not answered yet, and caches the answers as they come."""
 
     scorer: Scorer
-    ledger: Ledger
+    responses: ResponseCache
     max_new_tokens: int | None = None
     progress: Progress | None = None
     asking: Callable[[Open], Answers] | None = None
@@ -174,7 +174,7 @@ class Asker:
         """Asks systems that are no chains. Prompts of similar length are asked together."""
         to_ask, done = list[tuple[System, list[Question]]](), 0
         for system in systems:
-            open_ = [q for q in asked if self.ledger.get(system.key, *q.key) is None]
+            open_ = [q for q in asked if self.responses.get(system.key, *q.key) is None]
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             to_ask += [(system, open_)] if open_ else []
         places = {
@@ -183,7 +183,7 @@ class Asker:
         }
         total = sum(len(open_) for _, open_ in to_ask)
         for system, rows in (self.asking or self._here)(to_ask):
-            self.ledger.append(rows)
+            self.responses.append(rows)
             done += len(rows)
             self._report(places[system.name], done, total)
 
@@ -201,11 +201,11 @@ class Asker:
         With more items another member may be the best at a hop. Items whose hops were answered
         otherwise by an earlier plan are asked again.
         """
-        kept = self.ledger.get
+        kept = self.responses.get
         alone = [System(BASE, "base"), *(System(s.name, "adapter", s) for s in system.chain)]
         self.ask(alone, [question for question in asked if question.part.hop])
         for task in tasks:
-            members = members_of_hops(system, task, self.ledger)
+            members = members_of_hops(system, task, self.responses)
             rows = [
                 kept(name, task.name, hop_part(k), item)
                 for item, names in members.items()
@@ -214,12 +214,12 @@ class Asker:
             planned = [replace(row, system=system.name) for row in rows if row is not None]
             changed = [row for row in planned if kept(*row.key) != row]
             again = {row.item for row in changed if kept(*row.key) is not None}
-            self.ledger.append(changed)
+            self.responses.append(changed)
             own = [q for q in asked if (q.task, q.part) == (task.name, QUESTION) and q.item.hops]
             open_ = [q for q in own if q.item.id in again or not kept(system.name, *q.key)]
             for at, batch in enumerate(batches(open_)):
                 self._report(system.name, at * BATCH, len(open_))
-                self.ledger.append(self._chained(system, batch, members))
+                self.responses.append(self._chained(system, batch, members))
             if own:
                 self._report(system.name, len(open_), len(open_))
 
@@ -229,8 +229,8 @@ class Asker:
         """The chain's answers to composed questions of items that have hops.
 
         A step asks all items of one member together. The last hop's answer is judged as the answer
-        of the item, by its choices if it has any. A question is not asked again if the ledger has
-        the member's answer to the same prompt.
+        of the item, by its choices if it has any. A question is not asked again if the response
+        cache has the member's answer to the same prompt.
         """
         answers: dict[str, list[str]] = {question.item.id: [] for question in asked}
         results: list[ItemResult] = []
@@ -241,7 +241,7 @@ class Asker:
                 step = [_hop_question(question, k, answers[question.item.id]) for question in own]
                 said = {}
                 for question in step:
-                    row = self.ledger.get(name, question.task, hop_part(k), question.item.id)
+                    row = self.responses.get(name, question.task, hop_part(k), question.item.id)
                     same = question.prompt == question.item.hop_prompt(k)
                     if row is not None and same and row.metric == question.metric == "exact_match":
                         said[question] = question.judged(system.name, row.text, row.cut)
@@ -264,12 +264,12 @@ def batches(items: Sequence[T]) -> list[Sequence[T]]:
     return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
 
 
-def members_of_hops(system: System, task: Task, ledger: Ledger) -> dict[str, list[str]]:
+def members_of_hops(system: System, task: Task, responses: ResponseCache) -> dict[str, list[str]]:
     """Item -> the member of a chain, an adapter or the base, that answers each of its hops.
 
-    The ledger must contain the hops of the base and of every adapter. Hops at the same place for
-    which the task names the same adapter, or none, go to the member with the best score on them: of
-    equals the adapter that is named, then the base, then the first adapter.
+    The response cache must contain the hops of the base and of every adapter. Hops at the same
+    place for which the task names the same adapter, or none, go to the member with the best score
+    on them: of equals the adapter that is named, then the base, then the first adapter.
     """
     groups: dict[tuple[int, str | None], list[str]] = {}
     for item in task.items:
@@ -277,7 +277,7 @@ def members_of_hops(system: System, task: Task, ledger: Ledger) -> dict[str, lis
             groups.setdefault((k, hop.adapter), []).append(item.id)
 
     def merit(name: str, k: int, items: Sequence[str]) -> float:
-        rows = (ledger.get(name, task.name, hop_part(k), item) for item in items)
+        rows = (responses.get(name, task.name, hop_part(k), item) for item in items)
         values = [row.merit for row in rows if row is not None]
         return sum(values) / len(values) if values else float("-inf")
 
@@ -294,7 +294,7 @@ def members_of_hops(system: System, task: Task, ledger: Ledger) -> dict[str, lis
 
 
 def chain_hops(
-    systems: Sequence[System], tasks: Sequence[Task], ledger: Ledger, chat: bool
+    systems: Sequence[System], tasks: Sequence[Task], responses: ResponseCache, chat: bool
 ) -> tuple[ChainHop, ...]:
     """Who answers each hop of the chain of these systems, task by task, for the report.
 
@@ -303,7 +303,7 @@ def chain_hops(
     hops = []
     for system, task in ((s, t) for s in systems if s.kind == "chain" for t in tasks):
         groups: dict[tuple[str, ...], list[str]] = {}
-        for item, members in members_of_hops(system, task, ledger).items():
+        for item, members in members_of_hops(system, task, responses).items():
             groups.setdefault(tuple(members), []).append(item)
         prompts = {item.id: item.hops for item in task.items}
         for named, items in sorted(groups.items(), key=lambda group: -len(group[1])):

@@ -11,8 +11,8 @@ from loraprobe.evaluation.questions import System, questions
 from loraprobe.records import (
     BASELINES,
     FORMS,
+    MULTI_ADAPTER_KINDS,
     QUESTION,
-    SEVERAL_ADAPTERS,
     Attribution,
     ItemPart,
     ItemResult,
@@ -60,7 +60,7 @@ def causes_of_errors(
         }
         items = [item for item in task.items if item.hops]
         for system in systems:
-            if system.kind not in SEVERAL_ADAPTERS or not items or not known_by:
+            if system.kind not in MULTI_ADAPTER_KINDS or not items or not known_by:
                 continue
             needed_systems = (*known_by, system.name)
             needed = {

@@ -19,8 +19,8 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
+    MULTI_ADAPTER_KINDS,
     QUESTION,
-    SEVERAL_ADAPTERS,
     STEPS,
     TOGETHER,
     Comparison,
@@ -323,7 +323,7 @@ def compare(
     composition is compared with the same baseline in the same form already.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
-    compositions = [s.name for s in systems if s.kind in SEVERAL_ADAPTERS]
+    compositions = [s.name for s in systems if s.kind in MULTI_ADAPTER_KINDS]
     of_one = {s.name: s.of for s in systems if s.of}
     rows: list[Comparison] = []
     for task, part in product(task_names(results), FORMS):
@@ -393,7 +393,9 @@ def _with_best(
             _comparisons(table, [best], others, task, level, seed), others, strict=True
         ):
             known = (
-                kinds[best[0]] in SEVERAL_ADAPTERS and kinds[name] in BASELINES and part == best[1]
+                kinds[best[0]] in MULTI_ADAPTER_KINDS
+                and kinds[name] in BASELINES
+                and part == best[1]
             )
             if not known:
                 found.append(replace(row, against_part=part))

@@ -80,7 +80,7 @@ class System:
 
     @property
     def key(self) -> str:
-        """The name under which the ledger keeps its results."""
+        """The name under which the response cache keeps its results."""
         return self.stored or self.name
 
 

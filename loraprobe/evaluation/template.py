@@ -16,7 +16,7 @@ from loraprobe.defaults import (
     WORKED_TOKENS,
 )
 from loraprobe.errors import UsageError
-from loraprobe.evaluation.asking import Asker, Ledger
+from loraprobe.evaluation.asking import Asker, ResponseCache
 from loraprobe.evaluation.questions import Question, System, questions, spread_sample
 from loraprobe.formatting import listing
 from loraprobe.records import STEPS, Coverage, Progress
@@ -34,7 +34,7 @@ def choose_template(
     *,
     seed: int = 0,
     max_new_tokens: int | None = None,
-    kept: Ledger | None = None,
+    kept: ResponseCache | None = None,
     known: Callable[[], tuple[bool, str]] = lambda: (False, "their form is not known"),
     progress: Progress | None = None,
 ) -> tuple[bool, str, Coverage | None]:
@@ -53,7 +53,7 @@ def choose_template(
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
     except UsageError:
         return False, "The tokenizer has no chat template; prompts are asked as they are.", None
-    ledger = Ledger() if kept is None else kept
+    responses = ResponseCache() if kept is None else kept
     samples = [
         [q for task in tasks for q in _sampled(task, most // len(tasks), seed)]
         for most in TEMPLATE_SAMPLES
@@ -75,8 +75,8 @@ def choose_template(
             for one in singles:
                 system = System(stored_as(one.name, used), "adapter", one)
                 left = [question for question in asked if best[question] < 1]
-                Asker(way, ledger, max_new_tokens, tell).ask([system], left)
-                best |= {q: max(best[q], _value(ledger, system, q)) for q in left}
+                Asker(way, responses, max_new_tokens, tell).ask([system], left)
+                best |= {q: max(best[q], _value(responses, system, q)) for q in left}
             values[used] = list(best.values())
         pairs = list(zip(values[True], values[False], strict=True))
         lead = abs(sum((one > other) - (one < other) for one, other in pairs))
@@ -118,12 +118,12 @@ def _sampled(task: Task, most: int, seed: int) -> Iterator[Question]:
 
 
 def stored_as(adapter: str, chat_template: bool) -> str:
-    """The name under which a ledger keeps an adapter's answers in one form of the prompt."""
+    """The name in a response cache for an adapter's answers in one form of the prompt."""
     return f"{adapter}, {'with' if chat_template else 'without'} the chat template"
 
 
-def _value(ledger: Ledger, system: System, question: Question) -> float:
+def _value(responses: ResponseCache, system: System, question: Question) -> float:
     """How good a kept answer is; losses are negative, a hop is right if its answer stands there."""
-    row = ledger.get(system.name, *question.key)
+    row = responses.get(system.name, *question.key)
     assert row is not None
     return float(row.stands) if row.part.hop and not row.is_loss else row.merit

@@ -58,7 +58,7 @@ from loraprobe.merging._method import (
     FactorMethod,
     GramMethod,
     LinearMethod,
-    MergeArguments,
+    MergeConfig,
     MergeMethod,
 )
 from loraprobe.records import AdapterSummary, Issue, Progress, Severity
@@ -88,7 +88,7 @@ class Merged:
     the front matter and values.
     """
 
-    arguments: MergeArguments
+    arguments: MergeConfig
     adapter: Adapter
     method: str
     space: str
@@ -179,7 +179,7 @@ def merge(
     used, notes = weights_for(made, weights, len(adapters))
     space, asked = space_for(made, space), None if rank == "auto" else int(rank)
     dtype = dtype or _widest(adapters)
-    arguments = MergeArguments(adapters, made, used, space, asked, seed, dtype, base, allow)
+    arguments = MergeConfig(adapters, made, used, space, asked, seed, dtype, base, allow)
     issues = check_adapters(arguments)
     check_layout(arguments)
     arguments.require_memory()
@@ -233,7 +233,7 @@ def _share(part2: float, total2: float) -> float:
 
 
 def _merge_modules(
-    arguments: MergeArguments, progress: Progress | None, visitor: Visitor | None
+    arguments: MergeConfig, progress: Progress | None, visitor: Visitor | None
 ) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
@@ -266,7 +266,7 @@ def _merge_modules(
 
 
 def _merge_module(
-    arguments: MergeArguments, path: str, updates: Sequence[LowRank], factors: SideBySide
+    arguments: MergeConfig, path: str, updates: Sequence[LowRank], factors: SideBySide
 ) -> MergedModule:
     """Merge one module: factors -> space -> method -> rank -> dtype, with what was lost.
 
@@ -291,7 +291,7 @@ def _merge_module(
     return merged
 
 
-def _compressed(arguments: MergeArguments, path: str, factors: SideBySide) -> Compressed:
+def _compressed(arguments: MergeConfig, path: str, factors: SideBySide) -> Compressed:
     """What the method makes of a module's factors, cut to the rank."""
     method, rank = arguments.method, arguments.rank
     if isinstance(method, GramMethod):
@@ -303,7 +303,7 @@ def _compressed(arguments: MergeArguments, path: str, factors: SideBySide) -> Co
     return compress_dense(made, rank, sum(factors.ranks), start, drawn)
 
 
-def _uncut(arguments: MergeArguments, path: str, factors: SideBySide) -> LowRank | Tensor:
+def _uncut(arguments: MergeConfig, path: str, factors: SideBySide) -> LowRank | Tensor:
     """What the method makes of a module's factors; [out, in] where it has no factors."""
     method = arguments.method
     weights = torch.tensor(arguments.weights, dtype=torch.float64)
@@ -319,7 +319,7 @@ def _uncut(arguments: MergeArguments, path: str, factors: SideBySide) -> LowRank
 
 
 @torch.no_grad()
-def add_change(arguments: MergeArguments, path: str, weight: Tensor) -> Tensor:
+def add_change(arguments: MergeConfig, path: str, weight: Tensor) -> Tensor:
     """The weight of a merged model, from that of the base: [out, in], which may be written over.
 
     The change is added as it is if the rank of the merge is "auto", else as the rank cuts it. Its
@@ -380,7 +380,7 @@ def _common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
 
 def _adapter(
     name: str,
-    arguments: MergeArguments,
+    arguments: MergeConfig,
     modules: Mapping[str, MergedModule],
     others: Mapping[str, Any],
 ) -> Adapter:
@@ -463,7 +463,7 @@ def space_for(method: MergeMethod, given: str | None) -> str:
 # What is known before factors are read.
 
 
-def check_adapters(arguments: MergeArguments) -> list[Issue]:
+def check_adapters(arguments: MergeConfig) -> list[Issue]:
     """The findings of the adapters, for the report, and those that the arguments allow.
 
     Raises UnsupportedAdapter for an error found on reading and for an extra that would be lost,
@@ -501,7 +501,7 @@ def check_adapters(arguments: MergeArguments) -> list[Issue]:
     return notes
 
 
-def check_layout(arguments: MergeArguments) -> None:
+def check_layout(arguments: MergeConfig) -> None:
     """Raises CompatibilityError if two adapters disagree about a module's shape or kind.
 
     Also if a method that acts on factors lacks equal ones.
@@ -567,7 +567,7 @@ def _check_dropped(
     )
 
 
-def _base_copies(arguments: MergeArguments) -> list[Issue]:
+def _base_copies(arguments: MergeConfig) -> list[Issue]:
     """Copies of frozen base weights are dropped if all adapters that hold one hold the same."""
     held: dict[str, list[tuple[Adapter, Extra]]] = {}
     for adapter in arguments.adapters:
@@ -620,7 +620,7 @@ def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
             )
 
 
-def check_effect(arguments: MergeArguments, inner: Float64[Tensor, "n n"]) -> list[Issue]:
+def check_effect(arguments: MergeConfig, inner: Float64[Tensor, "n n"]) -> list[Issue]:
     """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
 
     Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.

@@ -40,7 +40,7 @@ from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging._compress import MergedModule, compress_factors, rounding2
-from loraprobe.merging._method import BaseTensors, MergeArguments
+from loraprobe.merging._method import BaseTensors, MergeConfig
 from loraprobe.records import Issue
 
 SMALL_SCALE = 1e-6  # least size of a row's scale c, by which its update is divided
@@ -49,7 +49,7 @@ ROWS = "token-delta"
 FOLD = "merge one of them into its base with peft first"
 
 
-def merge_extras(arguments: MergeArguments) -> tuple[dict[str, Any], list[Issue]]:
+def merge_extras(arguments: MergeConfig) -> tuple[dict[str, Any], list[Issue]]:
     """What a linear merge holds beside factors and magnitudes, by the names of `adapter_of`.
 
     Also warnings for what was dropped. Raises UnsupportedAdapter, naming parameter and cure, where
@@ -63,7 +63,7 @@ def merge_extras(arguments: MergeArguments) -> tuple[dict[str, Any], list[Issue]
     return {"whole": whole, "offsets": _lora_biases(arguments), "token_rows": rows}, dropped + lost
 
 
-def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank]) -> MergedModule:
+def merge_dora(arguments: MergeConfig, path: str, updates: Sequence[LowRank]) -> MergedModule:
     """One module of a merged DoRA adapter: a direction, and the magnitudes [out] that belong to it.
 
     updates: those of the adapters, of rank 0 where one lacks the module. Raises CompatibilityError
@@ -106,7 +106,7 @@ def merge_dora(arguments: MergeArguments, path: str, updates: Sequence[LowRank])
 
 
 def add_dora(
-    arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
+    arguments: MergeConfig, path: str, updates: Sequence[LowRank], weight: Tensor
 ) -> Tensor:
     """diag(c) W0 + L of one module, from W0 [out, in], which is written over."""
     w = torch.tensor(arguments.coefficients, dtype=torch.float64)
@@ -118,7 +118,7 @@ def add_dora(
 
 
 def _scaled(
-    arguments: MergeArguments, path: str, updates: Sequence[LowRank], weight: Tensor
+    arguments: MergeConfig, path: str, updates: Sequence[LowRank], weight: Tensor
 ) -> tuple[list[LowRank], Tensor]:
     """The updates of one module in float64 at scaling 1, and their c_i, [n, out]."""
     from loraprobe.composition.dora import magnitude_ratio
@@ -139,7 +139,7 @@ def _sum_of_scaled(w: Tensor, wide: Sequence[LowRank], ratios: Tensor) -> tuple[
     return 1 + w @ (ratios - 1), LowRank(A, B)
 
 
-def _full_weights(arguments: MergeArguments) -> tuple[dict[str, Tensor], list[Issue]]:
+def _full_weights(arguments: MergeConfig) -> tuple[dict[str, Tensor], list[Issue]]:
     """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings."""
     merged: dict[str, Tensor] = {}
     notes: list[Issue] = []
@@ -188,7 +188,7 @@ def _full_weights(arguments: MergeArguments) -> tuple[dict[str, Tensor], list[Is
     return merged, notes
 
 
-def _token_rows(arguments: MergeArguments) -> tuple[dict[str, TokenRows], list[Issue]]:
+def _token_rows(arguments: MergeConfig) -> tuple[dict[str, TokenRows], list[Issue]]:
     """Module -> merged rows, in the sources' widest dtype; and a warning for what was dropped."""
     holders = [adapter for adapter in arguments.adapters if adapter.token_rows]
     _check_tying(holders)
@@ -212,7 +212,7 @@ def _token_rows(arguments: MergeArguments) -> tuple[dict[str, TokenRows], list[I
     return merged, notes
 
 
-def _sum_of_rows(path: str, arguments: MergeArguments) -> TokenRows | None:
+def _sum_of_rows(path: str, arguments: MergeConfig) -> TokenRows | None:
     """The merged rows, summed in float64; None if rows of the base are needed and absent.
 
     Raises CompatibilityError for rows that do not fit each other or the base.
@@ -257,7 +257,7 @@ def _sum_of_rows(path: str, arguments: MergeArguments) -> TokenRows | None:
     return TokenRows(tuple(tokens), functools.partial(total.to, _widest(tables)))
 
 
-def _lora_biases(arguments: MergeArguments) -> dict[str, Tensor]:
+def _lora_biases(arguments: MergeConfig) -> dict[str, Tensor]:
     """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
 
     An adapter's config declares biases for all modules or for none, so modules without one get

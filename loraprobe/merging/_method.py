@@ -39,7 +39,8 @@ Generators = Sequence[torch.Generator]
 class MergeMethod(ABC):
     """A frozen dataclass whose fields are its options and whose call is the mathematics.
 
-    laws: which of these it obeys; tests/merging/test_merge_laws.py checks them for every method:
+    laws: which of these it obeys; tests/core/merging/test_merge_laws.py checks them for every
+    method:
         "identity": one adapter with weight 1 is that adapter;
         "order": permuting adapters and weights together changes nothing;
         "gauge": the basis in which A and B are stored (A -> G A, B -> B G^-1) changes nothing;
@@ -219,7 +220,7 @@ class BaseTensors(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class MergeArguments:
+class MergeConfig:
     """One merge, in which nothing is left to a default.
 
     rank: None for as many components as needed. dtype: of the written factors. allow: codes of
@@ -258,7 +259,7 @@ class MergeArguments:
         return sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
 
     @functools.cached_property
-    def ordered(self) -> MergeArguments:
+    def ordered(self) -> MergeConfig:
         """The same merge with its adapters in `order`."""
         return replace(
             self,

@@ -5,7 +5,7 @@ Python (but its `route`) call. Options, progress and times of a run
 are in `loraprobe.session`. These have the stages:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
-    examination     compatibility and diagnostics, licences
+    preflight       compatibility and diagnostics, licences
     transforms      `--subtract` and `--balance`
     plan            plans what is evaluated, and builds the compositions
     evaluator       opens the base, the form of prompts and kept results, and asks

@@ -24,16 +24,6 @@ from loraprobe.extension import Result, forms_of, installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import exclusions, verdict_with_next
-from loraprobe.pipeline.examination import (
-    WARNED,
-    Examination,
-    check,
-    examine,
-    merge_figures,
-    warning_figures,
-    with_issues,
-    with_licences,
-)
 from loraprobe.pipeline.inputs import (
     Inputs,
     check_engine,
@@ -42,7 +32,17 @@ from loraprobe.pipeline.inputs import (
     open_inputs,
 )
 from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, with_remarks
-from loraprobe.pipeline.transforms import Transformed, transform_inputs, with_layers
+from loraprobe.pipeline.preflight import (
+    WARNED,
+    PreflightReport,
+    check,
+    examine,
+    merge_figures,
+    warning_figures,
+    with_issues,
+    with_licences,
+)
+from loraprobe.pipeline.transforms import PreparedAdapters, transform_inputs, with_layers
 from loraprobe.records import (
     Compatibility,
     EvaluationRecords,
@@ -87,13 +87,13 @@ def inspect(
 
         opened = open_probe(probe, inputs.given)
     purpose: Purpose = "inspect" if base is None else "route" if asks_base else "measure"
-    examined = examine(inputs.adapters, inputs.base, purpose, session)
-    examined, _ = with_licences(examined, inputs)
+    preflight = examine(inputs.adapters, inputs.base, purpose, session)
+    preflight, _ = with_licences(preflight, inputs)
     result = Result(inputs.given, inputs.base, asked=asks_base)
-    examined, remarks = with_remarks(examined, session, result)
+    preflight, remarks = with_remarks(preflight, session, result)
     found: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
     found = "weights", EvaluationRecords(), [], ()
-    if asks_base and examined.compatibility.compatible:
+    if asks_base and preflight.compatibility.compatible:
         from loraprobe.pipeline.evaluate import run_pilot
         from loraprobe.pipeline.plan import plan_of
 
@@ -102,13 +102,13 @@ def inspect(
             found = run_pilot(inputs, plan, opened, session)
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
-        verdict = verdict_with_next(options, inputs, examined, level, measured)
+        verdict = verdict_with_next(options, inputs, preflight, level, measured)
     told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "serve": remarks.commands}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
 
         told["samples"] = unanswered_samples(samples, measured)
-    return Outcome(audit_of(session, inputs, examined, notes, **told))
+    return Outcome(audit_of(session, inputs, preflight, notes, **told))
 
 
 def merge(
@@ -124,21 +124,21 @@ def merge(
     finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    inputs, found, transformed = _opened("merge", adapters, session, base, tasks)
+    inputs, found, prepared = _opened("merge", adapters, session, base, tasks)
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.learning import learn_for
 
-        learned, notes = learn_for(inputs, transformed, session)
+        learned, notes = learn_for(inputs, prepared, session)
         weights = learned.factors
-    transformed = with_layers(transformed, options, learned)
-    dtype = transformed.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
-    as_given = transformed.adapters == tuple(inputs.adapters)
+    prepared = with_layers(prepared, options, learned)
+    dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
+    as_given = prepared.adapters == tuple(inputs.adapters)
     seen = diagnostics.Diagnosis(inputs.adapters, only=WARNED, seed=options.seed)
     with session.stage("merge"):
         merged = merging.merge(
-            transformed.adapters,
+            prepared.adapters,
             options.methods[0],
             space=options.space,
             rank=options.rank,
@@ -156,11 +156,11 @@ def merge(
         merged = merged.uncut
     with session.stage("diagnose"):
         norm = merged.norm if uncut else merged.adapter.norm()
-        figures = merge_figures(merged, norm, transformed)
+        figures = merge_figures(merged, norm, prepared)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
-    examined = Examination(with_issues(found, merged.issues), figures)
-    notes += [*transformed.notes, made_text(merged, norm, options, uncut)]
-    return finish(session, inputs, examined, notes, merged, transformed, search=learned)
+    preflight = PreflightReport(with_issues(found, merged.issues), figures)
+    notes += [*prepared.notes, made_text(merged, norm, options, uncut)]
+    return finish(session, inputs, preflight, notes, merged, prepared, search=learned)
 
 
 def compose(
@@ -185,22 +185,22 @@ def compose(
     from loraprobe.pipeline.learning import chosen_router
     from loraprobe.routing._saved import Routed
 
-    inputs, found, transformed = _opened("route", adapters, session, base, tasks)
+    inputs, found, prepared = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
-    router, learned, taught, notes = chosen_router(spec, inputs, transformed, session, again)
-    transformed = with_layers(transformed, options, learned)
-    composition = Composition(spec, transformed.adapters, router)
+    router, learned, taught, notes = chosen_router(spec, inputs, prepared, session, again)
+    prepared = with_layers(prepared, options, learned)
+    composition = Composition(spec, prepared.adapters, router)
     record = None if taught is None else taught.plain
-    made = Routed(composition, inputs.base, transformed.steps, learned=record)
+    made = Routed(composition, inputs.base, prepared.steps, learned=record)
     with session.stage("peft"):
-        notes += [*transformed.notes, made.peft_note]
+        notes += [*prepared.notes, made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(
         f"Composed {count(len(inputs.adapters), 'adapter')} with the router {called(spec)}."
     )
-    examined = Examination(found, figures)
-    return finish(session, inputs, examined, notes, made, transformed, search=learned)
+    preflight = PreflightReport(found, figures)
+    return finish(session, inputs, preflight, notes, made, prepared, search=learned)
 
 
 def _opened(
@@ -209,7 +209,7 @@ def _opened(
     session: Session,
     base: Base | Ref | None,
     tasks: Tasks,
-) -> tuple[Inputs, Compatibility, Transformed]:
+) -> tuple[Inputs, Compatibility, PreparedAdapters]:
     """What is opened, checked and transformed before adapters are merged or routed."""
     session.command = command
     kind = {"merge": "methods", "route": "routers"}[command]
@@ -258,19 +258,19 @@ def merge_and_eval(
 
     inputs, plan = _planned(adapters, session, base, tasks)
     options = session.options
-    examined = examine(inputs.adapters, inputs.base, "route", session)
-    if not examined.compatibility.compatible:
-        verdict = verdict_with_next(options, inputs, examined, "weights")
-        audit = audit_of(session, inputs, examined, verdict=verdict)
+    preflight = examine(inputs.adapters, inputs.base, "route", session)
+    if not preflight.compatibility.compatible:
+        verdict = verdict_with_next(options, inputs, preflight, "weights")
+        audit = audit_of(session, inputs, preflight, verdict=verdict)
         return Outcome(audit, why_nothing="the adapters do not fit together.")
-    transformed = transform_inputs(inputs, "route", session)
+    prepared = transform_inputs(inputs, "route", session)
     with asking(session):
-        found = evaluate(inputs, plan, transformed, session)
+        found = evaluate(inputs, plan, prepared, session)
     records, compositions = found.records, found.compositions
     with session.stage("save"):
         with_files = partial(found.builder.with_files, compositions)
         excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
-        verdict = verdict_with_next(options, inputs, examined, "evaluation", records, excluded)
+        verdict = verdict_with_next(options, inputs, preflight, "evaluation", records, excluded)
         made, why = recommend(verdict, compositions, found.builder)
         unwritten = [session.target] if made is None else []
         unwritten += [place for place, form in forms_of(options) if not form.takes(made)]
@@ -280,10 +280,10 @@ def merge_and_eval(
     outcome = finish(
         session,
         inputs,
-        examined,
+        preflight,
         found.notes,
         made,
-        transformed,
+        prepared,
         verdict,
         gates=found.gates,
         search=found.builder.learned,
@@ -344,8 +344,8 @@ def estimate_merge_and_eval(
     from loraprobe.pipeline.evaluator import open_evaluator
 
     inputs, plan = _planned(adapters, session, base, tasks)
-    examined = examine(inputs.adapters, inputs.base, "route", session)
-    compatibility.require(examined.compatibility)
+    preflight = examine(inputs.adapters, inputs.base, "route", session)
+    compatibility.require(preflight.compatibility)
     transform_inputs(inputs, "route", session)  # raises what the run would raise
     with nothing_kept(session), open_evaluator(inputs, plan, session) as evaluator:
         return estimate_of_plan(evaluator)

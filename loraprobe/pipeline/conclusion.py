@@ -17,8 +17,8 @@ from loraprobe.extension import installed
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
 from loraprobe.options import Options, flag_of, named_options, repeats
-from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.preflight import PreflightReport
 from loraprobe.pipeline.repeated import added_in_vain
 from loraprobe.records import (
     FORMS,
@@ -36,21 +36,21 @@ from loraprobe.verdict.reasons import limit_of_tokens, most_cut, reason_of
 if TYPE_CHECKING:  # a merge needs none of it
     from loraprobe.evaluation import System
 
-NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), Examination(Compatibility())
+NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), PreflightReport(Compatibility())
 
 
 def verdict_with_next(
     options: Options,
     inputs: Inputs,
-    examined: Examination,
+    preflight: PreflightReport,
     level: EvidenceLevel,
     measured: EvaluationRecords = NOTHING_MEASURED,
     excluded: Mapping[str, Exclusion] = {},
 ) -> Verdict:
     """The verdict on all evidence, with the command to run next."""
-    evidence = evidence_of(options, inputs, level, measured, examined, excluded=excluded)
+    evidence = evidence_of(options, inputs, level, measured, preflight, excluded=excluded)
     verdict = decided(evidence, options)
-    return with_next(verdict, options, inputs, measured, examined.compatibility)
+    return with_next(verdict, options, inputs, measured, preflight.compatibility)
 
 
 def decided(evidence: Evidence, options: Options, *own: Annotator) -> Verdict:
@@ -79,7 +79,7 @@ def evidence_of(
     inputs: Inputs,
     level: EvidenceLevel,
     measured: EvaluationRecords,
-    examined: Examination = NOT_EXAMINED,
+    preflight: PreflightReport = NOT_EXAMINED,
     excluded: Mapping[str, Exclusion] = {},
 ) -> Evidence:
     """What a verdict may look at, after a round of an evaluation and at the end of a run.
@@ -88,8 +88,8 @@ def evidence_of(
     """
     return Evidence(
         measured,
-        compatibility=examined.compatibility,
-        diagnostics=examined.diagnostics,
+        compatibility=preflight.compatibility,
+        diagnostics=preflight.diagnostics,
         tasks=len(inputs.tasks),
         guarded=tuple(guard.name for guard in inputs.guards),
         level=level,

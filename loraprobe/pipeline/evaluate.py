@@ -2,10 +2,11 @@
 first round.
 
 One run, step by step: `evaluate` opens the base and builds the systems of the plan.
-`EvaluationRun.ask` asks them, round after round. After a round `Asked` holds the answers, what they
-measure (`measured`) and the verdict by the intervals of this round (`evaluation.questions`). The
-run ends where the action is as certain as the decision (`Asked.settled`); else the systems that can
-no longer win are dropped (`losers`), and the others are asked the next round.
+`SequentialEvaluation.ask` asks them, round after round. After a round `RoundResult` holds the
+answers, what they measure (`measured`) and the verdict by the intervals of this round
+(`evaluation.questions`). The run ends where the action is as certain as the decision
+(`RoundResult.settled`); else the systems that can no longer win are dropped (`losers`), and the
+others are asked the next round.
 
 A composition that gains has to beat its controls too, so those of the one that the verdict is about
 are asked the same items before the run stops. The base and the single adapters always answer all
@@ -36,7 +37,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.learning import fit_routers, learn, learned_note
 from loraprobe.pipeline.plan import Plan, SystemBuilder, baseline_systems
 from loraprobe.pipeline.taught import taught_by
-from loraprobe.pipeline.transforms import Transformed
+from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -100,14 +101,14 @@ def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) ->
     return evaluation.wrong_samples(telling(samples, records), best.system, best.part)
 
 
-def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Session) -> Evaluated:
+def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
-    with open_evaluator(inputs, plan, session, transformed.general) as evaluator:
-        builder, notes = builder_for(evaluator, transformed)
+    with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
+        builder, notes = builder_for(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
-        found = EvaluationRun(
+        found = SequentialEvaluation(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
             evaluator.rounds(),
@@ -119,8 +120,8 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
             gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
     with session.stage("statistics"):
         records = found.records(coverage=coverage)
-    notes = [*evaluator.notes, *notes, *transformed.notes]
-    notes += ["Single adapters were evaluated as they are."] if transformed.steps else []
+    notes = [*evaluator.notes, *notes, *prepared.notes]
+    notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [learned_note(builder.learned)] if builder.learned else []
     notes += plan.left_out
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
@@ -129,17 +130,19 @@ def evaluate(inputs: Inputs, plan: Plan, transformed: Transformed, session: Sess
     return Evaluated(records, notes, gates, builder, composed, samples)
 
 
-def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemBuilder, list[str]]:
+def builder_for(
+    evaluator: Evaluator, prepared: PreparedAdapters
+) -> tuple[SystemBuilder, list[str]]:
     """A builder with fitted routers and learned weights, and notes on the routers.
 
     Both learn on items on which no system is scored.
     """
     inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
-    options, parts, path = session.options, evaluator.plan.parts, evaluator.ledger.path
+    options, parts, path = session.options, evaluator.plan.parts, evaluator.responses.path
     prompts, learned = dict[str, list[str]](), None
     with session.stage("fit"):
         routers, notes = fit_routers(
-            inputs.adapters, transformed, options, scorer, evaluator.plan, prompts
+            inputs.adapters, prepared, options, scorer, evaluator.plan, prompts
         )
         taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template).plain
     if parts is not None and options.learns:
@@ -147,14 +150,14 @@ def builder_for(evaluator: Evaluator, transformed: Transformed) -> tuple[SystemB
         with session.stage("learn"):
             learned = learn(
                 scorer,
-                transformed.adapters,
+                prepared.adapters,
                 parts,
                 options,
                 path=file,
                 resume=session.resume,
                 progress=session.progress,
             )
-    made = inputs.adapters, transformed, options, inputs.base, learned, routers, taught
+    made = inputs.adapters, prepared, options, inputs.base, learned, routers, taught
     return SystemBuilder(*made), notes
 
 
@@ -168,7 +171,7 @@ def controls_of(
 
 
 @dataclass(eq=False)
-class EvaluationRun:
+class SequentialEvaluation:
     """One run: asks systems round by round until the decision holds or the schedule ends.
 
     systems: all but the controls. make_controls: a function from the name of a composition and the
@@ -197,7 +200,7 @@ class EvaluationRun:
     def __post_init__(self) -> None:
         self.competing = list(self.systems)
 
-    def ask(self) -> Asked:
+    def ask(self) -> RoundResult:
         """What all systems and controls answered by the last round that was asked."""
         asked = self._ask_round(self.schedule[0])
         for this in self.schedule[1:]:
@@ -212,7 +215,7 @@ class EvaluationRun:
             asked = self._ask_round(this)
         return self._ask_last_controls(asked)
 
-    def _ask_round(self, this: Round) -> Asked:
+    def _ask_round(self, this: Round) -> RoundResult:
         """Asks whoever competes; and controls and guards where the decision hangs on them."""
         self.controls = {}
         self._ask(self.competing, this)
@@ -221,7 +224,7 @@ class EvaluationRun:
             return self.confirm(asked, this if asked.has_gain else None)
         return asked
 
-    def _ask_last_controls(self, asked: Asked) -> Asked:
+    def _ask_last_controls(self, asked: RoundResult) -> RoundResult:
         """Asks the controls in every case, of all systems.
 
         They do not count for a composition that does not gain: a first round of them is enough.
@@ -230,7 +233,7 @@ class EvaluationRun:
         on = self.schedule[0] if few else asked.round
         return self.confirm(self._asked(asked.round, [*self.systems, *asked.controls]), on)
 
-    def confirm(self, asked: Asked, on: Round | None) -> Asked:
+    def confirm(self, asked: RoundResult, on: Round | None) -> RoundResult:
         """Asks controls and guards of what the verdict is about, until that has answered them.
 
         on: the round on which controls are asked; None where the decision does not hang on them.
@@ -244,7 +247,7 @@ class EvaluationRun:
             else:
                 return asked
 
-    def _ask_controls(self, asked: Asked, leader: str, on: Round) -> Asked:
+    def _ask_controls(self, asked: RoundResult, leader: str, on: Round) -> RoundResult:
         """Asks the controls of one composition beside those that were asked before.
 
         A second random partner has the name of its composition behind its own.
@@ -261,7 +264,7 @@ class EvaluationRun:
         others = [system for system in asked.systems if system.kind != "control"]
         return self._asked(asked.round, [*others, *known.values()])
 
-    def _ask_guards(self, asked: Asked, names: set[str]) -> Asked:
+    def _ask_guards(self, asked: RoundResult, names: set[str]) -> RoundResult:
         """Asks the guards of some systems and of the base."""
         chosen = [system for system in asked.systems if system.name in {*names, BASE}]
         others = [row for row in self.guarded if row.system not in {*names, BASE}]
@@ -275,16 +278,16 @@ class EvaluationRun:
         others = [row for row in self.results if row.system not in names]
         self.results = others + replace(self.evaluator, tasks=on.tasks).run(systems, self.parts)
 
-    def _asked(self, on: Round, systems: Sequence[System]) -> Asked:
+    def _asked(self, on: Round, systems: Sequence[System]) -> RoundResult:
         """What these systems answered by a round."""
         names = {system.name for system in systems}
         rows = [row for row in self.results if row.system in names]
         kept = self.dropped, self.guarded
-        return Asked(self.evaluator, on, systems, rows, *kept, level=self.level)
+        return RoundResult(self.evaluator, on, systems, rows, *kept, level=self.level)
 
 
 @dataclass(frozen=True)
-class Asked:
+class RoundResult:
     """What systems answered by a round.
 
     systems: all, in the order in which they are reported, controls last. dropped: those that could
@@ -354,8 +357,8 @@ class Asked:
         """The adapters that answer hops of the chain; asked where guards concern them."""
         if not self.round.guards:
             return set()
-        ledger, chat = self.evaluator.ledger, self.evaluator.scorer.chat_template
-        hops = evaluation.chain_hops(self.systems, self.round.tasks, ledger, chat)
+        responses, chat = self.evaluator.responses, self.evaluator.scorer.chat_template
+        hops = evaluation.chain_hops(self.systems, self.round.tasks, responses, chat)
         return {row.adapter for row in hops} - {BASE}
 
     @functools.cached_property
@@ -453,7 +456,7 @@ class Asked:
             coverage=self.measured.coverage + coverage,
             attribution=attribution,
             chain=evaluation.chain_hops(
-                self.systems, here.tasks, self.evaluator.ledger, scorer.chat_template
+                self.systems, here.tasks, self.evaluator.responses, scorer.chat_template
             ),
             rounds=Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped),
         )
@@ -514,22 +517,24 @@ def run_pilot(
 
 def _compositions(
     evaluator: Evaluator, first: Round, singles: Sequence[System], alone: Sequence[ItemResult]
-) -> tuple[Asked, list[str]]:
+) -> tuple[RoundResult, list[str]]:
     """The first round of the compositions, on a few questions, and notes.
 
     alone: results of the base and the single adapters. Controls are asked only where a composition
     gains more than the margin: nothing else depends on them.
     """
     inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
-    builder, notes = builder_for(evaluator, Transformed(tuple(inputs.adapters)))
+    builder, notes = builder_for(evaluator, PreparedAdapters(tuple(inputs.adapters)))
     names = {adapter.name for adapter in inputs.adapters}
     specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
     with session.stage("compose"):
         composed, left_out = builder.build_each({spec: spec for spec in specs})
     results = [*alone, *replace(evaluator, tasks=first.tasks).run(composed, FORMS)]
     make = functools.partial(controls_of, builder, composed)
-    run = EvaluationRun(evaluator, (), [first], make, parts=FORMS, level="pilot", results=results)
-    asked = Asked(evaluator, first, [*singles, *composed], results, level="pilot")
+    run = SequentialEvaluation(
+        evaluator, (), [first], make, parts=FORMS, level="pilot", results=results
+    )
+    asked = RoundResult(evaluator, first, [*singles, *composed], results, level="pilot")
     return run.confirm(asked, first if asked.has_gain else None), [*notes, *left_out]
 
 

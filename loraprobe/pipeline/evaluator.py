@@ -22,7 +22,7 @@ from loraprobe.base import Base, load_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.defaults import LOSS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
-from loraprobe.evaluation import Ledger, Round, System, choose_template, stored_as
+from loraprobe.evaluation import ResponseCache, Round, System, choose_template, stored_as
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
 from loraprobe.evaluation.questions import BASE, Question
 from loraprobe.extension import Workload, engine_of
@@ -57,24 +57,24 @@ LEARNED, NEXT_TOKENS, ASKED = "learned.jsonl", "next-tokens", "asked.jsonl"
 
 @dataclass(frozen=True)
 class Evaluator(AbstractContextManager["Evaluator"]):
-    """Scores systems on one base in memory; the ledger stores each batch of results at once.
+    """Scores systems on one base in memory; each batch of results is cached at once.
 
     `tasks` are asked: those of `plan`, or a sample of their items. `local` scores by transformers
-    where an engine is the scorer. As a context it closes the ledger.
+    where an engine is the scorer. As a context it closes the response cache.
     """
 
     inputs: Inputs
     session: Session
     scorer: Scorer
     local: ModelScorer
-    ledger: Ledger
+    responses: ResponseCache
     tasks: Sequence[Task]
     plan: Plan = field(default_factory=Plan)
     notes: Sequence[str] = ()
     template: tuple[Coverage, ...] = ()
 
     def __exit__(self, *_: object) -> None:
-        self.ledger.close()
+        self.responses.close()
         self.scorer.close()
 
     def rounds(self) -> tuple[Round, ...]:
@@ -89,7 +89,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
     ) -> list[ItemResult]:
         """Results of systems on all tasks, or on `parts` of their items.
 
-        Results in the ledger are not computed again.
+        Results in the response cache are not computed again.
         """
         options = self.session.options
         here = isinstance(self.session.executor, LocalExecutor)
@@ -98,7 +98,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
                 self.scorer,
                 systems,
                 self.tasks,
-                self.ledger,
+                self.responses,
                 max_new_tokens=options.max_new_tokens,
                 progress=self.session.progress,
                 parts=parts,
@@ -170,20 +170,20 @@ def open_evaluator(
         )
     with contextlib.ExitStack() as stack:
         stack.callback(scorer.close)
-        ledger, kept = open_ledger([*adapters, *others], inputs.base, inputs.tasks, session)
-        stack.callback(ledger.close)
+        responses, kept = open_responses([*adapters, *others], inputs.base, inputs.tasks, session)
+        stack.callback(responses.close)
         scorer, why, template = with_better_template(
-            scorer, session, adapters, plan.tasks, ledger, inputs.base
+            scorer, session, adapters, plan.tasks, responses, inputs.base
         )
         # Answers in the chosen form are results of the adapters.
         names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
-        known = [row for row in ledger if row.system in names]
-        ledger.add_missing([replace(row, system=names[row.system]) for row in known])
-        elsewhere = _with_answers_elsewhere(ledger, inputs.tasks, plan, session, scorer)
+        known = [row for row in responses if row.system in names]
+        responses.add_missing([replace(row, system=names[row.system]) for row in known])
+        elsewhere = _with_answers_elsewhere(responses, inputs.tasks, plan, session, scorer)
         stack.pop_all()
     notes += [*why, *told, kept, elsewhere]
     local = local.with_template(scorer.chat_template)
-    return Evaluator(inputs, session, scorer, local, ledger, plan.tasks, plan, notes, template)
+    return Evaluator(inputs, session, scorer, local, responses, plan.tasks, plan, notes, template)
 
 
 def task_notes(tasks: Sequence[Task], metric: str | None) -> list[str]:
@@ -247,14 +247,14 @@ def with_better_template(
     session: Session,
     adapters: Sequence[Adapter],
     tasks: Sequence[Task],
-    kept: Ledger | None = None,
+    kept: ResponseCache | None = None,
     base: Base | None = None,
 ) -> tuple[AnyScorer, list[str], tuple[Coverage, ...]]:
     """The scorer in the better form of prompts; notes; the accuracies with and without template.
 
     With `--chat-template auto` the single adapters answer a sample of the tasks with and without
-    the template; another value is kept as it is. kept: the ledger of their answers. base: its card
-    may tell the form where the answers do not.
+    the template; another value is kept as it is. kept: the response cache of their answers. base:
+    its card may tell the form where the answers do not.
     """
     options = session.options
     if options.chat_template != "auto" or not tasks:
@@ -293,10 +293,10 @@ def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, st
     return False, "no card and no tokenizer of theirs shows a form"
 
 
-def open_ledger(
+def open_responses(
     adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], session: Session
-) -> tuple[Ledger, str]:
-    """The ledger of this run, and a note on the results that --resume found, or why none.
+) -> tuple[ResponseCache, str]:
+    """The response cache of this run, and a note on the results that --resume found, or why none.
 
     With `--chat-template auto` it also holds the answers that choose the form of prompts, which
     follows from them.
@@ -310,12 +310,12 @@ def open_ledger(
     }
     runs = cache_directory() / "runs"
     place = session.state or runs / digest(decides)
-    ledger = Ledger(place, session.resume, fingerprint=decides)
+    responses = ResponseCache(place, session.resume, fingerprint=decides)
     if not session.resume:
-        return ledger, ""
-    if len(ledger):
-        return ledger, f"{len(ledger)} results of an earlier run of this call were kept."
-    return ledger, _what_changed(runs, decides)
+        return responses, ""
+    if len(responses):
+        return responses, f"{len(responses)} results of an earlier run of this call were kept."
+    return responses, _what_changed(runs, decides)
 
 
 def identity(
@@ -347,33 +347,33 @@ def identity(
 
 
 def _with_answers_elsewhere(
-    ledger: Ledger, tasks: Sequence[Task], plan: Plan, session: Session, scorer: Scorer
+    responses: ResponseCache, tasks: Sequence[Task], plan: Plan, session: Session, scorer: Scorer
 ) -> str:
     """Adds the answers that runs on other items kept to the same questions; a note on them, or "".
 
     The runs differ in their tasks alone and asked in the same form. Systems that learn from items
     are left out: of other items they learn something else.
     """
-    if ledger.path is None:
+    if responses.path is None:
         return ""
     places = {_asked(i): (task.name, i.id, i.cluster) for task in tasks for i in task.items}
     items = {task.name: {item.id: _asked(item) for item in task.items} for task in tasks}
     asked = {"form": scorer.chat_template, "items": items}
-    JsonLines(ledger.path.parent / ASKED, False, asked, dict).close()
+    JsonLines(responses.path.parent / ASKED, False, asked, dict).close()
     rows = list[ItemResult]()
     for file in sorted((cache_directory() / "runs").glob(f"*/{NAME}")) if session.resume else ():
         with contextlib.suppress(LoraprobeError):
-            rows += _answers_in(file, ledger, places, scorer.chat_template)
+            rows += _answers_in(file, responses, places, scorer.chat_template)
     if session.options.learns:
-        rows = [row for row in rows if row.system in {BASE, *ledger.fingerprint["order"]}]
+        rows = [row for row in rows if row.system in {BASE, *responses.fingerprint["order"]}]
     learned = [f"{start}{spec}" for spec in plan.learning for start in ("", "random-partner:")]
-    before = len(ledger)
-    ledger.add_missing(row for row in rows if not row.system.startswith((*learned,)))
-    return f"{len(ledger)} results of earlier runs were kept." if len(ledger) > before else ""
+    before = len(responses)
+    responses.add_missing(row for row in rows if not row.system.startswith((*learned,)))
+    return f"{len(responses)} results of earlier runs were kept." if len(responses) > before else ""
 
 
 def _answers_in(
-    file: Path, ledger: Ledger, places: Mapping[str, tuple[str, str, str]], form: bool
+    file: Path, responses: ResponseCache, places: Mapping[str, tuple[str, str, str]], form: bool
 ) -> list[ItemResult]:
     """The answers of another run to the same questions, none where it asked other systems.
 
@@ -381,11 +381,11 @@ def _answers_in(
     """
     known = read_fingerprint(file) or {}
     asked = read_fingerprint(file.parent / ASKED) or {}
-    same = {**known, "tasks": None} == {**ledger.fingerprint, "tasks": None}
-    if file == ledger.path or not same or asked.get("form") != form:
+    same = {**known, "tasks": None} == {**responses.fingerprint, "tasks": None}
+    if file == responses.path or not same or asked.get("form") != form:
         return []
     rows = []
-    with contextlib.closing(Ledger(file, True, fingerprint=known)) as other:
+    with contextlib.closing(ResponseCache(file, True, fingerprint=known)) as other:
         for row in other:
             place = places.get(asked["items"].get(row.task, {}).get(row.item, ""))
             if place is not None:

@@ -49,7 +49,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import WHY_PER_PROMPT, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.taught import Taught, taught_by
-from loraprobe.pipeline.transforms import Transformed, check_scalable, layer_of
+from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable, layer_of
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, Progress, called
 from loraprobe.results import JsonLines
@@ -68,7 +68,7 @@ WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
 def chosen_router(
     spec: str,
     inputs: Inputs,
-    transformed: Transformed,
+    prepared: PreparedAdapters,
     session: Session,
     again: Taught | None = None,
 ) -> tuple[Router, LearnedWeights | None, Taught | None, list[str]]:
@@ -86,14 +86,14 @@ def chosen_router(
             f"{spec} gives each token gates of its own, so it takes no --weights; they go "
             "with --router=constant."
         )
-    for holder in transformed.adapters if not router.weighs_whole else ():
+    for holder in prepared.adapters if not router.weighs_whole else ():
         if what := unroutable(holder):
             raise UnsupportedAdapter(
                 f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
                 "--router=constant, or leave that adapter out."
             )
     if options.learns:
-        learned, notes = learn_for(inputs, transformed, session)
+        learned, notes = learn_for(inputs, prepared, session)
         return ConstantGates(learned.factors), learned, None, notes
     if options.weights is not None:
         return ConstantGates(options.given_weights), None, None, []
@@ -108,18 +108,18 @@ def chosen_router(
     scorer, notes = open_scorer(inputs.base, dtype, session)
     with session.stage("fit"):
         if again is not None:
-            fitted = fitted_to(router, scorer, transformed.adapters, again.prompts)
+            fitted = fitted_to(router, scorer, prepared.adapters, again.prompts)
             return fitted, None, again, [*notes, scorer.note()]
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
         prompts = dict[str, list[str]]()
-        routers, more = fit_routers(inputs.adapters, transformed, options, scorer, plan, prompts)
+        routers, more = fit_routers(inputs.adapters, prepared, options, scorer, plan, prompts)
         taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template)
     return routers[spec], None, taught, [*notes, *more, scorer.note()]
 
 
 def fit_routers(
     adapters: Sequence[Adapter],
-    transformed: Transformed,
+    prepared: PreparedAdapters,
     options: Options,
     scorer: ModelScorer,
     plan: Plan,
@@ -149,12 +149,12 @@ def fit_routers(
         states = dict[type[Router], dict[str, Tensor]]()
         for router in learning.values():
             if router.learner not in states:
-                first = fitted_to(router, scorer, transformed.adapters, prompts)
+                first = fitted_to(router, scorer, prepared.adapters, prompts)
                 states[router.learner] = first.state()
         fitted = {spec: one.with_state(states[one.learner]) for spec, one in learning.items()}
         question = next(iter(prompts.values()))[0]
         for spec, router in fitted.items() if not named else ():  # each begins an answer
-            with scorer.with_composition(Composition(spec, tuple(transformed.adapters), router)):
+            with scorer.with_composition(Composition(spec, tuple(prepared.adapters), router)):
                 scorer.generate([question], max_new_tokens=2)
     except (UsageError, UnsupportedAdapter) as error:
         if named:
@@ -327,7 +327,7 @@ def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
 
 
 def learn_for(
-    inputs: Inputs, transformed: Transformed, session: Session
+    inputs: Inputs, prepared: PreparedAdapters, session: Session
 ) -> tuple[LearnedWeights, list[str]]:
     """The weights of a merge or a route, learned as an evaluation would, and notes.
 
@@ -339,7 +339,7 @@ def learn_for(
             "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
             "--task=FILE."
         )
-    options, experts = session.options, transformed.adapters
+    options, experts = session.options, prepared.adapters
     check_learnable(experts, options)
     parts = split_for_weights(inputs.tasks, options)
     scorer, notes = open_scorer(inputs.base, "auto", session)

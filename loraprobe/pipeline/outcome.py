@@ -31,10 +31,10 @@ from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import NOTHING_MEASURED, request_of, verdict_with_next
-from loraprobe.pipeline.examination import Examination, with_issues, with_licences
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
-from loraprobe.pipeline.transforms import Transformed
+from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import NOTHING, Audit, Command, Sample, Verdict, called
 from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
@@ -75,21 +75,21 @@ class Outcome:
 
 
 def with_remarks(
-    examined: Examination, session: Session, result: Result
-) -> tuple[Examination, Remarks]:
+    preflight: PreflightReport, session: Session, result: Result
+) -> tuple[PreflightReport, Remarks]:
     """The findings with those of extensions, and all that these tell of a result."""
     told = remarks_of(session, result)
-    found = with_issues(examined.compatibility, told.issues)
-    return replace(examined, compatibility=found), told
+    found = with_issues(preflight.compatibility, told.issues)
+    return replace(preflight, compatibility=found), told
 
 
 def finish(
     session: Session,
     inputs: Inputs,
-    examined: Examination,
+    preflight: PreflightReport,
     notes: Iterable[str],
     made: Merged | Routed | None,
-    transformed: Transformed,
+    prepared: PreparedAdapters,
     verdict: Verdict | None = None,
     **fields: Any,
 ) -> Outcome:
@@ -100,38 +100,38 @@ def finish(
     asked; None where nothing was. fields: of the audit.
     """
     if verdict is None and len(inputs.adapters) > 1:
-        verdict = verdict_with_next(session.options, inputs, examined, "weights")
-    examined, licences = with_licences(examined, inputs)
+        verdict = verdict_with_next(session.options, inputs, preflight, "weights")
+    preflight, licences = with_licences(preflight, inputs)
     merged = made if isinstance(made, Merged) else None
     chain = fields.get("evaluation", NOTHING_MEASURED).chain
     evaluated = verdict is not None and verdict.composes
     result = Result(inputs.given, inputs.base, merged, verdict, chain)
-    examined, remarks = with_remarks(examined, session, result)
+    preflight, remarks = with_remarks(preflight, session, result)
     if verdict is not None:
         verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
-    steps = transformed.steps
+    steps = prepared.steps
     audit = audit_of(
         session,
         inputs,
-        examined,
+        preflight,
         notes,
         **{"transformations": steps, "verdict": verdict, "serve": remarks.commands, **fields},
     )
     how = None
     if made is not None:
-        how = front_matter(made, audit, session.options, transformed.general)[KEY]
+        how = front_matter(made, audit, session.options, prepared.general)[KEY]
     forms = [one for one in forms_of(session.options) if one[1].takes(made)]
     place = session.target or next((place for place, _ in forms), None)
     if audit.evaluation.scores:
         keep_verdict(inputs, audit, how)
     elif how is not None and (known := repeated_verdict(inputs, audit, how)):
-        sources = (*inputs.given, *transformed.general)
+        sources = (*inputs.given, *prepared.general)
         step = _verify(session.options, inputs, audit, sources, place)
         audit = replace(audit, verdict=replace(known, next=step))
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
-    made = with_card(made, told, session.options, transformed.general)
+    made = with_card(made, told, session.options, prepared.general)
     if place is None:
         return Outcome(audit, made)
     if verdict is not None and evaluated:  # whose own step would write it a second time
@@ -187,7 +187,7 @@ def recommend(
     from loraprobe.routing._saved import Routed
 
     learned = builder.taught if built.composition.router.state() else None
-    steps = builder.transformed.steps
+    steps = builder.prepared.steps
     routed = Routed(built.composition, builder.base, steps, learned=learned)
     return routed, f"{called(name)} weighs the adapters by the text, which no weights do."
 
@@ -198,7 +198,7 @@ def recommend(
 def audit_of(
     session: Session,
     inputs: Inputs,
-    examined: Examination,
+    preflight: PreflightReport,
     notes: Iterable[str] = (),
     **fields: Any,
 ) -> Audit:
@@ -208,7 +208,7 @@ def audit_of(
     """
     norms = {
         row.adapters[0]: row.value
-        for row in examined.diagnostics
+        for row in preflight.diagnostics
         if row.name == "norm" and row.module is None
     }
     hashes = in_order(lambda adapter: adapter.sha256, inputs.adapters)  # which adapters keep
@@ -239,13 +239,13 @@ def audit_of(
             guards=tuple(guard.summary() for guard in inputs.guards),
         ),
         adapters=tuple(
-            replace(a.summary(norms.get(a.name)), license=examined.licences.get(a.name))
+            replace(a.summary(norms.get(a.name)), license=preflight.licences.get(a.name))
             for a in inputs.adapters
         ),
         base=inputs.base.summary() if inputs.base is not None else None,
-        compatibility=map_texts(examined.compatibility, public),
-        diagnostics=examined.diagnostics,
-        layers=examined.layers,
+        compatibility=map_texts(preflight.compatibility, public),
+        diagnostics=preflight.diagnostics,
+        layers=preflight.layers,
         notes=map_texts(tuple(filter(None, notes)), public),
         **{"places": typed, **fields},
     )

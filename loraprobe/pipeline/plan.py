@@ -28,12 +28,12 @@ from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
 from loraprobe.options import Options
-from loraprobe.pipeline.transforms import Transformed, scaled_by_layer
+from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
     BY_PROMPT,
     COMPOSITIONS,
     FIXED,
-    SEVERAL_ADAPTERS,
+    MULTI_ADAPTER_KINDS,
     SHRUNK,
     LearnedWeights,
     SystemKind,
@@ -124,7 +124,7 @@ def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:
         methods.append("task_arithmetic")  # otherwise the weights would have no effect
     specs = [*methods, *options.routers, *added, *(["chain"] if hops else [])]
     if options.systems:
-        extra = [one for one in options.systems if kind_of(one) in SEVERAL_ADAPTERS]
+        extra = [one for one in options.systems if kind_of(one) in MULTI_ADAPTER_KINDS]
         specs = [*(spec for spec in specs if spec in options.systems), *extra]
     return list(dict.fromkeys(specs))
 
@@ -198,13 +198,13 @@ def constant_gates(
 class SystemBuilder:
     """Builds compositions of adapters from specs.
 
-    trained: the adapters as they were trained; transformed: those that are merged and routed.
+    trained: the adapters as they were trained; prepared: those that are merged and routed.
     learned: weights that were learned. routers: those that were fitted to prompts, by spec.
     taught: where these prompts stand, as a card says it.
     """
 
     trained: Sequence[Adapter]
-    transformed: Transformed
+    prepared: PreparedAdapters
     options: Options
     base: Base | None = None
     learned: LearnedWeights | None = None
@@ -221,7 +221,7 @@ class SystemBuilder:
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
     ) -> System:
         """A merge method, a router or "chain" over adapters (the transformed ones unless given)."""
-        experts = tuple(self.transformed.adapters if adapters is None else adapters)
+        experts = tuple(self.prepared.adapters if adapters is None else adapters)
         kind, name = kind_of(spec), name or spec
         if kind == "chain":
             return System(name, kind, chain=tuple(map(single, self.trained)))
@@ -246,7 +246,7 @@ class SystemBuilder:
         self, spec: str, experts: Sequence[Adapter] | None = None, name: str | None = None
     ) -> Merged:
         """A merge as one adapter (of the transformed ones unless given)."""
-        experts = self._weighed(spec, self.transformed.adapters if experts is None else experts)
+        experts = self._weighed(spec, self.prepared.adapters if experts is None else experts)
         return merge(
             experts,
             spec,
@@ -256,7 +256,7 @@ class SystemBuilder:
             allow=self.options.allow,
             base=self.base,
             weights=self.weights,
-            dtype=self.transformed.dtype,
+            dtype=self.prepared.dtype,
             name=name,
         )
 
@@ -300,7 +300,7 @@ class SystemBuilder:
         weight = None if self.base is None else self.base.weight
         partners = [
             expert if trained is chosen else random_partner(expert, self.options.seed, weight)
-            for trained, expert in zip(self.trained, self.transformed.adapters, strict=True)
+            for trained, expert in zip(self.trained, self.prepared.adapters, strict=True)
         ]
         random = self.build(spec, partners, name="random-partner").composition
         self.made_controls[key] = [

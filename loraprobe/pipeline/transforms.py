@@ -41,7 +41,7 @@ from loraprobe.session import Session
 
 
 @dataclass(frozen=True)
-class Transformed:
+class PreparedAdapters:
     """Adapters as they are merged and routed, and what was done to each.
 
     general: the adapters that were subtracted. dtype: that of a merge, the widest of the sources';
@@ -56,7 +56,7 @@ class Transformed:
     dtype: torch.dtype | None = None
 
 
-def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Transformed:
+def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> PreparedAdapters:
     """The adapters of a run, balanced and subtracted from as its options say.
 
     Raises CompatibilityError where the adapters that `--subtract` names do not fit the others or
@@ -100,7 +100,7 @@ def transform(
     options: Options,
     general: Sequence[Adapter] = (),
     base: Base | None = None,
-) -> Transformed:
+) -> PreparedAdapters:
     """The adapters as options.balance and the general adapters to subtract make them.
 
     base: brings all of them to its layout of fused projections, as `compatibility.aligned` does.
@@ -108,7 +108,7 @@ def transform(
     if nothing is left of an adapter.
     """
     if options.balance == "none" and not general:
-        return Transformed(tuple(adapters))
+        return PreparedAdapters(tuple(adapters))
     together = compatibility.aligned([*adapters, *general], base)
     adapters, general = together[: len(adapters)], together[len(adapters) :]
     before = [adapter.norm() for adapter in adapters]
@@ -146,7 +146,7 @@ def transform(
     )
     sources = [adapter.dtype for adapter in (*adapters, *general)]
     widest = functools.reduce(torch.promote_types, sources)
-    return Transformed(tuple(made), tuple(general), steps, _notes(steps, options), widest)
+    return PreparedAdapters(tuple(made), tuple(general), steps, _notes(steps, options), widest)
 
 
 def scaled_adapter(
@@ -195,11 +195,11 @@ def scaled_by_layer(
 
 
 def with_layers(
-    transformed: Transformed, options: Options, learned: LearnedWeights | None
-) -> Transformed:
+    prepared: PreparedAdapters, options: Options, learned: LearnedWeights | None
+) -> PreparedAdapters:
     """The adapters times the weights of single layers that were learned or given, if any were."""
     layers = options.layers if learned is None else learned.layers
-    return replace(transformed, adapters=scaled_by_layer(transformed.adapters, layers))
+    return replace(prepared, adapters=scaled_by_layer(prepared.adapters, layers))
 
 
 def check_scalable(adapter: Adapter) -> None:

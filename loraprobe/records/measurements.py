@@ -50,7 +50,7 @@ KINDS: Mapping[ScoredKind, Kind] = {
 }
 BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")
 COMPOSITIONS = tuple(name for name, kind in KINDS.items() if kind.role == "composition")
-SEVERAL_ADAPTERS = (*COMPOSITIONS, "chain")  # kinds of systems that put several to use
+MULTI_ADAPTER_KINDS = (*COMPOSITIONS, "chain")  # kinds of systems that put several to use
 # The systems that are no method and no router, by the name that asks for them.
 FIXED: Mapping[str, SystemKind] = {
     "base": "base",

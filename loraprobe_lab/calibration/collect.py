@@ -23,13 +23,13 @@ from loraprobe import compatibility, hub
 from loraprobe.base import Base
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger, run_systems
+from loraprobe.evaluation import ResponseCache, run_systems
 from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.learning import fit_routers
 from loraprobe.pipeline.plan import SystemBuilder, baseline_systems, plan_of
-from loraprobe.pipeline.transforms import Transformed
+from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import ItemResult, Progress
 from loraprobe.session import Session
 from loraprobe.tasks import Task, load_task
@@ -200,12 +200,12 @@ def answer_world(
 class WorldAnswers:
     """Asks the adapter sets of one world on one copy of its base.
 
-    The ledger holds what base and single adapters answered, so that sets share it.
+    The response cache holds what base and single adapters answered, so that sets share it.
     """
 
     base: Base
     options: Options
-    ledger: Ledger = field(default_factory=Ledger)
+    responses: ResponseCache = field(default_factory=ResponseCache)
 
     @cached_property
     def scorer(self) -> Any:
@@ -223,16 +223,16 @@ class WorldAnswers:
             raise LoraprobeError(f"The adapters of {name} do not fit together or to the base.")
         adapters = compatibility.aligned(adapters, self.base)
         tasks = [_question_alone(path, limit) for path in scenario.tasks]
-        transformed = Transformed(tuple(adapters))
+        prepared = PreparedAdapters(tuple(adapters))
         plan = plan_of(options, adapters, tasks)
-        routers, _ = fit_routers(adapters, transformed, options, self.scorer, plan)
-        builder = SystemBuilder(adapters, transformed, options, self.base, routers=routers)
+        routers, _ = fit_routers(adapters, prepared, options, self.scorer, plan)
+        builder = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
         built = [builder.build(spec) for spec in plan.fitted(routers)]
         composed = [replace(system, stored=f"{name}:{system.name}") for system in built]
         systems = [*baseline_systems(adapters), *composed]
         left = plan.tasks if routers else tasks
         most = options.max_new_tokens
-        results = run_systems(self.scorer, systems, left, self.ledger, max_new_tokens=most)
+        results = run_systems(self.scorer, systems, left, self.responses, max_new_tokens=most)
         return {s.name: s.kind for s in systems}, results
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import Ledger
+from loraprobe.evaluation import ResponseCache
 from loraprobe.evaluation.gains import tabulate
 from loraprobe.evaluation.statistics import Array, fieller, quantile
 from loraprobe.lora.spaces import SPACES
@@ -333,30 +333,30 @@ class CaseResults:
 def evaluate_case(
     evaluator: WorldEvaluator, case: MethodsCase, systems: Sequence[ComparedSystem]
 ) -> CaseResults:
-    """The results of every system; those in the ledger are not computed again.
+    """The results of every system; those in the response cache are not computed again.
 
     A chain needs no worked steps, but counts under the form in which the others are asked.
     """
-    tasks, ledger, form = (
+    tasks, responses, form = (
         evaluator.tasks(case.scenario.tasks),
-        evaluator.ledger(case.name),
+        evaluator.responses(case.name),
         FORM[case.kind],
     )
     adapters = list(evaluator.adapters(case.roles).values())
     for baseline in baseline_systems(adapters):
-        evaluator.evaluate(ledger, baseline, tasks, {"question", form})
+        evaluator.evaluate(responses, baseline, tasks, {"question", form})
     refused: dict[str, str] = {}
     for at, system in enumerate(systems, 1):
         part = "question" if system.family == "chain" else form
         answered = all(
-            ledger.get(system.label, task.name, part, item.id)
+            responses.get(system.label, task.name, part, item.id)
             for task in tasks
             for item in task.items
         )
         if not answered and (system.family != "chain" or tasks[0].has_hops):
             try:
                 builder = system.builder(adapters)
-                left, experts = case.left(evaluator.limit), builder.transformed.adapters
+                left, experts = case.left(evaluator.limit), builder.prepared.adapters
                 needs = system.family == "router" and ROUTERS.make(system.spec).needs_prompts
                 if (needs or system.learned) and not left:
                     raise UsageError(f"No items of {case.name} are left to learn from.")
@@ -369,17 +369,17 @@ def evaluate_case(
                     found = learn(evaluator.scorer, experts, parts, builder.options)
                     builder = replace(builder, learned=found)
                 built = builder.build(system.spec, name=system.label)
-                evaluator.evaluate(ledger, built, tasks, {form})
+                evaluator.evaluate(responses, built, tasks, {form})
             except LoraprobeError as error:
                 refused[system.label] = str(error)
         evaluator.progress(f"ask {case.name}", at, len(systems))
     asked = {system.label for system in systems} - set(refused)
-    return CaseResults(case, tuple(_results(case, ledger, asked)), refused)
+    return CaseResults(case, tuple(_results(case, responses, asked)), refused)
 
 
-def _results(case: MethodsCase, ledger: Ledger, asked: set[str]) -> Iterator[ItemResult]:
+def _results(case: MethodsCase, responses: ResponseCache, asked: set[str]) -> Iterator[ItemResult]:
     """The results in the form of the question, singles under their roles."""
-    for row in ledger:
+    for row in responses:
         if row.system == "chain":
             if row.part == "question" and "chain" in asked:
                 yield replace(row, part=FORM[case.kind])

@@ -24,7 +24,7 @@ from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.statistics import wilson
 from loraprobe.options import Options
 from loraprobe.pipeline.plan import SystemBuilder, baseline_systems
-from loraprobe.pipeline.transforms import Transformed
+from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import Estimate, Gain, Interval, ItemPart, ItemResult
 from loraprobe.records.measurements import Z95, items_needed
 from loraprobe_lab.experiments.pages import DARK, GREEN, GREY, RED, Pages, as_svg, drawing, render
@@ -96,7 +96,7 @@ def _systems(
     found = [(system, forms) for system in baseline_systems(list(adapters.values()))]
     for scenario in scenarios:
         chosen = tuple(adapters[name] for name in scenario.adapters)
-        builder = SystemBuilder(chosen, Transformed(chosen), Options())
+        builder = SystemBuilder(chosen, PreparedAdapters(chosen), Options())
         own = forms if scenario.axes["form"] == "question" else frozenset({"steps"})
         chain = ("chain",) if scenario.axes["library"] == 2 else ()
         for method in (*METHODS, *chain):

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from loraprobe.base import load_base, open_base, pick_device
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import Ledger, System, run_systems
+from loraprobe.evaluation import ResponseCache, System, run_systems
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages
@@ -97,8 +97,8 @@ class WorldEvaluator:
     """Evaluates systems on the tasks of one world, on one copy of its base.
 
     Results are stored in ledgers in `directory` as they come and are not computed again. The name
-    of a ledger contains a digest of the world's files, its base, and `limit`, the number of items
-    of each task.
+    of a response cache contains a digest of the world's files, its base, and `limit`, the number of
+    items of each task.
     """
 
     def __init__(
@@ -136,23 +136,23 @@ class WorldEvaluator:
         """The task files, each once. Raises TaskError for a bad line."""
         return [load_task(path, self.limit) for path in dict.fromkeys(paths)]
 
-    def ledger(self, name: str) -> Ledger:
+    def responses(self, name: str) -> ResponseCache:
         path = self._directory / f"{name}-{self._digest}.jsonl"
-        return Ledger(path, resume=True, fingerprint={"world": self._digest, "name": name})
+        return ResponseCache(path, resume=True, fingerprint={"world": self._digest, "name": name})
 
     def evaluate_all(
         self, name: str, asked: Sequence[tuple[System, Sequence[Task], Collection[str] | None]]
     ) -> list[ItemResult]:
-        """The results of every system on these parts of these tasks, from the ledger `name`."""
-        ledger = self.ledger(name)
+        """The results of every system on these parts of these tasks, from the cache `name`."""
+        responses = self.responses(name)
         for done, (system, tasks, parts) in enumerate(asked, 1):
-            self.evaluate(ledger, system, tasks, parts)
+            self.evaluate(responses, system, tasks, parts)
             self.progress(f"ask {name}", done, len(asked))
-        return list(ledger)
+        return list(responses)
 
     def evaluate(
         self,
-        ledger: Ledger,
+        responses: ResponseCache,
         system: System,
         tasks: Sequence[Task],
         parts: Collection[str] | None = None,
@@ -160,7 +160,7 @@ class WorldEvaluator:
         """Evaluates a system on these parts (None: all); a chain always on all of them."""
         wanted = None if system.kind == "chain" else parts
         most = NEW_TOKENS if parts is None or "steps" in parts else min(NEW_TOKENS, AT_ONCE)
-        run_systems(self.scorer, [system], tasks, ledger, max_new_tokens=most, parts=wanted)
+        run_systems(self.scorer, [system], tasks, responses, max_new_tokens=most, parts=wanted)
 
 
 Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # a base, and a function that opens a world

@@ -4,7 +4,7 @@ docs/adversarial.md is the table of the cases: the input, the outcome of the fir
 required outcome. Each module of this folder holds the cases of one area. A case is a function that
 takes an empty directory, calls loraprobe there as a user would, and returns the outcome in a few
 words: an exit code and, if that says too little, a code or a value.
-tests/pipeline/test_adversarial.py runs every case and compares it with the page.
+tests/core/pipeline/test_adversarial.py runs every case and compares it with the page.
 """
 
 import functools

@@ -188,10 +188,10 @@ DAMAGES: dict[str, Callable[[list[bytes]], object]] = {
     "cut-inside": line(3, b'{"sys'),
     "other-file": line(1, b"years of work"),
 }
-cases("ledger", DAMAGES)(damaged)
+cases("responses", DAMAGES)(damaged)
 
 
-@case("ledger-another-item")
+@case("responses-another-item")
 def _(place: Path) -> str:
     arguments = finished(place)
     (file,) = place.rglob("results.jsonl")

@@ -2,8 +2,8 @@
 
     python tests/pathologies/table.py        writes what happens now into every row
 
-A new specimen needs a row with any outcome. tests/compatibility/test_pathologies.py compares the
-page with what happens.
+A new specimen needs a row with any outcome. tests/core/compatibility/test_pathologies.py compares
+the page with what happens.
 """
 
 import json

@@ -55,9 +55,9 @@ from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.options import Options
 from loraprobe.patterns import PatternError, first_matches
-from loraprobe.pipeline.examination import examine
 from loraprobe.pipeline.inputs import base_apart, open_inputs
 from loraprobe.pipeline.outcome import Outcome, audit_of, with_remarks
+from loraprobe.pipeline.preflight import examine
 from loraprobe.records import Compatibility, Measurement
 from loraprobe.report.cards import parts_of
 from loraprobe.report.markdown import filled
@@ -125,20 +125,20 @@ def convert(
     (original,) = inputs.given
     # Extras must be known to be refused.
     sound = replace(with_repaired_paths(original), extras=original.extras)
-    examined = examine([sound], inputs.base, "merge", session)
-    found = compatibility.require(examined.compatibility)
+    preflight = examine([sound], inputs.base, "merge", session)
+    found = compatibility.require(preflight.compatibility)
     place = session.target or Path("OUT")
     before = "" if made_lora is None else made_lora[1]
     made, changes = convert_adapter(original, place, like, portable, before)
     require_certain(found, original, made, inputs.base, session.options)
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
-    examined = replace(examined, compatibility=serious, layers=())
+    preflight = replace(preflight, compatibility=serious, layers=())
     result = Result(inputs.given, inputs.base, made.adapter)
-    examined, remarks = with_remarks(examined, session, result)
+    preflight, remarks = with_remarks(preflight, session, result)
     if made_lora is not None:
-        examined = replace(examined, diagnostics=(*examined.diagnostics, *made_lora[2]))
+        preflight = replace(preflight, diagnostics=(*preflight.diagnostics, *made_lora[2]))
     inputs = replace(inputs, adapters=[made.adapter])
-    audit = audit_of(session, inputs, examined, [changes], serve=remarks.commands)
+    audit = audit_of(session, inputs, preflight, [changes], serve=remarks.commands)
     return Outcome(audit, made)
 
 

@@ -46,7 +46,7 @@ from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import Merged
 from loraprobe.merging._engine import add_change
-from loraprobe.merging._method import MergeArguments
+from loraprobe.merging._method import MergeConfig
 from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, error_line
 
@@ -364,16 +364,14 @@ def saved_pieces(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
 # The changes: of a parameter W0 in its stored form, which they may write over.
 
 
-def _with_delta(arguments: MergeArguments, path: str, turned: bool, W0: Tensor) -> Tensor:
+def _with_delta(arguments: MergeConfig, path: str, turned: bool, W0: Tensor) -> Tensor:
     """turned: whether the weight is stored as [in, out], as of Conv1D and embeddings."""
     own = W0.mT if turned else W0.flatten(1)
     made = add_change(arguments, path, own)
     return (made.mT if turned else made).reshape(W0.shape)
 
 
-def _with_experts(
-    arguments: MergeArguments, paths: Sequence[str], turned: bool, W0: Tensor
-) -> Tensor:
+def _with_experts(arguments: MergeConfig, paths: Sequence[str], turned: bool, W0: Tensor) -> Tensor:
     """W0: [E, out, in], [E, in, out] if turned, or [out, in] of a single expert."""
     for path, one in zip(paths, W0 if W0.dim() == 3 else [W0], strict=True):
         one.copy_(_with_delta(arguments, path, turned, one))

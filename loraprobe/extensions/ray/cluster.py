@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from loraprobe.errors import BaseError, LoraprobeError, Refused, UsageError
-from loraprobe.evaluation import Ledger
+from loraprobe.evaluation import ResponseCache
 from loraprobe.pipeline.evaluator import Evaluator, open_scorer
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.session import Session
@@ -113,7 +113,7 @@ def _computed(work: Callable[..., Any], setup: bytes, shared: bytes, *part: byte
         session, scorer = _opened(setup)
         tasks, chat = pickle.loads(shared)
         scorer = scorer.with_template(chat)
-        here = Evaluator(Inputs((), ()), session, scorer, scorer, Ledger(), tasks)
+        here = Evaluator(Inputs((), ()), session, scorer, scorer, ResponseCache(), tasks)
         return work(here, *map(pickle.loads, part))
     except LoraprobeError as error:
         return error

@@ -32,9 +32,9 @@ from loraprobe.pipeline.conclusion import (
     with_next,
 )
 from loraprobe.pipeline.evaluate import unanswered_samples
-from loraprobe.pipeline.examination import Examination, examine
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.outcome import audit_of, public_argument
+from loraprobe.pipeline.preflight import PreflightReport, examine
 from loraprobe.records import (
     BASELINES,
     FORMS,
@@ -62,13 +62,13 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         measured = asked.records()
     given = tuple(proved.adapters)
     inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
-    verdict, serve, examined = _verdict(library, inputs, proved, measured)
+    verdict, serve, preflight = _verdict(library, inputs, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]
     return audit_of(
         session,
         inputs,
-        examined,
+        preflight,
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
         added=(Screened(_library(library, proved), _shortlist(proved, measured, verdict)),),
@@ -87,7 +87,7 @@ def _samples(proved: Proved, measured: EvaluationRecords) -> tuple[Sample, ...]:
 
 def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
-) -> tuple[Verdict, Sequence[Command], Examination]:
+) -> tuple[Verdict, Sequence[Command], PreflightReport]:
     """The verdict, what serves it, and what was found about the adapters that it is about."""
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
@@ -95,18 +95,18 @@ def _verdict(
     unasked, sets = len({*screen.unasked} - asked), len(proved.finalists)
     choice = LibraryChoice(len(asked), screen.looked_at, sets, screen.passes, left, unasked)
     chosen = Chosen(choice, own(session.options).budget is not None)
-    options, examined = session.options, NOT_EXAMINED
+    options, preflight = session.options, NOT_EXAMINED
     excluded = exclusions(options, inputs.base, partial(_made, inputs, proved))
 
     def judged() -> Verdict:
-        evidence = evidence_of(options, inputs, "evaluation", measured, examined, excluded)
+        evidence = evidence_of(options, inputs, "evaluation", measured, preflight, excluded)
         return decided(evidence, options, chosen)
 
     verdict = judged()
     finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
     system = None if finalist is None else finalist.systems[verdict.system or ""]
     if finalist is not None:  # the findings about its members limit the verdict
-        examined = examine(finalist.builder.trained, inputs.base, "route", session)
+        preflight = examine(finalist.builder.trained, inputs.base, "route", session)
         verdict = judged()
     about = _about(verdict, finalist, inputs, measured)
     again = NOTHING
@@ -123,7 +123,7 @@ def _verdict(
     result = Result(files.given, files.base, merged, verdict, measured.chain)
     remarks = remarks_of(session, result)
     verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
-    return verdict, remarks.commands, examined
+    return verdict, remarks.commands, preflight
 
 
 def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:

@@ -11,9 +11,9 @@ from loraprobe.extensions.screen import ScreenOptions
 from loraprobe.extensions.screen.records import Screened
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import asking, nothing_kept
-from loraprobe.pipeline.examination import Examination
 from loraprobe.pipeline.inputs import Inputs, base_apart, check_engine, check_names, check_state
 from loraprobe.pipeline.outcome import Outcome, audit_of
+from loraprobe.pipeline.preflight import PreflightReport
 from loraprobe.records import Compatibility
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
@@ -40,7 +40,7 @@ def screen(
     if not read:
         inputs = Inputs((), (), opened)
         audit = audit_of(
-            session, inputs, Examination(Compatibility()), added=(Screened(found.library),)
+            session, inputs, PreflightReport(Compatibility()), added=(Screened(found.library),)
         )
         return Outcome(audit)
     from loraprobe.extensions.screen.audit import audit_of_screen

@@ -5,11 +5,11 @@ items that choose are asked of base and adapters alone, the other half of the su
 that promise most. The items that prove took no part in the choice, so the choice out of the whole
 library needs no correction; the choice among the finalists is covered by the intervals.
 
-The best few sets are composed by every method and router and asked by rounds (`EvaluationRun`)
-beside the base, the best single adapters and the members. Where one adapter leaves no room for a
-gain, it alone is proved.
+The best few sets are composed by every method and router and asked by rounds
+(`SequentialEvaluation`) beside the base, the best single adapters and the members. Where one
+adapter leaves no room for a gain, it alone is proved.
 
-Answers go into the ledger and next tokens into a directory beside it, so that --resume asks
+Answers go into the response cache and next tokens into a directory beside it, so that --resume asks
 nothing twice.
 """
 
@@ -55,7 +55,7 @@ from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
-from loraprobe.pipeline.evaluate import Asked, EvaluationRun
+from loraprobe.pipeline.evaluate import RoundResult, SequentialEvaluation
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
@@ -171,7 +171,7 @@ class Screen:
     def is_kept(self, name: str) -> bool:
         """Whether all answers of a system are kept, and its next tokens if any are read."""
         asked = questions(self.asked)
-        answered = all(self.evaluator.ledger.get(name, *question.key) for question in asked)
+        answered = all(self.evaluator.responses.get(name, *question.key) for question in asked)
         return answered and (self.reading is None or self._stored(name) is not None)
 
     def _keep(self, name: str, outcome: AnsweredAlone | LoraprobeError) -> None:
@@ -185,7 +185,9 @@ class Screen:
             self.failed[name] = outcome
             return
         answers, next_tokens = outcome
-        self.evaluator.ledger.add_missing(answers)  # before the tokens, which stand for all of it
+        self.evaluator.responses.add_missing(
+            answers
+        )  # before the tokens, which stand for all of it
         if next_tokens is not None and self.reading is not None:
             path = self._place(name)
             try:
@@ -195,9 +197,9 @@ class Screen:
 
     def _place(self, name: str) -> Path:
         """Where the next tokens of a system are kept."""
-        assert self.evaluator.ledger.path is not None and self.reading is not None
+        assert self.evaluator.responses.path is not None and self.reading is not None
         digest = hashlib.sha256(f"{name} {self.reading.mark}".encode()).hexdigest()[:24]
-        return self.evaluator.ledger.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
+        return self.evaluator.responses.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
 
     def _stored(self, name: str) -> NextTokens | None:
         """The next tokens of a system, if they are kept."""
@@ -274,7 +276,7 @@ def ask_alone(evaluator: Evaluator, system: System, reading: ForecastTexts | Non
     if reading is not None:
         with evaluator.local.with_composition(system.composition) as scorer:
             next_tokens, answers = reading.read(scorer, system.name)
-        evaluator.ledger.add_missing(answers)  # of scored questions, which are not asked again
+        evaluator.responses.add_missing(answers)  # of scored questions, which are not asked again
     return evaluator.run([system]), next_tokens
 
 
@@ -362,7 +364,7 @@ class Proved:
     """
 
     screen: Screen
-    asked: Asked
+    asked: RoundResult
     finalists: Sequence[Finalist] = ()
     ranking: Ranking | None = None
 
@@ -408,7 +410,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     return _prove(screen, screen.ranking(names), proving)
 
 
-def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | None:
+def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> RoundResult | None:
     """Asks a system alone (and the base) all items, if it leaves no room for a gain.
 
     None as soon as it is not above 1 - margin in any form or the budget is over, and where its
@@ -422,7 +424,7 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> Asked | No
         near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
         return near is not None and screen.affords(more)
 
-    asked = EvaluationRun(proving, systems, proving.rounds(), lambda *_: [], goes_on).ask()
+    asked = SequentialEvaluation(proving, systems, proving.rounds(), lambda *_: [], goes_on).ask()
     scores = evaluation.score(asked.results, systems)
     measured = EvaluationRecords(scores=scores, guards=asked.measured.guards)
     evidence = evidence_of(options, proving.inputs, "base", measured)
@@ -455,7 +457,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     def goes_on(_: Sequence[ItemResult], more: int) -> bool:
         return screen.affords(more)
 
-    asked = EvaluationRun(proving, systems, planned, controls, goes_on).ask()
+    asked = SequentialEvaluation(proving, systems, planned, controls, goes_on).ask()
     return Proved(screen, asked, finalists, ranking)
 
 
@@ -499,8 +501,8 @@ def _composed(
     adapters, options = screen.opened(names[m] for m in subset), evaluator.session.options
     members, plan = tuple(adapter.name for adapter in adapters), plan_of(options, adapters)
     with evaluator.session.stage("compose"):
-        transformed = transform(adapters, options, (), base)
-        builder = SystemBuilder(adapters, transformed, options, base)
+        prepared = transform(adapters, options, (), base)
+        builder = SystemBuilder(adapters, prepared, options, base)
         specs = {f"{spec}({', '.join(members)})": spec for spec in only or plan.specs}
         built, notes = builder.build_each(specs)
     systems = {system.name: replace(system, members=members) for system in built}

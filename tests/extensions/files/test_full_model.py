@@ -1,6 +1,6 @@
 """A merge added to its base, against dense weights, peft, and loraprobe's own composition.
 
-Every kind of adapter and layer is in tests/compatibility/test_kinds.py.
+Every kind of adapter and layer is in tests/core/compatibility/test_kinds.py.
 """
 
 import json

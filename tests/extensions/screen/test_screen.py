@@ -17,14 +17,14 @@ from planted_library import FIRST, SECOND, write_chained, write_library
 
 import loraprobe.demo
 from loraprobe.defaults import HOPELESS
-from loraprobe.evaluation import Ledger, System, asking, rounds
+from loraprobe.evaluation import ResponseCache, System, asking, rounds
 from loraprobe.extensions.screen import screening
 from loraprobe.extensions.screen.forecasting import ForecastTexts
 from loraprobe.extensions.screen.ranking import choose, rank
 from loraprobe.extensions.screen.screening import Screen
 from loraprobe.extensions.screen.splits import split_for_screening
 from loraprobe.options import Options
-from loraprobe.pipeline.evaluate import EvaluationRun
+from loraprobe.pipeline.evaluate import SequentialEvaluation
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.results import NAME
 from loraprobe.session import Session
@@ -220,8 +220,8 @@ def test_an_interrupted_run_goes_on_where_it_was(library, found, own_cache, monk
             calls = counted(patch)
             assert comparable(screened(words, "--resume")) == whole
             assert calls["read"] == reads and (reads or not calls["ask"])
-    (ledger,) = own_cache.rglob(NAME)
-    rows = [json.loads(line) for line in ledger.read_text().splitlines()]
+    (responses,) = own_cache.rglob(NAME)
+    rows = [json.loads(line) for line in responses.read_text().splitlines()]
     keys = [tuple(row.get(k) for k in ("system", "task", "part", "item")) for row in rows]
     assert len(keys) == len(set(keys))
 
@@ -365,9 +365,9 @@ def decision(seed: int, leak: bool) -> str:
     session = Session(options)
     tasks = parts.apart if leak else parts.left
     inputs, scorer = Inputs((), (), None, tasks), SimpleNamespace(chat_template=False)
-    evaluator = Planted(inputs, session, scorer, scorer, Ledger(), tasks, answers=answers)  # type: ignore[arg-type]
+    evaluator = Planted(inputs, session, scorer, scorer, ResponseCache(), tasks, answers=answers)  # type: ignore[arg-type]
     schedule = rounds(tasks, seed, all_items=True)
-    run = EvaluationRun(evaluator, [*singles, *systems], schedule, lambda *_: controls)
+    run = SequentialEvaluation(evaluator, [*singles, *systems], schedule, lambda *_: controls)
     made = run.ask().records()
     evidence = Evidence(made, tasks=1, level="evaluation", margin=RIGHT)
     return decide_compositions(evidence).decision

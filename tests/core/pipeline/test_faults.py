@@ -1,0 +1,217 @@
+"""Faults of the machine: kills, full disks, clocks that jump, two at once. All or nothing."""
+
+import functools
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+from faults import kill
+from forks import Fork
+from making import call, random_adapter, saved_pair
+
+from loraprobe.adapters import read_adapter, staged_directory
+from loraprobe.adapters import staging as staged
+from loraprobe.errors import OutputError, UsageError
+from loraprobe.evaluation import ResponseCache
+from loraprobe.hub import load
+
+WIDE = {f"layers.{i}.up": (256, 256) for i in range(8)}
+
+
+@pytest.fixture
+def pair(tmp_path):
+    return saved_pair(tmp_path, WIDE, scaling=0.01)
+
+
+@pytest.fixture
+def storm(tmp_path):
+    """Runs faults/kill.py on an operation."""
+
+    def run(name: str, points: int, seed: int = 0) -> dict[str, int]:
+        storm = functools.partial(kill.kill, name, points, seed)
+        place, most = tmp_path / f"storm-{seed}", 60.0 * (1 + points)
+        code, told, said = Fork(storm, place, most, HF_HUB_OFFLINE="0").end()
+        assert code == 0, said[-6000:]
+        return json.loads(told)
+
+    return run
+
+
+class TestKills:
+    def test_at_every_flush_to_the_disk(self, pair, tmp_path):
+        """A merge that is killed there leaves no output or the whole one, and goes on."""
+        command = ["merge", *map(str, pair), "-o", str(tmp_path / "out"), "--overwrite"]
+
+        def killed_at(flush: int) -> int:
+            before = functools.partial(kill.at_flush, flush)
+            return Fork.of_command(command, tmp_path / f"said-{flush}", before).end()[0]
+
+        def written() -> dict[str, bytes]:
+            return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
+
+        assert call(*command).exit_code == 0
+        wanted, flush = written(), 1
+        while True:
+            shutil.rmtree(tmp_path / "out")
+            if (code := killed_at(flush)) == 0:
+                break
+            assert code == -signal.SIGKILL
+            assert not (tmp_path / "out").exists() or written() == wanted
+            assert call(*command).exit_code == 0 and written() == wanted
+            flush += 1
+        assert flush > len(wanted) and written() == wanted
+
+    def test_a_download_goes_on_after_a_kill(self, storm):
+        """Moments are drawn from the length of a calm run; on a busy machine some come too late."""
+        assert any(storm("download", 2, seed)["killed"] for seed in range(5, 10))
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("operation", ["merge", "overwrite", "merge-and-eval", "download"])
+    def test_at_many_points(self, storm, operation):
+        assert storm(operation, 50)["killed"]
+
+    def test_what_a_kill_leaves_behind_stops_nobody(self, pair, tmp_path):
+        """A staging directory of a killed run lies hidden beside the output, and only there."""
+        (tmp_path / ".out.killed").mkdir()
+        (tmp_path / ".out.killed" / "adapter_model.safetensors").write_bytes(b"half")
+        assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
+        assert read_adapter(tmp_path / "out").modules
+
+
+def small_files_alone() -> None:
+    """The kernel refuses to write files of over 20,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))
+
+
+class TestDisks:
+    def test_a_real_limit_on_file_size(self, pair, tmp_path):
+        """The kernel refuses to write beyond a limit, as a quota would."""
+
+        merge = ["merge", *pair, "-o", tmp_path / "out"]
+        code, _, said = Fork.of_command(merge, tmp_path / "said", small_files_alone).end()
+        assert code == 2 and said.count("\n") == 1, said
+        assert "cannot be written" in said
+        assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "said"]
+
+    def test_what_is_protected_stays(self, pair, tmp_path):
+        """A directory that takes nothing, and an old output and an old page that are read-only."""
+        locked, out, page = tmp_path / "locked", tmp_path / "out", tmp_path / "page.html"
+        locked.mkdir()
+        assert call("merge", *pair, "-o", out, "--html", page).exit_code == 0
+        before = sorted(tmp_path.rglob("*"))
+        for place in (locked, out, page):
+            place.chmod(0o500 if place.is_dir() else 0o400)
+        if os.access(locked, os.W_OK):
+            pytest.skip("root writes everywhere")
+        for more in (
+            ["-o", locked / "out"],
+            ["-o", out, "--overwrite"],
+            ["-o", tmp_path / "new", "--html", page],
+        ):
+            result = call("merge", *pair, *more)
+            assert result.exit_code == 2 and "cannot be written" in result.stderr
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("one_step", [True, False])
+    def test_an_output_is_replaced(self, tmp_path, monkeypatch, one_step):
+        """In one step where the system can; either way the new one is there and nothing else."""
+        if not one_step:
+            monkeypatch.setattr(staged, "_exchanged", lambda *_: False)
+        for number in range(2):
+            with staged_directory(tmp_path / "out", overwrite=True) as staging:
+                (staging / "README.md").write_text(str(number))
+        assert (tmp_path / "out" / "README.md").read_text() == "1"
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    @pytest.mark.parametrize("mask", [0o022, 0o077, 0o007])
+    def test_who_may_read_an_output_is_what_the_umask_says(self, pair, tmp_path, mask, monkeypatch):
+        """Also the weights, which safetensors itself writes for the owner alone.
+
+        The umask is not set for this, not even for a moment: other threads would write with it.
+        """
+        umask = os.umask
+        before = umask(mask)
+        monkeypatch.setattr(os, "umask", None)
+        try:
+            assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
+            assert call("route", *pair, "-o", tmp_path / "routed").exit_code == 0
+        finally:
+            umask(before)
+        for path in [*tmp_path.glob("out/*"), *tmp_path.glob("routed/**/*"), tmp_path / "out"]:
+            assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
+class TestTwoAtOnce:
+    def test_one_output(self, pair, tmp_path):
+        """Many write the same output: the last is there whole, the others say why not."""
+        out = tmp_path / "out"
+        running = [
+            Fork.of_command(
+                ["merge", *pair, "-o", out, "--method", method, "--quiet"], tmp_path / f"said-{i}"
+            )
+            for i, method in enumerate(("uniform", "sum", "uniform"))
+        ]
+        ended = [one.end() for one in running]
+        codes = sorted(code for code, *_ in ended)
+        assert codes[0] == 0 and set(codes) <= {0, 2}
+        for said in (said for code, _, said in ended if code == 2):
+            assert "exists already" in said or "cannot be written" in said
+        assert codes.count(0) == 1, "without --overwrite one alone may win"
+        assert read_adapter(out).modules and call("verify", out).exit_code == 0
+        there = [p.name for p in tmp_path.iterdir() if not p.name.startswith("said")]
+        assert sorted(there) == ["a", "b", "out"]
+
+    def test_staging_that_meets_another_at_the_end(self, tmp_path):
+        target = tmp_path / "out"
+        with pytest.raises(OutputError), staged_directory(target) as staging:
+            (staging / "README.md").write_text("mine")
+            target.mkdir()
+            (target / "README.md").write_text("theirs")
+        assert (target / "README.md").read_text() == "theirs"
+        assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+    def test_one_ledger(self, tmp_path):
+        """Two runs of one call share their results' file: the second is told."""
+        first = ResponseCache(tmp_path, fingerprint={"x": 1})
+        with pytest.raises((OutputError, UsageError), match="another run"):
+            ResponseCache(tmp_path, resume=True, fingerprint={"x": 1})
+        first.close()
+        ResponseCache(tmp_path, resume=True, fingerprint={"x": 1}).close()
+
+
+class TestClocks:
+    def test_a_clock_that_jumps_back(self, pair, tmp_path, monkeypatch):
+        """Durations come from a clock that cannot; dates are not used to decide anything."""
+        now = [2e9]
+
+        def backwards() -> float:
+            now[0] -= 3600
+            return now[0]
+
+        monkeypatch.setattr(time, "time", backwards)
+        result = call("merge", *pair, "-o", tmp_path / "out", "--json")
+        assert result.exit_code == 0, result.output
+        seconds = json.loads(result.stdout)["provenance"]["seconds"]
+        assert all(0 <= value < 600 for value in seconds.values())
+
+
+class TestNetworks:
+    def test_a_revision_that_moves_between_two_calls(self, hub, tmp_path):
+        """Each call pins what it saw, and what was pinned stays readable."""
+        first = load("acme/math")
+        moved = tmp_path / "moved"
+        random_adapter("m", seed=99).save(moved)
+        hub.files = {f.name: f.read_bytes() for f in moved.iterdir()}
+        hub.commit = "d1" * 20
+        second = load("acme/math")
+        assert (first.source.commit, second.source.commit) == ("c0" * 20, "d1" * 20)
+        assert first.sha256 != second.sha256
+        path = next(iter(first.modules))
+        again = load(f"acme/math@{first.source.commit}")
+        assert torch.equal(again.modules[path].A, first.modules[path].A)

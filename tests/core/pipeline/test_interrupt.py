@@ -1,0 +1,166 @@
+"""An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
+
+import functools
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import making
+import pytest
+from forks import Fork
+
+from loraprobe.base import open_base
+from loraprobe.evaluation import asking
+
+WORDS = ["cat", "dog", "ball", "tree", "bird", "car", "boat", "hat"]
+
+
+@pytest.fixture
+def world(tmp_path, small_base) -> list[str]:
+    """A call of merge-and-eval on a small base, with two random adapters and one task."""
+    shapes = {p: s for p, s in open_base(small_base).shapes.items() if "self_attn" in p}
+    refs = [str(path) for path in making.saved_pair(tmp_path, shapes, scaling=0.01)]
+    items = [
+        {"id": str(i), "prompt": f"Lily had a {WORDS[i % 8]} and {i} more. She", "answer": "was"}
+        for i in range(32)
+    ]
+    task = tmp_path / "task.jsonl"
+    task.write_text("\n".join(map(json.dumps, items)))
+    named = "--system uniform --system shrunk --system random-partner"
+    options = f"--json --max-new-tokens 2 --threads 1 {named}".split()
+    return ["merge-and-eval", *refs, "--task", str(task), "--base", str(small_base), *options]
+
+
+def ledgers(cache: Path) -> list[Path]:
+    return list(cache.rglob("results.jsonl"))
+
+
+def lines(cache: Path) -> int:
+    return sum(path.read_bytes().count(b"\n") for path in ledgers(cache))
+
+
+def answers(document: dict) -> dict:
+    """A document without what may differ between two runs: timings, arguments, what was kept."""
+    document = dict(document)
+    document.pop("provenance")
+    document["notes"] = [n for n in document["notes"] if "earlier run" not in n]
+    return document
+
+
+def wait_after_fifty(cache: Path) -> None:
+    """A run that has kept fifty answers waits for its interruption."""
+    ask = asking.ask
+
+    def waiting(*arguments, **options):
+        if lines(cache) > 50:
+            time.sleep(600)
+        return ask(*arguments, **options)
+
+    asking.ask = waiting
+
+
+def test_interrupt_then_resume_equals_an_uninterrupted_run(world, own_cache, tmp_path):
+    wait = functools.partial(wait_after_fifty, own_cache)
+    child = Fork.of_command(world, tmp_path / "said", wait)
+    while lines(own_cache) <= 50 and child.runs():
+        time.sleep(0.01)
+    code, out, err = child.stop(signal.SIGINT)
+    assert code == 130, err
+    assert json.loads(out)["error"]["code"] == "interrupted"
+    assert "Traceback" not in err and "--resume" in err
+    kept = lines(own_cache) - 1
+    assert 32 <= kept < 32 * 6
+
+    (responses,) = ledgers(own_cache)
+    before = responses.read_text().splitlines()
+    resumed = making.call(*world, "--resume")
+    after = responses.read_text().splitlines()
+    assert after[: len(before)] == before  # nothing that was there was asked again
+    assert len(after) == len(set(after))
+    fresh = making.call(*world, env={"LORAPROBE_CACHE": str(tmp_path / "another")})
+    first, second = json.loads(resumed.stdout), json.loads(fresh.stdout)
+    assert any("earlier run" in note for note in first["notes"])
+    assert answers(first) == answers(second)
+    assert resumed.exit_code == fresh.exit_code
+
+
+def test_a_run_without_resume_starts_again(world, own_cache):
+    few = [*world, "--limit", "8"]
+    first = json.loads(making.call(*few).stdout)
+    count = lines(own_cache)
+    second = json.loads(making.call(*few).stdout)
+    assert lines(own_cache) == count
+    assert answers(first) == answers(second)
+    assert not any("earlier run" in note for note in second["notes"])
+
+
+SPOILED = """
+import signal, sys, types
+from loraprobe import cli
+
+def spoil():
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise RecursionError("half imported") from None
+
+sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
+sys.argv = ["loraprobe", "env"]
+cli.main()
+"""
+
+EARLY = """
+import sys
+
+class Early:
+    def find_spec(self, name, *_):
+        if name == "loraprobe.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Early())
+from loraprobe.__main__ import main
+main()
+"""
+
+
+IMPORTING = """
+import pathlib, sys, tempfile, types
+from loraprobe import cli
+
+place = pathlib.Path(tempfile.mkdtemp())
+(place / "slow_module.py").write_text(
+    "import signal, sys\\nsignal.raise_signal(signal.SIGINT)\\nsys.stdout.write('whole')"
+)
+sys.path.insert(0, str(place))
+
+def spoil():
+    import slow_module, time
+    time.sleep(300)
+
+sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
+sys.argv = ["loraprobe", "env"]
+cli.main()
+"""
+
+
+def test_an_interruption_waits_for_the_end_of_an_import():
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=100
+    )
+    assert (done.returncode, done.stdout) == (130, "whole")
+    assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [(SPOILED, 130), (EARLY, 130), (SPOILED.replace("SIGINT", "SIGTERM"), 143)],
+    ids=["spoiled", "early", "terminated"],
+)
+def test_an_interruption_is_one_line_whatever_it_spoils(code, exit_code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)

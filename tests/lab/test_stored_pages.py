@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import typer
 
+from loraprobe.pipeline.plan import PER_PROMPT, WHY_PER_PROMPT
 from loraprobe_lab.cli import app
-from loraprobe_lab.experiments import rule, theory
+from loraprobe_lab.experiments import methods, rule, theory
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 COMMAND = re.compile(r"(?:^|`)loraprobe lab ([^`\n]+)", re.MULTILINE)
@@ -33,9 +34,24 @@ def test_commands_of_stored_pages_are_understood(page):
 
 @pytest.mark.parametrize(
     ("numbers", "made"),
-    [("reproduction/theory.json", theory.theory_pages), ("calibration/rule.json", rule.rule_pages)],
+    [
+        ("calibration/rule.json", rule.rule_pages),
+        ("reproduction/theory.json", theory.theory_pages),
+    ],
 )
 def test_stored_pages_are_made_of_the_stored_numbers(numbers, made):
     stored = EXAMPLES / numbers
-    pages = made(json.loads(stored.read_text(encoding="utf-8")))
-    assert pages.markdown == stored.with_suffix(".md").read_text(encoding="utf-8")
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    assert made(document).markdown == stored.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
+    reproduction = EXAMPLES / "reproduction"
+    found = methods.choices(json.loads((reproduction / "methods.json").read_text("utf-8")))
+    page = (reproduction / "portfolio.md").read_text(encoding="utf-8")
+    assert page == methods.portfolio_page(found)
+    (joins,) = (one for one in found if one["joins"])
+    assert (joins["kind"], joins["spec"]) == ("several tasks", PER_PROMPT)
+    told = re.search(r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_PER_PROMPT)
+    figures = (f"{joins['figure']:.2f}", f"{joins['beside']:.2f}", str(joins["worlds"]))
+    assert told is not None and told.groups() == figures

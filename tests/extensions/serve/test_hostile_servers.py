@@ -11,9 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from loopback import ModelServer, listening, server
+from loopback import listening, server
 from mutations import mutated
-from test_served_engine import choices, run, served_base  # noqa: F401
+from test_served_engine import WORLD, call, choices, run, served_base  # noqa: F401
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -29,26 +29,74 @@ from loraprobe.tasks.metrics import METRICS
 FIGURES = ["NaN", "-Infinity", "Infinity", '"nan"', '"-0.5"', "0.5", "true", "null", "[]", "-1e300"]
 
 
-def replaced(made: ModelServer, figure: str) -> Any:
-    """Replies of a server whose last log-probability of each scored prompt is this JSON."""
+def as_it_is(path: str, body: dict, document: Any) -> Any:
+    return document
+
+
+def figure(text: str) -> Any:
+    """The last log-probability of each scored prompt is this JSON."""
+
+    def change(path: str, body: dict, document: Any) -> Any:
+        if "prompt_logprobs" not in body:
+            return document
+        told = json.dumps(document)
+        place = told.rindex('"logprob": ') + len('"logprob": ')
+        return (told[:place] + text + told[told.index("}", place) :]).encode()
+
+    return change
+
+
+def model(**fields: Any) -> Any:
+    """The only model has these fields."""
+    return lambda path, _, document: {"data": [fields]} if path == "/v1/models" else document
+
+
+def too_long(path: str, body: dict, document: Any) -> Any:
+    text = {"text": "x\n" * 80_000, "finish_reason": "stop"}
+    return {"choices": [text]} if body.get("max_tokens", 0) > 1 else document
+
+
+(FIRST, PLACE), (_, OTHER) = WORLD.scenario("skill-and-facts").adapters.items()
+ODD = {"loads": False, "named": {FIRST: PLACE, "another": OTHER}}
+# A server, what it answers in place of the truth, and what the error tells. Where it is expected to
+# have an adapter of the head, vLLM leaves the adapter out, or fails.
+FAULTS: dict[str, tuple[dict[str, Any], Any, str]] = {
+    "choices, without the adapter": ({"scores": "base"}, as_it_is, "of an answer"),
+    "choices, fails": ({"scores": "fails"}, as_it_is, "--lora-target-modules"),
+    "choices, no scores": ({"scores": ""}, as_it_is, "no log-probabilities"),
+    "choices, NaN": ({}, figure("NaN"), "log-probabilities"),
+    "choices, a text": ({}, figure('"-0.5"'), "log-probabilities"),
+    "an adapter of another name": (ODD, as_it_is, "another"),
+    "weighed adapters of another name": ({**ODD, "weighs": ODD["named"], "named": {}}, as_it_is,
+        "another"),
+    "a small rank": ({"most": 2}, as_it_is, "--max-lora-rank"),
+    "another scale": ({"scale": 3.0}, as_it_is, "does not compute"),
+    "a negative length": ({}, model(id="base", max_model_len=-5), "http"),
+    "no length": ({}, model(id="base", max_model_len=0), "http"),
+    "a length of one": ({}, model(id="base", max_model_len=1), "http"),
+    "a length in words": ({}, model(id="base", max_model_len="64"), "http"),
+    "a long name": ({}, model(id="b" * 5_000_000), "http"),
+    "no name": ({}, model(id=""), "http"),
+    "a text longer than was asked for": ({}, too_long, "max_tokens"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_server_at_fault_ends_the_run(name, choices):  # noqa: F811
+    settings, change, told = FAULTS[name]
+    made = served_base(**settings)
 
     def reply(path: str, body: dict) -> tuple[int, Any]:
         status, document = made(path, body)
-        if "prompt_logprobs" not in body:
-            return status, document
-        text = json.dumps(document)
-        place = text.rindex('"logprob": ') + len('"logprob": ')
-        return status, (text[:place] + figure + text[text.index("}", place) :]).encode()
+        return status, change(path, body, document)
 
-    return reply
-
-
-@pytest.mark.parametrize("figure", ["NaN", '"-0.5"'])
-def test_a_figure_that_is_no_log_probability_ends_the_run(choices, figure):  # noqa: F811
-    with server(replaced(served_base(), figure)) as (url, _):
-        ended = CliRunner().invoke(app, [*choices, "--engine", url])
+    with server(reply) as (url, _):
+        words = [*choices, "--engine", url] if name.startswith("choices") else call(url)
+        ended = CliRunner().invoke(app, words)
     error = json.loads(ended.stdout)["error"]
     assert (ended.exit_code, error["code"]) == (2, "server") and error["cure"]
+    assert told in error["message"] and len(error["message"]) < 700
+    assert made.loaded.keys() <= {**settings.get("named", {}), **settings.get("weighs", {})}.keys()
 
 
 @pytest.mark.parametrize("figure", FIGURES)
@@ -62,30 +110,6 @@ def test_log_probabilities_are_finite_numbers_of_at_most_0(figure):
                 Server(url).first_tokens({"model": "m"}, ["x"])
             else:
                 Server(url).ask("/v1/completions", [{"model": "m"}], ScoredPrompt)
-
-
-MODELS = {
-    "negative": {"id": "base", "max_model_len": -5},
-    "zero": {"id": "base", "max_model_len": 0},
-    "one": {"id": "base", "max_model_len": 1},
-    "text": {"id": "base", "max_model_len": "64"},
-    "long": {"id": "b" * 5_000_000},
-    "empty": {"id": ""},
-}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_model_of_no_use_is_the_servers_fault(model):
-    made = served_base()
-
-    def reply(path: str, body: dict) -> tuple[int, Any]:
-        return (200, {"data": [MODELS[model]]}) if path == "/v1/models" else made(path, body)
-
-    with server(reply) as (url, _):
-        ended = run(url)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server")
-    assert url in error["message"] and len(error["message"]) < 500
 
 
 def test_a_model_may_be_named_like_a_format():
@@ -141,21 +165,6 @@ def test_an_answer_is_read_up_to_a_limit(path):
         else:
             Server(url, "--served").first_tokens({"model": "m"}, ["x"])
     assert len(sent) < 50  # what the system's buffers hold, and no more
-
-
-def test_a_text_longer_than_was_asked_for_ends_the_run():
-    made = served_base()
-
-    def reply(path: str, body: dict) -> tuple[int, Any]:
-        status, document = made(path, body)
-        if body.get("max_tokens", 0) > 1:
-            document = {"choices": [{"text": "x\n" * 80_000, "finish_reason": "stop"}]}
-        return status, document
-
-    with server(reply) as (url, _):
-        ended = run(url)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server") and "max_tokens" in error["message"]
 
 
 def first_of_all(written: Written, until: Any) -> Written:

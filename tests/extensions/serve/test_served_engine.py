@@ -152,23 +152,6 @@ def test_guards_are_asked_of_a_server(tmp_path, monkeypatch):
 SUM = ("--method", "sum", "--router", "none")
 
 
-@pytest.mark.parametrize("kind", ["named", "weighs"])
-def test_an_adapter_that_a_server_has_under_another_name_ends_the_run(kind):
-    (first, place), (_, other) = WORLD.scenario("skill-and-facts").adapters.items()
-    made = served_base(loads=False, **{kind: {first: place, "another": other}})
-    with server(made) as (url, _):
-        ended = run(url)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server") and "another" in error["message"]
-    assert "NAME=REF" in error["cure"]
-
-
-class Base:
-    """A server that runs the base alone."""
-
-    base, note = {"model": "base"}, ""
-
-
 class Counting:
     """Gives every composition a name of its own."""
 
@@ -287,39 +270,11 @@ def test_a_library_that_no_server_loads_is_a_wrong_usage(tmp_path):
     assert "Adapter one" in error["message"] and "--engine transformers" in error["message"]
 
 
-# What vLLM does where it expects an adapter of the head: it leaves the adapter out, or fails.
-MISTAKEN = {"base": "of an answer", "fails": "--lora-target-modules", "": "no log-probabilities"}
-
-
-@pytest.mark.parametrize("way", MISTAKEN)
-def test_prompts_that_a_server_scores_wrongly_end_the_run(choices, way):
-    with server(served_base(scores=way)) as (url, _):
-        ended = CliRunner().invoke(app, [*choices, "--engine", url])
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server") and MISTAKEN[way] in error["message"]
-
-
 def other_base(place: Path) -> Path:
     """A base of the same shape as the shipped one would need training: its random twin."""
     tiny_llama().save_pretrained(place)
     word_tokenizer().save_pretrained(place)
     return place
-
-
-REFUSED: dict[str, dict[str, Any]] = {
-    "--max-lora-rank": {"most": 2},
-    "does not compute": {"scale": 3.0},
-}
-
-
-@pytest.mark.parametrize("told", REFUSED)
-def test_what_a_server_misreads_ends_the_run(told):
-    made = served_base(**REFUSED[told])
-    with server(made) as (url, _):
-        ended = run(url)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server") and told in error["message"]
-    assert error["cure"] and not made.loaded
 
 
 def test_a_server_with_another_base_is_refused():

@@ -1,4 +1,4 @@
-"""Compositions in real models: against peft, against dense float64 weights, and without a trace."""
+"""Compositions in real models: against peft and dense float64 weights, and without a trace."""
 
 import warnings
 
@@ -6,15 +6,16 @@ import making
 import pytest
 import torch
 from composing import base, experts, refused, relative, state_of
-from making import hidden, peft_adapter, random_update
+from making import hidden, peft_adapter, random_adapter, random_update, write_adapter
 from torch import nn
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed
-from loraprobe.errors import UsageError
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.scored import Arrow
 
 EVERY_LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 GPT2 = {"target_modules": ["c_attn", "c_fc"], "r": 3, "fan_in_fan_out": True}
@@ -194,3 +195,158 @@ def test_weights_must_match_the_experts():
         ConstantGates((float("nan"),))
     with pytest.raises(ValueError, match="does not exist"):
         ConstantGates.one_hot(2, 2)
+
+
+MISFITS = {
+    "missing": ({"model.layers.9.self_attn.q_proj": (16, 16)}, None, "which the model does not"),
+    "prefix": ({"text.layers.0.self_attn.q_proj": (16, 16)}, None, rf"did you mean '{PATH}'"),
+    "shape": ({PATH: (16, 32)}, None, f"{PATH} with 32 inputs and 16 outputs.* has 16 and 16"),
+    "container": ({"model.layers.0.mlp": (16, 16)}, None, "is a LlamaMLP"),
+    "linear-on-embedding": ({"model.embed_tokens": (16, 40)}, None, "as a linear layer.*Embedding"),
+    "embedding-on-linear": ({PATH: (16, 16)}, "embedding", "as an embedding layer.*Linear"),
+    "vocabulary": ({"model.embed_tokens": (16, 44)}, "embedding", "44 inputs.*has 40"),
+}
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_what_does_not_fit_is_named(case):
+    shapes, kind, message = MISFITS[case]
+    kinds = dict.fromkeys(shapes, kind) if kind else None
+    adapter = random_adapter("odd", shapes, kinds=kinds)
+    model = making.tiny_llama()
+    before = state_of(model)
+    refused(
+        CompatibilityError,
+        f"odd.*{message}",
+        model,
+        Composition("c", (experts(1)[0], adapter), ConstantGates()),
+    )
+    assert state_of(model) == before
+
+
+def test_models_that_hooks_do_not_reach_are_refused():
+    composition = Composition("c", experts(1), ConstantGates())
+    wrapped = making.peft_model(making.tiny_llama(), target_modules=["q_proj"])
+    refused(CompatibilityError, "already carries peft", wrapped, composition)
+    partly = making.tiny_llama()
+    making.peft_model(partly.model, target_modules=["q_proj"], task_type=None)
+    refused(CompatibilityError, "q_proj already carries", partly, composition)
+    compiled = making.tiny_llama()
+    compiled.compile()
+    refused(CompatibilityError, "compiled", compiled, composition)
+
+
+FACTORS = {
+    f"base_model.model.{PATH}.lora_A.weight": torch.ones(4, 16),
+    f"base_model.model.{PATH}.lora_B.weight": torch.ones(16, 4),
+}
+MOE = "base_model.model.model.layers.0.mlp.experts"
+EXTRAS = {
+    "unclear_tokens": (
+        {
+            "base_model.model.model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(
+                2, 16
+            )
+        },
+        {"trainable_token_indices": [1, 2, 3]},
+    ),
+    "target_parameter": (
+        {f"{MOE}.lora_A.weight": torch.ones(6, 16), f"{MOE}.lora_B.weight": torch.ones(24, 6)},
+        {"target_parameters": ["mlp.experts.gate_up_proj"]},
+    ),
+    "dora_magnitude": ({f"base_model.model.{PATH}.lora_magnitude_vector": torch.ones(9)},
+        {"use_dora": True}),
+    "unknown": ({"base_model.model.something.else": torch.ones(3)}, {}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", EXTRAS)
+def test_extras_are_refused_by_name(tmp_path, kind):
+    tensors, config = EXTRAS[kind]
+    adapter = read_adapter(write_adapter(tmp_path / "odd", FACTORS | tensors, **config))
+    assert {extra.kind for extra in adapter.extras} == {kind}
+    refused(
+        UnsupportedAdapter,
+        rf"odd .*{kind}",
+        base("llama"),
+        Composition("c", (adapter,), ConstantGates()),
+    )
+
+
+def test_an_adapter_without_modules_is_not_taken_for_the_base():
+    refused(
+        UnsupportedAdapter,
+        "empty holds no LoRA factors",
+        base("llama"),
+        Composition("c", (adapter_of("empty", {}),), ConstantGates()),
+    )
+
+
+def test_a_copy_of_the_bases_own_weights_is_no_extra(tmp_path):
+    config = {"target_modules": ["embed_tokens"], "r": 2}
+    adapter = read_adapter(peft_adapter(tmp_path / "a", base("untied"), **config))
+    assert {extra.kind for extra in adapter.extras} == {"base_copy"}
+    composition = Composition("c", (adapter,), ConstantGates())
+    for dtype in (torch.float32, torch.bfloat16):
+        with composed(base("untied", dtype), composition):
+            pass
+    other = base("untied")
+    with torch.no_grad():
+        other.model.embed_tokens.weight[3, 3] += 1
+    refused(UnsupportedAdapter, "base_copy", other, composition)
+
+
+WRITING = [ConstantGates((0.5, -2.0)), Arrow(top_k=1), Arrow()]
+
+
+class Model(nn.Module):
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(12, 9, dtype=dtype).requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x)
+
+
+def of_a_layer():
+    return tuple(adapter_of(f"e{i}", {"layer": random_update(9, 12, 3, i, 2.0)}) for i in range(2))
+
+
+def by_hand(model: Model, router, x: torch.Tensor) -> torch.Tensor:
+    """W x + b and, expert by expert, gate times delta."""
+    updates = [e.modules["layer"] for e in of_a_layer()]
+    gates = router.gates("layer", updates, [0, 1], 2)
+    gates = (
+        gates.float().expand(*x.shape[:-1], 2)
+        if isinstance(gates, torch.Tensor)
+        else (gates(x.float()))
+    )
+    found = nn.functional.linear(x, model.layer.weight, model.layer.bias).float()
+    for i, update in enumerate(updates):
+        found = found + gates[..., i : i + 1] * (x.float() @ update.delta().mT)
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("router", WRITING, ids=repr)
+def test_the_output_of_the_layer_is_reused(dtype, router):
+    model, x = Model(dtype), torch.randn(2, 5, 12).to(dtype)
+    before, places = x.clone(), []
+    model.layer.register_forward_hook(lambda m, a, out: places.append(out.data_ptr()))
+    expected = by_hand(model, router, x)
+    with torch.no_grad(), composed(model, Composition("c", of_a_layer(), router)):
+        found = model(x)
+    assert found.data_ptr() == places[0] and found.dtype is dtype
+    bound = 1e-5 if dtype is torch.float32 else 1e-2
+    torch.testing.assert_close(found.float(), expected, rtol=bound, atol=bound)
+    assert torch.equal(x, before)
+
+
+def test_an_output_that_is_no_plain_memory_is_added_to():
+    """A layer that gives a transposed view: nothing can be written over it as a matrix."""
+    model, x = Model(torch.float32), torch.randn(2, 5, 12)
+    model.layer.register_forward_hook(lambda m, a, out: out.mT.contiguous().mT)
+    expected = by_hand(model, WRITING[0], x)
+    with torch.no_grad(), composed(model, Composition("c", of_a_layer(), WRITING[0])):
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)

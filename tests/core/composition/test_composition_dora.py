@@ -1,4 +1,4 @@
-"""Scaled experts (DoRA): against dense float64 weights, whatever the gates look at."""
+"""Scaled and full experts: against dense float64 weights, whatever the gates look at."""
 
 import copy
 import gc
@@ -12,6 +12,7 @@ from composing import (
     base,
     dense_change,
     dora,
+    learnable,
     mixed_kinds,
     refused,
     relative,
@@ -23,9 +24,9 @@ from torch import nn
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition, composed, prepared_layers
-from loraprobe.composition import composition as module
-from loraprobe.composition.dora import CANCELS, magnitude_ratio
-from loraprobe.errors import UnsupportedAdapter
+from loraprobe.composition import composition as forming
+from loraprobe.composition.dora import CANCELS, dense_weight, magnitude_ratio
+from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.routing.scored import Arrow
@@ -181,7 +182,212 @@ def test_preparation_follows_the_weights_of_the_model():
     assert right(copy.deepcopy(one))
     one.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
     assert right(one)
-    assert len(module._PREPARED[composition]) <= 2  # one of each dtype, the newest
+    assert len(forming._PREPARED[composition]) <= 2  # one of each dtype, the newest
     del one, other
     gc.collect()
     assert right(making.tiny_llama(2))
+
+
+NAMES = ("q_proj", "up_proj", "down_proj")
+
+
+class Offering(nn.Module):
+    """A quantised layer as HQQ and others have them: packed inside, `dequantize()` outside."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scale = float(linear.weight.detach().abs().max() / 127)
+        self.register_buffer("W_q", (linear.weight / self.scale).round().to(torch.int8))
+
+    def dequantize(self):
+        return self.W_q.float() * self.scale
+
+    def forward(self, x):
+        return x @ self.dequantize().T
+
+
+def four_bits(linear: nn.Linear) -> nn.Module:
+    bnb = pytest.importorskip("bitsandbytes")
+    layer = bnb.nn.Linear4bit(
+        linear.in_features, linear.out_features, bias=False, compute_dtype=torch.float32
+    )
+    layer.weight = bnb.nn.Params4bit(linear.weight.data.clone(), requires_grad=False, module=layer)
+    return layer.to("cpu")
+
+
+def eight_bits(linear: nn.Linear) -> nn.Module:
+    bnb = pytest.importorskip("bitsandbytes")
+    layer = bnb.nn.Linear8bitLt(
+        linear.in_features, linear.out_features, bias=False, has_fp16_weights=False
+    )
+    weight = linear.weight.data.clone()
+    layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False)
+    return layer.to("cpu")
+
+
+@pytest.mark.parametrize("quantise", [Offering, four_bits, eight_bits])
+def test_a_quantised_base_is_its_dequantised_self(quantise):
+    model = making.tiny_llama(tied=False)
+    plain = copy.deepcopy(model)
+    for path, module in list(model.named_modules()):
+        if path.endswith(NAMES):
+            layer = quantise(module)
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, layer)
+            plain.get_submodule(path).weight.data = dense_weight(layer, path, "the test").float()
+    expert = dora("dora", 1, {p: s for p, s in making.LLAMA.items() if p.endswith(NAMES)})
+    composition = Composition("c", (expert,), ConstantGates.ones(1))
+    for _ in range(2):  # a forward pass may rearrange what a layer holds
+        with composed(model, composition):
+            found = hidden(model)
+        with composed(plain, composition):
+            wanted = hidden(plain)
+        assert relative(hidden(plain), wanted) > 0.01
+        assert relative(found, wanted) < 1e-5
+
+
+def test_a_base_that_accelerate_keeps_out_of_memory():
+    from accelerate import cpu_offload
+
+    plain = making.tiny_gpt2()
+    torch.manual_seed(1)
+    for name, parameter in plain.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(parameter, std=0.1)
+    away = cpu_offload(copy.deepcopy(plain), execution_device=torch.device("cpu"))
+    layer = away.transformer.h[0].mlp.c_fc
+    assert layer.weight.device.type == layer.bias.device.type == "meta"
+    shapes = {"transformer.h.0.mlp.c_fc": (64, 16), "transformer.h.1.mlp.c_proj": (16, 64)}
+    composition = Composition("c", (dora("dora", 1, shapes),), ConstantGates.ones(1))
+    with composed(plain, composition):
+        wanted = hidden(plain)
+    with composed(away, composition):
+        found = hidden(away)
+    assert relative(hidden(plain), wanted) > 0.01
+    assert torch.equal(found, wanted)
+    layer = away.transformer.h[0].mlp.c_fc
+    assert layer.weight.device.type == layer.bias.device.type == "meta"
+    headed = adapter_of("headed", {}, whole={"lm_head.weight": torch.zeros(40, 16)})
+    refused(
+        UnsupportedAdapter,
+        r"headed replaces lm_head\.weight.*out of memory",
+        away,
+        Composition("c", (headed,), ConstantGates()),
+    )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_learnable_gates_are_constant_gates(tied):
+    """Of all kinds of experts, also of whole parameters, which are mixed by their outputs."""
+    model, three = making.tiny_llama(tied=tied).double(), mixed_kinds()
+    tokens, before = torch.arange(7)[None] * 5 % 40, state_of(model)
+    answers = []
+    for gates in ((0.0, 0, 0), (1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0), (0.5, 0.25, 0.25)):
+        learned = Composition("learn", three, learnable(*gates))
+        with composed(model, learned), torch.no_grad():
+            answers.append(model(input_ids=tokens).logits)
+        assert state_of(model) == before
+        with composed(model, Composition("c", three, ConstantGates(gates))), torch.no_grad():
+            assert relative(answers[-1], model(input_ids=tokens).logits) < 1e-7
+    assert relative(answers[0], answers[3]) > 0.1
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_gradient_of_a_gate_is_the_slope(trained):
+    """Also of a frozen base, whose first layers have no other gradient."""
+    model, three = making.tiny_llama(tied=False).double(), mixed_kinds()
+    model.requires_grad_(trained)
+    tokens = torch.arange(7)[None] * 5 % 40
+
+    def energy(*gates: float) -> tuple[torch.Tensor, torch.Tensor]:
+        router = learnable(*gates)
+        with composed(model, Composition("learn", three, router)):
+            return model(input_ids=tokens).logits.square().sum(), router.values
+
+    value, gates = energy(0.5, 0.25, 0.75)
+    value.backward()
+    for i in range(3):
+        step = [1e-3 * (j == i) for j in range(3)]
+        above, below = (
+            energy(*(g + s * d for g, d in zip((0.5, 0.25, 0.75), step, strict=True)))[0]
+            for s in (1, -1)
+        )
+        assert gates.grad[0, i].item() == pytest.approx((above - below).item() / 2e-3, rel=1e-3)
+
+
+def test_a_module_whole_in_one_expert_and_scaled_in_another():
+    model = making.tiny_llama(tied=False).double()
+    scaled = dora("dora", 1, {"lm_head": (40, 16)})
+    generator = torch.Generator().manual_seed(2)
+    whole = {"lm_head.weight": torch.randn(40, 16, generator=generator)}
+    headed = adapter_of("headed", dict(random_adapter(seed=3).modules), whole=whole)
+    with composed(model, Composition("c", (scaled, headed), ConstantGates((0.6, 0.4)))):
+        found = hidden(model)
+    assert relative(found, with_changes(model, (scaled, headed), (0.6, 0.4))) < 1e-7
+
+
+def test_whole_parameters_are_the_very_same_tensors_afterwards():
+    model = making.tiny_llama()  # tied
+    held = dict(model.named_parameters(remove_duplicate=False))
+    headed = mixed_kinds()[2]
+    composition = Composition("c", (headed,), ConstantGates((0.3,)))
+
+    def check():
+        now = dict(model.named_parameters(remove_duplicate=False))
+        assert all(now[name] is held[name] for name in held)
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+    with composed(model, composition):
+        assert model.lm_head.weight is not model.model.embed_tokens.weight
+        assert model.model.embed_tokens.weight is held["model.embed_tokens.weight"]
+    check()
+    with pytest.raises(ZeroDivisionError), composed(model, composition):
+        raise ZeroDivisionError
+    check()
+
+
+@pytest.mark.parametrize("ensured", [False, True])
+def test_tied_weights_change_together_only_where_peft_is_told_to_keep_ties(ensured):
+    model = making.tiny_llama().double()
+    generator = torch.Generator().manual_seed(1)
+    whole = {"model.embed_tokens.weight": torch.randn(40, 16, generator=generator)}
+    adapter = adapter_of("e", {}, whole=whole, config={"ensure_weight_tying": ensured})
+    untied = making.tiny_llama(tied=False).double()
+    untied.load_state_dict(model.state_dict())
+    for name, tensor in (("model.embed_tokens.weight", True), ("lm_head.weight", ensured)):
+        if tensor:
+            untied.get_parameter(name).data = whole["model.embed_tokens.weight"].double()
+    with composed(model, Composition("c", (adapter,), ConstantGates())):
+        assert relative(hidden(model), hidden(untied)) < 1e-12
+
+
+def test_an_expert_without_a_whole_module_counts_as_the_base():
+    model = making.tiny_llama(tied=False).double()
+    three = mixed_kinds()
+    only = adapter_of("only", {}, whole={"lm_head.weight": three[2].whole["lm_head.weight"]})
+    zero = adapter_of("zero", {p: u.scaled(0.0) for p, u in three[1].modules.items()})
+    with composed(model, Composition("c", (only, zero), ConstantGates())):
+        found = hidden(model)
+    assert relative(found, with_changes(model, (only,), (0.5,))) < 1e-12
+
+
+REFUSED = {
+    "resized": ({"lm_head.weight": (44, 16)}, r"odd .*lm_head\.weight .*\[44, 16\].*\[40, 16\]"),
+    "missing": ({"score.weight": (2, 16)}, r"odd .*score\.weight.*does not have"),
+    "no-bias": ({"lm_head.bias": (40,)}, r"odd .*lm_head\.bias.*does not have"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_whole_modules_that_do_not_fit_are_named(case):
+    shapes, message = REFUSED[case]
+    whole = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    odd = adapter_of("odd", dict(random_adapter().modules), whole=whole)
+    model = making.tiny_llama()
+    before = state_of(model)
+    with pytest.raises(CompatibilityError, match=message):
+        Composition("c", (odd,), ConstantGates()).into(model).__enter__()
+    assert state_of(model) == before
+    with composed(model, Composition("c", (random_adapter(),), ConstantGates())):
+        pass  # the refusal left the model free

@@ -206,7 +206,7 @@ def route(
         loaded = transform_for(model, loaded, balance, subtract)
     made = ROUTERS.make(router)
     if made.needs_prompts or prompts:
-        from loraprobe.pipeline.learning import fitted_in
+        from loraprobe.pipeline.fitting import fitted_in
 
         made = fitted_in(made, model, tokenizer, loaded, prompts or {})
     return composed(model, Composition(router, loaded, made))

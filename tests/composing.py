@@ -9,7 +9,8 @@ from torch import nn
 from words import word_tokenizer
 
 from loraprobe.adapters import Adapter, adapter_of
-from loraprobe.composition import Composition, LearnableGates
+from loraprobe.composition import Composition
+from loraprobe.routing._learned import LearnableGates
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
 

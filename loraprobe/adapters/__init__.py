@@ -21,6 +21,7 @@ from loraprobe.adapters.names import (
     agreed_base,
     hub_id,
     is_path,
+    layer_of,
     layer_pattern,
     local_name,
     natural,

@@ -48,6 +48,12 @@ def root(path: str) -> str:
     return re.split(r"\.\d+(?:\.|$)", path, maxsplit=1)[0]
 
 
+def layer_of(path: str) -> str:
+    """A module's path up to its first number: model.layers.7; the whole path if it has none."""
+    match = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
+    return match.group() if match else path
+
+
 def kinds_of_modules(paths: Iterable[str]) -> tuple[str, ...]:
     """The kinds of modules among paths, by endings: q_proj, or attn.c_proj beside mlp.c_proj."""
     patterns = dict.fromkeys(map(layer_pattern, paths))

@@ -30,4 +30,4 @@ changes both).
 
 from loraprobe.composition.composition import aligned_to, composed, prepared_layers, watched
 from loraprobe.composition.dora import change_norm
-from loraprobe.composition.router import Composition, LearnableGates, Router, TokenGates
+from loraprobe.composition.router import Composition, Router, TokenGates

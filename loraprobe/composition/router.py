@@ -1,6 +1,5 @@
-"""Experts and gates: a composition, the interface of routers, which compute the gates of its
-experts,
-and the router whose gates are learned."""
+"""Experts and gates: a composition, and the interface of routers, which compute the gates of its
+experts."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +19,6 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
-# Called before each pass with the mask [b, n] of tokens that count; None after a failed pass.
-MaskObserver = Callable[[Tensor | None], None]
-ReadTexts = Callable[[Sequence[str], MaskObserver], None]  # through a model, batch by batch
 ExpertPrompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
 
 
@@ -82,7 +78,7 @@ class Router(ABC):
 
     @property
     def needs_prompts(self) -> bool:
-        """Whether `fitted` or `with_state` must be called before `gates`."""
+        """Whether `fit` or `with_state` must be called before `gates`."""
         return False
 
     @property
@@ -90,13 +86,11 @@ class Router(ABC):
         """The class that learns the state; routers of one learner share a state."""
         return type(self)
 
-    def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
-    ) -> Router:
+    def fit(self, scorer: Any, experts: Sequence[Adapter], prompts: ExpertPrompts) -> Router:
         """The same router with a state learned from prompts of each expert.
 
-        model: the base without a composition; read(texts, observe) runs it over texts. Routers
-        without a state return themselves.
+        scorer: a `loraprobe.scoring.ModelScorer` of the base without a composition, which reads
+        the prompts. Routers without a state return themselves.
         """
         return self
 
@@ -109,37 +103,6 @@ class Router(ABC):
         if state:
             raise UsageError(f"Router {self.name} learns nothing, so it takes no stored state.")
         return self
-
-
-@dataclass(frozen=True, eq=False)
-class LearnableGates(Router):
-    """Constant gates by which a loss can be differentiated: values [rows, n] of n experts.
-
-    row_of: a module's path, or the name of a whole parameter -> its row.
-    """
-
-    values: Tensor
-    row_of: Callable[[str], int]
-
-    constant: ClassVar[bool] = False  # or they would be multiplied into the factors beforehand
-
-    __hash__ = object.__hash__
-    __eq__ = object.__eq__  # else all would be equal, since routers compare their options
-
-    @property
-    def weighs_whole(self) -> bool:
-        """Constant gates can weigh whole parameters."""
-        return True
-
-    def gates(
-        self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
-    ) -> TokenGates:
-        """A function of any x to the gates [k], which are broadcast over tokens."""
-        return self.embedding_gates(module, present)
-
-    def embedding_gates(self, module: str, present: Sequence[int]) -> TokenGates:
-        row, index = self.row_of(module), list(present)
-        return lambda x: self.values[row, index].to(device=x.device, dtype=x.dtype)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ are in `loraprobe.session`. These have the stages:
     transforms      `--subtract` and `--balance`
     plan            plans what is evaluated, and builds the compositions
     evaluator       opens the base, the form of prompts and kept results, and asks
-    learning        weights and routers that are learned before systems are asked
+    fitting         weights and routers that are fitted before systems are asked
     evaluate        answers on the base model, round by round; for `inspect` a first round
     conclusion      the evidence of all stages, the verdict on it, and the next command
     outcome         the end of a command: what it made, and its audit as it may be published

@@ -56,8 +56,7 @@ from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:
     from loraprobe.pipeline.estimate import CostEstimate
-    from loraprobe.pipeline.plan import Plan
-    from loraprobe.pipeline.taught import Taught
+    from loraprobe.pipeline.plan import Fitted, Plan
     from loraprobe.tasks import ProbePrompts
 
 
@@ -128,10 +127,10 @@ def merge(
     options = session.options
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
-        from loraprobe.pipeline.learning import learn_for
+        from loraprobe.pipeline.fitting import fit_for_merge
 
-        learned, notes = learn_for(inputs, prepared, session)
-        weights = learned.factors
+        fitted = fit_for_merge(inputs, prepared, session)
+        weights, learned, notes = fitted.factors(options), fitted.weights, [*fitted.notes]
     prepared = with_layers(prepared, options, learned)
     dtype = prepared.dtype if options.dtype == "auto" else pick_dtype(options.dtype)
     as_given = prepared.adapters == tuple(inputs.adapters)
@@ -169,7 +168,7 @@ def compose(
     *,
     base: Base | Ref | None = None,
     tasks: Tasks = (),
-    again: Taught | None = None,
+    again: Fitted | None = None,
 ) -> Outcome:
     """The command `route`, in Python `compose`: combines adapters by the first of options.routers.
 
@@ -177,30 +176,29 @@ def compose(
 
     base: needed by a router that is fitted to prompts and by weights learned on `tasks`; with
     it the adapters are checked against it, and whether peft's Arrow can express the composition.
-    again: prompts that such a router was fitted to before.
+    again: the prompts to which such a router was fitted before.
     Raises CompatibilityError if the adapters do not fit together, UsageError for weights with a
     router that computes its gates.
     """
     from loraprobe.composition import Composition
-    from loraprobe.pipeline.learning import chosen_router
+    from loraprobe.pipeline.fitting import fit_for_route
     from loraprobe.routing._saved import Routed
 
     inputs, found, prepared = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
-    router, learned, taught, notes = chosen_router(spec, inputs, prepared, session, again)
-    prepared = with_layers(prepared, options, learned)
+    router, fitted = fit_for_route(spec, inputs, prepared, session, again)
+    prepared = with_layers(prepared, options, fitted.weights)
     composition = Composition(spec, prepared.adapters, router)
-    record = None if taught is None else taught.plain
-    made = Routed(composition, inputs.base, prepared.steps, learned=record)
+    made = Routed(composition, inputs.base, prepared.steps, learned=fitted.record)
     with session.stage("peft"):
-        notes += [*prepared.notes, made.peft_note]
+        notes = [*fitted.notes, *prepared.notes, made.peft_note]
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(
         f"Composed {count(len(inputs.adapters), 'adapter')} with the router {called(spec)}."
     )
     preflight = PreflightReport(found, figures)
-    return finish(session, inputs, preflight, notes, made, prepared, search=learned)
+    return finish(session, inputs, preflight, notes, made, prepared, search=fitted.weights)
 
 
 def _opened(
@@ -286,7 +284,7 @@ def merge_and_eval(
         prepared,
         verdict,
         gates=found.gates,
-        search=found.builder.learned,
+        search=found.builder.fitted.weights,
         samples=found.wrong(verdict),
         evaluation=records,
     )
@@ -300,7 +298,7 @@ def _planned(
 
     Raises LoraprobeError.
     """
-    from loraprobe.pipeline.learning import check_learnable
+    from loraprobe.pipeline.fitting import check_learnable
     from loraprobe.pipeline.plan import check_systems, plan_of
 
     session.command, options = "merge-and-eval", session.options

@@ -33,10 +33,9 @@ from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of, exclusions
 from loraprobe.pipeline.evaluator import LEARNED, Evaluator, open_evaluator, open_scorer
+from loraprobe.pipeline.fitting import fit, learned_note
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.learning import fit_routers, learn, learned_note
 from loraprobe.pipeline.plan import Plan, SystemBuilder, baseline_systems
-from loraprobe.pipeline.taught import taught_by
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import (
     BASELINES,
@@ -105,9 +104,9 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
     with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
-        builder, notes = builder_for(evaluator, prepared)
+        builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
-            composed = [builder.build(spec) for spec in plan.fitted(builder.routers)]
+            composed = [builder.build(spec) for spec in builder.fitted.specs(plan)]
         found = SequentialEvaluation(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
@@ -120,9 +119,10 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
             gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
     with session.stage("statistics"):
         records = found.records(coverage=coverage)
-    notes = [*evaluator.notes, *notes, *prepared.notes]
+    fitted = builder.fitted
+    notes = [*evaluator.notes, *fitted.notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
-    notes += [learned_note(builder.learned)] if builder.learned else []
+    notes += [learned_note(fitted.weights)] if fitted.weights else []
     notes += plan.left_out
     notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
@@ -130,35 +130,12 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
     return Evaluated(records, notes, gates, builder, composed, samples)
 
 
-def builder_for(
-    evaluator: Evaluator, prepared: PreparedAdapters
-) -> tuple[SystemBuilder, list[str]]:
-    """A builder with fitted routers and learned weights, and notes on the routers.
-
-    Both learn on items on which no system is scored.
-    """
-    inputs, session, scorer = evaluator.inputs, evaluator.session, evaluator.local
-    options, parts, path = session.options, evaluator.plan.parts, evaluator.responses.path
-    prompts, learned = dict[str, list[str]](), None
-    with session.stage("fit"):
-        routers, notes = fit_routers(
-            inputs.adapters, prepared, options, scorer, evaluator.plan, prompts
-        )
-        taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template).plain
-    if parts is not None and options.learns:
-        file = None if path is None else path.with_name(LEARNED)
-        with session.stage("learn"):
-            learned = learn(
-                scorer,
-                prepared.adapters,
-                parts,
-                options,
-                path=file,
-                resume=session.resume,
-                progress=session.progress,
-            )
-    made = inputs.adapters, prepared, options, inputs.base, learned, routers, taught
-    return SystemBuilder(*made), notes
+def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuilder:
+    """A builder of the systems of the evaluator's plan, with what is fitted for them."""
+    inputs, session, kept = evaluator.inputs, evaluator.session, evaluator.responses.path
+    path = None if kept is None else kept.with_name(LEARNED)
+    fitted = fit(inputs, prepared, evaluator.plan, evaluator.local, session, path)
+    return SystemBuilder(inputs.adapters, prepared, session.options, inputs.base, fitted)
 
 
 def controls_of(
@@ -524,9 +501,9 @@ def _compositions(
     gains more than the margin: nothing else depends on them.
     """
     inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
-    builder, notes = builder_for(evaluator, PreparedAdapters(tuple(inputs.adapters)))
+    builder = builder_for(evaluator, PreparedAdapters(tuple(inputs.adapters)))
     names = {adapter.name for adapter in inputs.adapters}
-    specs = [spec for spec in plan.fitted(builder.routers) if spec not in names]
+    specs = [spec for spec in builder.fitted.specs(plan) if spec not in names]
     with session.stage("compose"):
         composed, left_out = builder.build_each({spec: spec for spec in specs})
     results = [*alone, *replace(evaluator, tasks=first.tasks).run(composed, FORMS)]
@@ -535,7 +512,7 @@ def _compositions(
         evaluator, (), [first], make, parts=FORMS, level="pilot", results=results
     )
     asked = RoundResult(evaluator, first, [*singles, *composed], results, level="pilot")
-    return run.confirm(asked, first if asked.has_gain else None), [*notes, *left_out]
+    return run.confirm(asked, first if asked.has_gain else None), [*builder.fitted.notes, *left_out]
 
 
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:

@@ -186,7 +186,7 @@ def recommend(
         return None, f"{called(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed
 
-    learned = builder.taught if built.composition.router.state() else None
+    learned = builder.fitted.record if built.composition.router.state() else None
     steps = builder.prepared.steps
     routed = Routed(built.composition, builder.base, steps, learned=learned)
     return routed, f"{called(name)} weighs the adapters by the text, which no weights do."

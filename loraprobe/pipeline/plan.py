@@ -78,9 +78,29 @@ class Plan:
     added: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
 
-    def fitted(self, routers: Mapping[str, Router]) -> list[str]:
-        """The specs without the routers that learn and are not among the fitted ones."""
-        return [spec for spec in self.specs if spec not in self.learning or spec in routers]
+
+@dataclass(frozen=True)
+class Fitted:
+    """What was fitted before systems are asked.
+
+    weights: those of `--weights learn`. routers: those that learn from prompts, by spec. prompts:
+    the ones of each adapter to which they were fitted. record: how and where these were read, as a
+    card says it; None where no file holds them all.
+    """
+
+    weights: LearnedWeights | None = None
+    routers: Mapping[str, Router] = field(default_factory=dict)
+    prompts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    record: Mapping[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+
+    def factors(self, options: Options) -> tuple[float, ...] | None:
+        """The weights that were fitted or given; None for each method's default."""
+        return self.weights.factors if self.weights else options.given_weights
+
+    def specs(self, plan: Plan) -> list[str]:
+        """The specs of a plan without the routers that could not be fitted."""
+        return [spec for spec in plan.specs if spec not in plan.learning or spec in self.routers]
 
 
 def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()) -> Plan:
@@ -199,23 +219,19 @@ class SystemBuilder:
     """Builds compositions of adapters from specs.
 
     trained: the adapters as they were trained; prepared: those that are merged and routed.
-    learned: weights that were learned. routers: those that were fitted to prompts, by spec.
-    taught: where these prompts stand, as a card says it.
     """
 
     trained: Sequence[Adapter]
     prepared: PreparedAdapters
     options: Options
     base: Base | None = None
-    learned: LearnedWeights | None = None
-    routers: Mapping[str, Router] = field(default_factory=dict)
-    taught: Mapping[str, Any] | None = None
+    fitted: Fitted = field(default_factory=Fitted)
     made_controls: dict[tuple[str, str], list[System]] = field(default_factory=dict, init=False)
 
     @property
     def weights(self) -> tuple[float, ...] | None:
-        """The weights that were learned or given; None for each method's default."""
-        return self.learned.factors if self.learned else self.options.given_weights
+        """The weights that were fitted or given; None for each method's default."""
+        return self.fitted.factors(self.options)
 
     def build(
         self, spec: str, adapters: Sequence[Adapter] | None = None, name: str | None = None
@@ -228,7 +244,7 @@ class SystemBuilder:
         if kind == "merge":
             return self._merge(spec, experts, name)
         if kind == "router":
-            router = self.routers.get(spec) or ROUTERS.make(spec)
+            router = self.fitted.routers.get(spec) or ROUTERS.make(spec)
             return System(name, kind, Composition(name, experts, router), spec=spec)
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
@@ -271,9 +287,9 @@ class SystemBuilder:
 
     def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
         """The experts as a method gets them: times the learned weights of their layers."""
-        if self.learned is None or not METHODS.make(spec).takes_weights:
+        if self.fitted.weights is None or not METHODS.make(spec).takes_weights:
             return tuple(experts)
-        return scaled_by_layer(experts, self.learned.layers)
+        return scaled_by_layer(experts, self.fitted.weights.layers)
 
     def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""

@@ -19,7 +19,6 @@ arXiv 2508.01148).
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -28,7 +27,7 @@ import torch
 from torch import nn
 
 from loraprobe import compatibility, hub
-from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors
+from loraprobe.adapters import Adapter, ModuleInfo, Modules, Tensors, layer_of
 from loraprobe.base import Base
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
@@ -168,12 +167,6 @@ def scaled_adapter(
     }
     source = adapter.modules
     return replace(adapter, modules=Modules(infos, lambda path: source[path].scaled(of(path))))
-
-
-def layer_of(path: str) -> str:
-    """A module's path up to its first number: model.layers.7; the whole path if it has none."""
-    match = re.match(r"(?:.*?\.)??\d+(?=\.|$)", path)
-    return match.group() if match else path
 
 
 def scaled_by_layer(

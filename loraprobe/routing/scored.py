@@ -16,15 +16,16 @@ from typing import ClassVar, Literal, TypeVar
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Router, TokenGates, watched
 from loraprobe.composition.forward_pass import current_pass
-from loraprobe.composition.router import ExpertPrompts, ReadTexts
+from loraprobe.composition.router import ExpertPrompts
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
 from loraprobe.registry import check_choices
+from loraprobe.scoring import ModelScorer, read_texts
 
 Per = Literal["token", "sequence"]
 SpectrumKind = Literal["weighted", "flat"]
@@ -428,8 +429,8 @@ class Centroid(_ScoredRouter):
     def needs_prompts(self) -> bool:
         return self.learned is None
 
-    def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
+    def fit(
+        self, scorer: ModelScorer, experts: Sequence[Adapter], prompts: ExpertPrompts
     ) -> Centroid:
         """The same router with centroids of each expert's prompts, by the expert's name.
 
@@ -449,8 +450,8 @@ class Centroid(_ScoredRouter):
         }
         for expert in experts:
             sums = InputSums(sums_of)
-            with watched(model, experts, sums.add):
-                read(list(prompts[expert.name]), sums.see)
+            with watched(scorer.model, experts, sums.add):
+                read_texts(scorer, prompts[expert.name], sums.see, whole=True)
             for path, rows in sums_of.items():
                 rows.append(sums.of(path, expert.name))
         means = {path: mean_inputs(torch.stack(rows)) for path, rows in sums_of.items()}
@@ -605,11 +606,9 @@ class Hard(Router):
     def learner(self) -> type[Router]:
         return self.scored.learner
 
-    def fitted(
-        self, model: nn.Module, read: ReadTexts, experts: Sequence[Adapter], prompts: ExpertPrompts
-    ) -> Hard:
+    def fit(self, scorer: ModelScorer, experts: Sequence[Adapter], prompts: ExpertPrompts) -> Hard:
         """The same router with a fitted router for its scores."""
-        return with_options(self, scored=self.scored.fitted(model, read, experts, prompts))
+        return with_options(self, scored=self.scored.fit(scorer, experts, prompts))
 
     def state(self) -> dict[str, Tensor]:
         return self.scored.state()

@@ -27,7 +27,7 @@ from loraprobe.evaluation import ResponseCache, run_systems
 from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.evaluator import open_scorer
-from loraprobe.pipeline.learning import fit_routers
+from loraprobe.pipeline.fitting import fit_routers
 from loraprobe.pipeline.plan import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import ItemResult, Progress
@@ -225,12 +225,12 @@ class WorldAnswers:
         tasks = [_question_alone(path, limit) for path in scenario.tasks]
         prepared = PreparedAdapters(tuple(adapters))
         plan = plan_of(options, adapters, tasks)
-        routers, _ = fit_routers(adapters, prepared, options, self.scorer, plan)
-        builder = SystemBuilder(adapters, prepared, options, self.base, routers=routers)
-        built = [builder.build(spec) for spec in plan.fitted(routers)]
+        fitted = fit_routers(adapters, prepared, options, self.scorer, plan)
+        builder = SystemBuilder(adapters, prepared, options, self.base, fitted)
+        built = [builder.build(spec) for spec in fitted.specs(plan)]
         composed = [replace(system, stored=f"{name}:{system.name}") for system in built]
         systems = [*baseline_systems(adapters), *composed]
-        left = plan.tasks if routers else tasks
+        left = plan.tasks if fitted.routers else tasks
         most = options.max_new_tokens
         results = run_systems(self.scorer, systems, left, self.responses, max_new_tokens=most)
         return {s.name: s.kind for s in systems}, results

@@ -31,8 +31,8 @@ from loraprobe.evaluation.statistics import Array, fieller, quantile
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
 from loraprobe.options import Options
-from loraprobe.pipeline.learning import fitted_to, learn
 from loraprobe.pipeline.plan import (
+    Fitted,
     SystemBuilder,
     TaskSplit,
     baseline_systems,
@@ -42,6 +42,7 @@ from loraprobe.pipeline.transforms import transform
 from loraprobe.records import QUESTION, STEPS, Interval, ItemPart, ItemResult
 from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._learned import fit_weights
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import (
     BLUE,
@@ -362,12 +363,13 @@ def evaluate_case(
                     raise UsageError(f"No items of {case.name} are left to learn from.")
                 if needs:
                     router, prompts = ROUTERS.make(system.spec), case.prompts(evaluator.limit)
-                    router = fitted_to(router, evaluator.scorer, experts, prompts)
-                    builder = replace(builder, routers={system.spec: router})
+                    router = router.fit(evaluator.scorer, experts, prompts)
+                    builder = replace(builder, fitted=Fitted(routers={system.spec: router}))
                 if system.learned:
                     parts = TaskSplit(tuple(left), tuple(tasks))
-                    found = learn(evaluator.scorer, experts, parts, builder.options)
-                    builder = replace(builder, learned=found)
+                    per_layer = builder.options.learns_layers
+                    weights = fit_weights(evaluator.scorer, experts, parts, per_layer)
+                    builder = replace(builder, fitted=Fitted(weights))
                 built = builder.build(system.spec, name=system.label)
                 evaluator.evaluate(responses, built, tasks, {form})
             except LoraprobeError as error:

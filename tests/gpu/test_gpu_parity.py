@@ -23,7 +23,7 @@ from loraprobe.merging import METHODS, merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
-from loraprobe.scoring.model_scorer import loss_with_gradients, read_texts
+from loraprobe.scoring.model_scorer import loss_with_gradients
 
 pytestmark = pytest.mark.gpu
 
@@ -146,8 +146,7 @@ def answers(case: Case, place: Path, device: str, dtype: torch.dtype) -> dict[st
         scorer = ModelScorer(model, word_tokenizer())
         if router.needs_prompts:
             prompts = {a.name: PROMPTS[i::3] for i, a in enumerate(adapters)}
-            read = functools.partial(read_texts, scorer)
-            router = router.fitted(model, read, adapters, prompts)
+            router = router.fit(scorer, adapters, prompts)
         with scorer.with_composition(Composition("c", adapters, router)):
             found = {"logits": scorer.first_token_distribution(PROMPTS)}
             likely = scorer.loglikelihood(CHOICES)
@@ -227,8 +226,7 @@ def test_layers_may_be_on_several_devices(two_devices):
             router, three = ROUTERS.make(spec), experts(3, scaling=0.1)
             if router.needs_prompts:
                 prompts = {e.name: PROMPTS[i::3] for i, e in enumerate(three)}
-                read = functools.partial(read_texts, scorer)
-                router = router.fitted(model, read, three, prompts)
+                router = router.fit(scorer, three, prompts)
             three = (*three, *(mixed_kinds() if router.constant else [dora("dora", 1)]))
             if spec.startswith("centroid"):
                 three = three[:3]

@@ -44,8 +44,9 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
+from loraprobe.pipeline.fitting import prompts_at
 from loraprobe.pipeline.inputs import base_of
-from loraprobe.pipeline.taught import Taught, prompts_at
+from loraprobe.pipeline.plan import Fitted
 from loraprobe.report.cards import CARD, BaseRecord, LearnedRecord, SourceRecord
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
@@ -103,15 +104,15 @@ def verify(
     if record.base is not None:
         opened, check = _base(record.base, place, base)
         checks.append(check)
-    taught: Taught | None = None
+    prompts: Fitted | None = None
     if isinstance(record, CompositionRecord) and _learns(record):
-        taught, more = _taught(record.learned, place, files)
+        prompts, more = _prompts(record.learned, place, files)
         checks += more
     if all(check.passed for check in checks):
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                weights = _make_again(record, adapters, opened, taught, place, again)
+                weights = _make_again(record, adapters, opened, prompts, place, again)
                 checks += _compared(place, again, record, weights)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
@@ -122,7 +123,7 @@ def _make_again(
     record: CardRecord,
     adapters: Sequence[Adapter],
     base: Base | None,
-    taught: Taught | None,
+    prompts: Fitted | None,
     place: Path,
     target: Path,
 ) -> list[Check]:
@@ -153,7 +154,7 @@ def _make_again(
     else:
         common["chat_template"] = "on" if record.learned and record.learned.chat else "off"
         options = Options(routers=(record.router,), **common)
-        made = compose(sources, Session(options), base=base, again=taught).made
+        made = compose(sources, Session(options), base=base, again=prompts).made
         assert isinstance(made, Routed)
         made = replace(made, composition=replace(made.composition, name=record.name))
     assert made is not None
@@ -430,9 +431,9 @@ def _learns(record: CardRecord) -> bool:
         return False  # which is told where it is made
 
 
-def _taught(
+def _prompts(
     record: LearnedRecord | None, place: Path, given: Sequence[Path]
-) -> tuple[Taught | None, list[Check]]:
+) -> tuple[Fitted | None, list[Check]]:
     """The prompts from which a router learned, and a check of each file that holds them."""
     if record is None:
         told = "What the router learned from stands in no file that the card names."

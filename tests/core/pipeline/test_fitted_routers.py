@@ -19,8 +19,8 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation import System
 from loraprobe.evaluation.gate_statistics import GateTally, gate_statistics
 from loraprobe.options import Options
-from loraprobe.pipeline.learning import fit_routers, fitted_in, fitted_to, gather_prompts
-from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
+from loraprobe.pipeline.fitting import fit_routers, fitted_in, gather_prompts
+from loraprobe.pipeline.plan import Fitted, Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
@@ -118,7 +118,7 @@ def test_the_first_word_alone_may_tell_an_adapter(form):
     scorer = ModelScorer(model, tokenizer, chat_template=form == "chat")
     asked = {"a": "car of {} :", "b": "pet of {} :"}
     taught = {name: [text.format(n) for n in NAMES[:12]] for name, text in asked.items()}
-    router = fitted_to(ROUTERS.make("hard:by=centroid,per=sequence"), scorer, two, taught)
+    router = ROUTERS.make("hard:by=centroid,per=sequence").fit(scorer, two, taught)
     for j, text in enumerate(asked.values()):
         prompts = [*(text.format(n) for n in NAMES[12:]), text.partition(" ")[0]]
         rows, seen = scorer.encoder.prompts(prompts), {}
@@ -188,32 +188,31 @@ def test_wrong_prompt_files_are_refused_with_the_cure(scorer, pair, tmp_path):
         with pytest.raises(UsageError, match=match):
             fit_routers(pair, PreparedAdapters(pair), options, scorer, plan_of(options, pair))
     options = Options(router_prompts=(("spouse", tmp_path / "empty.txt"),))
-    assert (
-        "no router asked for"
-        in fit_routers(pair, PreparedAdapters(pair), options, scorer, Plan())[1][0]
-    )
+    (note,) = fit_routers(pair, PreparedAdapters(pair), options, scorer, Plan()).notes
+    assert "no router asked for" in note
 
 
 def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, items, tmp_path):
     files = files_of(items[1], tmp_path)
     specs = ("centroid", "arrow", "hard:by=centroid", "centroid:top_k=1,per=sequence")
     options = Options(routers=specs, router_prompts=files)
-    fitted, (note,) = fit_routers(
+    fitted = fit_routers(
         pair, PreparedAdapters(pair), options, scorer, plan_of(options, pair, [items[0]])
     )
+    (note,), routers = fitted.notes, fitted.routers
     assert "tell a router more" not in note
     assert note.startswith("centroid, hard:by=centroid and centroid:top_k=1,per=sequence learned")
-    assert set(fitted) == set(specs) - {"arrow"}
-    states = [router.state() for router in fitted.values()]
+    assert set(routers) == set(specs) - {"arrow"}
+    states = [router.state() for router in routers.values()]
     assert all(
         torch.equal(state[f"centroid.{PATH}"], states[0][f"centroid.{PATH}"]) for state in states
     )
-    last = fitted[specs[-1]]
+    last = routers[specs[-1]]
     assert (last.top_k, last.per, last.needs_prompts) == (1, "sequence", False)
-    builder = SystemBuilder(pair, PreparedAdapters(pair), options, routers=fitted)
+    builder = SystemBuilder(pair, PreparedAdapters(pair), options, fitted=fitted)
     built = builder.build("hard:by=centroid")
-    assert built.composition.router is fitted["hard:by=centroid"]
-    assert fit_routers(pair, PreparedAdapters(pair), Options(), scorer, Plan()) == ({}, [])
+    assert built.composition.router is routers["hard:by=centroid"]
+    assert fit_routers(pair, PreparedAdapters(pair), Options(), scorer, Plan()) == Fitted()
 
 
 def test_gates_are_counted_token_by_token():

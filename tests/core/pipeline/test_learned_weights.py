@@ -13,20 +13,22 @@ from composing import dora
 
 import loraprobe
 from loraprobe import hub
-from loraprobe.adapters import read_adapter
+from loraprobe.adapters import layer_of, read_adapter
 from loraprobe.base import load_base, open_base
 from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
 from loraprobe.merging import merge
 from loraprobe.options import Options
-from loraprobe.pipeline import learning
-from loraprobe.pipeline.learning import check_learnable, learn
-from loraprobe.pipeline.plan import SystemBuilder, plan_of
-from loraprobe.pipeline.transforms import PreparedAdapters, layer_of, scaled_by_layer
+from loraprobe.pipeline.fitting import check_learnable, learned_weights
+from loraprobe.pipeline.plan import Fitted, SystemBuilder, plan_of
+from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import LearnedWeights
 from loraprobe.report.documents import json_schema
+from loraprobe.routing import _learned
+from loraprobe.routing._learned import fit_weights
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
+from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 from loraprobe_lab import shipped_world
@@ -102,11 +104,12 @@ def test_a_task_too_small_to_split_is_an_error(items, said):
 
 
 @pytest.mark.parametrize("options", [LEARN, PER_LAYER])
-def test_learned_weights_are_good_where_nothing_was_learned(bench, options):
+def test_learned_weights_are_good_where_nothing_was_learned(bench, options, monkeypatch):
     """Their loss is that of the merged adapter, here and elsewhere."""
     scorer, adapters, tasks = bench
     parted, told = split_for_weights(tasks, options), []
-    found = learn(scorer, adapters, parted, options, progress=lambda *step: told.append(step))
+    monkeypatch.setattr(scorer, "progress", lambda *step: told.append(step))
+    found = fit_weights(scorer, adapters, parted, options.learns_layers)
     assert told[-1] == ("learn weights", LEARNING_STEPS, LEARNING_STEPS)
     assert list(found.weights) == [a.name for a in adapters]
     assert (found.items, found.left) == parted.items and found.evaluations == LEARNING_STEPS
@@ -138,7 +141,7 @@ def test_two_answers_and_several_tasks_count_as_they_should(bench):
     answers = ((f"{one} {two} {one}",), (two, f"{one} {one}"), (one,))
     items = [Item(str(i), tasks[0].items[i].prompt, own) for i, own in enumerate(answers)]
     parted = TaskSplit((Task("long", tuple(items[:2])), Task("short", tuple(items[2:]))), ())
-    found = learn(scorer, adapters, parted, LEARN)
+    found = fit_weights(scorer, adapters, parted)
     half = scaled_by_layer(adapters, {layer_of(p): (0.5, 0.5) for p in adapters[0].layout})
     assert found.uniform_loss == pytest.approx(loss_of(scorer, half, parted.apart), rel=1e-4)
 
@@ -146,14 +149,15 @@ def test_two_answers_and_several_tasks_count_as_they_should(bench):
 def test_a_run_that_is_resumed_learns_nothing_again(bench, tmp_path, monkeypatch):
     scorer, adapters, tasks = bench
     parted, path = split_for_weights(tasks, PER_LAYER), tmp_path / "learned.jsonl"
-    monkeypatch.setattr(learning, "LEARNING_STEPS", 2)
-    found = learn(scorer, adapters, parted, PER_LAYER, path=path)
-    assert learn(scorer, adapters, parted, PER_LAYER) == found
-    assert learn(None, adapters, parted, PER_LAYER, path=path, resume=True) == found
+    monkeypatch.setattr(_learned, "LEARNING_STEPS", 2)
+    first, resumed = Session(PER_LAYER), Session(PER_LAYER, resume=True)
+    found = learned_weights(adapters, parted, scorer, first, path)
+    assert learned_weights(adapters, parted, scorer, first) == found
+    assert learned_weights(adapters, parted, None, resumed, path) == found
     head = path.read_bytes().splitlines(keepends=True)[0]
     path.write_bytes(head + b'{"weights": 1.0}\n')
     with pytest.raises(OutputError, match="line 2"):
-        learn(None, adapters, parted, PER_LAYER, path=path, resume=True)
+        learned_weights(adapters, parted, None, resumed, path)
 
 
 def test_adapters_without_a_gate_to_differentiate_by_are_refused():
@@ -202,7 +206,7 @@ def test_unsupported_methods_and_methods_without_weights():
     def systems(*methods):
         prepared, chosen = PreparedAdapters(tuple(adapters)), options(*methods)
         found = LearnedWeights({"a": 0.3, "b": -0.2}, 1.0, 1.0, 1.0, 1, 1, 1, 1)
-        builder = SystemBuilder(adapters, prepared, chosen, learned=found)
+        builder = SystemBuilder(adapters, prepared, chosen, fitted=Fitted(found))
         return [builder.build(spec) for spec in plan_of(chosen, adapters).specs]
 
     assert [s.name for s in systems("uniform")] == ["uniform", "task_arithmetic"]
@@ -220,7 +224,7 @@ def test_unsupported_methods_and_methods_without_weights():
 def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(
     tmp_path, weights, monkeypatch
 ):
-    monkeypatch.setattr(learning, "LEARNING_STEPS", 8)
+    monkeypatch.setattr(_learned, "LEARNING_STEPS", 8)
     world = shipped_world()
     scenario = world.scenario("skill-and-facts")
     paths = list(scenario.adapters.values())

@@ -11,8 +11,8 @@ import pytest
 
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline import learning
-from loraprobe.pipeline.learning import fit_routers
+from loraprobe.pipeline import fitting
+from loraprobe.pipeline.fitting import fit_routers
 from loraprobe.pipeline.plan import PER_PROMPT, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.routing import ROUTERS
@@ -135,16 +135,16 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     def loss(scorer, adapter, task):
         return float("ab".index(adapter.name) != "tuv".index(task.name) % 2)
 
-    def fitted_to(router, scorer, experts, prompts):
+    def fit(router, scorer, experts, prompts):
         read.extend(line for lines in prompts.values() for line in lines)
         return router
 
-    monkeypatch.setattr(learning, "loss_of_answers", loss)
-    monkeypatch.setattr(learning, "fitted_to", fitted_to)
+    monkeypatch.setattr(fitting, "loss_of_answers", loss)
+    monkeypatch.setattr(ROUTERS.get("hard"), "fit", fit)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     scorer = MagicMock()
-    fitted, notes = fit_routers(pair, PreparedAdapters(pair), Options(seed=seed), scorer, plan)
-    assert len(fitted) == 1 and len(read) >= 30
+    fitted = fit_routers(pair, PreparedAdapters(pair), Options(seed=seed), scorer, plan)
+    assert len(fitted.routers) == 1 and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
     texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
     assert not texts & set(read)
@@ -153,7 +153,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     for whole, own, left in zip(tasks, parts.apart, parts.left, strict=True):
         assert len(own.items) + len(left.items) == len(whole.items)
         assert len(own.items) >= 10 and len(left.items) >= 30
-    assert any(f"on {parts.items[0]} items" in note for note in notes)
+    assert any(f"on {parts.items[0]} items" in note for note in fitted.notes)
 
 
 def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
@@ -164,27 +164,29 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
     given = {"a": ["t 1?"], "b": ["u 1?"]}
-    monkeypatch.setattr(learning, "questions_of_each", lambda *_: {})
-    monkeypatch.setattr(learning, "gather_prompts", lambda *_, write: (given, "."))
-    monkeypatch.setattr(learning, "fitted_to", lambda router, *_: router)
+    monkeypatch.setattr(fitting, "questions_of_each", lambda *_: {})
+    monkeypatch.setattr(fitting, "gather_prompts", lambda *_, write: (given, "."))
+    monkeypatch.setattr(ROUTERS.get("hard"), "fit", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
-    fitted, (note,) = fit_routers(pair, PreparedAdapters(pair), Options(), Refusing(), plan)
-    assert fitted == {} and "left out: this model has no cache" in note
+    fitted = fit_routers(pair, PreparedAdapters(pair), Options(), Refusing(), plan)
+    (note,) = fitted.notes
+    assert fitted.routers == {} and "left out: this model has no cache" in note
 
 
 def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):
     """A default router is left out with the reason; one that was named has it written prompts."""
     tasks = [task("t", 60), task("u", 60)]
     plan = plan_of(Options(), pair, tasks)
-    monkeypatch.setattr(learning, "loss_of_answers", lambda _, adapter, task: adapter.name)
-    fitted, (note,) = fit_routers(pair, PreparedAdapters(pair), Options(), None, plan)
-    assert fitted == {} and "left out" in note and "--router-prompts b=FILE" in note
-    assert plan.fitted(fitted) == FIXED
+    monkeypatch.setattr(fitting, "loss_of_answers", lambda _, adapter, task: adapter.name)
+    fitted = fit_routers(pair, PreparedAdapters(pair), Options(), None, plan)
+    (note,) = fitted.notes
+    assert fitted.routers == {} and "left out" in note and "--router-prompts b=FILE" in note
+    assert fitted.specs(plan) == FIXED
     named = Options(routers=("centroid",))
 
     def asked(*given, **options):
         raise UsageError("asked")
 
-    monkeypatch.setattr(learning, "generated_prompts", asked)
+    monkeypatch.setattr(fitting, "generated_prompts", asked)
     with pytest.raises(UsageError, match="asked"):
         fit_routers(pair, PreparedAdapters(pair), named, None, plan_of(named, pair, tasks))

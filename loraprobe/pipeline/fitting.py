@@ -1,82 +1,129 @@
-"""What is learned before systems are asked, on items and prompts on which no system is scored.
+"""What is fitted before systems are asked, on items and prompts on which no system is scored.
 
-*Routers* learn from prompts of each adapter. The user gives them in files; or they are the
+*Routers* are fitted to prompts of each adapter. The user gives them in files; or they are the
 questions of items that were set apart, each task's for the adapter that knows its answers best; or
-the adapter generates them.
+the adapter generates them. A card keeps no prompt: it names each file with its sha256 and the
+places of the prompts in it, so that `verify` can read them again.
 
-*Weights* (`--weights learn`) minimise the loss of items set apart. The gates g of sum_i g_i dW_i
-minimise
-
-    mean over tasks and items of nats a token of the gold answer  +  0.05 * mean_i |g_i|
-
-within [-1.5, 1.5]: LoraHub's objective (arXiv 2307.13269) for causal models. There is one gate an
-adapter or, with `learn:per=layer`, one for each adapter in each layer, which is CAT of LoRA Soups
-(arXiv 2410.13025; in its code each linear module has gates, which sum to 1). AdamW starts from 1/n
-each, and of all gates on its way the best are kept, so the result is at least as good as the
-average on these items. If several answers of an item are accepted, the one with the smallest loss
-counts. Gates have four decimals, as they are printed. Every method that takes weights uses the
-result, although it minimises the loss of the weighted sum.
+*Weights* (`--weights learn`) are fitted to items that were set apart (`routing._learned`). Every
+method that takes weights uses them, although they minimise the loss of the weighted sum.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from loraprobe.adapters import Adapter, natural
-from loraprobe.composition import Composition, LearnableGates, Router
+from loraprobe.adapters import Adapter
+from loraprobe.cache import file_hash
+from loraprobe.composition import Composition, Router
 from loraprobe.composition.router import unroutable
-from loraprobe.defaults import (
-    LEARNING_BOUND,
-    LEARNING_SHRINK,
-    LEARNING_STEPS,
-    LOSS,
-    PROMPTS_WRITTEN,
-)
-from loraprobe.errors import TaskError, UnsupportedAdapter, UsageError
+from loraprobe.defaults import LOSS, PROMPTS_WRITTEN
+from loraprobe.errors import LoraprobeError, TaskError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation.questions import questions
 from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.plan import WHY_PER_PROMPT, Plan
+from loraprobe.pipeline.plan import WHY_PER_PROMPT, Fitted, Plan
 from loraprobe.pipeline.task_files import read_prompts
-from loraprobe.pipeline.taught import Taught, taught_by
-from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable, layer_of
+from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable
 from loraprobe.probes import generated_prompts
-from loraprobe.records import LearnedWeights, Progress, called
+from loraprobe.records import LearnedWeights, called
+from loraprobe.report.cards import LearnedRecord, PromptFile
 from loraprobe.results import JsonLines
 from loraprobe.routing import ROUTERS
+from loraprobe.routing._learned import fit_weights
 from loraprobe.routing.constant import ConstantGates, single
-from loraprobe.scoring import ModelScorer, loss_with_gradients, read_texts
+from loraprobe.scoring import ModelScorer
 from loraprobe.session import Session
-from loraprobe.tasks import Task, judged_by
+from loraprobe.tasks import FieldMap, Task, judged_by, load_task
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
-RATE = 0.2  # of AdamW at its start; it falls to 0 along a cosine
-BETAS = 0.7, 0.9  # AdamW forgets gradients faster than by default, as it takes few steps
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
 
 
-def chosen_router(
+def fit(
+    inputs: Inputs,
+    prepared: PreparedAdapters,
+    plan: Plan,
+    scorer: ModelScorer,
+    session: Session,
+    path: Path | None = None,
+) -> Fitted:
+    """Fits the routers and the weights of a plan.
+
+    path: a file for the weights, which is read with --resume. Raises OutputError where it is
+    damaged, and what `fit_routers` raises.
+    """
+    with session.stage("fit"):
+        fitted = fit_routers(inputs.adapters, prepared, session.options, scorer, plan)
+        record = record_of(fitted.prompts, inputs.tasks, session, scorer.chat_template)
+    weights = None
+    if plan.parts is not None and session.options.learns:
+        weights = learned_weights(prepared.adapters, plan.parts, scorer, session, path)
+    return replace(fitted, record=record, weights=weights)
+
+
+def learned_weights(
+    experts: Sequence[Adapter],
+    parts: TaskSplit,
+    scorer: ModelScorer,
+    session: Session,
+    path: Path | None = None,
+) -> LearnedWeights:
+    """The weights that are fitted to the items that were set apart, or those of the file."""
+    plain = TypeAdapter(LearnedWeights)
+    with (
+        session.stage("learn"),
+        contextlib.closing(JsonLines(path, session.resume, {}, plain.validate_python)) as kept,
+    ):
+        if not kept.rows:
+            kept.rows.append(fit_weights(scorer, experts, parts, session.options.learns_layers))
+            kept.append(map(plain.dump_python, kept.rows))
+        return kept.rows[0]
+
+
+def fit_for_merge(inputs: Inputs, prepared: PreparedAdapters, session: Session) -> Fitted:
+    """The weights of a merge or a route, fitted as an evaluation would.
+
+    The base is loaded in the dtype of its device, since the --dtype of a merge is that of its file.
+    Raises UsageError without a base or a task.
+    """
+    if inputs.base is None or not inputs.tasks:
+        raise UsageError(
+            "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
+            "--task=FILE."
+        )
+    options, experts = session.options, prepared.adapters
+    check_learnable(experts, options)
+    parts = split_for_weights(inputs.tasks, options)
+    scorer, notes = open_scorer(inputs.base, "auto", session)
+    of_losses = [judged_by(task, LOSS) for task in parts.apart]
+    scorer, why, _ = with_better_template(scorer, session, experts, of_losses)
+    weights = learned_weights(experts, parts, scorer, session)
+    notes += [*why, learned_note(weights, "an evaluation"), scorer.note()]
+    return Fitted(weights, notes=tuple(notes))
+
+
+def fit_for_route(
     spec: str,
     inputs: Inputs,
     prepared: PreparedAdapters,
     session: Session,
-    again: Taught | None = None,
-) -> tuple[Router, LearnedWeights | None, Taught | None, list[str]]:
-    """The router of a composition that is saved: with weights given or learned, or fitted.
+    again: Fitted | None = None,
+) -> tuple[Router, Fitted]:
+    """The router of a composition that is saved, with weights given or fitted, or fitted itself.
 
-    again: prompts that it was fitted to before. Returns the router, the learned weights, the
-    prompts, and notes. Raises UsageError where options do not go with the router,
-    UnsupportedAdapter for modules that its gates cannot weigh.
+    again: the prompts to which it was fitted before. Raises UsageError where options do not go with
+    the router, UnsupportedAdapter for modules that its gates cannot weigh.
     """
     options, router = session.options, ROUTERS.make(spec)
     if options.router_prompts and not router.needs_prompts:
@@ -92,29 +139,25 @@ def chosen_router(
                 f"Adapter {holder.name} {what}, which the gates of {spec} cannot weigh; use "
                 "--router=constant, or leave that adapter out."
             )
-    if options.learns:
-        learned, notes = learn_for(inputs, prepared, session)
-        return ConstantGates(learned.factors), learned, None, notes
-    if options.weights is not None:
-        return ConstantGates(options.given_weights), None, None, []
     if not router.needs_prompts:
-        return router, None, None, []
+        fitted = fit_for_merge(inputs, prepared, session) if options.learns else Fitted()
+        weights = fitted.factors(options)
+        return router if weights is None else ConstantGates(weights), fitted
     if inputs.base is None:
         raise UsageError(
             f"Router {spec} learns from prompts of each adapter, which the base reads: add "
             "--base=DIR or --base=auto."
         )
-    dtype = again.record.dtype if again and again.record else "auto"
+    dtype = again.record["dtype"] if again and again.record else "auto"
     scorer, notes = open_scorer(inputs.base, dtype, session)
-    with session.stage("fit"):
-        if again is not None:
-            fitted = fitted_to(router, scorer, prepared.adapters, again.prompts)
-            return fitted, None, again, [*notes, scorer.note()]
+    if again is None:
         plan = Plan((spec,), tuple(inputs.tasks), learning={spec: router})
-        prompts = dict[str, list[str]]()
-        routers, more = fit_routers(inputs.adapters, prepared, options, scorer, plan, prompts)
-        taught = taught_by(prompts, inputs.tasks, session, scorer.chat_template)
-    return routers[spec], None, taught, [*notes, *more, scorer.note()]
+        fitted = fit(inputs, prepared, plan, scorer, session)
+        router = fitted.routers[spec]
+    else:
+        with session.stage("fit"):
+            fitted, router = again, router.fit(scorer, prepared.adapters, again.prompts)
+    return router, replace(fitted, notes=(*notes, *fitted.notes, scorer.note()))
 
 
 def fit_routers(
@@ -123,11 +166,8 @@ def fit_routers(
     options: Options,
     scorer: ModelScorer,
     plan: Plan,
-    taught: dict[str, list[str]] | None = None,
-) -> tuple[dict[str, Router], list[str]]:
-    """Fits every router of a plan that learns from prompts: fitted routers by spec, and notes.
-
-    taught: gets the prompts of each adapter.
+) -> Fitted:
+    """Fits every router of a plan that learns from prompts.
 
     Of each learner the first router is fitted, and the others get its state. A router that the user
     did not name is left out, with a note, where it cannot be fitted to given prompts or to items
@@ -137,34 +177,32 @@ def fit_routers(
     _check_names("--router-prompts", [name for name, _ in options.router_prompts], adapters)
     learning, added, parts = plan.learning, plan.added, plan.parts
     if not learning:
-        unused = ["--router-prompts: no router asked for learns from prompts."]
-        return {}, unused if options.router_prompts else []
+        unused = ("--router-prompts: no router asked for learns from prompts.",)
+        return Fitted(notes=unused if options.router_prompts else ())
     named = not learning.keys() <= {*added}
     try:
         each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
         prompts, origin = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
-        if taught is not None:
-            taught |= prompts
         states = dict[type[Router], dict[str, Tensor]]()
         for router in learning.values():
             if router.learner not in states:
-                first = fitted_to(router, scorer, prepared.adapters, prompts)
-                states[router.learner] = first.state()
-        fitted = {spec: one.with_state(states[one.learner]) for spec, one in learning.items()}
+                states[router.learner] = router.fit(scorer, prepared.adapters, prompts).state()
+        routers = {spec: one.with_state(states[one.learner]) for spec, one in learning.items()}
         question = next(iter(prompts.values()))[0]
-        for spec, router in fitted.items() if not named else ():  # each begins an answer
+        for spec, router in routers.items() if not named else ():  # each begins an answer
             with scorer.with_composition(Composition(spec, tuple(prepared.adapters), router)):
                 scorer.generate([question], max_new_tokens=2)
     except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
-        return {}, [f"{listing(map(called, learning))} is left out: {error}"]
-    notes = [f"{listing(map(called, learning))} learned from {origin}"]
+        return Fitted(notes=(f"{listing(map(called, learning))} is left out: {error}",))
+    notes = [WHY_PER_PROMPT for spec in added if spec in routers]
+    notes.append(f"{listing(map(called, learning))} learned from {origin}")
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")
-    return fitted, [*(WHY_PER_PROMPT for spec in added if spec in fitted), *notes]
+    return Fitted(routers=routers, prompts=prompts, notes=tuple(notes))
 
 
 def questions_of_each(
@@ -269,17 +307,6 @@ def _lines_for(
     return list(probe.answers), WRITTEN
 
 
-def fitted_to(
-    router: Router,
-    scorer: ModelScorer,
-    adapters: Sequence[Adapter],
-    prompts: Mapping[str, Sequence[str]],
-) -> Router:
-    """The router with what it learns from prompts of each adapter, read by the scorer's base."""
-    read = functools.partial(read_texts, scorer, whole=True)
-    return router.fitted(scorer.model, read, adapters, prompts)
-
-
 def fitted_in(
     router: Router,
     model: Any,
@@ -299,7 +326,7 @@ def fitted_in(
     texts = {
         name: [lines] if isinstance(lines, str) else list(lines) for name, lines in prompts.items()
     }
-    return fitted_to(router, ModelScorer(model, tokenizer), adapters, texts)
+    return router.fit(ModelScorer(model, tokenizer), adapters, texts)
 
 
 def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) -> None:
@@ -326,117 +353,6 @@ def check_learnable(adapters: Sequence[Adapter], options: Options) -> None:
         check_scalable(adapter)
 
 
-def learn_for(
-    inputs: Inputs, prepared: PreparedAdapters, session: Session
-) -> tuple[LearnedWeights, list[str]]:
-    """The weights of a merge or a route, learned as an evaluation would, and notes.
-
-    The base is loaded in the dtype of its device, since the --dtype of a merge is that of its file.
-    Raises UsageError without a base or a task.
-    """
-    if inputs.base is None or not inputs.tasks:
-        raise UsageError(
-            "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
-            "--task=FILE."
-        )
-    options, experts = session.options, prepared.adapters
-    check_learnable(experts, options)
-    parts = split_for_weights(inputs.tasks, options)
-    scorer, notes = open_scorer(inputs.base, "auto", session)
-    of_losses = [judged_by(task, LOSS) for task in parts.apart]
-    scorer, why, _ = with_better_template(scorer, session, experts, of_losses)
-    with session.stage("learn"):
-        learned = learn(scorer, experts, parts, options, progress=session.progress)
-    note = learned_note(learned, "an evaluation")
-    return learned, [*notes, *why, note, scorer.note()]
-
-
-def learn(
-    scorer: ModelScorer,
-    experts: Sequence[Adapter],
-    parts: TaskSplit,
-    options: Options,
-    *,
-    path: Path | None = None,
-    resume: bool = False,
-    progress: Progress | None = None,
-) -> LearnedWeights:
-    """The gates that AdamW finds in LEARNING_STEPS passes over the items that were set apart.
-
-    path: a file for the result, which is read with `resume`. Raises OutputError where it is
-    damaged.
-    """
-    kept = JsonLines(path, resume, {}, TypeAdapter(LearnedWeights).validate_python)
-    with contextlib.closing(kept):
-        if not kept.rows:
-            learned = _descend(scorer, experts, parts, options, progress)
-            kept.append([TypeAdapter(LearnedWeights).dump_python(learned)])
-            return learned
-    return kept.rows[0]
-
-
-def _descend(
-    scorer: ModelScorer,
-    experts: Sequence[Adapter],
-    parts: TaskSplit,
-    options: Options,
-    progress: Progress | None,
-) -> LearnedWeights:
-    """The best gates on the way of AdamW from 1/n each."""
-    paths = [path for expert in experts for path in (*expert.layout, *expert.whole)]
-    layers = sorted(set(map(layer_of, paths)), key=natural) if options.learns_layers else [""]
-    rows = {layer: row for row, layer in enumerate(layers)}
-    gates = torch.full((len(layers), len(experts)), 1 / len(experts), requires_grad=True)
-    router = LearnableGates(gates, lambda path: rows.get(layer_of(path), 0))
-    composition = Composition("learn", tuple(experts), router)
-    tasks = parts.apart
-    asked = [(item, 1 / len(task.items) / len(tasks)) for task in tasks for item in task.items]
-    items = [[(item.prompt, answer) for answer in item.answers] for item, _ in asked]
-    shares = [share for _, share in asked]  # of each item in the loss
-    optimiser = torch.optim.AdamW([gates], lr=RATE, betas=BETAS, weight_decay=0.0)
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, LEARNING_STEPS)
-    tried: list[tuple[float, float, Tensor]] = []  # objective, loss, gates
-    for step in range(LEARNING_STEPS):
-        optimiser.zero_grad()
-        _round(gates)
-        with scorer.with_composition(composition):
-            loss = loss_with_gradients(scorer, items, shares)
-        shrinking = LEARNING_SHRINK * gates.abs().mean()
-        tried.append((loss + shrinking.item(), loss, gates.detach().clone()))
-        shrinking.backward()
-        optimiser.step()
-        falling.step()
-        if progress is not None:
-            progress("learn weights", step + 1, LEARNING_STEPS)
-    objective, loss, best = min(tried, key=lambda adapter: adapter[0])
-    rounded = {layer: tuple(_decimals(best[row])) for layer, row in rows.items()}
-    return LearnedWeights(
-        weights=dict(
-            zip((adapter.name for adapter in experts), _decimals(best.mean(0)), strict=True)
-        ),
-        objective=objective,
-        loss=loss,
-        uniform=tried[0][0],
-        evaluations=LEARNING_STEPS,
-        items=parts.items[0],
-        clusters=parts.groups,
-        left=parts.items[1],
-        layers=rounded if options.learns_layers else {},
-    )
-
-
-@torch.no_grad()
-def _round(gates: Tensor) -> None:
-    """Brings gates within the bounds and to four decimals; never all to zero, which is no merge."""
-    gates.copy_(gates.clamp(-LEARNING_BOUND, LEARNING_BOUND).round(decimals=4))
-    if not gates.any():
-        gates[0, 0] = 1e-4
-
-
-def _decimals(gates: Tensor) -> list[float]:
-    return [round(gate, 4) + 0.0 for gate in gates.tolist()]
-
-
 def learned_note(learned: LearnedWeights, left_for: str = "everything else") -> str:
     """A sentence for the report."""
     weights = listing([f"{name} {weight:g}" for name, weight in learned.weights.items()])
@@ -447,3 +363,69 @@ def learned_note(learned: LearnedWeights, left_for: str = "everything else") -> 
         f"steps: {weights}{means}, objective {learned.objective:.3f}, {learned.uniform:.3f} for "
         "1/n each."
     )
+
+
+# ---- where prompts stand -------------------------------------------------------------------------
+
+
+def record_of(
+    prompts: Mapping[str, Sequence[str]], tasks: Sequence[Task], session: Session, chat: bool
+) -> Mapping[str, Any] | None:
+    """How and where prompts were read, as plain data of a card (`LearnedRecord`).
+
+    None without prompts, where an adapter wrote some itself, for a task that is no local file, and
+    for a quantised base. chat: whether they were read as user turns.
+    """
+    options, rows = session.options, list[PromptFile]()
+    if not prompts or options.quantize != "none":
+        return None
+    own = {name: Path(file) for name, file in options.router_prompts}
+    left = {name: list(lines) for name, lines in prompts.items()}
+    for file, fields in _files(tasks, options):
+        with contextlib.suppress(LoraprobeError):
+            at = {line: place for place, line in enumerate(_lines(file, fields))}
+            places = {
+                name: [at[line] for line in lines if line in at]
+                for name, lines in left.items()
+                if own.get(name) == (file if fields is None else None)
+            }
+            left |= {name: [x for x in left[name] if x not in at] for name in places}
+            if places := {name: some for name, some in places.items() if some}:
+                sha256 = file_hash(file)
+                rows.append(PromptFile(file=file.name, sha256=sha256, fields=fields, places=places))
+    if any(left.values()):
+        return None
+    how = {"chat": chat, "dtype": session.dtype, "files": rows}
+    return LearnedRecord.model_validate(how).model_dump()
+
+
+def prompts_at(record: LearnedRecord, files: Sequence[Path]) -> Fitted:
+    """The prompts that a record names, read from its files in their order.
+
+    Raises LoraprobeError for a file that cannot be read and a place that is not in it.
+    """
+    prompts: dict[str, list[str]] = {}
+    for row, file in zip(record.files, files, strict=True):
+        lines = _lines(file, row.fields)
+        for name, places in row.places.items():
+            if max(places, default=0) >= len(lines):
+                raise UsageError(f"{row.file} has {len(lines)} prompts, fewer than the card says.")
+            prompts.setdefault(name, []).extend(lines[at] for at in places)
+    return Fitted(prompts=prompts, record=record.model_dump())
+
+
+def _files(tasks: Sequence[Task], options: Options) -> list[tuple[Path, str | None]]:
+    """Local files of prompts: with None where each line is one, with the text of --fields for a
+    task."""
+    texts = options.fields * (len(tasks) if len(options.fields) == 1 else 1)
+    local: list[tuple[Any, str]] = [*zip_longest(tasks, texts[: len(tasks)], fillvalue="")]
+    of_tasks = [(Path(t.path), text) for t, text in local if t.path and t.commit is None]
+    given = [(Path(file), None) for _, file in options.router_prompts]
+    return list(dict.fromkeys([*given, *of_tasks]))
+
+
+def _lines(file: Path, fields: str | None) -> list[str]:
+    """The prompts of a file, as they are read for a router."""
+    if fields is None:
+        return read_prompts(file)
+    return [item.prompt for item in load_task(file, layout=FieldMap.of(fields)).items]

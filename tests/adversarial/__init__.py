@@ -1,10 +1,11 @@
 """Inputs that once gave a wrong answer without a warning, a hang, a loss of files or a traceback.
 
 docs/adversarial.md is the table of the cases: the input, the outcome of the first version, and the
-required outcome. Each module of this folder holds the cases of one area. A case is a function that
-takes an empty directory, calls loraprobe there as a user would, and returns the outcome in a few
-words: an exit code and, if that says too little, a code or a value.
-tests/core/pipeline/test_adversarial.py runs every case and compares it with the page.
+required outcome. Each module of this folder holds the cases of one area, `hostile.py` beside the
+tests of an extension those of the extension, which are on the page that it names as PAGE. A case is
+a function that takes an empty directory, calls loraprobe there as a user would, and returns the
+outcome in a few words: an exit code and, if that says too little, a code or a value.
+tests/core/pipeline/test_adversarial.py runs every case and compares it with its page.
 """
 
 import functools
@@ -13,32 +14,36 @@ import pkgutil
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from making import call
 
-PAGE = Path(__file__).parents[2] / "docs" / "adversarial.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / "adversarial.md"]
 Act = Callable[[Path], str]
 CASES: dict[str, Act] = {}
-SLOW: set[str] = set()
+HOSTILE = "What a stranger may try"  # a heading on the page of an extension
+MARKS: dict[str, Sequence[pytest.MarkDecorator]] = {}
 
 
-def case(name: str, *, slow: bool = False) -> Callable[[Act], Act]:
-    """Registers a case."""
+def case(name: str, *marks: pytest.MarkDecorator) -> Callable[[Act], Act]:
+    """Registers a case, whose test has these marks."""
 
     def register(act: Act) -> Act:
         if name in CASES:
             raise ValueError(f"There are two cases {name!r}.")
-        CASES[name] = act
-        SLOW.update([name] if slow else [])
+        CASES[name], MARKS[name] = act, marks
         return act
 
     return register
 
 
-def cases(prefix: str, rows: Mapping[str, Any]) -> Callable[[Callable[..., str]], None]:
+def cases(
+    prefix: str, rows: Mapping[str, Any], *marks: pytest.MarkDecorator
+) -> Callable[[Callable[..., str]], None]:
     """Registers a case PREFIX-NAME for every row; the function gets the directory and the row.
 
     Without a prefix the names are whole.
@@ -46,23 +51,40 @@ def cases(prefix: str, rows: Mapping[str, Any]) -> Callable[[Callable[..., str]]
 
     def register(act: Callable[..., str]) -> None:
         for name, row in rows.items():
-            case(f"{prefix}-{name}".lstrip("-"))(lambda place, row=row: act(place, row))
+            case(f"{prefix}-{name}".lstrip("-"), *marks)(lambda place, row=row: act(place, row))
 
     return register
 
 
 def load_cases() -> dict[str, Act]:
-    """All cases by name, from every module of this folder."""
+    """All cases by name, those of extensions too, whose pages join PAGES."""
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    for file in sorted(Path(__file__).parents[1].glob("extensions/*/hostile.py")):
+        module = importlib.import_module(f"extensions.{file.parent.name}.hostile")
+        PAGES.append(DOCS / module.PAGE)
     return CASES
 
 
 def required() -> dict[str, str]:
-    """Case -> the required outcome, the last cell of its row on the page."""
-    lines = PAGE.read_text(encoding="utf-8").splitlines()
-    rows = [line.strip("| ").split(" | ") for line in lines if line.startswith("| `")]
+    """Case -> the required outcome, the last cell of its row on a page of PAGES.
+
+    On the page of an extension a row counts below the heading HOSTILE.
+    """
+    rows = [
+        line.strip("| ").split(" | ")
+        for page in PAGES
+        for line in hostile_part(page).splitlines()
+        if line.startswith("| `")
+    ]
     return {row[0].strip("`"): row[-1] for row in rows}
+
+
+def hostile_part(page: Path) -> str:
+    """What a page says of files of strangers: all of it, or the part below the heading HOSTILE."""
+    text = page.read_text(encoding="utf-8")
+    _, found, below = text.partition(f"\n## {HOSTILE}\n")
+    return below.partition("\n## ")[0] if found else text
 
 
 def ended(result: Any) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 import resource
 from pathlib import Path
 from unittest import mock
@@ -23,7 +22,7 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
-def _pair(place: Path, base: str = "owner/base") -> list[str]:
+def pair(place: Path, base: str = "owner/base") -> list[str]:
     """Two adapters below a folder with a user's name, whose configs name a base."""
     home = place / USER
     for seed, name in enumerate("ab"):
@@ -43,13 +42,13 @@ def _written(out: Path) -> list[bytes]:
 
 @case("path-in-a-merge")
 def _(place: Path) -> str:
-    outcome("merge", *_pair(place), "-o", place / "out")
+    outcome("merge", *pair(place), "-o", place / "out")
     return leaks(*_written(place / "out"))
 
 
 @case("trainers-path-in-a-merge")
 def _(place: Path) -> str:
-    _pair(place, f"/home/{USER}/secret-project/base")
+    pair(place, f"/home/{USER}/secret-project/base")
     with contextlib.chdir(place / USER):
         outcome("merge", "a", "b", "-o", place / "out")
     return leaks(*_written(place / "out"))
@@ -57,14 +56,14 @@ def _(place: Path) -> str:
 
 @case("path-in-a-composition")
 def _(place: Path) -> str:
-    refs = _pair(place, f"/home/{USER}/secret-project/base")
+    refs = pair(place, f"/home/{USER}/secret-project/base")
     outcome("route", *refs, "-o", place / "out")
     return leaks(*_written(place / "out"))
 
 
 @case("path-in-json-and-html")
 def _(place: Path) -> str:
-    told = call("inspect", *_pair(place), "--json", "--html", place / "page.html").stdout
+    told = call("inspect", *pair(place), "--json", "--html", place / "page.html").stdout
     return leaks(told.encode(), (place / "page.html").read_bytes())
 
 
@@ -72,7 +71,7 @@ def _(place: Path) -> str:
 def _(place: Path) -> str:
     from markdown_it import MarkdownIt
 
-    refs = _pair(place)
+    refs = pair(place)
     odd = place / PLANTED.replace("/", ":")
     os.rename(refs[1], odd)
     options = ("--weights", "1,-1", "--method", "task_arithmetic")
@@ -84,7 +83,7 @@ def _(place: Path) -> str:
     return f"{len(marks)} links or tags" if marks else "no markup"
 
 
-def _limited(*call: object) -> str:
+def limited(*call: object) -> str:
     """The outcome of a call that may take two more gigabytes of address space."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
@@ -97,31 +96,9 @@ def _limited(*call: object) -> str:
 
 @case("alias-bomb-in-a-source's-card")
 def _(place: Path) -> str:
-    refs = _pair(place)
+    refs = pair(place)
     (Path(refs[0]) / "README.md").write_text(f"---\n{BOMB}license: *j\n---\n")
-    return _limited("merge", *refs, "-o", place / "out")
-
-
-@case("alias-bomb-in-our-card")
-def _(place: Path) -> str:
-    refs = _pair(place)
-    outcome("merge", *refs, "-o", place / "out")
-    card = place / "out" / "README.md"
-    text = re.sub("  version: .*", "  version: *j", card.read_text())
-    text = re.sub("  schema_version: .*", "  schema_version: 99", text)
-    card.write_text(text.replace("---\n", f"---\n{BOMB}", 1))
-    return _limited("verify", place / "out")
-
-
-@case("card-of-another-author")
-def _(place: Path) -> str:
-    card = "---\nlicense: mit\n---\n<script>x()</script><form action=http://e.vil>\n"
-    (adapter(place) / "README.md").write_text(card)
-    found = outcome("convert", place / "a", "-o", place / "o")
-    made = (place / "o" / "README.md").read_text()
-    theirs = "<script" in made or "<form" in made
-    licence = "" if "license: mit" in made else ", the licence is lost"
-    return "they stand in our card" if theirs else f"{found}, no markup of theirs{licence}"
+    return limited("merge", *refs, "-o", place / "out")
 
 
 @case("defect-path")
@@ -173,7 +150,6 @@ def _(place: Path) -> str:
             ("inspect", address),
             ("inspect", place / "a", "--base", address),
             ("inspect", place / "a", "--task", address),
-            ("verify", place / "a", "--served", address),
             ("report", address),
             ("find", address),
             ("merge", place / "a", "--config", address),

@@ -81,15 +81,6 @@ PATTERNS = {
 cases("pattern", PATTERNS)(scaling)
 
 
-@case("verify-without-end")
-def _(place: Path) -> str:
-    out = place / "out"
-    source = adapter(place, factors("a" * 60), target_modules=["a" * 60])
-    outcome("merge", source, "--dtype", "float32", "-o", out)
-    making.edit(out / "adapter_config.json", target_modules="((a|aa)+)+c")
-    return outcome("verify", out)
-
-
 def reads(place: Path, **found: Any) -> str:
     """Whether merging.merge takes the adapter."""
     from loraprobe.adapters import read_adapter

@@ -1,4 +1,4 @@
-"""Every case of tests/adversarial ends as docs/adversarial.md requires."""
+"""Every case of hostile input ends as its page requires, and what is promised has its tests."""
 
 import fnmatch
 import functools
@@ -6,7 +6,7 @@ import itertools
 import re
 
 import pytest
-from adversarial import PAGE, SLOW, load_cases, required
+from adversarial import DOCS, MARKS, PAGES, hostile_part, load_cases, required
 from pathologies.specimens import SPECIMENS
 
 import loraprobe.cli
@@ -15,13 +15,14 @@ from loraprobe.errors import as_document
 CASES, REQUIRED = load_cases(), required()
 
 
-def test_the_page_has_a_row_for_every_case():
+def test_the_pages_have_a_row_for_every_case():
     assert sorted(CASES) == sorted(REQUIRED)
 
 
 def claims() -> dict[str, list[str]]:
-    """What docs/safety.md promises -> what tests it: the names behind each line."""
-    text = (PAGE.parent / "safety.md").read_text(encoding="utf-8")
+    """What docs/safety.md and the pages of extensions promise -> what tests it: the names behind
+    each line."""
+    text = "\n".join(map(hostile_part, (DOCS / "safety.md", *PAGES[1:])))
     items = [" ".join(item.split()) for item in re.findall(r"(?ms)^- (.+?)(?=\n- |\n\n)", text)]
     found = [re.fullmatch(r"(.+) \(((?:`[\w*-]+`(?:, )?)+)\)", item) for item in items]
     assert all(found), [item for item, one in zip(items, found, strict=True) if not one]
@@ -34,7 +35,7 @@ CLAIMS = claims()
 @functools.cache
 def known_tests() -> list[str]:
     """Cases, specimens of adapters, and functions that pytest collects."""
-    files = (PAGE.parents[1] / "tests").rglob("test_*.py")
+    files = (DOCS.parent / "tests").rglob("test_*.py")
     functions = (re.findall(r"def (test_\w+)", file.read_text("utf-8")) for file in files)
     return [*CASES, *SPECIMENS, *itertools.chain(*functions)]
 
@@ -44,9 +45,7 @@ def test_every_promise_has_its_tests(claim):
     assert all(fnmatch.filter(known_tests(), name) for name in CLAIMS[claim]), CLAIMS[claim]
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in CASES]
-)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=MARKS[name]) for name in CASES])
 def test_every_case_gives_the_required_outcome(tmp_path, name, monkeypatch):
     for limit in ("patterns.SECONDS", "tasks.metrics.PATTERN_SECONDS"):
         monkeypatch.setattr(f"loraprobe.{limit}", 0.2)

@@ -1,14 +1,20 @@
-"""Merged and routed directories that were changed after loraprobe wrote them."""
+"""Cases of `verify` and `convert`, most of them of directories that were changed after loraprobe
+wrote them."""
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import making
+import pytest
 from extensions.files import tampering as t
 
 from adversarial import case, outcome
+from adversarial.privacy import BOMB, limited, pair
+from adversarial.reading import adapter, factors
 
-NOT = "not verified"
+PAGE, NOT = "verify.md", "not verified"
 
 
 def _verified(out: Path) -> str:
@@ -71,4 +77,36 @@ def _all(command: str, tamperings: dict[str, t.Tampering], dtype: str) -> Callab
 
 for _command, _tamperings in (("merge", t.of_merges()), ("route", t.of_compositions())):
     for _dtype in ("float32", "bfloat16", "float16"):
-        case(f"{_command}-tampered-with-{_dtype}", slow=True)(_all(_command, _tamperings, _dtype))
+        act = _all(_command, _tamperings, _dtype)
+        case(f"{_command}-tampered-with-{_dtype}", pytest.mark.slow)(act)
+
+
+@case("verify-without-end")
+def _(place: Path) -> str:
+    out = place / "out"
+    source = adapter(place, factors("a" * 60), target_modules=["a" * 60])
+    outcome("merge", source, "--dtype", "float32", "-o", out)
+    making.edit(out / "adapter_config.json", target_modules="((a|aa)+)+c")
+    return outcome("verify", out)
+
+
+@case("alias-bomb-in-our-card")
+def _(place: Path) -> str:
+    refs = pair(place)
+    outcome("merge", *refs, "-o", place / "out")
+    card = place / "out" / "README.md"
+    text = re.sub("  version: .*", "  version: *j", card.read_text())
+    text = re.sub("  schema_version: .*", "  schema_version: 99", text)
+    card.write_text(text.replace("---\n", f"---\n{BOMB}", 1))
+    return limited("verify", place / "out")
+
+
+@case("card-of-another-author")
+def _(place: Path) -> str:
+    card = "---\nlicense: mit\n---\n<script>x()</script><form action=http://e.vil>\n"
+    (adapter(place) / "README.md").write_text(card)
+    found = outcome("convert", place / "a", "-o", place / "o")
+    made = (place / "o" / "README.md").read_text()
+    theirs = "<script" in made or "<form" in made
+    licence = "" if "license: mit" in made else ", the licence is lost"
+    return "they stand in our card" if theirs else f"{found}, no markup of theirs{licence}"

@@ -1,4 +1,4 @@
-"""Servers that answer with other things than an answer, or not at all."""
+"""Cases of `verify --served`: servers that answer with other things, or not at all."""
 
 import os
 import time
@@ -7,12 +7,16 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from unittest import mock
 
+import pytest
 from loopback import listening
 
 from adversarial import call, case, cases
 from adversarial.errors import tiny, told
+from adversarial.privacy import ADDRESSES, SECRET
 from loraprobe.extensions.serve import acceptance
 from loraprobe.extensions.serve.client import KEY
+
+PAGE, VERIFY = "serving.md", pytest.mark.needs("verify")
 
 
 def answering(body: bytes) -> Callable[[BaseHTTPRequestHandler], None]:
@@ -45,14 +49,14 @@ FIGURES = {
 }
 
 
-@cases("server", FIGURES)
+@cases("server", FIGURES, VERIFY)
 def _(place: Path, number: str) -> str:
     tiny(place)
     with listening(answering(_logprob(number))) as address:
         return _served(place, address)
 
 
-@case("server-redirects")
+@case("server-redirects", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
     asked = []
@@ -73,7 +77,7 @@ def _(place: Path) -> str:
     return "the other host is asked" if asked else found
 
 
-@case("server-slow")
+@case("server-slow", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
 
@@ -91,7 +95,7 @@ def _(place: Path) -> str:
     return found if len(sent) < 300 else "a minute, as long as it sends"
 
 
-@case("server-endless")
+@case("server-endless", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
     sent = [0]
@@ -108,13 +112,16 @@ def _(place: Path) -> str:
     return found if max(sent) < 30 else "reads more than 30 MB of one answer"
 
 
-@case("server-port")
+@case("server-port", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
     return _served(place, "http://127.0.0.1:99999")
 
 
-@cases("server-key", {"letters": "sk-\u00fcnter-0001", "break": "sk-first-0001\nsk-second-0002"})
+KEYS = {"letters": "sk-\u00fcnter-0001", "break": "sk-first-0001\nsk-second-0002"}
+
+
+@cases("server-key", KEYS, VERIFY)
 def _(place: Path, key: str) -> str:
     tiny(place)
     words = ["--base", place / "base", "--model", "m", "--served", "http://127.0.0.1:9"]
@@ -124,16 +131,24 @@ def _(place: Path, key: str) -> str:
     return "the key is printed" if "0001" in shown or "0002" in shown else found
 
 
-@case("server-bracket")
+@case("server-bracket", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
     return _served(place, "http://[::1")
 
 
-@case("server-label")
+@case("server-label", VERIFY)
 def _(place: Path) -> str:
     tiny(place)
     served_by = ("--model", "m", "--served", f"http://{'é' * 70}.org")
     error = call("verify", place / "a", "--base", place / "base", *served_by).stderr
     blamed = "does not give" in error
     return f"exit 2, {'the server is blamed' if blamed else 'the address is named'}"
+
+
+@case("password-in-the-address-of-a-server", VERIFY)
+def _(place: Path) -> str:
+    tiny(place)
+    calls = [("verify", place / "a", "--served", address, "--json") for address in ADDRESSES]
+    shown = any(SECRET in call(*words).output for words in calls)
+    return "printed" if shown else "never printed"

@@ -241,17 +241,19 @@ class Extension:
     options: a frozen dataclass of options, which stand in a group of their own in help and
     documentation; `session.options.of_extension(options)` has their values. codes: a file such as
     loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
-    finding_codes: a file such as loraprobe/findings.toml with subjects of its own. functions: what
-    `loraprobe` offers in Python: name -> dotted name of the function. packages: whose versions
-    `loraprobe env` tells. findings: how the codes of its findings begin, which its `lines` tell.
-    unfit: what a headline says of a file in which only these are errors. counts: a label of its
-    lines -> that of the core which changes as much of what a person does.
-    forms: in which commands can write what they made.
+    finding_codes: a file such as loraprobe/findings.toml with codes of its own, and with fields of
+    the core's codes that it gives otherwise. other_types: a PEFT type other than LORA -> the cure,
+    {place} in it the adapter and {base} its base. functions: what `loraprobe` offers in Python:
+    name -> dotted name of the function. packages: whose versions `loraprobe env` tells. findings:
+    how the codes of its findings begin, which its `lines` tell. unfit: what a headline says of a
+    file in which only these are errors. counts: a label of its lines -> that of the core which
+    changes as much of what a person does. forms: in which commands can write what they made.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
     codes: ClassVar[Path | None] = None
     finding_codes: ClassVar[Path | None] = None
+    other_types: ClassVar[Mapping[str, str]] = {}
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
     findings: ClassVar[str] = ""

@@ -1,4 +1,5 @@
-"""Findings about adapters: meaning, severity and cure of each code, as in findings.toml."""
+"""Findings about adapters: meaning, severity and cure of each code, as in findings.toml and in the
+files of extensions."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraprobe.records import Issue, Severity
 from loraprobe.wiring import extensions
@@ -13,20 +15,28 @@ from loraprobe.wiring import extensions
 
 @dataclass(frozen=True)
 class FindingCode:
-    """What all findings of one code have in common, unless a check says otherwise."""
+    """What all findings of one code have in common, unless a check says otherwise.
+
+    mended_by: the command that writes an adapter again without the finding; "" for none.
+    """
 
     meaning: str
     severity: Severity = "note"
     cure: str = ""
+    mended_by: str = ""
 
 
 _FILES = [Path(__file__).with_suffix(".toml")]
 _FILES += [one.finding_codes for one in extensions() if one.finding_codes is not None]
+_ROWS: dict[str, dict[str, dict[str, Any]]] = {}
+for _file in _FILES:
+    for _subject, _group in tomllib.loads(_file.read_text(encoding="utf-8")).items():
+        _rows = _ROWS.setdefault(_subject, {})
+        _rows |= {code: _rows.get(code, {}) | row for code, row in _group.items()}
 # What the findings are about -> code -> FindingCode.
 SUBJECTS: Mapping[str, Mapping[str, FindingCode]] = {
     subject: {code: FindingCode(**row) for code, row in group.items()}
-    for file in _FILES
-    for subject, group in tomllib.loads(file.read_text(encoding="utf-8")).items()
+    for subject, group in _ROWS.items()
 }
 CODES = {code: row for group in SUBJECTS.values() for code, row in group.items()}
 

@@ -16,7 +16,7 @@ saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
-from loraprobe.adapters.forms import MENDABLE, adapter_of, portable, with_repaired_paths
+from loraprobe.adapters.forms import adapter_of, portable, with_repaired_paths
 from loraprobe.adapters.names import (
     agreed_base,
     hub_id,

@@ -30,6 +30,7 @@ from loraprobe.formatting import count, listing
 from loraprobe.patterns import PatternError, first_matches
 from loraprobe.records import Issue
 from loraprobe.untrusted import DEEPEST, document_model, first_problem, nested_values, read_json
+from loraprobe.wiring import extensions
 
 CONFIG = "adapter_config.json"
 LARGEST = 1e9  # of r, lora_alpha and the values of their patterns
@@ -82,12 +83,7 @@ VARIANTS = {
     "megatron_config": "Megatron layers split their weights over devices",
 }
 
-# PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
-WITH_DELTA = frozenset(
-    "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR MISS PSOFT RANDLORA SHIRA TINYLORA "
-    "UNILORA VBLORA VERA WAVEFT".split()
-)
-# The other types of peft -> what they do, and the cure.
+# PEFT types of which nothing makes a LoRA -> what they do, and the cure.
 NO_DELTA = {
     **dict.fromkeys(
         ["OFT", "BOFT", "HRA", "ROAD"],
@@ -193,14 +189,12 @@ def judge_config(raw: Mapping[str, Any], where: str, reference: str = "REF") -> 
     """
     kind = raw.get("peft_type")
     if kind != "LORA":
-        cure = NO_DELTA.get(str(kind), "and loraprobe reads LORA; use an adapter of that type.")
-        if str(kind) in WITH_DELTA:
-            base = "auto" if raw.get("base_model_name_or_path") else "BASE"
-            place = shlex.quote(reference)
-            cure = (
-                f"and loraprobe reads LORA; loraprobe convert {place} --base={base} -o DIR makes "
-                "one."
-            )
+        cure = "use an adapter of that type"
+        for extension in extensions():
+            cure = extension.other_types.get(str(kind), cure)
+        base = "auto" if raw.get("base_model_name_or_path") else "BASE"
+        cure = cure.format(place=shlex.quote(reference), base=base)
+        cure = NO_DELTA.get(str(kind), f"and loraprobe reads LORA; {cure}.")
         raise UnsupportedAdapter(f"{where} is of PEFT type {reprlib.repr(kind)}, {cure}")
     try:
         CheckedConfig.model_validate(raw)

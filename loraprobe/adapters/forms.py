@@ -32,9 +32,8 @@ from loraprobe.adapters.types import (
 )
 from loraprobe.lora.lowrank import LowRank
 
-# Findings that are gone once an adapter is written again (`loraprobe convert`).
-MENDABLE = frozenset({"doubled-prefix", "unprefixed-keys", "sharded", "pickled"})
-MENDED = MENDABLE | {"tensors-unused"}
+# Findings that are gone once an adapter is written again.
+MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "sharded", "pickled", "tensors-unused"})
 
 
 def adapter_of(

@@ -178,10 +178,7 @@ def read_adapter(
         add("no-modules", "The file holds no LoRA factors that can be used.", cure=cure)
     # The commands that cure it name the adapter.
     place = shlex.quote(source.reference)
-    issues = [
-        replace(issue, cure=issue.cure.replace("convert REF", f"convert {place}"))
-        for issue in issues
-    ]
+    issues = [replace(issue, cure=issue.cure.replace(" REF ", f" {place} ")) for issue in issues]
     return replace(adapter, issues=tuple(issues))
 
 

@@ -11,10 +11,10 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraprobe.adapters import MENDABLE
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
 from loraprobe.extension import audit_parts, done_by, installed, told_by
+from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
     count,
@@ -410,8 +410,9 @@ def _of_extensions(audit: Audit) -> Iterator[Line]:
 def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
     """The next command for a single adapter: what mends its files, else others of its base."""
     codes = {issue.code for issue in audit.compatibility.issues}
-    if codes & MENDABLE and broken <= MENDABLE:
-        return Command("convert", (row.reference,), (("-o", "DIR"),))
+    mending = [FINDINGS[c].mended_by if c in FINDINGS else "" for c in sorted(broken or codes)]
+    if any(mending) and (all(mending) or not broken):
+        return Command(next(filter(None, mending)), (row.reference,), (("-o", "DIR"),))
     base, public = audit.base, row.base_model or ""
     local = base is not None and base.commit is None and base.reference == public
     path = "base-is-a-path" in codes and "/" not in public

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from loraprobe.records import Progress
 
 PLACE = "loraprobe.extensions.files"
+# PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
+WITH_DELTA = frozenset(
+    "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR MISS PSOFT RANDLORA SHIRA TINYLORA "
+    "UNILORA VBLORA VERA WAVEFT".split()
+)
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,10 @@ class Files(Extension):
 
     options = FilesOptions
     forms = (FullModel(),)
+    finding_codes = Path(__file__).with_name("findings.toml")
+    other_types = dict.fromkeys(
+        WITH_DELTA, "loraprobe convert {place} --base={base} -o DIR makes one"
+    )
     functions: ClassVar[Mapping[str, str]] = {
         name: f"{PLACE}.functions.{name}" for name in ("convert", "save_full_model", "verify")
     }

@@ -32,7 +32,7 @@ from loraprobe.adapters import (
     public_name,
     with_repaired_paths,
 )
-from loraprobe.adapters.config import CONFIG, PATTERN, WITH_DELTA, untargeted_paths
+from loraprobe.adapters.config import CONFIG, PATTERN, untargeted_paths
 from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS, open_tensors
 from loraprobe.adapters.saving import SELECTORS, config_of
 from loraprobe.base import Base, module_names
@@ -50,6 +50,7 @@ from loraprobe.errors import (
     UsageError,
 )
 from loraprobe.extension import Result
+from loraprobe.extensions.files import WITH_DELTA
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank

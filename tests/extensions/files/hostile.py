@@ -8,11 +8,10 @@ from pathlib import Path
 
 import making
 import pytest
-from extensions.files import tampering as t
-
 from adversarial import case, outcome
 from adversarial.privacy import BOMB, limited, pair
 from adversarial.reading import adapter, factors
+from extensions.files import tampering as t
 
 PAGE, NOT = "verify.md", "not verified"
 

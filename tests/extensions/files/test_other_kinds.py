@@ -14,7 +14,8 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING as CONFIGS
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoModelForCausalLM
 
-from loraprobe.adapters.config import NO_DELTA, WITH_DELTA
+from loraprobe.adapters.config import NO_DELTA
+from loraprobe.extensions.files import WITH_DELTA
 
 ENDLESS = r"((\w|\.|\w\w)+)+\d"  # backtracks through every path
 TARGETS = ["q_proj", "down_proj"]

@@ -8,11 +8,11 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from loopback import listening
-
 from adversarial import call, case, cases
 from adversarial.errors import tiny, told
 from adversarial.privacy import ADDRESSES, SECRET
+from loopback import listening
+
 from loraprobe.extensions.serve import acceptance
 from loraprobe.extensions.serve.client import KEY
 

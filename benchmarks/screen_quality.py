@@ -91,7 +91,7 @@ def examined(world: World, truth: Truth, task: str, items: int, repeats: int) ->
         "pairs": len(seen.pairs),
         "compose_is_right": gain > NEAR,
         "outcome": audit.verdict.decision,
-        "action": audit.verdict.action,
+        "action": str(audit.verdict.action),
         "proof": proof_of(audit),
         "shortlist": [
             {"adapters": sorted(pair), "value": truth.values.get(pair)} for pair in listed

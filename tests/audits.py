@@ -8,6 +8,7 @@ from rich.console import Console
 
 from loraprobe.records import (
     QUESTION,
+    Action,
     AdapterSummary,
     Attribution,
     Audit,
@@ -72,7 +73,7 @@ def an_audit(name: str = "a") -> Audit:
             GateStatistics("arrow", {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
             GateStatistics("spectr", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
         ),
-        verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", f"use-single:{name}"),
+        verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", Action("use-single", name)),
         notes=(f"A note on {name}.",),
     )
 

@@ -126,7 +126,7 @@ def check(asked, decision, action=None, system=None, first=None, has=(), lacks=(
     """
     found = decide(asked)
     assert decision in (None, found.decision)
-    assert action in (None, found.action) and system in (None, found.system)
+    assert action in (None, str(found.action)) and system in (None, found.system)
     assert first in (None, codes(found)[0])
     assert {*has} <= {*codes(found)} and not {*lacks} & {*codes(found)}
     for code, severity in severities.items():

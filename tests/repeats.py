@@ -38,7 +38,7 @@ def check_repeated(
     name, given = next(iter(options)), Options.of(options)
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     tasks = [Task("t", (), "t.jsonl")], [Task("g", (), "g.jsonl")]
-    kind, sessions = "router" if verdict.action == "route" else "merge", list[Any]()
+    kind, sessions = "router" if verdict.action.kind == "route" else "merge", list[Any]()
     rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
     few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
     found = with_next(verdict, given, few, rows, Compatibility(), again=again)

@@ -59,7 +59,7 @@ from typing import Any
 import numpy as np
 
 from loraprobe.cli import app
-from loraprobe.records import called
+from loraprobe.records import Action, called
 from loraprobe.tasks import load_task
 from loraprobe_lab.world import World, worlds_in
 
@@ -234,22 +234,20 @@ class AllItems:
 
 def advised(verdict: dict[str, Any], answers: AllItems) -> tuple[str, str] | None:
     """The measured option that an action names; None where it names none."""
-    action, system = verdict["action"], verdict["system"]
+    action, system = Action.read(verdict["action"]), verdict["system"]
 
     def better(name: str) -> tuple[str, str]:
         known = [(name, form) for form in FORMS if (name, form) in answers.marks]
         return max(known, key=answers.score)
 
-    if action == "use-base":
-        return better("base")
-    if action.startswith("use-single:"):
-        return better(action.partition(":")[2])
-    if action == "chain":
+    if action.kind == "use-base" or action.adapter:
+        return better(action.adapter or "base")
+    if action.kind == "chain":
         return answers.chain
     named = {"merge": "question", "route": "question", "step-by-step": "steps"}
-    if action in named:
-        return system, named[action]
-    return (action, "question") if action == "switch-adapters" else None
+    if action.kind in named:
+        return system, named[action.kind]
+    return (action.kind, "question") if action.kind == "switch-adapters" else None
 
 
 def judged(verdict: dict[str, Any], answers: AllItems) -> dict[str, Any]:

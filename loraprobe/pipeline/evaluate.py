@@ -380,11 +380,11 @@ class RoundResult:
         if not self.round.guards:
             return set()
         verdict = self.verdict
-        best, names = verdict.gain, {verdict.system, verdict.action.partition(":")[2]}
+        best, names = verdict.gain, {verdict.system, verdict.used}
         names |= {best.system, best.against} if best is not None else set()
         names |= set() if self.candidates else {self.evidence.leading("adapter")}
-        names |= self.chain_members if verdict.action == "chain" else set()
-        names |= self.evidence.switched if verdict.action == SWITCH else set()
+        names |= self.chain_members if verdict.action.kind == "chain" else set()
+        names |= self.evidence.switched if verdict.action.kind == SWITCH else set()
         known = {row.system for row in self.measured.guards}
         own = {one.name for one in self.systems if one.kind in ("adapter", *COMPOSITIONS)}
         return {name for name in names if name in own - known}

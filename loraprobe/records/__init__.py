@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from loraprobe.records.command import NOTHING, Command, adapter_name
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,
@@ -68,15 +69,13 @@ from loraprobe.records.measurements import (
 )
 from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import (
-    NOTHING,
-    Command,
+    Action,
     Decision,
     DecisiveGain,
     EvidenceLevel,
     Missing,
     Reason,
     Verdict,
-    adapter_name,
 )
 from loraprobe.wiring import extensions
 

@@ -114,7 +114,7 @@ def hop_part(k: int) -> ItemPart:
 
 
 QUESTION, STEPS = ItemPart("question"), ItemPart("steps")
-FORMS = (QUESTION, STEPS)  # the parts that ask the composed question
+FORMS: tuple[ItemPart, ...] = (QUESTION, STEPS)  # the parts that ask the composed question
 
 # ---- a figure with its interval ------------------------------------------------------------------
 

@@ -8,12 +8,25 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
-
-from loraprobe.records.verdict import Command
+from typing import Any, Self
 
 DOCUMENT_VERSION = 1  # of documents that are no audit
 _SCALARS = frozenset((str, int, bool, type(None)))
+
+
+class WrittenAsText:
+    """A value that stands in documents as a text: `str` writes it, and `read` reads it."""
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """The value of a text."""
+        raise NotImplementedError
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_after_validator_function(cls.read, core_schema.str_schema())
 
 
 def plain(value: Any) -> Any:
@@ -24,7 +37,7 @@ def plain(value: Any) -> Any:
         return value if math.isfinite(value) else None
     if isinstance(value, (list, tuple)):
         return [item if type(item) in _SCALARS else plain(item) for item in value]
-    if isinstance(value, Command):
+    if isinstance(value, WrittenAsText):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         held = value.__dict__

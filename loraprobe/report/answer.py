@@ -174,8 +174,8 @@ def _headline(audit: Audit) -> str:
         form = ", asked step by step" if verdict.gain.form == STEPS else ""
         return f"{_done(audit)}: measured to gain {verdict.gain.difference:.2f}{form}."
     if verdict.only_measured:
-        head, _, single = verdict.action.partition(":")
-        who = {"use-base": "the base alone", "use-single": f"{single} alone"}
+        head = verdict.action.kind
+        who = {"use-base": "the base alone", "use-single": f"{verdict.action.adapter} alone"}
         best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
         best = "a chain gains what you asked for" if head == "chain" else best
         best = "nothing that was asked is shown to answer" if head == "gather-evidence" else best
@@ -455,8 +455,7 @@ def _one_line(text: str) -> str:
 
 def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """What to use, with its score and that of the composition where both were measured."""
-    head, _, single = verdict.action.partition(":")
-    used, best = measured.used, verdict.gain
+    head, used, best = verdict.action.kind, measured.used, verdict.gain
     open_ = verdict.decision == "inconclusive" and not verdict.only_measured
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
@@ -474,7 +473,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     loses = said(verdict, "better-is-unsafe") != ""
     who = {
         "chain": f"{so_far}a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
-        "use-single": f"{so_far}{single} alone{form}",
+        "use-single": f"{so_far}{verdict.action.adapter} alone{form}",
         "use-base": f"{so_far}the base alone",
         "switch-adapters": f"{so_far}{_each_task(verdict)}, one at a time",
         "gather-evidence": "nothing yet: "
@@ -537,10 +536,7 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
 
 def _guard(audit: Audit, verdict: Verdict) -> str:
     """What is advised, or else what guards decide on, makes of the guard that it keeps least."""
-    head, _, single = verdict.action.partition(":")
-    about: str | None = head if head == "chain" else single
-    if verdict.composes or verdict.decision == "likely":
-        about = verdict.system
+    about = verdict.system if verdict.decision == "likely" else verdict.used
     deciding = {reason.code for reason in verdict.reasons if reason.severity == "decisive"}
     if verdict.gain is not None and deciding and deciding <= {"guard-lost", "guard-open"}:
         about = verdict.gain.system

@@ -66,8 +66,8 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
     codes = {reason.code for reason in verdict.reasons}
     steps = verdict.gain is not None and verdict.gain.form == STEPS
     found = {
-        "chain": verdict.action == "chain",
-        "switched": verdict.action == SWITCH,
+        "chain": verdict.action.kind == "chain",
+        "switched": verdict.action.kind == SWITCH,
         "several": several,
         "steps": steps,
         "hops": verdict.gain is not None and verdict.gain.system == "chain",
@@ -116,7 +116,7 @@ def _chance(verdict: Verdict, code: str, states: list[str]) -> str:
 
 def _unsafe(audit: Audit, verdict: Verdict) -> str:
     """The best of what answers, where all of that loses a guard, with what it loses."""
-    if verdict.action != "gather-evidence" or all(
+    if verdict.action.kind != "gather-evidence" or all(
         reason.code != "better-is-unsafe" for reason in verdict.reasons
     ):
         return ""
@@ -133,14 +133,13 @@ def _unsafe(audit: Audit, verdict: Verdict) -> str:
 
 def _lead(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """What to use, where something that was measured answers."""
-    head, _, single = verdict.action.partition(":")
     used = measured.used
     who = {
         "chain": "a chain",
-        "use-single": f"{single} alone",
+        "use-single": f"{verdict.action.adapter} alone",
         "use-base": "the base alone",
         "switch-adapters": "each task's own adapter",
-    }.get(head, called(verdict.system or "") if verdict.composes else "")
+    }.get(verdict.action.kind, called(verdict.system or "") if verdict.composes else "")
     if not who:
         return ""
     forms = {row.part for row in audit.evaluation.scores} >= {*FORMS}

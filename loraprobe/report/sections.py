@@ -213,12 +213,7 @@ def _apart(audit: Audit) -> int:
 
 def advised(audit: Audit) -> str | None:
     """The system that the verdict advises, None where it is none that was scored."""
-    verdict = audit.verdict
-    if verdict is None:
-        return None
-    head, _, single = verdict.action.partition(":")
-    alone = {"use-single": single, "use-base": "base", "chain": "chain"}
-    return verdict.system if verdict.composes else alone.get(head)
+    return None if audit.verdict is None else audit.verdict.used
 
 
 def heading(audit: Audit) -> str:

@@ -21,6 +21,7 @@ from loraprobe.records import (
     KINDS,
     QUESTION,
     STEPS,
+    Action,
     Decision,
     EvaluationRecords,
     ItemPart,
@@ -54,7 +55,7 @@ class Advice:
     is, each None if there is none. `missing` is what would tell more, see `Verdict`.
     """
 
-    action: str
+    action: Action
     reasons: Sequence[Reason] = ()
     used: ScoredSystem | None = None
     composition: Candidate | None = None
@@ -86,10 +87,10 @@ def advise(
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
     if decision == "inconclusive" and best.missing == "metric":
-        return Advice("gather-evidence", failing)
+        return Advice(Action("gather-evidence"), failing)
     chained = chain is not None and answers(evidence, chain) and not evidence.losses
     if chain is not None and chained and (outdone or worth_its_calls(chain, chosen)):
-        return Advice("chain", failing, used=chain)
+        return Advice(Action("chain"), failing, used=chain)
     composition = None if chosen is None else by_form.get((chosen.system, chosen.part))
     as_decided = likely and composition is not None and composition.outcome == "likely"
     if chosen is not None and (as_decided or answers(evidence, chosen)):
@@ -102,9 +103,9 @@ def advise(
             reasons += failing
         return Advice(chosen.action, reasons, chosen, composition, "harder-items" if full else None)
     if decision == "inconclusive":
-        return Advice("gather-evidence", failing)
+        return Advice(Action("gather-evidence"), failing)
     if not cause or evidence.several:
-        return Advice("train-target-adapter", failing)
+        return Advice(Action("train-target-adapter"), failing)
     return _against_cause(evidence, best.system, cause)
 
 
@@ -130,12 +131,11 @@ def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
     An action that uses what was measured is as certain as its decision if that is shown to score a
     tie more than guessing does. Without such a system, none may score much more than guessing.
     """
-    head, _, single = verdict.action.partition(":")
-    used = {"use-single": single, "use-base": "base", "chain": "chain"}.get(head, "")
     least = evidence.guessing + evidence.tie
-    if verdict.composes or head == SWITCH:
+    if verdict.composes or verdict.action.kind == SWITCH:
         return True
-    if any(evidence.losses or one.score.low > least for one in evidence.scored([used])):
+    used = evidence.scored([verdict.used or ""])
+    if any(evidence.losses or one.score.low > least for one in used):
         return True
     names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
     return all(one.score.high <= least + evidence.tie for one in evidence.scored(names))
@@ -320,7 +320,9 @@ def _against_cause(evidence: Evidence, system: str, cause: str) -> Advice:
         "interference": ("train-target-adapter", "train one adapter on both"),
     }.get(cause, other)
     reason = _about_cause(evidence, system, cause, f": {words}")
-    return Advice(action, [reason], missing="wording" if cause == "said_otherwise" else None)
+    return Advice(
+        Action(action), [reason], missing="wording" if cause == "said_otherwise" else None
+    )
 
 
 # ---- what a verdict rests on ---------------------------------------------------------------------
@@ -346,20 +348,16 @@ class Basis:
 def basis_of(verdict: Verdict, records: EvaluationRecords) -> Basis:
     """The systems of a verdict with their scores."""
     evidence, best = Evidence(records, margin=verdict.margin), verdict.gain
-    head, _, single = verdict.action.partition(":")
 
     def scored(name: str, *parts: ItemPart) -> ScoredSystem | None:
         """The system in that of the forms in which it scores most."""
         forms = evidence.scored([name], parts)
         return max(forms, key=lambda form: form.score.value, default=None)
 
-    used, chain = None, scored("chain", QUESTION)
+    chain, parts = scored("chain", QUESTION), FORMS
     if verdict.composes:
-        used = scored(verdict.system or "", STEPS if head == "step-by-step" else QUESTION)
-    elif head == "chain":
-        used = chain
-    elif head in ("use-single", "use-base"):
-        used = scored(single or "base", *FORMS)
+        parts = (STEPS,) if verdict.action.kind == "step-by-step" else (QUESTION,)
+    used = scored(verdict.used or "", *parts)
     composed = evidence.scored(evidence.systems(COMPOSITIONS))
     most = max(composed, key=lambda one: one.score.value, default=None)
     row = evidence.gain(best.system, best.form) if best is not None else None

@@ -36,6 +36,7 @@ from loraprobe.records import (
     KINDS,
     QUESTION,
     STEPS,
+    Action,
     Compatibility,
     Estimate,
     EvaluationRecords,
@@ -292,12 +293,12 @@ class ScoredSystem:
         return list(KINDS).index(self.kind), FORMS.index(self.part)
 
     @property
-    def action(self) -> str:
+    def action(self) -> Action:
         """The action that uses it."""
         if self.kind in COMPOSITIONS and self.part == STEPS:
-            return "step-by-step"
-        action = KINDS[self.kind].action
-        return f"{action}:{self.system}" if self.kind == "adapter" else action
+            return Action("step-by-step")
+        adapter = self.system if self.kind == "adapter" else ""
+        return Action(KINDS[self.kind].action, adapter)
 
 
 @dataclass(frozen=True)

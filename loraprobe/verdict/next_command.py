@@ -82,7 +82,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
 
     limited: --limit left items out, so that more of them are at hand.
     """
-    head, _, single = verdict.action.partition(":")
+    head, single = verdict.action.kind, verdict.action.adapter
     kept = verdict.missing == "rank" or (verdict.composes and verdict.decision != "inconclusive")
     if not kept and any(one.code == "compression-lost" for one in verdict.reasons):
         given = tuple(one for one in request.given if one[0] != "--rank")

@@ -590,7 +590,9 @@ def about_items(evidence: Evidence, verdict: Verdict) -> Iterator[Reason]:
         yield from _about_ceiling(evidence)
     # Hops or worked answers may change what to do only where nothing that was measured answers.
     unanswered = ("train-target-adapter", "gather-evidence", "step-by-step")
-    if evidence.several or evidence.losses or verdict.composes or verdict.action not in unanswered:
+    if verdict.composes or verdict.action.kind not in unanswered:
+        return
+    if evidence.several or evidence.losses:
         return
     if not evidence.systems(COMPOSITIONS) or any(judged_elsewhere(row.metric) for row in scored):
         return  # items that are asked elsewhere have no such fields

@@ -49,6 +49,7 @@ from loraprobe.records import (
     COMPOSITIONS,
     QUESTION,
     STEPS,
+    Action,
     Decision,
     DecisiveGain,
     EvidenceLevel,
@@ -120,7 +121,7 @@ def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
         errors = evidence.compatibility.errors
         sentences = [f"{i.code}: {i.message}{f' {i.cure}' if i.cure else ''}" for i in errors]
         conflicts = tuple(reason_of("structural-conflict", issue=text) for text in sentences)
-        return Verdict("incompatible", "weights", conflicts, action="fix")
+        return Verdict("incompatible", "weights", conflicts, action=Action("fix"))
     verdict = _decide_asked(evidence)
     for annotator in annotators:
         verdict = annotator.annotate(verdict, evidence).on(verdict)
@@ -134,7 +135,7 @@ def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
     every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
     severities = ["decisive", "warning", "info"]
     every.sort(key=lambda r: (severities.index(r.severity), reasons.effect_rank(r.code)))
-    each = evidence.usable.best_alone() if verdict.action == SWITCH else {}
+    each = evidence.usable.best_alone() if verdict.action.kind == SWITCH else {}
     by_task = {task: one.system for task, one in each.items()}
     return replace(verdict, reasons=tuple(every), margin=evidence.margin, by_task=by_task)
 
@@ -203,7 +204,7 @@ def _hop_unknown(evidence: Evidence) -> Verdict | None:
         if "base" in systems and len(systems) > 1 and all(map(is_unknown, scores)):
             high = max(map(held_at_most, scores))
             reason = reason_of("hop-unknown-to-all", high, UNKNOWN, hop=hop)
-            return Verdict("unlikely", "base", (reason,), None, "train-target-adapter")
+            return Verdict("unlikely", "base", (reason,), None, Action("train-target-adapter"))
     return None
 
 
@@ -225,7 +226,7 @@ def _disjoint(evidence: Evidence) -> Verdict | None:
     spread = ", ".join(f"hop {k} only to {name}" for k, name in zip(hops, owners, strict=True))
     worst = max(held_at_most(systems["base"]) for systems in hops.values())
     reason = reason_of("disjoint-hops", worst, UNKNOWN, spread=spread)
-    return Verdict("unlikely", "base", (reason,), None, "chain")
+    return Verdict("unlikely", "base", (reason,), None, Action("chain"))
 
 
 def _decide_without_compositions(evidence: Evidence) -> Verdict:
@@ -261,23 +262,23 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     )
 
 
-def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | None) -> str:
+def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | None) -> Action:
     """What to do where no merge and no router was asked. chain: how its gain stands, if asked.
 
     What the base and the adapters decide names the action, unless it was tried or is excluded.
     """
     usable, action = evidence.usable, baselines.action
     if chain == "likely" and usable.scored(["chain"]):
-        return "chain"
-    tried = action == "chain" and chain is not None
-    excluded = action.partition(":")[2] in evidence.excluded
+        return Action("chain")
+    tried = action.kind == "chain" and chain is not None
+    excluded = action.adapter in evidence.excluded
     if baselines.decision == "unlikely" and not tried and not excluded:
         return action
     best = usable.leader(usable.scored_alone())
     hops = next(iter(usable.scored(["chain"], [QUESTION])), None)
     if hops is not None and answers(evidence, hops) and worth_its_calls(hops, best):
-        return "chain"
-    return best.action if best and answers(evidence, best) else "gather-evidence"
+        return Action("chain")
+    return best.action if best and answers(evidence, best) else Action("gather-evidence")
 
 
 # ---- compositions --------------------------------------------------------------------------------

@@ -150,9 +150,9 @@ def _about(
     wanted = [] if finalist is None else [*finalist.names]
     if verdict.missing == "time" or (verdict.decision == "inconclusive" and not verdict.composes):
         wanted = []
-    elif verdict.action.startswith("use-single:"):
-        wanted = [verdict.action.partition(":")[2]]
-    elif verdict.action == "chain":
+    elif verdict.action.adapter:
+        wanted = [verdict.action.adapter]
+    elif verdict.action.kind == "chain":
         wanted = [row.adapter for row in measured.chain]
     elif len(inputs.tasks) > 1 and not verdict.composes and finalist is not None:
         evidence = Evidence(measured, tasks=len(inputs.tasks), margin=verdict.margin)
@@ -207,13 +207,12 @@ def _shortlist(
     rows = [_row(f, forecasts[f.label], gains, proved, verdict) for f in proved.finalists]
     rows.sort(key=lambda row: -(row.gain.difference if row.gain is not None else -2.0))
     looked_at = proved.screen.looked_at
-    if verdict.action.startswith("use-single:"):
-        name = verdict.action.partition(":")[2]
+    if name := verdict.action.adapter:
         rows.insert(0, Shortlisted((name,), "single", 1, looked_at, outcome="single"))
     if measured.chain:
         names = tuple(dict.fromkeys(r.adapter for r in measured.chain if r.adapter != BASE))
         gain = gains.get("chain")
-        outcome = "chain" if verdict.action == "chain" else _outcome(gain, verdict)
+        outcome = "chain" if verdict.action.kind == "chain" else _outcome(gain, verdict)
         rows.append(Shortlisted(names, "chain", 1, looked_at, None, "chain", gain, outcome))
     return tuple(rows)
 

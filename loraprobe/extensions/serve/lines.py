@@ -31,6 +31,6 @@ def _about_systems(audit: Audit, verdict: Verdict) -> str:
     """
     said = {reason.code: reason.message for reason in verdict.reasons}
     sentence = said.get("not-servable", "")
-    if not sentence and (not audit.serve or verdict.action == "route"):
+    if not sentence and (not audit.serve or verdict.action.kind == "route"):
         sentence = said.get("servable", "")
     return (sentence[:1].lower() + sentence[1:]).rstrip(".")

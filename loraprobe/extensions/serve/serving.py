@@ -425,7 +425,7 @@ class Serving:
 
         made: the verdict's composition, where that is a merge.
         """
-        head, _, single = verdict.action.partition(":")
+        head, single = verdict.action.kind, verdict.action.adapter
         routed = (verdict.system or "") if verdict.composes and made is None else ""
         by_prompt = routed.startswith(BY_PROMPT)
         head = SWITCH if by_prompt else head  # a server runs both alike

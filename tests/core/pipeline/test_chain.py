@@ -13,7 +13,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.cli import app
 from loraprobe.evaluation import ResponseCache, System, chain_hops, run_systems
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.records import Verdict
+from loraprobe.records import Action, Verdict
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Hop, Item, Task
@@ -71,7 +71,7 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
         (k, adapter or "base", prompt) for k, (prompt, adapter) in enumerate(hops, 1)
     ]
     request = Request(("one", "two.5"), chain=plan, most_tokens=8)
-    program = next_command(Verdict("unlikely", "evaluation", action="chain"), request)
+    program = next_command(Verdict("unlikely", "evaluation", action=Action("chain")), request)
     places = {name: str(asked / name) for name in ("one", "two.5")}
     typed = str(program.placed({name: [place] for name, place in places.items()}))
     base = making.sharpened(making.tiny_llama())
@@ -80,7 +80,7 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
 
 def test_adapters_of_the_hub_are_loaded_by_repository_revision_and_folder():
     request = Request(("math=owner/name@v2:lora/math", "owner/other"))
-    verdict = Verdict("unlikely", "evaluation", action="use-single:math")
+    verdict = Verdict("unlikely", "evaluation", action=Action("use-single", "math"))
     assert str(next_command(verdict, request)) == (
         "PeftModel.from_pretrained(base, 'owner/name', revision='v2', subfolder='lora/math')"
     )

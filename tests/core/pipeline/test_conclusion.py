@@ -12,7 +12,7 @@ from loraprobe.findings import finding
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import request_of, with_next
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import Compatibility, EvaluationRecords, Verdict
+from loraprobe.records import Action, Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
 from loraprobe.verdict import next_command
 from loraprobe.verdict.next_command import UNTARGETED
@@ -32,10 +32,10 @@ SET = {  # a value of every option of a command line, none of them the default
 }  # fmt: skip
 WITH = {"guard_margin": {"guards": ("g.jsonl",)}, "routers": {"methods": ("ties",)}}
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
-USED = Verdict("likely", "evaluation", system="dare_ties", action="merge", composes=True)
+USED = Verdict("likely", "evaluation", system="dare_ties", action=Action("merge"), composes=True)
 LOSSY = (reason_of("compression-lost", 0.3, 0.1, system="sum", so="", advice=""),)
-ROUTE, ROUTER = replace(USED, action="route"), "hard:by=centroid,per=sequence"
-NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
+ROUTE, ROUTER = replace(USED, action=Action("route")), "hard:by=centroid,per=sequence"
+NONE = Verdict("unlikely", "evaluation", action=Action("train-target-adapter"))
 # A verdict, and the options that its next command leaves out although it takes them: what it
 # replaces; of a merge and a route what is no matter of a file that learns nothing, and --dtype,
 # which is that of the file there.
@@ -49,9 +49,9 @@ NEXT = {
     "metric": (replace(OPEN, missing="metric"), "metric"),
     "controls": (replace(OPEN, missing="controls"), "systems"),
     "guards": (replace(OPEN, missing="guard-items"), "guards limit"),
-    "wording": (replace(NONE, missing="wording", action="gather-evidence"), "metric"),
+    "wording": (replace(NONE, missing="wording", action=Action("gather-evidence")), "metric"),
     "another adapter": (NONE, ""),
-    "harder": (replace(NONE, action="use-base", missing="harder-items"), ""),
+    "harder": (replace(NONE, action=Action("use-base"), missing="harder-items"), ""),
     "a merge": (USED, "methods fields limit dtype"),
     "a route": (
         replace(ROUTE, system="arrow"), "routers router_prompts weights fields limit"
@@ -97,7 +97,7 @@ def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
 @pytest.mark.parametrize(("spec", "learns"), [("task_arithmetic", True), ("uniform", False)])
 def test_learned_weights_are_saved_by_the_call_that_learned_them(spec, learns):
     options = Options(weights="learn", methods=(spec,))
-    verdict = Verdict("likely", "evaluation", system=spec, action="merge", composes=True)
+    verdict = Verdict("likely", "evaluation", system=spec, action=Action("merge"), composes=True)
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     inputs = Inputs(pair, pair, None, [Task("t", (), "t.jsonl")])
     found = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next
@@ -112,7 +112,7 @@ def test_a_conflict_with_the_base_asks_for_another_base(tasks, tmp_path):
     pair = [making.random_adapter(name, base_model="owner/own") for name in "ab"]
     inputs = Inputs(pair, pair, open_base(tmp_path / "other", "other"), tasks)
     issue = finding("module-not-in-base", ("a",), "It has no such module.")
-    verdict = Verdict("incompatible", "weights", action="fix")
+    verdict = Verdict("incompatible", "weights", action=Action("fix"))
     given = verdict, Options(seed=7), inputs, EvaluationRecords()
     found = with_next(*given, Compatibility((issue,))).next
     assert found.verb == ("merge-and-eval" if tasks else "inspect")

@@ -135,7 +135,7 @@ def test_what_guessing_reaches_is_no_answer_before_the_end_either():
     assert made.rounds.used > 1
     _, made, verdict = asked(planted(shares))
     assert (verdict.decision, made.rounds.used) == ("unlikely", 1)
-    assert verdict.action.startswith("use-"), "with an answer of its own for each item it answers"
+    assert verdict.action.kind.startswith("use-"), "with a gold answer for each item it answers"
 
 
 def test_a_gain_that_a_control_has_too_is_no_success_and_goes_on():
@@ -240,7 +240,7 @@ WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}
 def test_a_guard(shares, guard, more, decision, action, system, asked_too):
     evaluator = planted(shares, guard=guard, **more)
     _, made, verdict = asked(evaluator)
-    assert (verdict.decision, verdict.action) == (decision, action)
+    assert (verdict.decision, str(verdict.action)) == (decision, action)
     assert verdict.gain.system == system
     guarded = {name for name in evaluator.asked if items(evaluator, name, guard=True)}
     assert guarded == {"base", *asked_too}
@@ -326,7 +326,7 @@ def test_a_sample_is_asked_and_the_compositions_a_first_round(inspected):
     # of all 200 items.
     assert answers < 8 * 4 * 200 / 3
     assert audit.verdict.decision == "unlikely"
-    assert audit.verdict.action == "chain"
+    assert audit.verdict.action.kind == "chain"
     free = ("hop_accuracy", "guessing")  # read from the answers
     probed = {row.n for row in audit.evaluation.coverage if row.name not in free}
     assert max(probed) == defaults.PROBED_ITEMS
@@ -378,7 +378,7 @@ def test_what_no_system_answers_is_shown_and_decides_nothing(command, form, tmp_
     assert (verdict.missing == "answers") == (form != "{}")
     if form == "{}":
         return
-    assert (verdict.decision, verdict.action) == ("inconclusive", "gather-evidence")
+    assert (verdict.decision, verdict.action.kind) == ("inconclusive", "gather-evidence")
     assert verdict.probability is verdict.gain is None
     (shown,) = [one for one in audit.samples[0].replies if one.system == "count"]
     assert form.format(shown.text) in audit.samples[0].gold and not shown.right

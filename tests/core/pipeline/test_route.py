@@ -15,7 +15,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.outcome import recommend
 from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import PreparedAdapters, transform
-from loraprobe.records import BY_PROMPT, Verdict, called
+from loraprobe.records import BY_PROMPT, Action, Verdict, called
 from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
@@ -110,7 +110,7 @@ def test_a_recommended_router_is_saved_as_a_composition(tmp_path):
     builder = SystemBuilder(experts, transform(experts, balanced), balanced)
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     for action in ("route", "step-by-step"):
-        verdict = Verdict("likely", "evaluation", (), "arrow", action, composes=True)
+        verdict = Verdict("likely", "evaluation", (), "arrow", Action(action), composes=True)
         made, why = recommend(verdict, built, builder)
         assert isinstance(made, Routed) and "weighs" in why  # so no full model holds it
         made.save(tmp_path / action)
@@ -130,7 +130,7 @@ def test_what_is_not_advised_is_not_saved_and_the_best_measured_is():
     built = [builder.build(spec) for spec in ("uniform", "sum", "arrow")]
     actions = ("route", "step-by-step", "chain", "use-single:e0", "gather-evidence")
     for action, system in itertools.product(actions, ("uniform", "arrow")):
-        verdict = Verdict("unlikely", "evaluation", system=system, action=action)
+        verdict = Verdict("unlikely", "evaluation", system=system, action=Action.read(action))
         made, why = recommend(verdict, built, builder)
         assert made is None and action in why
         advised = replace(verdict, composes=True)

@@ -134,7 +134,7 @@ def line(told: Answer, label: str) -> str:
 def test_no_report_contradicts_itself(found):
     audit = audit_of(found)
     verdict, told = audit.verdict, answer(audit)
-    head, _, single = verdict.action.partition(":")
+    head, single = verdict.action.kind, verdict.action.adapter
     command = line(told, "next") or line(told, "in Python")
     assert head in ACTIONS and verdict.next and command == str(verdict.next)
     assert bool(line(told, "in Python")) != command.startswith("loraprobe ")

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.errors import OutputError
-from loraprobe.records import ItemPart, Measurement, Reason
+from loraprobe.records import Action, ItemPart, Measurement, Reason
 from loraprobe.report import figures
 from loraprobe.report import page as as_page
 from loraprobe.report.figures import CAUSES
@@ -130,7 +130,7 @@ TO_HTML = [text for text in MARKUP if set(text) & set("<>&\"'$[{/")]
 @pytest.mark.parametrize("text", [*TO_HTML, HOSTILE, "$x^{$", "a\nb", "\ufffe", "fig\x00ure"])
 def test_no_string_of_a_page_becomes_markup(text):
     audit = planted(an_audit(), text)
-    audit = replaced(audit, verdict=replaced(audit.verdict, action=f"use-single:{text}"))
+    audit = replaced(audit, verdict=replaced(audit.verdict, action=Action("use-single", text)))
     made = page(audit)
     found = parsed(made)
     tags = {node.tag for node in found.iter()}

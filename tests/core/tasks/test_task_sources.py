@@ -14,7 +14,7 @@ from loraprobe.evaluation.asking import item_result
 from loraprobe.extension import Extension, TaskSource
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
-from loraprobe.records import Verdict
+from loraprobe.records import Action, Verdict
 from loraprobe.tasks import Examiner, Item, Task, load_task
 from loraprobe.verdict.next_command import HARDER, MORE, Request, next_command, to_fill_in
 
@@ -91,7 +91,7 @@ def test_further_questions_are_another_task_of_the_source():
     of = Request(("owner/a", "owner/b"), tasks=("suite:small", "own.jsonl"))
     more = next_command(Verdict("inconclusive", "evaluation", missing="items"), of)
     assert {f"suite:{MORE}small", f"{MORE}own.jsonl"} <= {*more.words}
-    unasked = Verdict("unlikely", "evaluation", action="use-base", missing="harder-items")
+    unasked = Verdict("unlikely", "evaluation", action=Action("use-base"), missing="harder-items")
     harder = next_command(unasked, dataclasses.replace(of, tasks=of.tasks[:1]))
     assert f"suite:{HARDER}small" in harder.words and "a task of harder" in to_fill_in(harder)
 

@@ -107,7 +107,7 @@ def test_each_task_gets_what_was_best_there():
     """Of two adapters the first answers nothing, and one task is best left to the base."""
     scores = {"base": (0.9, 0.0), "a": (0.0, 0.0), "b": (0.1, 0.95), "arrow": (0.1, 0.1)}
     found = decide(skills(scores))
-    assert found.action == "switch-adapters"
+    assert found.action.kind == "switch-adapters"
     (first, one), (second, other) = sorted(found.by_task.items())
     assert (one, other) == ("base", "b")
     for refs in (("./a", "b=owner/b"), ("b=owner/b", "./a")):
@@ -338,7 +338,7 @@ def test_only_what_is_not_excluded_is_advised_and_the_decision_stays(name, exclu
     asked, out, action, system, more = SERVED[name]
     refused = dict.fromkeys(out, excluded)
     found, free = decide(replaced(asked, excluded=refused)), decide(asked)
-    assert (found.action, found.system) == (action, system)
+    assert (str(found.action), found.system) == (action, system)
     assert found.decision == free.decision
     told = [r.value for r in found.reasons if r.code == "not-here"]
     unmeasured = action == "train-target-adapter"
@@ -348,12 +348,12 @@ def test_only_what_is_not_excluded_is_advised_and_the_decision_stays(name, exclu
 def test_an_adapter_at_its_ceiling_that_is_excluded_is_not_advised(excluded):
     rows = evidence({"base": 0.2, "a": 1.0, "b": 0.9})
     alone = changed(rows, lambda row: row.system == "a", ci95=(0.96, 1.0))
-    assert decide(alone).action == "use-single:a"
+    assert decide(alone).action.adapter == "a"
     refused = {"a": excluded}
     found = decide(replaced(alone, excluded=refused))
-    assert (found.decision, found.action) == ("unlikely", "use-single:b")
+    assert (found.decision, found.action.adapter) == ("unlikely", "b")
     none = decide(replaced(alone, excluded=refused | {"b": refused["a"]}))
-    assert (none.decision, none.action) == ("unlikely", "use-base")
+    assert (none.decision, none.action.kind) == ("unlikely", "use-base")
 
 
 def test_a_chain_that_outdoes_everything_ends_what_a_small_gain_leaves_open():

@@ -275,7 +275,7 @@ def test_the_metric_that_the_answers_need_has_to_show_the_gain_too(checked, deci
     assert len(told) == (decision != "likely")
     for one in told:
         assert (one.value, one.threshold, one.severity) == (ends[0], 0.05, "decisive")
-        assert found.action == "gather-evidence", "the score that gains is not relied on"
+        assert found.action.kind == "gather-evidence", "the score that gains is not relied on"
 
 
 # ---- before compositions are asked ---------------------------------------------------------------
@@ -557,7 +557,7 @@ def test_a_first_round_decides_only_where_its_interval_or_the_ceiling_does(name)
     assert ("next-evidence" in codes(found)) == (decision == "inconclusive")
     assert first in ([], codes(found)[:1]) and found.reasons[0].severity == "decisive"
     if "ceiling" in name and decision == "unlikely":
-        assert found.action == "use-single:a"
+        assert found.action.adapter == "a"
     if name == "perhaps a gain above it":
         assert reason(found, "nothing-to-gain").severity == "info"
     if name == "open":  # no more items than a round has, and controls are no matter
@@ -656,7 +656,7 @@ def test_never_likely_without_evaluation(found, level):
 @given(any_evidence())
 def test_likely_means_that_the_system_gains_and_beats_every_control(found):
     verdict = decide(found)
-    part = "steps" if verdict.action == "step-by-step" else "question"
+    part = "steps" if verdict.action.kind == "step-by-step" else "question"
     rows = [c for c in found.measured.comparisons if (c.system, c.part) == (verdict.system, part)]
     if verdict.decision == "likely":
         assert KINDS[verdict.system] in ("merge", "router")
@@ -846,5 +846,5 @@ def test_guards(values, asked, decision, action, codes):
         known(evidence(values, guarded=("g",), guards=guards(**asked))), decision, action, **codes
     )
     lost = {name for name, gap in asked.items() if gap == LOST}
-    assert found.action.partition(":")[2] not in lost
+    assert found.action.adapter not in lost
     assert not (found.composes and found.system in lost)

@@ -15,7 +15,7 @@ from repeats import check_repeated
 import loraprobe
 from loraprobe.errors import UsageError
 from loraprobe.extensions.screen import commands
-from loraprobe.records import Command, Verdict
+from loraprobe.records import Action, Command, Verdict
 from loraprobe.report.documents import json_schema
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
@@ -159,7 +159,7 @@ def test_the_function_takes_the_options_of_its_command(monkeypatch):
 
 AGAIN = Command("screen", ("@here.txt",))
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
-NONE = Verdict("unlikely", "evaluation", action="train-target-adapter")
+NONE = Verdict("unlikely", "evaluation", action=Action("train-target-adapter"))
 SET = {  # values that are none of the defaults
     "allow": ("base-unclear",), "balance": "norm", "limit": 40, "margin": 0.1, "seed": 7,
     "methods": ("ties:density=0.3",), "items": 30, "keep": 2, "budget": 1.5,

@@ -34,7 +34,7 @@ from loraprobe.extensions.serve.engine import open_served
 from loraprobe.extensions.serve.scorer import ServedScorer
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import cost_of
-from loraprobe.records import Verdict
+from loraprobe.records import Action, Verdict
 from loraprobe.routing.constant import single
 from loraprobe.session import Session
 
@@ -458,7 +458,7 @@ def test_the_next_command_asks_the_server_again():
 
 
 def test_the_next_command_is_for_the_same_servers():
-    used = Verdict("likely", "evaluation", system="ties", action="merge", composes=True)
+    used = Verdict("likely", "evaluation", system="ties", action=Action("merge"), composes=True)
     check_repeated({"serve": ("vllm",)}, used)
     check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "evaluation", missing="items"))
     check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "weights"), ["serve"])

@@ -27,7 +27,7 @@ from loraprobe.extensions.serve.serving import (
     serving_issues,
 )
 from loraprobe.merging import merge
-from loraprobe.records import BY_PROMPT, ChainHop, Command, Verdict
+from loraprobe.records import BY_PROMPT, Action, ChainHop, Command, Verdict
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -345,7 +345,7 @@ def test_what_is_advised_is_served_by_these_commands(name):
     system = BY_PROMPT if "by prompt" in name else system
     composes = action in ("merge", "step-by-step", "route")
     made = merge(adapters, "sum") if composes and action != "route" else None
-    verdict = Verdict("unlikely", "evaluation", (), system, action, composes)
+    verdict = Verdict("unlikely", "evaluation", (), system, Action.read(action), composes)
     place = None if target is None else Path(target)
     reasons, commands = Serving(serve, adapters, None, place).advised(verdict, CHAIN, made)
     assert list(map(str, commands)) == lines
@@ -355,7 +355,7 @@ def test_what_is_advised_is_served_by_these_commands(name):
 
 def test_only_the_best_of_each_task_is_served():
     verdict = Verdict(
-        "unlikely", "evaluation", action="switch-adapters", by_task={"t": "base", "u": "b"}
+        "unlikely", "evaluation", action=Action("switch-adapters"), by_task={"t": "base", "u": "b"}
     )
     _, commands = Serving(("vllm",), pair(4)).advised(verdict, (), None)
     assert list(map(str, commands)) == [f"{VLLM} --lora-modules b=b"]
@@ -364,7 +364,7 @@ def test_only_the_best_of_each_task_is_served():
 def test_an_adapter_that_a_server_misreads_is_converted_first(tmp_path):
     sound(tmp_path / "a", use_rslora=True)
     adapter = read_adapter(tmp_path / "a", "a")
-    verdict = Verdict("unlikely", "evaluation", action="use-single:a")
+    verdict = Verdict("unlikely", "evaluation", action=Action("use-single", "a"))
     reasons, commands = Serving(("sglang", "vllm"), [adapter]).advised(verdict, (), None)
     lines = list(map(str, commands))
     assert lines[0] == "loraprobe convert a -o a-served" and "a=a-served" in lines[1]
@@ -386,7 +386,7 @@ OLLAMA = ["printf 'FROM ./BASE.gguf\\n' > full.Modelfile", "ollama create full -
     ],
 )
 def test_a_full_model_is_served_by_itself(serve, lines):
-    adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", "merge", True)
+    adapters, verdict = pair(4), Verdict("likely", "evaluation", (), "sum", Action("merge"), True)
     serving = Serving(serve, adapters, full=Path("out/full"))
     reasons, commands = serving.advised(verdict, CHAIN, merge(adapters, "sum"))
     assert list(map(str, commands)) == lines and reasons[-1].value == 4

@@ -97,7 +97,7 @@ def __getattr__(name: str) -> Any:
     return getattr(importlib.import_module(module), function)
 
 
-@takes("")
+@takes()
 def load(reference: str | Path) -> Adapter:
     """Loads one adapter from a directory or the Hub. Raises LoraprobeError if that fails."""
     from loraprobe import hub
@@ -127,12 +127,7 @@ def inspect(
 ) -> JudgedAudit: ...
 
 
-@takes(
-    "allow batch_size chat_template device diagnostics dtype "
-    "fields limit margin max_new_tokens metric per_module resume "
-    "seed state threads trust_remote_code",
-    command="inspect",
-)
+@takes("inspect")
 def inspect(
     adapters: Sequence[Adapter | str | Path] | Adapter | str | Path,
     *,
@@ -152,7 +147,7 @@ def inspect(
     return _run("inspect", adapters, options, base=base, tasks=tasks, probe=probe).audit
 
 
-@takes("allow balance device dtype fields limit rank seed space subtract threads", command="merge")
+@takes("merge")
 def merge(
     adapters: Sequence[Adapter | str | Path],
     method: str = "uniform",
@@ -172,7 +167,7 @@ def merge(
     return _run("merge", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes("")
+@takes()
 def route(
     model: Any,
     adapters: Sequence[Adapter | str | Path],
@@ -212,11 +207,7 @@ def route(
     return composed(model, Composition(router, loaded, made))
 
 
-@takes(
-    "allow balance batch_size chat_template device device_map "
-    "fields limit quantize router_prompts seed subtract threads "
-    "trust_remote_code"
-)
+@takes("route")
 def compose(
     adapters: Sequence[Adapter | str | Path],
     *,
@@ -234,7 +225,7 @@ def compose(
     return _run("compose", adapters, chosen, base=base, tasks=tasks).made
 
 
-@takes("")
+@takes()
 def load_composition(directory: str | Path) -> Composition:
     """Loads a directory of `loraprobe route --output` or `compose(...).save`, checking all hashes.
 
@@ -246,13 +237,7 @@ def load_composition(directory: str | Path) -> Composition:
     return _saved.load_composition(directory)
 
 
-@takes(
-    "all_items allow balance batch_size chat_template device "
-    "device_map dtype fields guard_margin guards limit margin max_new_tokens "
-    "methods metric quantize rank resume retention router_prompts routers "
-    "seed space state subtract systems threads trust_remote_code weights",
-    command="merge-and-eval",
-)
+@takes("merge-and-eval")
 def merge_and_eval(
     adapters: Sequence[Adapter | str | Path],
     *,

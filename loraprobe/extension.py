@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe import wiring
-from loraprobe.options import AddedOptions, Options
+from loraprobe.options import AddedOptions, CommandSpec, Options
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -29,24 +29,6 @@ if TYPE_CHECKING:
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
     from loraprobe.verdict import Annotator, Exclusion
-
-
-@dataclass(frozen=True)
-class CommandSpec:
-    """A command of the command line.
-
-    name: as it is typed, behind its group and a space where it stands in one. function: the dotted
-    name of its function, which is imported when the command is called or explained. The signature
-    has its arguments and options, as `loraprobe.cli.parameters` says, `**added` in it those that
-    extensions add; the docstring is its help. section: of `loraprobe --help`. examples: one or two
-    calls, which its help shows. done: the headline where it makes something, such as MERGED.
-    """
-
-    name: str
-    function: str
-    section: str
-    examples: tuple[str, ...]
-    done: str = ""
 
 
 class AuditPart:
@@ -269,9 +251,9 @@ class Extension:
         """What it adds to audits."""
         return ()
 
-    def instead(self, command: str, given: Mapping[str, Any]) -> Callable[..., None] | None:
-        """The function that is called in place of a command's own with the same arguments; None
-        where what was given, by the names of the parameters, asks for nothing else.
+    def instead(self, command: str, options: Options) -> Callable[..., None] | None:
+        """The function that is called in place of a command's own, with those of the same arguments
+        that it has; None where the options ask for nothing else.
 
         Raises UsageError for options that go with such a function only.
         """
@@ -359,12 +341,6 @@ def forms_of(options: Options) -> list[tuple[Path, Form]]:
     """The directories of other forms that the options ask for, each with its form."""
     forms = [(form.place(options), form) for one in installed() for form in one.forms]
     return [(place, form) for place, form in forms if place is not None]
-
-
-def done_by(command: str) -> str:
-    """The headline of what a command of an extension made; "" for any other."""
-    specs = (spec for one in installed() for spec in one.commands())
-    return next((spec.done for spec in specs if spec.name == command), "")
 
 
 def engine_of(options: Options) -> Engine | None:

@@ -1,7 +1,9 @@
-"""The options of all commands that decide a result, as values: five groups, which `Options` joins.
+"""The table of options: what each option is, and which command takes which.
 
-A field says all of its option: type, default, help, limits. The signature of a command lists the
-options that it takes by these names; the Python functions take the same as keywords.
+A field of a group says all of an option: type, default, help, limits, what it affects. `Options`
+joins the groups that affect a result. A `CommandSpec` names the options of a command. The command
+line, its help, `--config`, the keywords of the Python functions and the next command that a verdict
+gives all follow from these two.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import functools
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
@@ -22,9 +24,10 @@ from loraprobe.wiring import extensions
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
 Function = TypeVar("Function", bound=Callable[..., Any])
-# What the answer of one system to one question depends on, beside the question itself: how the
-# system is composed, or how it is asked.
-Decides = Literal["composition", "answers"]
+# What an option may affect: what is composed of the adapters; what a system answers to a question;
+# which systems are asked which questions, how and by whom; what follows from the answers; where the
+# base runs, and how fast; what else a report shows.
+Affects = Literal["composition", "answers", "questions", "verdict", "machine", "report"]
 
 
 def option(
@@ -32,25 +35,37 @@ def option(
     metavar: str,
     help: str,
     *flags: str,
-    decides: Decides | None = None,
+    affects: Collection[Affects] = (),
     least: float = -math.inf,
     most: float = math.inf,
     read: Callable[[str, str], Any] | None = None,
     typed: bool = False,
+    completes: tuple[str, ...] = (),
     commands: tuple[str, ...] = (),
-    shows: bool = False,
 ) -> Any:
     """The field of an option in a class of options.
 
     metavar: stands for its value in the help; "" for an option without one. flags: where they are
-    not the field's name. decides: by which kept answers are told apart. least, most: of a number,
-    both included. read: (text, flag) -> value. typed: it sends, runs, writes or overwrites, so no
-    file of --config sets it. commands: of an option that an extension adds, those that take it.
-    shows: it only writes a result once more, so neither Python nor the next command has it.
+    not the field's name. affects: what of a result depends on it; an option that only says how a
+    result is written affects nothing, and neither Python nor the next command has it. least, most:
+    of a number, both included. read: (text, flag) -> value. typed: it sends, runs, writes or
+    overwrites, so no file of --config sets it. completes: MODULE.NAME of the registries or other
+    collections whose names a shell completes. commands: of an option that an extension adds, those
+    that take it.
     """
-    told = {"metavar": metavar, "help": help, "flags": flags, "decides": decides, "typed": typed}
-    more = {"least": least, "most": most, "read": read, "commands": commands}
-    return field(default=default, metadata={**told, **more, "shows": shows})
+    metadata = {
+        "metavar": metavar,
+        "help": help,
+        "flags": flags,
+        "affects": frozenset(affects),
+        "least": least,
+        "most": most,
+        "read": read,
+        "typed": typed,
+        "completes": completes,
+        "commands": commands,
+    }
+    return field(default=default, metadata=metadata)
 
 
 def read_weights(text: str, flag: str) -> tuple[float, ...] | str:
@@ -100,20 +115,21 @@ class AdapterOptions:
         (),
         "TEXT",
         "Accept one named issue, such as base-mismatch; may be repeated.",
-        decides="answers",
+        affects={"composition", "answers"},
+        completes=("loraprobe.findings.CODES",),
     )
     balance: Literal["none", "norm"] = option(
         "none",
         "none|norm",
         "norm: scale the adapters to one Frobenius norm, the mean of theirs, first; or none.",
-        decides="composition",
+        affects={"composition"},
     )
     subtract: tuple[Any, ...] = option(
         (),
         "TEXT",
         "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
         "repeated.",
-        decides="composition",
+        affects={"composition"},
     )
 
 
@@ -127,6 +143,7 @@ class TaskOptions:
         "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
         "between them; a prompt may be a text with {field} for a field; after=TEXT: the gold "
         "answer follows this text in its field, as #### in gsm8k; repeated: one for each task.",
+        affects={"questions"},
     )
 
 
@@ -144,12 +161,16 @@ class CompositionOptions:
         "Merge method, such as ties:density=0.3, without the default routers; may be repeated; "
         "none: no merge, but the routers.",
         "--method",
+        affects={"questions"},
+        completes=("loraprobe.merging.METHODS",),
     )
     routers: tuple[str, ...] = option(
         ("arrow",),
         "TEXT",
         "Router, such as arrow:top_k=1; may be repeated; none: no router.",
         "--router",
+        affects={"questions"},
+        completes=("loraprobe.routing.ROUTERS",),
     )
     systems: tuple[str, ...] = option(
         (),
@@ -157,6 +178,12 @@ class CompositionOptions:
         "Compose only this system; may be repeated. The base, the single adapters and the controls "
         "stay.",
         "--system",
+        affects={"questions"},
+        completes=(
+            "loraprobe.merging.METHODS",
+            "loraprobe.routing.ROUTERS",
+            "loraprobe.records.FIXED",
+        ),
     )
     router_prompts: tuple[tuple[str, Path], ...] = option(
         (),
@@ -164,6 +191,7 @@ class CompositionOptions:
         "Unlabelled prompts of one adapter, one a line, for a router that learns from prompts; "
         "may be repeated.",
         read=read_named_file,
+        affects={"questions"},
     )
     weights: tuple[float, ...] | Literal["learn", "learn:per=layer"] | None = option(
         None,
@@ -172,13 +200,13 @@ class CompositionOptions:
         "them); or learn, or learn:per=layer: by gradient descent on a part of the task that "
         "serves nothing else.",
         read=read_weights,
-        decides="composition",
+        affects={"composition"},
     )
     space: str | None = option(
         None,
         "TEXT",
         "Space in which a merge runs: full, core or knots; without it the method's own.",
-        decides="composition",
+        affects={"composition"},
     )
     rank: int | Literal["auto"] = option(
         "auto",
@@ -186,7 +214,7 @@ class CompositionOptions:
         "Rank of the merge; auto: as many as lose nothing, at most the sum of the ranks.",
         least=1,
         read=read_auto_or_count,
-        decides="composition",
+        affects={"composition"},
     )
     layers: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
@@ -195,14 +223,17 @@ class CompositionOptions:
 class EvaluationOptions:
     """What is asked and measured, and when a composition is worth it."""
 
-    limit: int | None = option(None, "N", "Use only the first N items.", least=1)
+    limit: int | None = option(
+        None, "N", "Use only the first N items.", least=1, affects={"questions"}
+    )
     all_items: bool = option(
         False,
         "",
         "Ask every system all items; otherwise a run stops as soon as the decision holds.",
+        affects={"questions"},
     )
     max_new_tokens: int | None = option(
-        None, "N", "Longest answer, in tokens.", least=1, decides="answers"
+        None, "N", "Longest answer, in tokens.", least=1, affects={"answers"}
     )
     metric: str = option(
         "auto",
@@ -210,6 +241,7 @@ class EvaluationOptions:
         "How answers are judged: auto (by what the gold answers need), exact_match, strict, "
         "contains, json, numeric, regex, choice or answer_loss; TASK=metric for one task; may be "
         "repeated.",
+        affects={"questions"},
     )
     margin: float | None = option(
         None,
@@ -217,6 +249,7 @@ class EvaluationOptions:
         f"Gain below which composing is not worth it (default {MARGIN:g}).",
         least=0,
         most=1,
+        affects={"verdict"},
     )
     guards: tuple[Any, ...] = option(
         (),
@@ -224,6 +257,7 @@ class EvaluationOptions:
         "What must not get worse than the base: a task, as --task takes it, or the file of a text, "
         "judged by its loss; may be repeated.",
         "--guard",
+        affects={"questions"},
     )
     guard_margin: float = option(
         MARGIN,
@@ -232,6 +266,7 @@ class EvaluationOptions:
         "perplexity).",
         least=0.001,
         most=1,
+        affects={"verdict"},
     )
     retention: float = option(
         RETENTION,
@@ -239,11 +274,13 @@ class EvaluationOptions:
         "Share of each specialist's gain that one model must keep.",
         least=0,
         most=1,
+        affects={"verdict"},
     )
     chat_template: Literal["auto", "on", "off"] = option(
         "auto",
         "auto|on|off",
         "auto (the better for the single adapters), on or off.",
+        affects={"questions"},
     )
     diagnostics: tuple[str, ...] = option(
         (),
@@ -251,10 +288,17 @@ class EvaluationOptions:
         "Also compute this diagnostic, such as intruder_dimensions (needs --base); may be "
         "repeated.",
         "--diagnostic",
+        affects={"report"},
+        completes=("loraprobe.diagnostics.DIAGNOSTICS",),
     )
-    per_module: bool = option(False, "", "Also give a row for every module.")
+    per_module: bool = option(False, "", "Also give a row for every module.", affects={"report"})
     seed: int = option(
-        0, "N", "Seed of everything that is drawn.", least=0, most=2**32 - 1, decides="answers"
+        0,
+        "N",
+        "Seed of everything that is drawn.",
+        least=0,
+        most=2**32 - 1,
+        affects={"composition", "answers"},
     )
 
 
@@ -262,29 +306,41 @@ class EvaluationOptions:
 class MachineOptions:
     """Where the base runs, in which form, and what code may run beside it."""
 
-    device: str = option("auto", "TEXT", "auto, cpu, cuda[:n] or mps.")
+    device: str = option("auto", "TEXT", "auto, cpu, cuda[:n] or mps.", affects={"machine"})
     dtype: str = option(
         "auto",
         "TEXT",
         "Of the base: auto (by the device), float32, bfloat16 or float16.",
-        decides="answers",
+        affects={"answers", "machine"},
     )
     quantize: Literal["none", "4bit", "8bit"] = option(
-        "none", "TEXT", "Load the base as it is (none), in 4bit or in 8bit.", decides="answers"
+        "none",
+        "TEXT",
+        "Load the base as it is (none), in 4bit or in 8bit.",
+        affects={"answers", "machine"},
     )
     device_map: Literal["none", "auto"] = option(
         "none",
         "none|auto",
         "auto: spread the base over all devices (needs accelerate); or none.",
-        decides="answers",
+        affects={"answers", "machine"},
     )
     trust_remote_code: bool = option(
-        False, "", "Run model code that the base's repository holds.", decides="answers", typed=True
+        False,
+        "",
+        "Run model code that the base's repository holds.",
+        typed=True,
+        affects={"answers", "machine"},
     )
     batch_size: int | Literal["auto"] = option(
-        "auto", "N", "Prompts a batch, or auto.", least=1, read=read_auto_or_count
+        "auto",
+        "N",
+        "Prompts a batch, or auto.",
+        least=1,
+        read=read_auto_or_count,
+        affects={"machine"},
     )
-    threads: int | None = option(None, "N", "CPU threads.", least=1, most=4096)
+    threads: int | None = option(None, "N", "CPU threads.", least=1, most=4096, affects={"machine"})
 
 
 @dataclass(frozen=True)
@@ -420,7 +476,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
 
         `--limit` counts through the items of the tasks, `--router-prompts` through their lines.
         """
-        names = (*deciding("composition"), *deciding("answers"), "metric")
+        names = [*affecting("composition", "answers"), "metric"]
         # What is subtracted is the last of the adapters, whose content is known.
         return {name: self.value(name) for name in names} | {"subtract": len(self.subtract)}
 
@@ -450,21 +506,15 @@ def hints() -> Mapping[str, Any]:
     return {name: hint for one in told for name, hint in one.items() if name in table()}
 
 
-def added_to(command: str) -> list[str]:
-    """The names of the options that extensions add to a command."""
-    own = [name for name, one in table().items() if command in one.metadata.get("commands", ())]
-    return own + [name for one in _kinds_of_extensions() for name in one.shared.get(command, ())]
-
-
-def deciding(what: Decides) -> list[str]:
-    """The names of the options that decide this."""
-    return [name for name, one in table().items() if one.metadata.get("decides") == what]
+def affecting(*what: Affects) -> list[str]:
+    """The names of the options that affect any of these, group by group."""
+    told = ((name, one.metadata.get("affects", frozenset())) for name, one in table().items())
+    return [name for name, affected in told if affected.intersection(what)]
 
 
 def named_options() -> list[str]:
-    """The names of the options that Python and the next command have, group by group."""
-    told = ((name, one.metadata) for name, one in table().items())
-    return [name for name, its in told if "metavar" in its and not its["shows"]]
+    """The names of the options that Python and the next command have: all that affect something."""
+    return affecting(*typing.get_args(Affects))
 
 
 def flag_of(name: str) -> str:
@@ -516,21 +566,193 @@ def _check(name: str, value: Any) -> None:
         raise UsageError(f"{flag} must be at least {least:g}, not {value}.")
 
 
-def takes(options: str, command: str = "") -> Callable[[Function], Function]:
-    """Gives a Python function these options as keywords beside its own; its docstring lists them.
+# ---- which command takes which -------------------------------------------------------------------
 
-    command: to which extensions add further options. Other keywords raise UsageError. None for any
-    of them is as if it was not given, which is a UsageError where the function needs it. Errors
-    name options by their keywords.
+
+@dataclass(frozen=True)
+class CommandSpec:
+    """A command of the command line.
+
+    name: as it is typed, behind its group and a space where it stands in one. function: the dotted
+    name of its function, which is imported when the command is called or explained. Its parameters
+    are `options` (the `Options`) and `output` (how the result is printed and written), if it needs
+    them, its arguments, and the options that are in no table; its docstring is the help. section:
+    of `loraprobe --help`. examples: one or two calls, which the help shows. options: the names of
+    all that it takes, in the order of the help; extensions may add further ones. first: those that
+    stand before them, in a group of their own. changed: option -> what of it is otherwise in this
+    command, its `default` (... for an option that has to be given) or its `help`. done: the
+    headline where it makes something, such as MERGED.
+    """
+
+    name: str
+    function: str
+    section: str
+    examples: tuple[str, ...]
+    options: str = ""
+    first: str = ""
+    changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    done: str = ""
+
+
+# The commands of the core, section by section of --help.
+CORE = (
+    CommandSpec(
+        "demo",
+        "loraprobe.cli.measuring.demo",
+        "Start",
+        ("loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
+        "scenario margin guards guard_margin all_items seed device threads json html markdown "
+        "save_samples explain quiet exit_zero",
+    ),
+    CommandSpec(
+        "task new",
+        "loraprobe.cli.task.new",
+        "Start",
+        ("loraprobe task new questions.jsonl",),
+    ),
+    CommandSpec(
+        "task check",
+        "loraprobe.cli.task.check",
+        "Start",
+        (
+            "loraprobe task check questions.jsonl",
+            "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
+        ),
+        "fields metric margin json",
+    ),
+    CommandSpec(
+        "task sample",
+        "loraprobe.cli.task.sample",
+        "Start",
+        ("loraprobe task sample questions.jsonl --base gpt2",),
+        "base fields limit metric chat_template trust_remote_code json",
+    ),
+    CommandSpec(
+        "inspect",
+        "loraprobe.cli.measuring.inspect",
+        "Start",
+        (
+            "loraprobe inspect ./legal owner/chat",
+            "loraprobe inspect ./legal owner/chat --base auto --probe auto",
+        ),
+        "base allow task fields probe per_module diagnostics limit max_new_tokens metric margin "
+        "chat_template seed device dtype batch_size threads trust_remote_code resume json html "
+        "markdown explain quiet exit_zero",
+    ),
+    CommandSpec(
+        "merge-and-eval",
+        "loraprobe.cli.measuring.merge_and_eval",
+        "Start",
+        (
+            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
+            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
+        ),
+        "task fields base balance subtract allow methods routers systems space rank weights "
+        "router_prompts metric margin guards guard_margin retention limit all_items max_new_tokens "
+        "chat_template seed device dtype quantize device_map batch_size threads trust_remote_code "
+        "resume target overwrite json html markdown save_samples explain dry_run quiet exit_zero",
+        changed={
+            "base": {"default": "auto"},
+            "target": {"help": "Directory for the recommended composition."},
+        },
+    ),
+    CommandSpec(
+        "merge",
+        "loraprobe.cli.making.merge",
+        "Make",
+        (
+            "loraprobe merge ./legal owner/chat -o merged",
+            "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 "
+            "-o merged",
+        ),
+        "base balance subtract allow task fields methods weights space rank dtype device threads "
+        "limit seed target overwrite json html markdown explain quiet",
+        changed={
+            "methods": {"default": "uniform", "help": "Merge method, as ties:density=0.3."},
+            "dtype": {
+                "help": "Of the file: auto (the sources' widest), float32, bfloat16 or float16."
+            },
+        },
+        done="MERGED",
+    ),
+    CommandSpec(
+        "route",
+        "loraprobe.cli.making.route",
+        "Make",
+        ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
+        "base balance subtract allow task fields routers router_prompts weights limit "
+        "chat_template seed device quantize device_map batch_size threads trust_remote_code target "
+        "overwrite json html markdown explain quiet",
+        changed={
+            "routers": {"default": "arrow", "help": "Router, such as arrow:top_k=1."},
+            "target": {"default": ...},
+        },
+        done="COMPOSED",
+    ),
+    CommandSpec(
+        "find",
+        "loraprobe.cli.information.find",
+        "Library",
+        ("loraprobe find gpt2 --limit 10",),
+        "limit json quiet",
+    ),
+    CommandSpec(
+        "report",
+        "loraprobe.cli.measuring.report",
+        "Other",
+        ("loraprobe report audit.json --html page.html",),
+        "html markdown explain quiet",
+    ),
+    CommandSpec(
+        "methods",
+        "loraprobe.cli.methods.methods",
+        "Other",
+        ("loraprobe methods", "loraprobe methods ties arrow"),
+        "json",
+    ),
+    CommandSpec(
+        "cache",
+        "loraprobe.cli.information.cache",
+        "Other",
+        ("loraprobe cache", "loraprobe cache --clear --older 30"),
+        "clear older json",
+    ),
+    CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",), "json"),
+    CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
+)
+
+
+@functools.cache
+def commands() -> Mapping[str, CommandSpec]:
+    """Name of a command -> the command, those of extensions last."""
+    added = (spec for one in extensions() for spec in one.commands())
+    return {spec.name: spec for spec in (*CORE, *added)}
+
+
+def options_of(command: str) -> list[str]:
+    """The names of the options of a command, in the order of its help, those that extensions add
+    last."""
+    spec = commands()[command]
+    added = [name for name, one in table().items() if command in one.metadata.get("commands", ())]
+    shared = [name for one in _kinds_of_extensions() for name in one.shared.get(command, ())]
+    return [*spec.first.split(), *spec.options.split(), *added, *shared]
+
+
+def takes(command: str = "") -> Callable[[Function], Function]:
+    """Gives a Python function the options of a command as keywords, but those that it has itself.
+
+    Its docstring lists them. Other keywords raise UsageError. None for any of them is as if it was
+    not given, which is a UsageError where the function needs it. Errors name options by their
+    keywords.
     """
 
     def decorate(function: Function) -> Function:
         signature = inspect.signature(function)
-        taken = sorted({*options.split(), *({*added_to(command)} & {*named_options()})})
+        taken = _keywords_of(command, signature.parameters) if command else []
         known = [name for name in (*signature.parameters, *taken) if name != "options"]
         parameters = {name: one for name, one in signature.parameters.items() if name in known}
         needed = [name for name, one in parameters.items() if one.default is one.empty]
-        if options:
+        if command:
             listed = f"options: {', '.join(taken)} (docs/options.md)."
             text = inspect.cleandoc(function.__doc__ or "")
             function.__doc__ = "\n".join([text, "", *wrapped(listed, 100)])
@@ -557,6 +779,14 @@ def takes(options: str, command: str = "") -> Callable[[Function], Function]:
         return cast(Function, called)
 
     return decorate
+
+
+def _keywords_of(command: str, own: Iterable[str]) -> list[str]:
+    """The keywords for the options of a command, in order, without those that `own` replace, such
+    as `method`. What is kept for --resume may lie in a directory `state`."""
+    options = options_of(command)
+    names = {n for n in named_options() if n in options and not {n, n.removesuffix("s")} & {*own}}
+    return sorted(names.union({"resume", "state"} if "resume" in options else ()))
 
 
 def _keywords(known: Iterable[str]) -> Mapping[str, str]:

@@ -24,7 +24,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from loraprobe._version import __version__
-from loraprobe.cli.parameters import Configured, DebugOption, Plain, setting, with_added
+from loraprobe.cli.parameters import Configured, DebugOption, Plain, of_command, setting
 from loraprobe.cli.running import CALL
 from loraprobe.errors import (
     Defect,
@@ -36,9 +36,9 @@ from loraprobe.errors import (
     reported,
     trace,
 )
-from loraprobe.extension import CommandSpec, installed
 from loraprobe.formatting import clean, flowing
 from loraprobe.memory import is_out_of_memory
+from loraprobe.options import commands
 from loraprobe.secrets import map_texts, public_text
 
 MEMORY_GONE = (
@@ -53,94 +53,7 @@ PIPE_CLOSED = 141  # as a shell tells of a process that SIGPIPE ended
 TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
 HELP_SHOWN = "NoArgsIsHelpError"
 
-# The commands of the core, section by section of --help.
-CORE = (
-    CommandSpec(
-        "demo",
-        "loraprobe.cli.measuring.demo",
-        "Start",
-        ("loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
-    ),
-    CommandSpec(
-        "task new",
-        "loraprobe.cli.task.new",
-        "Start",
-        ("loraprobe task new questions.jsonl",),
-    ),
-    CommandSpec(
-        "task check",
-        "loraprobe.cli.task.check",
-        "Start",
-        (
-            "loraprobe task check questions.jsonl",
-            "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
-        ),
-    ),
-    CommandSpec(
-        "task sample",
-        "loraprobe.cli.task.sample",
-        "Start",
-        ("loraprobe task sample questions.jsonl --base gpt2",),
-    ),
-    CommandSpec(
-        "inspect",
-        "loraprobe.cli.measuring.inspect",
-        "Start",
-        (
-            "loraprobe inspect ./legal owner/chat",
-            "loraprobe inspect ./legal owner/chat --base auto --probe auto",
-        ),
-    ),
-    CommandSpec(
-        "merge-and-eval",
-        "loraprobe.cli.measuring.merge_and_eval",
-        "Start",
-        (
-            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
-            "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
-        ),
-    ),
-    CommandSpec(
-        "merge",
-        "loraprobe.cli.making.merge",
-        "Make",
-        (
-            "loraprobe merge ./legal owner/chat -o merged",
-            "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 "
-            "-o merged",
-        ),
-    ),
-    CommandSpec(
-        "route",
-        "loraprobe.cli.making.route",
-        "Make",
-        ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
-    ),
-    CommandSpec(
-        "find", "loraprobe.cli.information.find", "Library", ("loraprobe find gpt2 --limit 10",)
-    ),
-    CommandSpec(
-        "report",
-        "loraprobe.cli.measuring.report",
-        "Other",
-        ("loraprobe report audit.json --html page.html",),
-    ),
-    CommandSpec(
-        "methods",
-        "loraprobe.cli.methods.methods",
-        "Other",
-        ("loraprobe methods", "loraprobe methods ties arrow"),
-    ),
-    CommandSpec(
-        "cache",
-        "loraprobe.cli.information.cache",
-        "Other",
-        ("loraprobe cache", "loraprobe cache --clear --older 30"),
-    ),
-    CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",)),
-    CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
-)
-COMMANDS = {one.name: one for one in (*CORE, *(c for one in installed() for c in one.commands()))}
+COMMANDS = commands()
 GROUPS = {"task": "Write, check and preview a file of questions."}
 NAMES = {name.partition(" ")[0]: one.section for name, one in COMMANDS.items()}
 
@@ -166,12 +79,12 @@ def command_of(name: str) -> Any:
             epilog="\n\n".join(("Examples:", *(f"  {call}" for call in COMMANDS[known].examples))),
             add_help_option=not passed_on,
             context_settings={"allow_extra_args": passed_on, "ignore_unknown_options": passed_on},
-        )(with_added(known, function))
+        )(of_command(COMMANDS[known], function))
     return typer.main.get_command(app)
 
 
 def function_of(name: str) -> Callable[..., None]:
-    """The function of a command, whose signature has its options; its module is imported here."""
+    """The function of a command; its module is imported here."""
     module, _, function = COMMANDS[name].function.rpartition(".")
     command: Callable[..., None] = getattr(importlib.import_module(module), function)
     return command

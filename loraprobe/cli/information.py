@@ -18,7 +18,7 @@ from rich.console import Console
 
 from loraprobe._version import __version__
 from loraprobe.cli.parameters import argument, setting
-from loraprobe.cli.running import imports_done, options_from
+from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import UsageError
 from loraprobe.extension import installed
 from loraprobe.formatting import clean, count, rounded, size
@@ -38,18 +38,15 @@ DAY = 86_400.0
 
 
 def find(
+    output: Output,
     base: Annotated[str, argument("BASE", "Base model on the Hub.")],
-    *,
     limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
-    json: bool = False,
-    quiet: bool = False,
 ) -> None:
     """List PEFT adapters of a base model and its proven copies on the Hub, most downloaded first.
 
     A table on a terminal; into a pipe, or with --quiet, one reference a line:
     loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
     """
-    _, output = options_from(locals())
     from loraprobe import hub
 
     adapters = hub.find_adapters(base, limit)
@@ -88,17 +85,15 @@ def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
 
 
 def cache(
-    *,
+    output: Output,
     clear: Annotated[bool, setting(" ", "Delete it all.", None, "--clear", typed=True)] = False,
     older: Annotated[int, setting("DAYS", "Only runs not used for so many days.", min=0)] = 0,
-    json: bool = False,
 ) -> None:
     """List what runs keep for --resume, or delete it with --clear.
 
     It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
     downloads is its own: hf cache.
     """
-    _, output = options_from(locals())
     from loraprobe.results import clear_kept, kept_runs
 
     now = time.time()
@@ -141,15 +136,11 @@ def _show_cache(runs: list[KeptRun], now: float) -> None:
     print(f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them.")
 
 
-def env(
-    *,
-    json: bool = False,
-) -> None:
+def env(output: Output) -> None:
     """Print versions, devices and memory for a bug report: no path, no name and no token.
 
     Of environment variables it says only which are set.
     """
-    _, output = options_from(locals())
     from loraprobe.memory import available
 
     free = available()

@@ -2,74 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
-
-from loraprobe.cli.parameters import (
-    COMPOSITION,
-    MACHINE,
-    BaseOption,
-    IssueCodes,
-    RefsArgument,
-    TaskOption,
-    Texts,
-    complete_methods,
-    complete_routers,
-    setting,
-)
-from loraprobe.cli.running import Output, options_from, run, write
+from loraprobe.cli.parameters import RefsArgument, Texts
+from loraprobe.cli.running import Output, run, write
 from loraprobe.errors import UsageError
 from loraprobe.extension import forms_of, installed
 from loraprobe.options import Options
 
-TargetOption = Annotated[Path, typer.Option()]  # which typer would take for an argument
-
 
 def merge(
-    refs: RefsArgument,
-    *,
-    base: BaseOption = None,
-    balance: str = "none",
-    subtract: Texts = None,
-    allow: IssueCodes = None,
-    task: TaskOption = None,
-    fields: Texts = None,
-    methods: Annotated[
-        str,
-        setting(
-            "TEXT",
-            "Merge method, as ties:density=0.3.",
-            COMPOSITION,
-            "--method",
-            autocompletion=complete_methods,
-        ),
-    ] = "uniform",
-    weights: str | None = None,
-    space: str | None = None,
-    rank: str = "auto",
-    dtype: Annotated[
-        str,
-        setting(
-            "TEXT",
-            "Of the file: auto (the sources' widest), float32, bfloat16 or float16.",
-            MACHINE,
-            "--dtype",
-        ),
-    ] = "auto",
-    device: str = "auto",
-    threads: int | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    target: Path | None = None,
-    overwrite: bool = False,
-    json: bool = False,
-    html: Path | None = None,
-    markdown: bool = False,
-    explain: bool = False,
-    quiet: bool = False,
-    **added: Any,
+    options: Options, output: Output, refs: RefsArgument, base: str | None, task: Texts
 ) -> None:
     """Merge adapters into one and write a PEFT directory with a model card.
 
@@ -77,13 +20,12 @@ def merge(
     weights on a task, and for what is written with the base in it; what cannot be merged exactly as
     it stands is refused by name.
     """
-    options, output = options_from(locals())
     forms = forms_of(options)
-    if target is None and not forms:
+    if output.target is None and not forms:
         others = [f"{form.flag} DIR" for one in installed() for form in one.forms]
         ways = ", ".join(["-o DIR", *others, *(["or both"] if others else [])])
         raise UsageError(f"merge writes a directory; give {ways}.")
-    if target is None and dtype != "auto":
+    if output.target is None and options.dtype != "auto":
         raise UsageError(
             f"--dtype is that of the adapter; {forms[0][1].name} has its base's. Leave it out."
         )
@@ -91,42 +33,7 @@ def merge(
 
 
 def route(
-    refs: RefsArgument,
-    *,
-    base: BaseOption = None,
-    balance: str = "none",
-    subtract: Texts = None,
-    allow: IssueCodes = None,
-    task: TaskOption = None,
-    fields: Texts = None,
-    routers: Annotated[
-        str,
-        setting(
-            "TEXT",
-            "Router, such as arrow:top_k=1.",
-            COMPOSITION,
-            "--router",
-            autocompletion=complete_routers,
-        ),
-    ] = "arrow",
-    router_prompts: Texts = None,
-    weights: str | None = None,
-    limit: int | None = None,
-    chat_template: str = "auto",
-    seed: int = 0,
-    device: str = "auto",
-    quantize: str = "none",
-    device_map: str = "none",
-    batch_size: str = "auto",
-    threads: int | None = None,
-    trust_remote_code: bool = False,
-    target: TargetOption,
-    overwrite: bool = False,
-    json: bool = False,
-    html: Path | None = None,
-    markdown: bool = False,
-    explain: bool = False,
-    quiet: bool = False,
+    options: Options, output: Output, refs: RefsArgument, base: str | None, task: Texts
 ) -> None:
     """Save adapters and a router as a composition: a directory that loraprobe.load_composition
     restores, and, where it computes the same, peft's own Arrow.
@@ -134,7 +41,6 @@ def route(
     Needs no base model, except for a router that learns from prompts, for learned weights, and to
     tell whether peft can express it. Nothing is evaluated: merge-and-eval does that.
     """
-    options, output = options_from(locals())
     save(output, options, "compose", refs, base, task or [])
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loraprobe.cli.parameters import argument
-from loraprobe.cli.running import options_from
+from loraprobe.cli.running import Output
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest, wrapped
 
@@ -54,14 +54,9 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
     return [row for row in rows if row["name"] in wanted]
 
 
-def methods(
-    names: NamesArgument = None,
-    *,
-    json: bool = False,
-) -> None:
+def methods(output: Output, names: NamesArgument = None) -> None:
     """List every diagnostic, coverage probe, merge method, space, router and known way of training,
     one a line, or explain those that are named."""
-    _, output = options_from(locals())
     rows = _named(described(), names) if names else described()
     if output.document("methods", {"methods": rows}):
         return

@@ -1,11 +1,12 @@
 """How the arguments and options of a command are written on a command line and in a file.
 
-The signature of a command lists them. One with the name of a field in `loraprobe.options` is
-written as that field says; any other says it in its own annotation. Every command also takes
-`--debug` and `--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds
-the references. What the command line gives, the file does not add to. Paths are those of the
-current directory. A file may come from a stranger, so an option that sends, runs, writes or
-overwrites is taken from the command line alone; its declaration says `typed`.
+The `CommandSpec` of a command lists its options. One of the tables, which are `loraprobe.options`,
+`Output` and INPUTS, is written as its field says; any other option, and an argument, is a parameter
+of the command's function, whose annotation says it. Every command also takes `--debug` and
+`--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds the references.
+What the command line gives, the file does not add to. Paths are those of the current directory. A
+file may come from a stranger, so an option that sends, runs, writes or overwrites is taken from the
+command line alone; its declaration says `typed`.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperCommand
 
-from loraprobe.cli.running import CALL, Output
+from loraprobe.cli.running import CALL, Output, options_from
 from loraprobe.errors import UsageError
 from loraprobe.extension import installed, task_sources
 from loraprobe.formatting import listing, nearest
 from loraprobe.options import (
     AddedOptions,
+    CommandSpec,
     Options,
-    added_to,
     as_fields,
     groups,
-    hints,
+    option,
+    options_of,
     repeats,
     table,
 )
@@ -39,6 +41,7 @@ from loraprobe.options import (
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
 
+FIRST = "Most used"  # the panel of the options that stand first
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
@@ -83,7 +86,7 @@ def _members(*places: str) -> Callable[[str], list[str]]:
 
         words = []
         for module, _, name in (place.rpartition(".") for place in places):
-            known = getattr(importlib.import_module(f"loraprobe.{module}"), name)
+            known = getattr(importlib.import_module(module), name)
             complete_one = _specs if isinstance(known, Registry) else _starting
             words += complete_one(known, incomplete)
         return words
@@ -95,7 +98,7 @@ def _specs(registry: Registry[Any], incomplete: str) -> list[str]:
     """Names that go on from a text; behind a colon the options of the named member."""
     name, colon, rest = incomplete.partition(":")
     if not colon or name not in registry:
-        return _starting(registry.names(), incomplete.replace("-", "_"))
+        return _starting(registry.names(), incomplete)
     fields = dataclasses.fields(registry.get(name.replace("-", "_")))
     done, comma, last = rest.rpartition(",")
     head = f"{name}:{done}{comma}"
@@ -104,17 +107,6 @@ def _specs(registry: Registry[Any], incomplete: str) -> list[str]:
 
 def _starting(names: Iterable[str], incomplete: str) -> list[str]:
     return [name for name in names if name.startswith(incomplete)]
-
-
-complete_methods = _members("merging.METHODS")
-complete_routers = _members("routing.ROUTERS")
-_systems = _members("merging.METHODS", "routing.ROUTERS", "records.FIXED")
-# Types of options whose values are completed.
-MethodSpecs = Annotated[Texts, typer.Option(autocompletion=complete_methods)]
-RouterSpecs = Annotated[Texts, typer.Option(autocompletion=complete_routers)]
-SystemSpecs = Annotated[Texts, typer.Option(autocompletion=_systems)]
-DiagnosticSpecs = Annotated[Texts, typer.Option(autocompletion=_members("diagnostics.DIAGNOSTICS"))]
-IssueCodes = Annotated[Texts, typer.Option(autocompletion=_members("findings.CODES"))]
 
 
 def scenarios(incomplete: str) -> list[str]:
@@ -126,71 +118,108 @@ def scenarios(incomplete: str) -> list[str]:
 
 RefsArgument = Annotated[list[str], argument("REF", f"Adapters: {REFERENCE}.")]
 TasksArgument = Annotated[list[str], argument("FILE", "Task files, or hf://datasets/owner/name.")]
-BaseOption = Annotated[
-    str | None,
-    setting(
-        "REF", "Base model: a directory, a Hub id, or auto (what the adapters agree on).", ADAPTERS
+# What a run works on beside the adapters: name -> panel, field and type of its option.
+INPUTS: Mapping[str, tuple[str, Any, Any]] = {
+    "base": (
+        ADAPTERS,
+        option(
+            None,
+            "REF",
+            "Base model: a directory, a Hub id, or auto (what the adapters agree on).",
+        ),
+        str | None,
     ),
-]
-TaskOption = Annotated[
-    Texts,
-    setting(
-        "FILE",
-        f"Questions: {', '.join(QUESTIONS[:-1])}, or {QUESTIONS[-1]}; may be repeated.",
+    "task": (
         TASKS,
+        option(
+            None,
+            "FILE",
+            f"Questions: {', '.join(QUESTIONS[:-1])}, or {QUESTIONS[-1]}; may be repeated.",
+        ),
+        Texts,
     ),
-]
-ProbeOption = Annotated[
-    str | None,
-    setting(
-        "auto|FILE",
-        "auto, or a file with a question or entity a line (an answer after a tab).",
+    "probe": (
         EVALUATION,
+        option(
+            None,
+            "auto|FILE",
+            "auto, or a file with a question or entity a line (an answer after a tab).",
+        ),
+        str | None,
     ),
-]
-
-
+}
 DebugOption = Annotated[
     bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
 ]
 
 
 @functools.cache
-def settings() -> Mapping[str, Mapping[str, Any]]:
-    """Name of a field -> panel, flags, metavar and help of its option, and whether it is typed."""
+def tables() -> Mapping[str, tuple[str, Any, Any]]:
+    """Name of an option of a table -> its panel of the help, its field and its type."""
     core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
     return {
-        one.name: {"panel": panel, **one.metadata}
-        for panel, group in (*core, *added)
-        for one in dataclasses.fields(group)
+        **INPUTS,
+        **{
+            one.name: (panel, one, get_type_hints(group)[one.name])
+            for panel, group in (*core, *added)
+            for one in dataclasses.fields(group)
+        },
     }
 
 
-def with_added(command: str, function: Callable[..., None]) -> Callable[..., None]:
-    """The function of a command, its `**added` in the place of which its signature has the options
-    that extensions add to the command."""
-    own = inspect.signature(function, eval_str=True)
-    if "added" not in own.parameters:
-        return function
-    kept = [one for one in own.parameters.values() if one.name != "added"]
-    kept += [
-        inspect.Parameter(
-            name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=None if repeats(name) else table()[name].default,
-            annotation=Texts if repeats(name) else hints()[name],
-        )
-        for name in added_to(command)
-    ]
+def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[..., None]:
+    """What typer calls for a command: a function of all its arguments and options.
+
+    It gives `function` the parameters that this has, `options` and `output` made of the others.
+    """
+    own = inspect.signature(function, eval_str=True).parameters
+    annotated = {
+        name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, one in own.items()
+        if hasattr(one.annotation, "__metadata__")
+    }
+    names = options_of(spec.name)
+    arguments = [one for name, one in own.items() if name not in ("options", "output", *names)]
+    parameters = [annotated.get(name) or _of_table(spec, name) for name in names]
 
     @functools.wraps(function)
     def called(**given: Any) -> None:
-        others = (one.instead(command, given) for one in installed())
-        next(filter(None, others), function)(**given)
+        options, output = options_from(given)
+        others = (one.instead(spec.name, options) for one in installed())
+        chosen = next(filter(None, others), function)
+        values = {**given, "options": options, "output": output}
+        chosen(**{name: values[name] for name in inspect.signature(chosen).parameters})
 
-    called.__signature__ = own.replace(parameters=kept)  # type: ignore[attr-defined]
+    signature = inspect.Signature([*arguments, *parameters])
+    called.__signature__ = signature  # type: ignore[attr-defined]
     return called
+
+
+def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
+    """The parameter for an option that a table has, as a command takes it."""
+    panel, one, hint = tables()[name]
+    changed = spec.changed.get(name, {})
+    told = {"default": one.default, **one.metadata, **changed}
+    default = told["default"]
+    if name in table() and repeats(name) and "default" not in changed:
+        hint, default = Texts, None
+    elif told["read"] or get_origin(hint) in (tuple, Literal):  # a text until it is read
+        hint = str if default is not None else str | None
+    written = setting(
+        told["metavar"] or " ",
+        told["help"],
+        FIRST if name in spec.first.split() else panel,
+        *(told["flags"] or [f"--{name.replace('_', '-')}"]),
+        autocompletion=_members(*told["completes"]) if told["completes"] else None,
+        typed=told["typed"],
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is ... else default,
+        annotation=Annotated[hint, written],
+    )
 
 
 ConfigOption = Annotated[
@@ -223,21 +252,18 @@ class Plain:
 
 
 class Configured(Plain, TyperCommand):
-    """A command whose options are written as their fields say, with what all commands take.
+    """A command with the options that all commands take.
 
     It reads the options that were not given from the file of --config.
     """
 
     def __init__(self, *given: Any, **more: Any) -> None:
         super().__init__(*given, **more)
-        for parameter in self.params:
-            if parameter.name in settings() and not vars(parameter)["help"]:
-                _write_as_its_field(parameter)
         app = typer.Typer(add_completion=False)
         app.command()(_everywhere)
-        for option in typer.main.get_command(app).params:
-            option.expose_value = False
-            self.params.append(option)
+        for parameter in typer.main.get_command(app).params:
+            parameter.expose_value = False
+            self.params.append(parameter)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing and any(word.startswith("--config") for word in args):
@@ -269,14 +295,11 @@ class Configured(Plain, TyperCommand):
 
     def typed(self) -> set[str]:
         """The parameters that the command line alone gives, by their names."""
-        declared = get_type_hints(inspect.unwrap(vars(self)["callback"]), include_extras=True)
-        own = {
+        declared = inspect.signature(vars(self)["callback"], eval_str=True).parameters
+        return {
             name
-            for name, hint in declared.items()
-            if any(getattr(one, "typed", False) for one in getattr(hint, "__metadata__", ()))
-        }
-        return own | {
-            one.name for one in self.params if settings().get(one.name, {}).get("typed", False)
+            for name, one in declared.items()
+            if any(getattr(a, "typed", False) for a in getattr(one.annotation, "__metadata__", ()))
         }
 
 
@@ -285,15 +308,6 @@ def _typed_as(known: Mapping[str, Any], names: Iterable[str]) -> str:
     return listing(
         [known[n].metavar if known[n].param_type_name == "argument" else f"--{n}" for n in names]
     )
-
-
-def _write_as_its_field(option: Any) -> None:
-    """Gives an option the flags, metavar, help and panel of its field."""
-    told = settings()[option.name]
-    option.opts = list(told["flags"] or [f"--{option.name.replace('_', '-')}"])
-    option.secondary_opts = []  # no --no-json beside --json
-    option.metavar, option.help = told["metavar"] or " ", told["help"]
-    option.rich_help_panel = told["panel"]
 
 
 def _names(parameter: Any) -> list[str]:

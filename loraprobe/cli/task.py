@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 
-from loraprobe.cli.parameters import EVALUATION, TasksArgument, Texts, argument, setting
-from loraprobe.cli.running import imports_done, options_from
+from loraprobe.cli.parameters import EVALUATION, TasksArgument, argument, setting
+from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import OutputError, UsageError, unwritable
 from loraprobe.formatting import clean, count, listing, shortly, wrapped
+from loraprobe.options import Options
 from loraprobe.records import QUESTION, STEPS
 from loraprobe.report.parts import Answer, Line
 from loraprobe.report.terminal import print_answer
 
 if TYPE_CHECKING:
-    from loraprobe.options import Options
     from loraprobe.scoring import Encoder
     from loraprobe.tasks import TaskCheck
 
@@ -67,20 +67,11 @@ def new(
     print(f"{EXPLAINED}\n\nWrote {file}. next: loraprobe task check {file}")
 
 
-def check(
-    files: TasksArgument,
-    *,
-    fields: Texts = None,
-    metric: Texts = None,
-    margin: float | None = None,
-    json: bool = False,
-    **added: Any,
-) -> None:
+def check(options: Options, output: Output, files: TasksArgument) -> None:
     """Tell what task files allow a verdict to say, and how many questions decide.
 
     No model is loaded. Exit code 2 if a file cannot be used.
     """
-    options, output = options_from(locals())
     from loraprobe.pipeline.task_files import open_tasks
     from loraprobe.tasks import check_task
 
@@ -124,27 +115,21 @@ def _described(task: TaskCheck, margin: float) -> Answer:
 
 
 def sample(
+    options: Options,
+    output: Output,
     files: TasksArgument,
-    *,
     base: Annotated[
         str | None, setting("REF", "Base model, for its chat template and its tokens.")
     ] = None,
-    fields: Texts = None,
     limit: Annotated[
         int | None, setting("N", "Show the first N items (3 unless set).", EVALUATION)
     ] = None,
-    metric: Texts = None,
-    chat_template: str = "auto",
-    trust_remote_code: bool = False,
-    json: bool = False,
-    **added: Any,
 ) -> None:
     """Show questions as a model will read them, with the right answer and how it is judged.
 
     With --base in its chat template, if it has one (--chat-template off: without), and with their
     numbers of tokens; only its tokenizer is loaded.
     """
-    options, output = options_from(locals())
     from loraprobe.evaluation.questions import questions
     from loraprobe.pipeline.task_files import open_tasks
 

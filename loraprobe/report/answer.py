@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
-from loraprobe.extension import audit_parts, done_by, installed, told_by
+from loraprobe.extension import audit_parts, installed, told_by
 from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
@@ -25,6 +25,7 @@ from loraprobe.formatting import (
     probability,
     spread,
 )
+from loraprobe.options import commands
 from loraprobe.records import (
     BY_PROMPT,
     NOTHING,
@@ -91,7 +92,6 @@ LACKS_BOTH = (
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 MOST_REASONS = 3
 LICENCE = "licence-"  # how codes of findings begin
-DONE = {"merge": "MERGED", "route": "COMPOSED"}
 # Codes of reasons about the form of the question that the decision is not about.
 OTHER_FORM = ("step-by-step-form", "plain-form")
 ROUNDING = 1e-9  # two scores differ by their difference up to this
@@ -222,7 +222,7 @@ def _done(audit: Audit) -> str:
 
 def _made(audit: Audit) -> str:
     """The headline of a command that makes something; "" for any other."""
-    return DONE.get(audit.command) or done_by(audit.command)
+    return commands()[audit.command].done if audit.command in commands() else ""
 
 
 def _warnings(audit: Audit) -> str:

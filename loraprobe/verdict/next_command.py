@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from loraprobe.defaults import HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
-from loraprobe.options import added_to, flag_of, table
+from loraprobe.options import commands, flag_of, named_options, options_of, table
 from loraprobe.records import (
     NOTHING,
     SHRUNK,
@@ -25,17 +25,14 @@ MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of furthe
 UNTARGETED = "weights-untargeted"  # a finding
 NEW, BASE, OTHER = "NEW", "BASE", "OTHER"
 RESUME, CHAIN = ("--resume",), ("--system", "chain")
-# The options that a command repeats of those that were set: all that it takes, but --dtype of
-# merge, which is that of the file and not of the base. An evaluation takes all but some; of those
-# that extensions add it takes its own.
-TAKES = {
-    "merge": "--allow --balance --subtract --space --rank --seed --device --threads",
-    "route": "--allow --balance --subtract --seed --device --quantize --device-map --batch-size "
-    "--threads --trust-remote-code --chat-template",
-    "inspect": "--allow --seed --device --dtype --batch-size --threads "
-    "--trust-remote-code --diagnostic",
+# What the result of a command does not depend on: nothing is asked where a merge or a composition
+# is written, and no question of a task where adapters are inspected. Any other command ignores what
+# only a report shows more of.
+IGNORED = {
+    "merge": {"questions", "report"},
+    "route": {"questions", "report"},
+    "inspect": {"questions", "answers"},
 }
-LEAVES = "--diagnostic", "--per-module"
 # What loads what was written, of one place.
 LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
 LOAD_COMPOSITION = "loraprobe.load_composition({0}).into(model)"
@@ -222,13 +219,11 @@ def _switch(request: Request, by_task: Mapping[str, str]) -> Command:
 
 
 def _taken(request: Request, verb: str) -> list[Flag]:
-    """The options that were set, of those that a command takes."""
-    if verb in TAKES:
-        added = [flag_of(name) for name in (added_to(verb) if verb == "merge" else ())]
-        return [one for one in request.given if one[0] in (*TAKES[verb].split(), *added)]
-    told = ((name, one.metadata.get("commands", ())) for name, one in table().items())
-    others = {flag_of(name) for name, commands in told if commands and verb not in commands}
-    return [one for one in request.given if one[0] not in others.union(LEAVES)]
+    """The options that were set, of those that a command takes unchanged and that matter to it."""
+    ignored, changed = IGNORED.get(verb, {"report"}), commands()[verb].changed
+    names = {*named_options()}.intersection(options_of(verb)).difference(changed)
+    flags = {flag_of(name) for name in names if table()[name].metadata["affects"] - ignored}
+    return [one for one in request.given if one[0] in flags]
 
 
 def _with_more_of_guards(request: Request) -> Request:
@@ -295,9 +290,8 @@ def _save(verdict: Verdict, request: Request) -> Command:
     if request.learned:  # the same call decides the same by the kept answers, and learns the same
         return _evaluate(request, RESUME, target)
     flag, verb = ("--router", "route") if request.kind == "router" else ("--method", "merge")
-    weights = [one for one in request.given if one[0] == "--weights" and request.weighted]
-    options = (*_base(request), (flag, system), *_taken(request, verb), *weights, target)
-    return Command(verb, request.adapters, options)
+    taken = [one for one in _taken(request, verb) if one[0] != "--weights" or request.weighted]
+    return Command(verb, request.adapters, (*_base(request), (flag, system), *taken, target))
 
 
 def _evaluate(

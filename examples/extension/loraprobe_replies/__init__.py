@@ -33,7 +33,11 @@ class Questions(TaskSource):
 class RepliesOptions(AddedOptions):
     title = "Replies"
     replies: str | None = option(
-        None, "FILE", "Answer from this file of recorded replies.", commands=("merge-and-eval",)
+        None,
+        "FILE",
+        "Answer from this file of recorded replies.",
+        affects={"answers"},
+        commands=("merge-and-eval",),
     )
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraprobe.extension import CommandSpec, Extension, Form
-from loraprobe.options import AddedOptions, Options, option
+from loraprobe.extension import Extension, Form
+from loraprobe.options import AddedOptions, CommandSpec, Options, option
 
 if TYPE_CHECKING:
     from loraprobe.records import Progress
@@ -35,7 +35,6 @@ class FilesOptions(AddedOptions):
         "runs; methods with dense results lose nothing there to a rank.",
         typed=True,
         commands=("merge", "merge-and-eval"),
-        shows=True,
     )
 
 
@@ -95,6 +94,15 @@ class Files(Extension):
                     "loraprobe convert ./legal -o portable",
                     "loraprobe convert ./loha --base auto -o lora",
                 ),
+                "base like allow rank keep_energy portable threads target overwrite json html "
+                "markdown explain quiet",
+                changed={
+                    "rank": {
+                        "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "
+                        "99.99 % of the energy of each change."
+                    },
+                    "target": {"default": ...},
+                },
                 done="CONVERTED",
             ),
             CommandSpec(
@@ -102,6 +110,7 @@ class Files(Extension):
                 f"{PLACE}.command.verify",
                 "Other",
                 ("loraprobe verify merged",),
+                "base threads json quiet",
             ),
         ]
 

@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
-from loraprobe.cli.making import TargetOption, save
-from loraprobe.cli.parameters import (
-    ADAPTERS,
-    COMPOSITION,
-    BaseOption,
-    IssueCodes,
-    argument,
-    setting,
-)
-from loraprobe.cli.running import Output, imports_done, options_from
+from loraprobe.cli.making import save
+from loraprobe.cli.parameters import ADAPTERS, COMPOSITION, argument, setting
+from loraprobe.cli.running import Output, imports_done
 from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.options import Options
 
 CONVERTING = "loraprobe.extensions.files.converting"
 
 
 def convert(
+    options: Options,
+    output: Output,
     ref: Annotated[str, argument("REF", "The adapter, as for inspect.")],
-    *,
-    base: BaseOption = None,
+    base: str | None,
     like: Annotated[
         str | None,
         setting(
@@ -37,16 +31,6 @@ def convert(
             ADAPTERS,
         ),
     ] = None,
-    allow: IssueCodes = None,
-    rank: Annotated[
-        str,
-        setting(
-            "N",
-            "Rank of a LoRA made of another PEFT type; auto: as many as keep 99.99 % of the "
-            "energy of each change.",
-            COMPOSITION,
-        ),
-    ] = "auto",
     keep_energy: Annotated[
         float,
         setting(
@@ -64,14 +48,6 @@ def convert(
             "--portable/--compact",
         ),
     ] = True,
-    threads: int | None = None,
-    target: TargetOption,
-    overwrite: bool = False,
-    json: bool = False,
-    html: Path | None = None,
-    markdown: bool = False,
-    explain: bool = False,
-    quiet: bool = False,
 ) -> None:
     """Rewrite one adapter so that peft and servers read it.
 
@@ -80,39 +56,31 @@ def convert(
     name. DoRA stays DoRA. With --base an AdaLoRA, LoHa, LoKr, VeRA or another type that changes
     weights becomes a LoRA, which keeps at least --keep-energy of each change.
     """
-    options, output = options_from(locals())
     made = {"like": like, "portable": portable, "keep_energy": keep_energy}
     save(output, options, "convert", [ref], base, None, module=CONVERTING, **made)
 
 
 def verify(
-    directory: Annotated[
-        str,
-        argument("DIR", "What merge, route or merge-and-eval wrote."),
-    ],
+    options: Options,
+    output: Output,
+    directory: Annotated[str, argument("DIR", "What merge, route or merge-and-eval wrote.")],
     sources: Annotated[
         list[str] | None,
         argument("REF", "Where adapters and task files are of which it was made, if they moved."),
     ] = None,
-    *,
     base: Annotated[
         str | None, setting("REF", "Where the base is, if one was used and it moved.")
     ] = None,
-    threads: int | None = None,
-    json: bool = False,
-    quiet: bool = False,
-    **added: Any,
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 
     Exits 0 if everything holds, 1 if something does not, 3 if it
     cannot be told, such as where a source is not found.
     """
-    _, output = options_from(locals())
-    if threads is not None:
+    if options.threads is not None:
         import torch
 
-        torch.set_num_threads(threads)
+        torch.set_num_threads(options.threads)
     raise typer.Exit(_verify_card(directory, sources or [], base, output))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loraprobe.merging import Merged
 
 
-@takes("allow rank threads")
+@takes("convert")
 def convert(
     adapter: Adapter | str | Path,
     *,
@@ -43,7 +43,7 @@ def convert(
     return cast("Converted", outcome.made)
 
 
-@takes("")
+@takes()
 def save_full_model(merged: Merged, directory: str | Path, overwrite: bool = False) -> float:
     """Writes the base with a merge added to its weights; returns the share that rounding changes.
 
@@ -55,7 +55,7 @@ def save_full_model(merged: Merged, directory: str | Path, overwrite: bool = Fal
     return save(merged, directory, overwrite)
 
 
-@takes("")
+@takes()
 def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),

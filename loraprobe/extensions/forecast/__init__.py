@@ -33,6 +33,7 @@ class ForecastOptions(AddedOptions):
         "X",
         "Share of such compositions that you expect to gain; the probability is for it (without "
         "it the calibration's own).",
+        affects={"verdict"},
         commands=("inspect", "merge-and-eval", "screen", "demo"),
     )
 

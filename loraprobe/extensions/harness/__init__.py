@@ -27,6 +27,7 @@ class HarnessOptions(AddedOptions):
         False,
         "",
         "Let lm_eval: run the code in a folder of YAML, or what a model writes.",
+        affects={"questions"},
         typed=True,
         commands=("inspect", "merge-and-eval", "screen", "task check", "task sample"),
     )
@@ -36,7 +37,6 @@ class HarnessOptions(AddedOptions):
         "Also write results and samples as lm-eval does, a folder a system.",
         typed=True,
         commands=("merge-and-eval", "demo"),
-        shows=True,
     )
 
     def check(self, options: Options) -> None:

@@ -25,6 +25,7 @@ class RayOptions(AddedOptions):
         None,
         "WHERE",
         "Ask the base by tasks of a Ray cluster: ray (this machine) or ray://ADDRESS.",
+        affects={"questions"},
         typed=True,
         commands=("inspect", "merge-and-eval", "screen"),
     )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from loraprobe.extension import AuditPart, CommandSpec, Extension
+from loraprobe.extension import AuditPart, Extension
 from loraprobe.extensions.screen.defaults import KEEP, SCREENING_ITEMS
-from loraprobe.options import AddedOptions, option
+from loraprobe.options import AddedOptions, CommandSpec, option
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit, Command
@@ -25,14 +25,26 @@ class ScreenOptions(AddedOptions):
         SCREENING_ITEMS,
         "N",
         "Items of each task on which a library is screened.",
+        affects={"questions"},
         least=10,
         commands=("screen",),
     )
     keep: int = option(
-        KEEP, "N", "Sets of a library that are proved.", least=1, most=64, commands=("screen",)
+        KEEP,
+        "N",
+        "Sets of a library that are proved.",
+        affects={"questions"},
+        least=1,
+        most=64,
+        commands=("screen",),
     )
     budget: float | None = option(
-        None, "X", "Minutes that a screen may take.", least=0.001, commands=("screen",)
+        None,
+        "X",
+        "Minutes that a screen may take.",
+        affects={"questions"},
+        least=0.001,
+        commands=("screen",),
     )
 
 
@@ -68,6 +80,10 @@ class Screen(Extension):
                     "loraprobe screen @library.txt",
                     "loraprobe screen @library.txt --task questions.jsonl",
                 ),
+                "base balance allow task fields metric margin guards guard_margin retention limit "
+                "all_items max_new_tokens chat_template seed methods routers space rank device "
+                "dtype quantize device_map batch_size threads trust_remote_code resume json html "
+                "markdown explain dry_run quiet exit_zero",
             )
         ]
 

@@ -3,66 +3,24 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from loraprobe.cli.parameters import (
-    REFERENCE,
-    BaseOption,
-    IssueCodes,
-    MethodSpecs,
-    RouterSpecs,
-    TaskOption,
-    Texts,
-    argument,
-)
-from loraprobe.cli.running import options_from, run
-from loraprobe.defaults import MARGIN, RETENTION
+from loraprobe.cli.parameters import REFERENCE, Texts, argument
+from loraprobe.cli.running import Output, run
+from loraprobe.options import Options
 
 COMMANDS = "loraprobe.extensions.screen.commands"
 
 
 def screen(
+    options: Options,
+    output: Output,
     refs: Annotated[
         list[str],
         argument("REF", f"Adapters: {REFERENCE}; @FILE with one a line; or - for standard input."),
     ],
-    *,
-    base: BaseOption = None,
-    balance: str = "none",
-    allow: IssueCodes = None,
-    task: TaskOption = None,
-    fields: Texts = None,
-    metric: Texts = None,
-    margin: float | None = None,
-    guards: Texts = None,
-    guard_margin: float = MARGIN,
-    retention: float = RETENTION,
-    limit: int | None = None,
-    all_items: bool = False,
-    max_new_tokens: int | None = None,
-    chat_template: str = "auto",
-    seed: int = 0,
-    methods: MethodSpecs = None,
-    routers: RouterSpecs = None,
-    space: str | None = None,
-    rank: str = "auto",
-    device: str = "auto",
-    dtype: str = "auto",
-    quantize: str = "none",
-    device_map: str = "none",
-    batch_size: str = "auto",
-    threads: int | None = None,
-    trust_remote_code: bool = False,
-    resume: bool = False,
-    json: bool = False,
-    html: Path | None = None,
-    markdown: bool = False,
-    explain: bool = False,
-    dry_run: bool = False,
-    quiet: bool = False,
-    exit_zero: bool = False,
-    **added: Any,
+    base: str | None,
+    task: Texts,
 ) -> None:
     """Look through a library of adapters for what can be used, and for what your task needs.
 
@@ -73,7 +31,6 @@ def screen(
 
     As one pipe: loraprobe find BASE | loraprobe screen - --task FILE
     """
-    options, output = options_from(locals())
     from loraprobe.extensions.screen.reading import expand_references
 
     given = (str(one) for ref in refs for one in expand_references([ref], sys.stdin))

@@ -13,14 +13,7 @@ if TYPE_CHECKING:
     from loraprobe.records import Audit
 
 
-@takes(
-    "all_items allow balance batch_size chat_template device "
-    "device_map dtype fields guard_margin guards limit margin "
-    "max_new_tokens methods "
-    "metric quantize rank resume retention routers seed "
-    "space state threads trust_remote_code",
-    command="screen",
-)
+@takes("screen")
 def screen(
     adapters: Sequence[Adapter | str | Path],
     *,

@@ -28,7 +28,7 @@ from loraprobe.extension import (
     Result,
     Workload,
 )
-from loraprobe.options import AddedOptions, Options, flag_of, option, table
+from loraprobe.options import AddedOptions, Options, flag_of, option
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -62,6 +62,7 @@ class ServeOptions(AddedOptions):
         "Servers: vllm, sglang, llama.cpp, ollama, peft, or all; with commas, or repeated. inspect "
         "tells what they would refuse or misread in the file, and exits 1 if one would; other "
         "commands advise what they can run, with the commands that serve it.",
+        affects={"verdict"},
         commands=("inspect", "merge", "merge-and-eval", "screen", "demo"),
     )
 
@@ -71,6 +72,7 @@ class ServeOptions(AddedOptions):
         "What answers the questions: transformers; the URL of an OpenAI-compatible server that "
         "loads adapters while it runs (vLLM, SGLang) or has yours by name; or vllm, which starts "
         "one.",
+        affects={"questions"},
         typed=True,
         commands=("inspect", "merge-and-eval", "screen"),
     )
@@ -81,6 +83,7 @@ class ServeOptions(AddedOptions):
         "Ask this OpenAI-compatible server whether it applies the adapter DIR (a key comes from "
         "OPENAI_API_KEY): its log-probabilities are compared with those of the base and of the "
         "adapter, run here.",
+        affects={"questions"},
         typed=True,
         commands=("verify",),
     )
@@ -88,6 +91,7 @@ class ServeOptions(AddedOptions):
         None,
         "NAME",
         "The adapter's name on that server, if it has several models.",
+        affects={"questions"},
         commands=("verify",),
     )
     prompts: str | None = option(
@@ -95,6 +99,7 @@ class ServeOptions(AddedOptions):
         "auto|FILE",
         "auto, or a file with a question or entity a line (an answer after a tab).",
         "--probe",
+        affects={"questions"},
         commands=("verify",),
     )
 
@@ -150,16 +155,16 @@ class Serve(Extension):
     findings = "serve-"
     unfit = "Not every server named reads it as it is."
 
-    def instead(self, command: str, given: Mapping[str, Any]) -> Callable[..., None] | None:
+    def instead(self, command: str, options: Options) -> Callable[..., None] | None:
         if command != "verify":
             return None
-        if given["served"] is not None:
+        if options.of_extension(ServeOptions).served is not None:
             from loraprobe.extensions.serve.verifying import verify_served
 
             return verify_served
-        shared = [(name, table()[name].default) for name in ServeOptions.shared[command]]
-        alone = (("model", None), ("prompts", None), *shared)
-        if flags := [flag_of(name) for name, default in alone if given[name] != default]:
+        alone = ("model", "prompts", *ServeOptions.shared[command])
+        default = Options()
+        if flags := [flag_of(n) for n in alone if options.value(n) != default.value(n)]:
             named = " and ".join(flags)
             raise UsageError(f"verify takes {named} only with --served=URL; add that.")
         return None

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.console import Console
 
 from loraprobe import hub
 from loraprobe.base import Base
-from loraprobe.cli.running import options_from
+from loraprobe.cli.running import Output
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.extensions.serve import ServeOptions, acceptance
 from loraprobe.extensions.serve.acceptance import Served
@@ -28,16 +27,24 @@ from loraprobe.session import Ref, Session
 from loraprobe.tasks import ProbePrompts
 
 
-def verify_served(directory: str, sources: list[str] | None, **given: Any) -> None:
+def verify_served(
+    options: Options, output: Output, directory: str, sources: list[str] | None, base: str | None
+) -> None:
     """Asks a server what it serves; in place of `verify` of a directory."""
-    options, output = options_from(given)
     own = options.of_extension(ServeOptions)
     if sources:
         raise UsageError(f"--served takes one adapter, and {sources[0]} was given too.")
     assert own.served is not None
-    asked = {"model": own.model, "base": given["base"], "probe": own.prompts, "options": options}
     with output.progress() as progress:
-        answer = ask_server(directory, own.served, progress=progress, **asked)
+        answer = ask_server(
+            directory,
+            own.served,
+            model=own.model,
+            base=base,
+            probe=own.prompts,
+            options=options,
+            progress=progress,
+        )
     show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
     output.tell("verify", {"served": answer}, answer.serves, show)
     raise typer.Exit({"adapter": 0, "unclear": 3}.get(answer.serves, 1))

@@ -14,7 +14,7 @@ from test_cli import one_sentence
 
 from loraprobe.cli import COMMANDS, command_of
 from loraprobe.cli.parameters import Configured, _names
-from loraprobe.options import added_to
+from loraprobe.options import commands, table
 from loraprobe.pipeline.outcome import public_arguments
 from loraprobe.secrets import public_text
 
@@ -89,8 +89,9 @@ def parameters(name: str) -> tuple[Configured, dict[str, Any]]:
     group, _, inside = name.partition(" ")
     command = command_of(group)
     command = command.commands[inside] if inside else command
-    own = [one for one in command.params if one.name not in added_to(name)]  # of the core
-    return command, {n: one for one in own for n in _names(one) if n != "config"}
+    own = {*commands()[name].options.split()}
+    core = [one for one in command.params if one.name in own or one.name not in table()]
+    return command, {n: one for one in core for n in _names(one) if n != "config"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)

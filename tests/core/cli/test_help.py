@@ -1,19 +1,14 @@
 """The help of every command: examples that parse, panels, nothing cut at 60 columns."""
 
-import ast
-import inspect
 import re
 import shlex
-from dataclasses import fields
 
 import making
 import pytest
 from typer.main import get_command
 
 from loraprobe import cli as commands
-from loraprobe.cli import NAMES, command_of, function_of
-from loraprobe.cli.running import Output
-from loraprobe.options import hints
+from loraprobe.cli import NAMES, command_of
 
 EXAMPLES = {name: one.examples for name, one in commands.COMMANDS.items()}
 TOP = {name: command_of(name) for name in NAMES}
@@ -61,16 +56,6 @@ def test_examples_parse(command):
         assert words[: len(start)] == start
         if command != "lab":
             COMMANDS[command].make_context(command, words[len(start) :])
-
-
-@pytest.mark.parametrize("command", sorted(commands.COMMANDS))
-def test_every_parameter_of_a_command_reaches_something(command):
-    """`options_from` leaves out what no group has, so a misspelt parameter would do nothing."""
-    function = function_of(command)
-    taken = {*hints(), "added", *(one.name for one in fields(Output))}
-    (defined,) = ast.parse(inspect.getsource(function)).body
-    read = {node.id for line in defined.body for node in ast.walk(line) if hasattr(node, "id")}
-    assert set(inspect.signature(function).parameters) <= taken | read
 
 
 def test_commands_stand_in_groups_in_which_a_newcomer_starts():

@@ -15,7 +15,7 @@ import pytest
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import parameters
+from loraprobe.cli import command_of, parameters
 from loraprobe.demo import shipped_world
 
 
@@ -26,22 +26,23 @@ def call(*arguments: object, columns: int = 80, **environment: str):
 @pytest.mark.parametrize(
     ("field", "incomplete", "found"),
     [
-        ("MethodSpecs", "ti", {"ties"}),
-        ("MethodSpecs", "task-a", {"task_arithmetic"}),
-        ("MethodSpecs", "ties:de", {"ties:density="}),
-        ("MethodSpecs", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
-        ("MethodSpecs", "tise:de", set()),
-        ("RouterSpecs", "arrow:top", {"arrow:top_k="}),
-        ("SystemSpecs", "sp", {"spectr"}),
-        ("SystemSpecs", "ch", {"chain"}),
-        ("SystemSpecs", "rand", {"random-partner"}),
-        ("IssueCodes", "base-mis", {"base-mismatch"}),
-        ("DiagnosticSpecs", "intr", {"intruder_dimensions"}),
+        ("methods", "ti", {"ties"}),
+        ("methods", "ties:de", {"ties:density="}),
+        ("methods", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
+        ("methods", "tise:de", set()),
+        ("routers", "arrow:top", {"arrow:top_k="}),
+        ("systems", "sp", {"spectr"}),
+        ("systems", "ch", {"chain"}),
+        ("systems", "rand", {"random-partner"}),
+        ("allow", "base-mis", {"base-mismatch"}),
+        ("diagnostics", "intr", {"intruder_dimensions"}),
     ],
 )
 def test_names_are_completed(field, incomplete, found):
-    (option,) = vars(parameters)[field].__metadata__
-    assert set(option.autocompletion(incomplete)) == found
+    command = command_of("inspect" if field == "diagnostics" else "merge-and-eval")
+    (option,) = (one for one in command.params if one.name == field)
+    words = {one.value for one in option.shell_complete(command.context_class(command), incomplete)}
+    assert words == found
 
 
 def test_the_shell_is_given_completions():

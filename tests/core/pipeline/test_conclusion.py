@@ -54,12 +54,13 @@ NEXT = {
     "harder": (replace(NONE, action=Action("use-base"), missing="harder-items"), ""),
     "a merge": (USED, "methods fields limit dtype"),
     "a route": (
-        replace(ROUTE, system="arrow"), "routers router_prompts weights fields limit"
+        replace(ROUTE, system="arrow"),
+        "routers router_prompts weights fields limit chat_template",
     ),
     "learned": (replace(ROUTE, system=ROUTER), ""),
     "fit together": (
         Verdict("inconclusive", "weights"),
-        "fields limit max_new_tokens metric margin chat_template per_module",
+        "fields limit max_new_tokens metric chat_template",
     ),
 }  # fmt: skip
 

@@ -1,6 +1,5 @@
 """The Python interface as a person meets it: repr, notebooks, dir, docstrings."""
 
-import inspect as inspect_
 import itertools
 import re
 import subprocess
@@ -8,12 +7,9 @@ import sys
 
 import making
 import pytest
-from keywords import check_keywords, check_none
 
 import loraprobe
 from loraprobe import errors
-from loraprobe.cli import COMMANDS, function_of
-from loraprobe.cli.running import Output
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.options import Options
@@ -72,21 +68,6 @@ def test_dir_holds_the_public_names_only():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "merge_and_eval"])
-def test_a_function_takes_the_options_of_its_command_and_lists_them(name):
-    check_keywords(name, {"compose": "route"}.get(name, name.replace("_", "-")))
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_a_command_has_the_defaults_of_its_options(command):
-    """Where it has others, they are its own: one method, one router, the directory to write."""
-    others = {"merge": {"methods"}, "route": {"routers"}, "find": {"limit"}}
-    defaults = {**vars(Options()), **vars(Output())}
-    for name, one in inspect_.signature(function_of(command)).parameters.items():
-        if name in defaults and one.default not in (None, inspect_.Parameter.empty):
-            assert one.default == defaults[name] or name in others[command], name
-
-
 def test_weights_may_be_any_sequence_or_the_text_of_the_command_line():
     import numpy
 
@@ -132,11 +113,6 @@ def test_options_of_other_commands_are_refused():
     for keyword in ("weights", "routers", "started", "arguments"):
         with pytest.raises(UsageError, match=f"inspect has no option {keyword!r}"):
             loraprobe.inspect(pair(), **{keyword: None})
-
-
-@pytest.mark.parametrize("name", ["inspect", "merge", "compose", "merge_and_eval"])
-def test_none_is_not_given(name, monkeypatch):
-    check_none(name, commands, monkeypatch)
 
 
 def test_every_error_is_at_top_level_under_a_plain_name():

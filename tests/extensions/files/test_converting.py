@@ -7,7 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-from keywords import check_keywords, check_none
 from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -17,7 +16,6 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.errors import AdapterError, UsageError
-from loraprobe.extensions.files import converting
 from loraprobe.extensions.serve.serving import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -29,11 +27,6 @@ PATTERNS = {"rank_pattern": {Q1: 2, "up_proj": 3}, "alpha_pattern": {"v_proj": 3
 
 def convert(*arguments: object):
     return CliRunner().invoke(app, ["convert", *map(str, arguments)])
-
-
-def test_the_function_of_python_takes_what_the_command_takes(monkeypatch):
-    check_keywords("convert", "convert")
-    check_none("convert", converting, monkeypatch)
 
 
 def logits(model, directory) -> torch.Tensor:

@@ -9,7 +9,6 @@ import jsonschema
 import making
 import pytest
 from hubs import adapter_files
-from keywords import check_keywords, check_none
 from repeats import check_repeated
 
 import loraprobe
@@ -150,11 +149,6 @@ def test_python_reads_the_same_references(library):
         loraprobe.screen([])
     with pytest.raises(UsageError):
         loraprobe.screen("-")
-
-
-def test_the_function_takes_the_options_of_its_command(monkeypatch):
-    check_keywords("screen", "screen")
-    check_none("screen", commands, monkeypatch)
 
 
 AGAIN = Command("screen", ("@here.txt",))

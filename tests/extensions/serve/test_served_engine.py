@@ -461,7 +461,7 @@ def test_the_next_command_is_for_the_same_servers():
     used = Verdict("likely", "evaluation", system="ties", action=Action("merge"), composes=True)
     check_repeated({"serve": ("vllm",)}, used)
     check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "evaluation", missing="items"))
-    check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "weights"), ["serve"])
+    check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "weights"))
 
 
 def test_an_engine_that_is_none_and_one_that_is_asked_nothing_are_refused(tmp_path):

@@ -220,16 +220,20 @@ class Form(ABC):
 class Extension:
     """An extension that adds nothing, from which others are derived.
 
-    options: a frozen dataclass of options, which stand in a group of their own in help and
-    documentation; `session.options.of_extension(options)` has their values. codes: a file such as
-    loraprobe/verdict/codes.toml with the reasons that its annotators and constraints give.
-    finding_codes: a file such as loraprobe/findings.toml with codes of its own, and with fields of
-    the core's codes that it gives otherwise. other_types: a PEFT type other than LORA -> the cure,
-    {place} in it the adapter and {base} its base. functions: what `loraprobe` offers in Python:
-    name -> dotted name of the function. packages: whose versions `loraprobe env` tells. findings:
-    how the codes of its findings begin, which its `lines` tell. unfit: what a headline says of a
-    file in which only these are errors. counts: a label of its lines -> that of the core which
-    changes as much of what a person does. forms: in which commands can write what they made.
+    options: a frozen dataclass of its options, which have a group of their own in help and
+        documentation; `session.options.of_extension(options)` has their values.
+    codes: a file such as loraprobe/verdict/codes.toml, with the reasons that its annotators and
+        constraints give.
+    finding_codes: a file such as loraprobe/findings.toml, with codes of its own and with fields of
+        the core's codes that it gives otherwise.
+    other_types: a PEFT type other than LORA -> the cure, {place} in it the adapter and {base} its
+        base.
+    functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
+    packages: the packages whose versions `loraprobe env` prints.
+    findings: the beginning of the codes of its findings, which its `lines` tell.
+    unfit: what a headline says of a file in which only these findings are errors.
+    counts: label of one of its lines -> label of the core's line that matters as much to a reader.
+    forms: the forms in which commands can write what they made.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None

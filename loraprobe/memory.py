@@ -34,8 +34,7 @@ _CGROUPS = (  # limit and usage of the second and of the first version
 def available(device: str = "cpu") -> int | None:
     """The bytes that may be used on a device; None if they are unknown.
 
-    On the CPU it is the memory that the kernel or the
-    container's limit leaves, whichever is less.
+    On the CPU it is the memory that the kernel or the container's limit leaves, whichever is less.
     """
     if device.startswith("cuda"):
         import torch

@@ -9,7 +9,6 @@ names       paths of modules; names of base models and directories
 config      adapter_config.json: ranks, scalings and targets by peft's rules, and what is odd in it
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
-stack       adapters that were trained on others, which stay at gate 1
 forms       adapters in memory: of tensors, portable, with repaired or other paths
 fused       brings adapters with fused and with single projections to one layout
 saving      writes a directory and reads it back

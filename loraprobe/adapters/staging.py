@@ -13,7 +13,6 @@ from typing import TextIO
 
 from loraprobe.checkpoint import BESIDE_WEIGHTS
 from loraprobe.errors import OutputError, unwritable
-from loraprobe.formatting import size
 from loraprobe.front_matter import read_front_matter
 
 # What an output directory may hold that --overwrite replaces, as patterns of paths in it; those of
@@ -100,17 +99,6 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
     if closed:
         raise OutputError(
             f"{target} cannot be written, since {closed[0]} is read-only for you; {cure}."
-        )
-
-
-def check_space(target: Path, needed: int) -> None:
-    """Raises OutputError if the disk of an output has fewer free bytes than it needs."""
-    real = Path(os.path.realpath(target))
-    disk = shutil.disk_usage(next(place for place in real.parents if place.exists()))
-    if disk.total and needed > disk.free:  # some, such as /proc, do not tell their size
-        raise OutputError(
-            f"{target} needs {size(needed)}, and its disk has {size(disk.free)}; choose another "
-            "place."
         )
 
 

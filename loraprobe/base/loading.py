@@ -203,26 +203,6 @@ def _check_room(base: Base, dtype: torch.dtype, device: str, quantize: Quantize)
     memory.require(int(sizes[quantize]), f"{base.reference} in {kind}", instead, device)
 
 
-def load_dequantised(base: Base) -> Any:
-    """The model of a quantised base in floating point, in the dtype of its config.
-
-    Raises what transformers raises where it cannot dequantise.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.quantizers.auto import AutoQuantizationConfig
-
-    check_code(base, trusted=False)
-    config: Any = AutoQuantizationConfig.from_dict(dict(base.quantization or {}))
-    while_loading = hasattr(config, "dequantize")
-    if while_loading:
-        config.dequantize = True
-    with quiet():
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            str(base.path), dtype="auto", local_files_only=True, quantization_config=config
-        )
-        return model if while_loading else model.dequantize()
-
-
 def check_code(base: Base, trusted: bool) -> None:
     """Raises BaseError for links out of the directory, and for code that is not trusted."""
     if not trusted and base.config.get("auto_map"):

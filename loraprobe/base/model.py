@@ -20,7 +20,7 @@ from loraprobe.adapters.names import local_name
 from loraprobe.base.declared import check_sizes, check_types, tokenizer_size
 from loraprobe.base.naming import HEADS, model_without_weights, names_in_memory
 from loraprobe.cache import cached_hash, hash_in_name
-from loraprobe.checkpoint import BESIDE_WEIGHTS, TensorFile, open_weights, weight_names
+from loraprobe.checkpoint import TensorFile, open_weights, weight_names
 from loraprobe.errors import BaseError
 from loraprobe.records import BaseSummary
 from loraprobe.untrusted import read_json
@@ -42,7 +42,7 @@ EMBEDDING = re.compile(
 CONV1D_MODELS = {"gpt2", "openai-gpt", "imagegpt", "decision_transformer"}
 CONV1D_NAMES = {"c_attn", "c_proj", "c_fc", "q_attn"}
 FLOATS = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
-INDEX = ".index.json"  # the end of the name of an index of weight files
+INDEX_ENDING = ".index.json"  # the end of the name of an index of weight files
 HASH_WITHOUT_ASKING = 2**30  # bytes; a summary does not hash larger files
 # The endings of files that are not read, or that `weight_files` lists.
 NOT_READ = frozenset(
@@ -147,7 +147,7 @@ class Base:
         return tokenizer_size(self.path, self.reference)
 
     @cached_property
-    def _weight_names(self) -> list[str]:
+    def indexed_weights(self) -> list[str]:
         """The names of the weight files, behind that of their index if they have one."""
         names = weight_names(
             lambda name: (self.path / name).is_file(), self.path.joinpath, self.reference
@@ -162,8 +162,8 @@ class Base:
     @cached_property
     def weight_files(self) -> tuple[Path, ...]:
         """The safetensors files if there are any, else pytorch_model.bin; shards in order."""
-        names = self._weight_names
-        return tuple(self.path / name for name in names[names[0].endswith(INDEX) :])
+        names = self.indexed_weights
+        return tuple(self.path / name for name in names[names[0].endswith(INDEX_ENDING) :])
 
     @cached_property
     def stored(self) -> Mapping[str, Weight]:
@@ -179,18 +179,6 @@ class Base:
                 found[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
         check_sizes(self.config, found, self.reference)
         return found
-
-    def check_index(self) -> None:
-        """Raises BaseError if the index of the weight files names a tensor that none holds."""
-        first = self._weight_names[0]
-        if not first.endswith(INDEX):
-            return
-        listed = read_json(self.path / first, self.reference)["weight_map"]
-        if lost := sorted(listed.keys() - self.stored.keys()):
-            raise BaseError(
-                f"{first} of {self.reference} names {lost[0]}, which no file holds; download the "
-                "model again."
-            )
 
     @cached_property
     def tensors(self) -> Mapping[str, Weight]:
@@ -306,14 +294,6 @@ class Base:
         others = [f for f in sorted(self.path.iterdir()) if f.suffix not in NOT_READ]
         files = {f.name: cached_hash(f) for f in others if f.is_file() and f.name[0] != "."}
         return files | {"config.json": self.config, "weights": self.sha256}
-
-    @property
-    def small_files(self) -> list[Path]:
-        """The files of tokenizer, processors, chat template and generation settings, and code."""
-        endings = {".py"} if self.config.get("auto_map") else set[str]()
-        held = (file for file in sorted(self.path.iterdir()) if file.is_file())
-        others = (file for file in held if file not in self.weight_files)
-        return [file for file in others if file.name in BESIDE_WEIGHTS or file.suffix in endings]
 
     def summary(self) -> BaseSummary:
         """The summary for reports; the hash of large local files only if it is known."""

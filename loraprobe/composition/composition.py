@@ -1,4 +1,5 @@
-"""How a composition is put into a model and taken out again.
+"""Puts a composition into a model and takes it out again.
+
 Experts are fitted to the model first: fused layouts are converted, and kind and shape of all
 targets are checked.
 """

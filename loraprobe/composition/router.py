@@ -1,5 +1,4 @@
-"""Experts and gates: a composition, and the interface of routers, which compute the gates of its
-experts."""
+"""Experts and gates: a composition, and the interface of routers, which compute the gates."""
 
 from __future__ import annotations
 

@@ -121,10 +121,9 @@ def space_named(name: str) -> Space:
 def left_basis(updates: Sequence[LowRank]) -> Float[Tensor, "out p"]:
     """The left singular vectors of [dW_1 | dW_2 | ...], as many as its numerical rank.
 
-    There is at least one, and the largest entry of each is positive.
-
-    With A_i^T = Q_i R_i this matrix is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T), so they are the left
-    singular vectors of its first factor, [out, sum r].
+    There is at least one, and the largest entry of each is positive. With A_i^T = Q_i R_i this
+    matrix is [s_1 B_1 R_1^T | ...] blockdiag(Q_i^T), so they are the left singular vectors of its
+    first factor, [out, sum r].
     """
     folded = [update.folded() for update in updates if update.rank]
     columns = [u.B @ torch.linalg.qr(u.A.mT, mode="r").R.mT for u in folded]

@@ -1,8 +1,8 @@
 """The stages of each command in order.
 
 `commands` has one function for each command that composes or measures, which the command line and
-Python (but its `route`) call. Options, progress and times of a run
-are in `loraprobe.session`. These have the stages:
+Python (but its `route`) call. `loraprobe.session` has options, progress and times of a run. The
+stages are:
 
     inputs          opens adapters and base; `task_files` tasks, probe files and prompts
     preflight       compatibility and diagnostics, licences

@@ -1,7 +1,7 @@
 """The stages of each command in order.
 
-The command line and the Python functions call these. Python's `route` puts a
-composition into a loaded model by itself.
+The command line and the Python functions call these. Python's `route` puts a composition into a
+loaded model by itself.
 """
 
 from __future__ import annotations

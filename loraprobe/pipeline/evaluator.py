@@ -1,7 +1,7 @@
 """The evaluator of a run, and what it opens: the base, the form of prompts, answers that are kept.
 
-An `Evaluator` asks systems on one base and keeps their answers. `evaluate` decides
-whom it asks what.
+An `Evaluator` asks systems on one base and keeps their answers. `evaluate` decides whom it asks
+what.
 """
 
 from __future__ import annotations

@@ -40,9 +40,8 @@ def cover(
 
     results: per-item results of the base and of single adapters from evaluation; systems without
     results have no row. items: the most that a probe asks of each part. The continuations that all
-    probes request are scored in one pass. Equal seeds give equal figures. Tasks with
-    an `Examiner` have no rows. Raises TaskError if a prompt does not fit into the base's
-    context.
+    probes request are scored in one pass. Equal seeds give equal figures. Tasks with an `Examiner`
+    have no rows. Raises TaskError if a prompt does not fit into the base's context.
     """
     chosen = [PROBES.make(probe) for probe in (PROBES.names() if probes is None else probes)]
     names = tuple(adapter.name for adapter in adapters)

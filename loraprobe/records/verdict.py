@@ -96,11 +96,10 @@ class Verdict:
     The first of `reasons` changes most for the reader.
 
     `missing` is what would tell more: "answers" where no system is shown to answer more than
-    guessing, the "metric" that the gold answers need, "controls", more
-    "items", more "guard-items", "compositions" (or a "chain" and these) where none was asked, a
-    higher "rank" of the compositions, another "wording" of what counts as right, "harder-items"
-    where nothing is left to gain on these, more "time" where a budget ended the run; None where it
-    is none of them.
+    guessing, the "metric" that the gold answers need, "controls", more "items", more "guard-items",
+    "compositions" (or a "chain" and these) where none was asked, a higher "rank" of the
+    compositions, another "wording" of what counts as right, "harder-items" where nothing is left to
+    gain on these, more "time" where a budget ended the run; None where it is none of them.
     """
 
     decision: Decision

@@ -197,7 +197,7 @@ def front_matter(
 
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
-    return {key: getattr(summary, key) for key in SourceRecord.model_fields}
+    return {key: getattr(summary, key) for key in ("reference", "commit", "sha256", "name")}
 
 
 SCHEMA = 2
@@ -208,21 +208,6 @@ class StrictModel(BaseModel):
     """Exactly these fields with exactly these types, because a card is untrusted."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class BaseRecord(StrictModel):
-    """The origin of the base: a repository at a commit, or the name of a directory."""
-
-    reference: str
-    commit: str | None
-    sha256: str | None
-
-
-class SourceRecord(BaseRecord):
-    """An adapter, under the name that it had in the merge or the composition."""
-
-    name: str
-    sha256: str
 
 
 class PromptFile(StrictModel):

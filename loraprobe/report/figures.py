@@ -189,8 +189,7 @@ def drawing(name: str = "", width: float = WIDTHS["wide"]) -> Iterator[Any]:
     """Yields a figure of matplotlib in the style of the page, without any window.
 
     name: from which the ids within its SVG are made, so that each figure of a page has its own.
-    width: in inches; `panel_of` sets the height.
-    Raises UsageError if matplotlib is not installed.
+    width: in inches; `panel_of` sets the height. Raises UsageError if matplotlib is not installed.
     """
     try:
         import matplotlib

@@ -6,6 +6,6 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
-from loraprobe.scoring.likelihood import Likelihood, NextTokens
+from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.model_scorer import ModelScorer, loss_with_gradients, read_texts
 from loraprobe.scoring.scorer import Scorer

@@ -7,16 +7,12 @@ the continuation's own tokens.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from loraprobe.errors import BaseError
@@ -31,7 +27,6 @@ Keep = Callable[[Sequence[int], Tensor], None]
 # Reading prompts separately needs a second pass, so its tokens must be below this share.
 WORTH = 0.7
 CHUNK = 1 << 24  # logits that are processed together, 64 MB in float32
-TOP = 20  # likeliest tokens of a position that are kept; more a server does not give unless told to
 
 
 @dataclass(frozen=True)
@@ -61,38 +56,6 @@ class Likelihood:
     def per_token(self) -> float:
         """Mean log-probability of a token."""
         return self.logprob / self.tokens
-
-
-@dataclass(frozen=True)
-class NextTokens:
-    """What a system gives as next token at p positions, with w log-probabilities of wanted tokens.
-
-    ids [p, TOP] int32 and logprobs [p, TOP] float32: the likeliest tokens, the likeliest first.
-    wanted [w] float32.
-    """
-
-    ids: Tensor
-    logprobs: Tensor
-    wanted: Tensor
-
-    def save(self, path: Path, mark: str) -> None:
-        """Writes them, all or nothing; raises OSError. mark: says of what they are."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        # a full disk has another error in safetensors
-        part.write_bytes(save(vars(self), {"mark": mark}))
-        os.replace(part, path)
-
-    @classmethod
-    def load(cls, path: Path, mark: str) -> NextTokens | None:
-        """Those in a file; None without a whole file of this mark."""
-        try:
-            with safe_open(path, "pt") as file:
-                if (file.metadata() or {}).get("mark") != mark:
-                    return None
-                return cls(*map(file.get_tensor, ("ids", "logprobs", "wanted")))
-        except (OSError, SafetensorError):
-            return None
 
 
 def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:

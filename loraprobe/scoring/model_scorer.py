@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
@@ -33,9 +32,7 @@ from loraprobe.scoring.generation import (
     stop_ids,
 )
 from loraprobe.scoring.likelihood import (
-    TOP,
     Likelihood,
-    NextTokens,
     likelihood,
     score_continuations,
 )
@@ -208,31 +205,6 @@ class ModelScorer(Scorer):
 
         self.read(ids, [len(row) - 1 for row in ids], keep)
         return torch.stack([found[i] for i in range(len(ids))])
-
-    def next_tokens(
-        self,
-        rows: Sequence[tuple[Sequence[int], int]],
-        wanted: Sequence[tuple[int, int, int]],
-    ) -> NextTokens:
-        """What the model gives as next tokens at position `start` - 1 and all later ones of rows.
-
-        rows: (ids, start). wanted: (row, position counted from the row's first, token id).
-        """
-        values, of_row = torch.empty(len(wanted)), defaultdict[int, list[list[int]]](list)
-        for at, (row, *place) in enumerate(wanted):
-            of_row[row].append([at, *place])
-        tops: dict[int, tuple[Tensor, Tensor]] = {}
-
-        def keep(i: int, logits: Tensor) -> None:
-            logprobs = logits.float().log_softmax(-1)
-            top = logprobs.topk(min(TOP, logprobs.shape[-1]), -1)
-            tops[i] = top.values.cpu(), top.indices.to(torch.int32).cpu()
-            at, position, token = torch.tensor(of_row[i], device=logits.device).T
-            values[at.cpu()] = logprobs[position, token].cpu()
-
-        self.read([ids for ids, _ in rows], [start - 1 for _, start in rows], keep)
-        logprobs, ids = zip(*(tops[i] for i in range(len(rows))), strict=True)
-        return NextTokens(torch.cat(ids), torch.cat(logprobs), values)
 
     def read(
         self,

@@ -1,7 +1,7 @@
 """Sets items of the tasks apart, from which something is learned or chosen, such as weights.
 
-They serve nothing else: the parts share no `group` of items and no prompt. Without
-a group, items with the same prompt count as one. In statistics each of them is a cluster of its own
+They serve nothing else: the parts share no `group` of items and no prompt. Without a group, items
+with the same prompt count as one. In statistics each of them is a cluster of its own
 (`Item.cluster`).
 """
 

@@ -183,14 +183,9 @@ def test_batches_and_draws_are_those_of_the_cpu(device, size):
         scorer = ModelScorer(llama().to(place), word_tokenizer(), batch_size=size)
         with scorer.with_composition(Composition("e0", experts(2), ConstantGates((1.0, 0.0)))):
             likely = [one.logprob for one in scorer.loglikelihood(PAIRS)]
-        rows = scorer.encoded(PAIRS)
-        rows = [(tuple(ids[:-1]), start) for ids, start in rows if start < len(ids) - 1]
-        wanted = [(row, 0, ids[start]) for row, (ids, start) in enumerate(rows)]
-        given = scorer.next_tokens(rows, wanted)
         found[place] = (
             torch.tensor(likely),
-            given.logprobs,
-            given.wanted,
+            scorer.first_token_distribution(PROMPTS),
             len(scorer.sample(4, seed=1, max_new_tokens=3)),
         )
     for one, other in zip(found[device], found["cpu"], strict=True):

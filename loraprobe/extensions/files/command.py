@@ -74,8 +74,8 @@ def verify(
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 
-    Exits 0 if everything holds, 1 if something does not, 3 if it
-    cannot be told, such as where a source is not found.
+    Exits 0 if everything holds, 1 if something does not, 3 if it cannot be told, such as where a
+    source is not found.
     """
     if options.threads is not None:
         import torch

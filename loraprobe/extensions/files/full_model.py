@@ -20,6 +20,7 @@ import functools
 import importlib.metadata
 import json
 import math
+import os
 import shutil
 import tempfile
 from collections import defaultdict
@@ -35,20 +36,22 @@ from torch import Tensor
 from loraprobe.adapters import Adapter, check_apart, check_output, public_value, staged_directory
 from loraprobe.adapters.experts import target_parameters
 from loraprobe.adapters.saving import unshared_tensor
-from loraprobe.adapters.staging import check_space
 from loraprobe.adapters.types import TokenRows
 from loraprobe.base import Base, open_base
-from loraprobe.base.loading import load_dequantised
-from loraprobe.base.model import FLOATS
+from loraprobe.base.loading import check_code
+from loraprobe.base.model import FLOATS, INDEX_ENDING
+from loraprobe.base.quiet import quiet
+from loraprobe.checkpoint import BESIDE_WEIGHTS
 from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
+from loraprobe.formatting import size
 from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import Merged
 from loraprobe.merging._engine import add_change
 from loraprobe.merging._method import MergeConfig
 from loraprobe.records import Progress
-from loraprobe.untrusted import check_link, error_line
+from loraprobe.untrusted import check_link, error_line, read_json
 
 CONFIG, CARD, INDEX = "config.json", "README.md", "model.safetensors.index.json"
 WEIGHTS, METADATA = "model.safetensors", {"format": "pt"}
@@ -118,7 +121,7 @@ def compose_full_model(
     given = _base_of(merged)
     with tempfile.TemporaryDirectory(dir=place.parent) as space:
         base = dequantised(given, Path(space)) if given.quantization else given
-        base.check_index()
+        _check_index(base)
         layout, files = _Layout(merged, base), base.weight_files
         for number, file in enumerate(files, 1):
             seen, tensors = set[int](), dict[str, Tensor]()
@@ -144,13 +147,34 @@ def compose_full_model(
     for name, document in texts.items():
         text = json.dumps(document, indent=2, ensure_ascii=False)
         (place / name).write_text(text + "\n", encoding="utf-8")
-    for file in given.small_files:
+    for file in _beside_weights(given):
         check_link(file, given.reference)
         shutil.copyfile(file, place / file.name)
     rounding = math.sqrt(lost2 / max(change2, 1e-300))
     if merged.card is not None:
         (place / CARD).write_text(_card(merged, rounding), encoding="utf-8")
     return rounding
+
+
+def _check_index(base: Base) -> None:
+    """Raises BaseError if the index of the weight files names a tensor that none holds."""
+    first = base.indexed_weights[0]
+    if not first.endswith(INDEX_ENDING):
+        return
+    listed = read_json(base.path / first, base.reference)["weight_map"]
+    if lost := sorted(listed.keys() - base.stored.keys()):
+        raise BaseError(
+            f"{first} of {base.reference} names {lost[0]}, which no file holds; download the "
+            "model again."
+        )
+
+
+def _beside_weights(base: Base) -> list[Path]:
+    """The files of tokenizer, processors, chat template and generation settings, and code."""
+    endings = {".py"} if base.config.get("auto_map") else set[str]()
+    files = (file for file in sorted(base.path.iterdir()) if file.is_file())
+    others = (file for file in files if file not in base.weight_files)
+    return [file for file in others if file.name in BESIDE_WEIGHTS or file.suffix in endings]
 
 
 def _card(merged: Merged, rounding: float) -> str:
@@ -220,7 +244,7 @@ def dequantised(base: Base, place: Path) -> Base:
     Raises BaseError if transformers cannot, OutputError if the disk cannot hold it and the result.
     """
     try:
-        model = load_dequantised(base)
+        model = _load_dequantised(base)
         check_space(place, 2 * sum(tensor.nbytes for tensor in model.state_dict().values()))
         model.save_pretrained(place)
     except (ImportError, NotImplementedError, ValueError, RuntimeError) as error:
@@ -229,6 +253,37 @@ def dequantised(base: Base, place: Path) -> Base:
             f"({error_line(error)}); give the unquantised base as --base."
         ) from error
     return replace(base, path=place)
+
+
+def _load_dequantised(base: Base) -> Any:
+    """The model of a quantised base in floating point, in the dtype of its config.
+
+    Raises what transformers raises where it cannot dequantise.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.quantizers.auto import AutoQuantizationConfig
+
+    check_code(base, trusted=False)
+    config: Any = AutoQuantizationConfig.from_dict(dict(base.quantization or {}))
+    while_loading = hasattr(config, "dequantize")
+    if while_loading:
+        config.dequantize = True
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            str(base.path), dtype="auto", local_files_only=True, quantization_config=config
+        )
+        return model if while_loading else model.dequantize()
+
+
+def check_space(target: Path, needed: int) -> None:
+    """Raises OutputError if the disk of an output has fewer free bytes than it needs."""
+    real = Path(os.path.realpath(target))
+    disk = shutil.disk_usage(next(place for place in real.parents if place.exists()))
+    if disk.total and needed > disk.free:  # some, such as /proc, do not tell their size
+        raise OutputError(
+            f"{target} needs {size(needed)}, and its disk has {size(disk.free)}; choose another "
+            "place."
+        )
 
 
 class _Layout:

@@ -11,14 +11,22 @@ from pydantic import Field, ValidationError
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import KEY, read_front_matter
 from loraprobe.hub import read_card
-from loraprobe.report.cards import (
-    CARD,
-    SCHEMA,
-    BaseRecord,
-    LearnedRecord,
-    SourceRecord,
-    StrictModel,
-)
+from loraprobe.report.cards import CARD, SCHEMA, LearnedRecord, StrictModel
+
+
+class BaseRecord(StrictModel):
+    """The origin of the base: a repository at a commit, or the name of a directory."""
+
+    reference: str
+    commit: str | None
+    sha256: str | None
+
+
+class SourceRecord(BaseRecord):
+    """An adapter, under the name that it had in the merge or the composition."""
+
+    name: str
+    sha256: str
 
 
 class ProvenanceRecord(StrictModel):

@@ -32,8 +32,10 @@ from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.extensions.files.full_model import METADATA, compose_full_model
 from loraprobe.extensions.files.provenance import (
+    BaseRecord,
     CompositionRecord,
     MergeRecord,
+    SourceRecord,
     read_card_fields,
     read_provenance,
 )
@@ -47,7 +49,7 @@ from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.fitting import prompts_at
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.plan import Fitted
-from loraprobe.report.cards import CARD, BaseRecord, LearnedRecord, SourceRecord
+from loraprobe.report.cards import CARD, LearnedRecord
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
 from loraprobe.session import Session

@@ -2,8 +2,7 @@
 
 LoGo (arXiv 2511.07129) chooses adapters for a prompt by the norm of what they add at its last
 token. The base reads the prompts once for all adapters, and each is applied to what the last layer
-that it changes reads.
-`benchmarks/retrieval.py` measures what such an order finds.
+that it changes reads. `benchmarks/retrieval.py` measures what such an order finds.
 """
 
 from __future__ import annotations

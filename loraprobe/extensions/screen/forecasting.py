@@ -11,12 +11,17 @@ of a library; a set is never read itself.
 from __future__ import annotations
 
 import hashlib
+import os
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from loraprobe.defaults import LOSS
@@ -24,10 +29,11 @@ from loraprobe.evaluation import System, measure_gains
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.extensions.screen.records import Forecast
 from loraprobe.records import QUESTION, STEPS, Gain, ItemResult
-from loraprobe.scoring import ModelScorer, NextTokens, Scorer
+from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.tasks import METRICS, Task
 
 MOST_ANSWERS = 4  # of a question that are read
+TOP = 20  # likeliest tokens of a position that are kept
 SUPPORT = 64  # tokens of a position whose logits are added
 LEAST_REST = 0.01  # the probability of all other tokens
 LEAST = 1e-6  # that is left beside the likeliest tokens of one system
@@ -150,7 +156,7 @@ class ForecastTexts:
 
     def read(self, scorer: ModelScorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
         """What the scorer's model gives as next tokens, and its results of scored questions."""
-        given = scorer.next_tokens(self.rows, [wanted[:3] for wanted in self.wanted])
+        given = next_tokens(scorer, self.rows, [wanted[:3] for wanted in self.wanted])
         _, _, _, text, behind = np.array(self.wanted).T
         sums = np.bincount(text, given.wanted.numpy() * (1 - behind), len(self.texts)).tolist()
         return given, [
@@ -158,6 +164,64 @@ class ForecastTexts:
             for question, texts in zip(self.questions, self.of_question, strict=True)
             if not question.generated
         ]
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """What a system gives as next token at p positions, with w log-probabilities of wanted tokens.
+
+    ids [p, TOP] int32 and logprobs [p, TOP] float32: the likeliest tokens, the likeliest first.
+    wanted [w] float32.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    wanted: Tensor
+
+    def save(self, path: Path, mark: str) -> None:
+        """Writes them, all or nothing; raises OSError. mark: says of what they are."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        # a full disk has another error in safetensors
+        part.write_bytes(save(vars(self), {"mark": mark}))
+        os.replace(part, path)
+
+    @classmethod
+    def load(cls, path: Path, mark: str) -> NextTokens | None:
+        """Those in a file; None without a whole file of this mark."""
+        try:
+            with safe_open(path, "pt") as file:
+                if (file.metadata() or {}).get("mark") != mark:
+                    return None
+                return cls(*map(file.get_tensor, ("ids", "logprobs", "wanted")))
+        except (OSError, SafetensorError):
+            return None
+
+
+def next_tokens(
+    scorer: ModelScorer,
+    rows: Sequence[tuple[Sequence[int], int]],
+    wanted: Sequence[tuple[int, int, int]],
+) -> NextTokens:
+    """What the scorer's model gives as next tokens after tokens `start` - 1 and later of each row.
+
+    rows: (ids, start). wanted: (row, position counted from the row's first, token id).
+    """
+    values, of_row = torch.empty(len(wanted)), defaultdict[int, list[list[int]]](list)
+    for at, (row, *place) in enumerate(wanted):
+        of_row[row].append([at, *place])
+    tops: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def keep(i: int, logits: Tensor) -> None:
+        logprobs = logits.float().log_softmax(-1)
+        top = logprobs.topk(min(TOP, logprobs.shape[-1]), -1)
+        tops[i] = top.values.cpu(), top.indices.to(torch.int32).cpu()
+        at, position, token = torch.tensor(of_row[i], device=logits.device).T
+        values[at.cpu()] = logprobs[position, token].cpu()
+
+    scorer.read([ids for ids, _ in rows], [start - 1 for _, start in rows], keep)
+    logprobs, ids = zip(*(tops[i] for i in range(len(rows))), strict=True)
+    return NextTokens(torch.cat(ids), torch.cat(logprobs), values)
 
 
 def _texts(question: Question) -> tuple[str, ...]:

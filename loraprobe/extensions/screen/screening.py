@@ -39,7 +39,7 @@ from loraprobe.extensions.screen.defaults import (
     TRIED,
 )
 from loraprobe.extensions.screen.effects import by_effect
-from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts
+from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts, NextTokens
 from loraprobe.extensions.screen.ranking import (
     LARGEST,
     FormRanking,
@@ -68,7 +68,7 @@ from loraprobe.records import (
 )
 from loraprobe.results import FREE_CACHE
 from loraprobe.routing.constant import single
-from loraprobe.scoring import ModelScorer, NextTokens
+from loraprobe.scoring import ModelScorer
 from loraprobe.session import LocalExecutor, Session
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence

@@ -12,9 +12,9 @@ import words
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import questions
 from loraprobe.extensions.screen import forecasting
-from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts
+from loraprobe.extensions.screen.forecasting import AdditiveForecast, ForecastTexts, NextTokens
 from loraprobe.routing.constant import single
-from loraprobe.scoring import ModelScorer, NextTokens, model_scorer
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item, Task, with_metrics
 
 NAMES = ["a", "b", "c"]
@@ -133,17 +133,11 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric):
             assert sign * hard[0, k] == pytest.approx(wanted, abs=APART)
 
 
-@pytest.mark.parametrize(
-    ("module", "limit", "most"),
-    [(forecasting, "SUPPORT", 5), (model_scorer, "TOP", 5)],
-    ids=["support", "likeliest"],
-)
-def test_other_tokens_count_by_the_probability_that_is_left(
-    scorer, singles, monkeypatch, module, limit, most
-):
+@pytest.mark.parametrize("limit", ["SUPPORT", "TOP"])
+def test_other_tokens_count_by_the_probability_that_is_left(scorer, singles, monkeypatch, limit):
     task = choice_task()
     _, whole, _ = forecast_of(scorer, singles, task, "answer_loss")
-    monkeypatch.setattr(module, limit, most)  # of 18
+    monkeypatch.setattr(forecasting, limit, 5)  # of 18
     _, part, _ = forecast_of(scorer, singles, task, "answer_loss")
     sets = np.array(SETS[:3])
     found, wanted = part.values(sets)[0], whole.values(sets)[0]

@@ -9,47 +9,31 @@ from evidences import (
     N,
     any_evidence,
     both,
-    changed,
     codes,
     evidence,
     evidence_of,
-    guards,
     known,
     replaced,
     score,
-    skills,
     unit,
 )
-from first_rounds import Chances, case
-from first_rounds import measured as planted
-from first_rounds import score as of_kind
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transcripts import LOW, NEAR, UNEVEN, audit_of
 
 from loraprobe.records import (
     QUESTION,
-    AdapterSummary,
     Attribution,
-    Audit,
     Command,
     Compatibility,
-    Coverage,
     Gain,
     Issue,
     ItemPart,
-    LearnedWeights,
-    Measurement,
-    Provenance,
-    Reply,
-    Rounds,
-    Sample,
-    TaskSummary,
 )
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
 from loraprobe.report.headline import deciding, lies
 from loraprobe.report.parts import Answer
-from loraprobe.report.sections import guards_unasked, scores
-from loraprobe.verdict import Evidence, Request, decide, next_command
+from loraprobe.verdict import decide
 from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import CODES, HEADLINES
 
@@ -57,29 +41,6 @@ ACTIONS = (
     "merge route step-by-step chain use-single use-base switch-adapters train-target-adapter "
     "gather-evidence fix"
 ).split()
-NEAR = Measurement("cosine", ("a", "b"), 0.998)
-UNEVEN = Measurement("norm_ratio", ("a", "b"), 24.6)
-
-
-def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Audit:
-    """The audit of two adapters with the verdict on this evidence."""
-    verdict = decide(found, [Chances()])
-    kind = KINDS.get(verdict.system or "", "merge")
-    given = {"adapters": ("./a", "owner/b"), "tasks": ("t.jsonl",), **request}
-    asked = Request(kind=kind, **given)
-    rows = [
-        AdapterSummary(name, name, None, "gpt2", {"min": 8, "max": 8}, 36, 100, 1.0)
-        for name in ("a", "b")
-    ]
-    return Audit(
-        command,
-        Provenance("0", "2", ()),
-        adapters=tuple(rows),
-        compatibility=found.compatibility,
-        diagnostics=found.diagnostics,
-        evaluation=found.measured,
-        verdict=replaced(verdict, next=next_command(verdict, asked)),
-    )
 
 
 @st.composite
@@ -312,24 +273,6 @@ def test_a_gain_is_rounded_last_and_its_scores_agree_where_digits_allow():
             assert abs(off) < 1e-9 or (digits == 3 and abs(off) < 0.0011), told
 
 
-@pytest.mark.parametrize(
-    ("request_", "command"),
-    [
-        ({"adapters": ("a", "b", "c"), "fitting": ("a", "b")}, "loraprobe inspect a b"),
-        ({"adapters": ("a", "b", "c"), "bases": ("p/x", "p/y")}, "loraprobe find p/x"),
-        ({"fitting": ("a",), "bases": ("p/x",), "unlike": True}, "loraprobe find p/x"),
-        ({"fitting": ("a",), "unlike": True}, "loraprobe find BASE"),
-    ],
-)  # fmt: skip
-def test_a_conflict_is_followed_by_the_adapters_that_fit(request_, command):
-    found = evidence_of(
-        compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),))
-    )
-    audit = audit_of(found, **request_)
-    assert str(audit.verdict.next) == command
-    assert ("BASE" in command) == ("BASE" in line(answer(audit), "fill in"))
-
-
 @pytest.mark.parametrize("warnings", range(4))
 @pytest.mark.parametrize("diagnostics", [(), (UNEVEN,), (NEAR, UNEVEN)])
 def test_a_headline_lists_as_many_warnings_as_it_counts(warnings, diagnostics):
@@ -355,215 +298,3 @@ def test_what_the_items_lack_is_said():
     lacking = {"steps-missing", "hops-missing"}
     assert lacking & {*codes(decide(evidence(LOW)))} == lacking
     assert not lacking & {*codes(decide(whole))}
-
-
-LOW = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
-WORKS = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
-NEEDED = evidence({**WORKS, "uniform": 0.16}, half=0.1)
-FEW = changed(changed(evidence({**WORKS, "uniform": 0.3}, half=0.3), n=8), rows="gains", n=8)
-EARLY = replaced(
-    evidence({**dict.fromkeys(KINDS, 0.05), "arrow": 0.8}), rounds=Rounds(2, 3, N, 150, 0.99)
-)
-CAUSES = (Attribution("uniform", "t", not_composed=95),)
-NO_GAIN = replaced(
-    known(evidence(dict.fromkeys(KINDS, 0.05), attribution=CAUSES)), rounds=EARLY.measured.rounds
-)
-TASKS = skills(
-    {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}, 0.05
-)
-NORMS = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
-SAME = Measurement("cosine", ("a", "b"), 1.0)
-SEED = Measurement("shared_initialisation", ("a", "b"), 1.0)
-TWICE = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
-
-
-def template(without):
-    """Adapters that answer 0.9 with the chat template, and so much without."""
-    return evidence(WORKS, coverage=(Coverage("chat_template", "t", 0.9, 32, baseline=without),))
-
-
-def test_what_was_learned_stands_in_the_answer():
-    found = LearnedWeights({"a": 1.5, "b": 0.2}, 0.66, 0.6, 0.9, 40, 12, 12, 36)
-    audit = replaced(audit_of(weights(SEED), "merge"), notes=("Merged.",), search=found)
-    told = line(answer(audit), "learned")
-    assert all(figure in told for figure in ("1.5", "0.600", "0.875", "12"))
-
-
-def weights(*rows, issues=()):
-    return evidence_of(diagnostics=rows, compatibility=Compatibility(issues))
-
-
-HOPELESS = planted(-0.02, 0.09, level="evaluation")
-ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
-ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
-ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot")
-# Evidence, the decision, and what stands in the lines of a label; None for a label without a line.
-LINES = {
-    "the best so far is a composition, whose gain is decided": (
-        evidence({"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11}),
-        "inconclusive", {"use": ["so far sum (a merge)"], "gain": ["0.67"], "decide": None},
-    ),
-    "what hops would tell comes before what explains": (
-        changed(evidence(LOW), cut=0.5, contains=0.05), "inconclusive", {"lacks": ["`hops`"]},
-    ),
-    "only a shrunk adapter answers": (
-        evidence({**dict.fromkeys(("base", "a", "b", "sum"), 0.0), "shrunk:a": 0.5}),
-        "inconclusive",
-        {"headline": ["only the shrunk a ", "scale of a "], "why": ["1/2", "0.50"], "close": None,
-         "next": ["loraprobe merge ./a --method task_arithmetic --weights 0.5 "]},
-    ),
-    "the best of both forms does not come near a chain": (
-        known(both(evidence({**LOW, "sum": 0.05, "chain": 0.95}, half=0.08), evidence(
-            {**dict.fromkeys(LOW, 0.3), "a": 0.34, "sum": 0.32}, part="steps", half=0.08))),
-        "unlikely", {"headline": ["best 0.32"], "use": ["0.32 for sum step by step"]},
-    ),
-    "a bound is told from the margin": (
-        evidence({"base": 0.0, "a": 0.5, "b": 0.1, "sum": 0.6}, half=0.052),
-        "inconclusive", {"gain": ["+0.100 [0.048, 0.152]"]},
-    ),
-    "a bound is told from the retention": (
-        changed(TASKS, lambda r: r.system == "arrow", retention=0.85, retention_ci95=(0.798, 0.9)),
-        "inconclusive", {"why": ["0.850 [0.798, 0.900]"]},
-    ),
-    "the best so far is an adapter": (evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
-        "inconclusive", {"use": ["so far a alone"], "close": ["sum"]}),
-    "until several tasks are decided": (changed(TASKS, lambda r: r.system == "arrow", retention=0.8,
-        retention_ci95=(0.7, 0.9)), "inconclusive", {"use": ["so far", " for ", "one at a time"]}),
-    "stopped early": (EARLY, "likely",
-        {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"]}),
-    "stopped early without a gain": (
-        NO_GAIN, "unlikely", {"gain": [f"{N} of 150"], "stopped": ["2 of 3", "--all-items"],
-                              "why": ["Of 95 wrong answers"]},
-    ),
-    "a guard is lost, and the gain is open": (
-        replaced(evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)),
-            guarded=("g",)),
-        "unlikely", {"headline": ["composing makes g worse", "open"]},
-    ),
-    "a guard is lost by what gains": (
-        evidence(WORKS, guards=guards(uniform=-0.3), guarded=("g",)),
-        "unlikely", {"headline": ["composing gains what you asked for but makes g worse"]},
-    ),
-    "a chain that loses a guard is not better": (
-        evidence({**WORKS, "sum": 0.8, "chain": 1.0}, guarded=("g",), part="question",
-            guards=guards(uniform=0.0, sum=-0.3, chain=-0.3)),
-        "likely",
-        {"better": None, "use": ["uniform"], "why": ["a chain 1.00 (g 0.50)", "sum 0.80"]},
-    ),
-    "all that answers loses a guard": (
-        evidence({**LOW, "sum": 0.06, "chain": 0.9}, half=0.1, guarded=("g",),
-            guards=guards(sum=0.0, uniform=0.0, chain=-0.3)),
-        "inconclusive",
-        {"headline": ["a chain (0.90) loses g"], "use": ["nothing yet", "keeps every guard"],
-         "why": ["a chain 0.90 (g 0.50)"], "better": None},
-    ),
-    "nothing was composed, and a chain answers few questions": (
-        changed(changed(evidence({"base": 0.0, "a": 0.05, "b": 0.04, "chain": 0.9}), n=12),
-            rows="gains", n=12),
-        "inconclusive",
-        {"headline": ["12 questions", "whether a chain gains"], "use": ["so far a chain"]},
-    ),
-    "nothing was composed, and nothing is shown to answer": (
-        known(evidence({"base": 0.0, "a": 0.03, "b": 0.04})), "inconclusive",
-        {"headline": ["MEASURED", "were not asked"], "use": ["nothing yet"]},
-    ),
-    "a chain is advised that may lose a guard": (
-        evidence({**LOW, "uniform": 0.04, "chain": 0.9}, half=0.02, guarded=("g",),
-            guards=guards(half=0.3, uniform=0.0, chain=-0.2)),
-        "unlikely", {"use": ["a chain"], "guard": ["chain may lose g: 0.60"]},
-    ),
-    "what scores more and is no option yet is close": (
-        evidence({**WORKS, "arrow": 0.66}, half=0.08), "likely",
-        {"use": ["uniform"], "close": ["arrow scores 0.66"]},
-    ),
-    "after every round": (replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)), "likely",
-        {"gain": [f"on {N} questions"], "stopped": None}),
-    "a chain is better still": (evidence({**WORKS, "chain": 1.0}), "likely",
-        {"better": ["1.00"], "controls": ["a random partner", "+0.50"]}),
-    "a chain is worse": (evidence({**WORKS, "chain": 0.5}), "likely", {"better": None}),
-    "a single adapter is better": (
-        evidence({"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}),
-        "unlikely", {"use": ["0.90", "0.40"], "in Python": ["PeftModel", "'./a'"],
-                     "why": ["random partner"]},
-    ),
-    "less than was asked": (
-        evidence({"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps",
-                 margin=0.9),
-        "unlikely", {"use": ["sum", "step by step"], "next": ["loraprobe merge "]},
-    ),
-    "few questions": (changed(FEW, rows="gains", n_needed=320), "inconclusive",
-        {"decide": None, "watch": ["8 questions"]}),
-    "copies of a question": (replaced(FEW, items=40, repeated=32), "inconclusive",
-        {"watch": ["8 questions", "32 of 40"]}),
-    "more questions than anybody has": (changed(NEEDED, rows="gains", n_needed=None),
-        "inconclusive", {"decide": ["--margin 0.17", "5,000"]}),
-    "more clusters": (changed(NEEDED, rows="gains", n_needed=340, clusters=20), "inconclusive",
-        {"decide": ["48 more clusters", "20", "if the adapters know more"]}),
-    "no hope of a gain": (HOPELESS, "inconclusive",
-        {"decide": None, "how sure": ["you may stop here", "0.0"], "fill in": None}),
-    "no hope of a gain in a first round": (replaced(HOPELESS, level="pilot"), "inconclusive",
-        {"decide": None, "forecast": ["you may stop here"], "known": None, "fill in": None}),
-    "a first round": (
-        ROUND, "inconclusive",
-        {"headline": ["INCONCLUSIVE", "first round on 30 questions"], "decide": None,
-         "gain": ["first round on 30 questions", "+0.20 [-0.10, 0.50]"], "next": ["--resume"]},
-    ),
-    "the chat template matters": (template(0.1), "likely", {"watch": ["template", "0.90", "0.10"]}),
-    "or not": (template(0.85), "likely", {"watch": None}),
-    "weights": (
-        weights(NEAR, UNEVEN), "inconclusive",
-        {"headline": ["2 warnings"], "watch": ["0.998", "24.6", ": compare"],
-         "next": ["--probe auto"], "questions": ["--task"], "known": ["603", "0.05"]},
-    ),
-    "the adapter that hardly shows": (weights(replaced(UNEVEN, value=27.0), *NORMS), "inconclusive",
-        {"watch": ["b may hardly show", "a is 27.0 times larger"]}),
-    "equal updates once": (
-        weights(SEED, SAME, issues=(TWICE,)), "inconclusive", {"headline": ["1 warning"]},
-    ),
-    "another pair is another fact": (weights(replaced(SEED, adapters=("a", "c")), SAME,
-        issues=(TWICE,)), "inconclusive", {"headline": ["2 warnings"]}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", LINES)
-def test_what_stands_in_the_lines(name):
-    found, decision, wanted = LINES[name]
-    told = answer(audit_of(found, "merge-and-eval" if found.measured.scores else "inspect"))
-    assert told.decision == decision
-    for label, parts in wanted.items():
-        texts = [told.headline] if label == "headline" else lines(told, label)
-        assert bool(texts) == (parts is not None)
-        assert all(part in "; ".join(texts) for part in parts or ())
-    counted = re.findall(r"(\d+) warning", told.headline)
-    assert not counted or int(counted[0]) == len(lines(told, "watch"))
-
-
-@pytest.mark.parametrize(
-    ("asked", "told"), [({"uniform": 0.0}, True), ({"a": 0.0, "uniform": 0.0}, False)]
-)
-def test_a_guard_that_was_not_asked_says_so(asked, told):
-    values = {"base": 0.0, "a": 0.1, "uniform": 0.6}
-    audit = audit_of(evidence(values, guarded=("g",), guards=guards(**asked)))
-    cells = {row[0]: row[-1] for row in scores(audit).rows}
-    assert ("not asked" in cells["a"]) == bool(guards_unasked(audit)) == told
-    assert "not asked" not in cells["base"] + cells["uniform"]
-
-
-@pytest.mark.parametrize(("items", "warned"), [(199, True), (200, False), (0, False)])
-def test_a_first_round_says_that_the_items_at_hand_may_not_decide(items, warned):
-    """The gain of this round takes 200 questions to be decided."""
-    audit = audit_of(ROUND)
-    made = replaced(audit.provenance, tasks=(TaskSummary("t", "t.jsonl", None, "", items),))
-    told = line(answer(replaced(audit, provenance=made)), "decide")
-    assert ("199" in told and "200" in told) if warned else not told
-
-
-def test_who_names_the_right_answer_without_its_form_is_told_with_a_reply():
-    values = {"base": 0.0, "a": 0.1, "b": 0.0, "sum": 0.3}
-    asked = changed(known(evidence(values)), contains=0.0, cut=0.0)
-    asked = changed(asked, lambda row: row.system == "b", contains=1.0)
-    replies = (Reply("a", "no", False), Reply("b", "Russia", False, contains=True))
-    sample = Sample("t", QUESTION, "1", "Where?", ('{"a": "Russia"}',), replies)
-    audit = audit_of(asked, "merge-and-eval")
-    (told,) = lines(answer(replaced(audit, samples=(sample,))), "close")
-    assert "b alone" in told and "Russia" in told and "1.00" in told

@@ -32,7 +32,3 @@ def test_every_label_of_an_answer_is_explained():
     told = {label.strip() for row in rows for label in row.split(",")}
     labels = {*BY_EFFECT} - {OF_EXTENSIONS}
     assert told >= {*labels, FILL_IN, "next", "questions", "in Python", "serve"}
-
-
-def test_the_readme_fits_two_hundred_lines():
-    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 200

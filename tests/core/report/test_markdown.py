@@ -9,32 +9,6 @@ from loraprobe.records import QUESTION, Command, Reason, Score
 from loraprobe.report.parts import Answer
 
 
-def cells(text: str) -> list[list[str]]:
-    """The rows of all tables."""
-    rows: list[list[str]] = []
-    found = READER.parse(text)
-    for position, token in enumerate(found):
-        if token.type == "tr_open":
-            rows.append([])
-        elif token.type in ("td_open", "th_open"):
-            parts = found[position + 1].children or ()
-            rows[-1].append("".join(part.content for part in parts))
-    return rows
-
-
-def test_verdict_scores_reasons_and_provenance():
-    text = markdown(an_audit())
-    assert text.splitlines()[0].startswith("### ") and "UNLIKELY" in text.splitlines()[0]
-    assert cells(text) == [
-        ["system", "question", "keeps"],
-        ["base", "0.10 [0.00, 0.20]", "-"],
-        ["uniform", "0.10 [0.00, 0.20]", "0.50"],
-    ]
-    assert "- **watch** a is odd." in text.splitlines()
-    inside = text[text.index("<details>") : text.index("</details>")]
-    assert "commit " + "c" * 40 in inside and "call: loraprobe x" in inside
-
-
 @pytest.mark.parametrize("text", [*MARKUP, HOSTILE, "1.", "-", "a\n# b", "x\n\n<details>"])
 def test_no_string_becomes_markup(text):
     hostile, harmless = (markdown(planted(an_audit(), told)) for told in (text, "x"))
@@ -57,16 +31,6 @@ def test_it_stays_short():
     )
     text = markdown(audit)
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 1000
-
-
-def test_commands_are_code_and_can_be_copied():
-    verdict = replaced(
-        an_audit().verdict, next=Command("inspect", ("a", "b"), (("--base", "x y"),))
-    )
-    text = markdown(replaced(an_audit(), verdict=verdict))
-    inline = [part for token in READER.parse(text) for part in token.children or ()]
-    codes = [part.content for part in inline if part.type == "code_inline"]
-    assert "loraprobe inspect a b --base 'x y'" in codes
 
 
 def test_the_rows_of_a_program_stand_together_behind_their_label():

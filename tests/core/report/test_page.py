@@ -11,12 +11,11 @@ import sys
 from dataclasses import replace
 
 import pytest
-from audits import HOSTILE, NOTHING, an_audit, page
-from evidences import KINDS, evidence, replaced
-from page_tree import all_of, parsed, table, text_of
+from audits import HOSTILE, an_audit, page
+from evidences import replaced
+from page_tree import all_of, parsed, text_of
 from planting import MARKUP, planted
 from sessions import BROWSERS
-from test_answer import audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -98,23 +97,6 @@ def test_nothing_runs_and_nothing_is_loaded(root):
         for key in node.attrib:
             assert not key.startswith("on") and key not in ("src", "action", "srcset", "ping")
     assert not re.search(r"@import|url\((?!#)", text)
-
-
-def test_figures_stand_in_the_tables(root):
-    gains = table(root, "Gains over the best of base and single adapters: t")
-    assert gains[1][:5] == ["uniform", "question", "0.00", "[-0.10, 0.10]", "[-0.20, 0.20]"]
-    causes = table(root, "Where the answers went, by the first cause that fits: t")
-    assert causes[1] == "uniform 1 2 0 3 0 4 0".split()
-    scores = table(root, "Evaluation: t (10 items, exact_match)")
-    assert scores[0] == ["system", "question", "keeps"]
-    assert scores[2] == ["uniform", "0.10 [0.00, 0.20]", "0.50"]
-    assert ["x-y", "warning", "a is odd. Fix."] in table(root, "Findings")
-    norms = table(root, "Norm of the update of a by layer and module")
-    assert norms[1:] == [["0", "1.250"], ["1", "0.250"]]
-    rows = table(root, "Mean share of each adapter's gate on the prompts")
-    assert "entropy" in rows[0][-1] and len(rows) == 1 + len(an_audit().gates)
-    asked = "t, item a, question: Who is a? (right: a or x)"
-    assert table(root, asked)[2][1:] == ["a", "wrong", "interference"]
 
 
 @functools.cache
@@ -220,26 +202,6 @@ def test_the_scale_of_a_cosine_is_always_the_same():
             assert sheet.axes[0].collections[0].get_clim() == (low, high)
 
 
-def test_a_page_says_first_what_to_do_and_marks_it_among_the_scores():
-    audit = audit_of(evidence({**dict.fromkeys(KINDS, 0.05), "sum": 0.75, "arrow": 0.8}))
-    found = parsed(page(audit))
-    (card,) = [one for one in all_of(found, "div") if one.attrib.get("class") == "card"]
-    assert "sum" in text_of(all_of(card, "p")[0])
-    values = [text_of(one) for one in all_of(card, "dd")]
-    assert values[:2] == ["+0.70", "0.75"] and len(values) == 3
-    (row,) = [one for one in all_of(found, "tr") if "advised" in one.attrib.get("class", "")]
-    assert text_of(row).startswith("sum advised")
-    widths = [one.attrib["style"] for one in all_of(row, "span") if "style" in one.attrib]
-    assert widths == ["inline-size: 75%"]
-    assert text_of(all_of(found, "h1")[0]).startswith("a and b")
-
-
-def test_what_explains_is_folded_and_what_answers_is_not(root):
-    folded = [text_of(all_of(one, "summary")[0]) for one in all_of(root, "details")]
-    assert {"Every reason", "Pairs of adapters", "Provenance"} <= set(folded)
-    assert not {"Verdict", "Gains and scores", "Findings and cures"} & set(folded)
-
-
 def test_stacked_tables_keep_their_roles_and_name_each_cell(root):
     named = {one: one.attrib.get("class", "").split() for one in all_of(root, "table")}
     stacked = [one for one, names in named.items() if "stacked" in names]
@@ -287,14 +249,6 @@ def test_nothing_is_cut_on_a_phone(tmp_path, name):
     ).stdout
     found = json.loads(html.unescape(shown.partition("FOUND")[2].partition("END")[0]))
     assert found["width"] <= 360 and found["wide"] == []
-
-
-def test_an_inspected_adapter_has_a_page_too():
-    one = an_audit()
-    given = {"command": "inspect", "adapters": one.adapters[:1], "verdict": None}
-    alone = replaced(one, **given, **NOTHING)
-    names = [heading.attrib["id"] for heading in all_of(parsed(page(alone)), "h2")]
-    assert "gains" not in names and names[:2] == ["verdict", "findings"]
 
 
 def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_path):

@@ -11,9 +11,9 @@ from unittest import mock
 import making
 import pytest
 from audits import HOSTILE, an_audit, rendered
-from evidences import KINDS, both, evidence, evidence_of, replaced
+from evidences import KINDS, replaced
 from rich.console import Console
-from test_answer import audit_of
+from transcripts import SCENARIOS, audit_of
 from typer.testing import CliRunner
 
 from loraprobe.cli import app
@@ -30,36 +30,22 @@ from loraprobe.formatting import (
 )
 from loraprobe.records import (
     BY_PROMPT,
-    QUESTION,
-    Attribution,
     Command,
     Compatibility,
     Issue,
     Measurement,
-    Score,
     Verdict,
     called,
 )
 from loraprobe.report import parts
 from loraprobe.report.answer import answer
 from loraprobe.report.parts import Answer, Figure
-from loraprobe.report.sections import demo_text, one_line, scores, sections
+from loraprobe.report.sections import demo_text, one_line, sections
 from loraprobe.report.terminal import print_table
 from loraprobe.secrets import map_texts
 
 UNEVEN = (Measurement("norm_ratio", ("a", "b"), 9.0),)
 WIDTHS = (60, 80, 160)
-LOW = dict.fromkeys(KINDS, 0.05)
-CONFLICT = Issue("error", "base-mismatch", ("a", "b"), "a is of gpt2, b of llama.", "Take one.")
-SCENARIOS = {
-    "likely": both(evidence({**LOW, "chain": 1.0}), evidence({**LOW, "arrow": 0.8}, part="steps")),
-    "chain": evidence(
-        {**LOW, "chain": 1.0}, attribution=(Attribution("uniform", "t", not_composed=95),)
-    ),
-    "use-single": evidence({**LOW, "a": 1.0, "arrow": 0.7, "random-partner": 0.9}),
-    "inconclusive": evidence({**LOW, "uniform": 0.3, "chain": 0.1}, half=0.3),
-    "incompatible": evidence(LOW, compatibility=Compatibility((CONFLICT,))),
-}
 
 
 def lines_of(audit, width: int, explain: bool = False) -> list[str]:
@@ -114,17 +100,6 @@ def test_only_commands_and_documents_have_the_specification_of_a_system(name):
     shown = str([told.headline, lines, rest])
     assert not re.search("hard:|shrunk:|random-partner", shown)
     assert BY_PROMPT in str(audit.to_dict()) and "by prompt" in shown
-
-
-@pytest.mark.parametrize("width", WIDTHS)
-def test_incompatible_shows_the_conflict_its_cure_and_no_comparison(width):
-    found = evidence_of(
-        compatibility=Compatibility((CONFLICT,)),
-        diagnostics=(Measurement("cosine", ("a", "b"), 0.5),),
-    )
-    text = "\n".join(lines_of(audit_of(found, "inspect"), width))
-    assert CONFLICT.code in text and CONFLICT.message in text and CONFLICT.cure in text
-    assert "cosine" not in text and "a × b" not in text
 
 
 @pytest.fixture(scope="module")
@@ -221,20 +196,6 @@ def test_nothing_exceeds_the_width_but_a_word_of_a_command(width, explain, name)
     assert lines[-len(wanted) :] == wanted and lines[-len(wanted) - 1] == ""
 
 
-ALWAYS = ["Adapters", "Layers", "UNLIKELY", "a alone", "1.2 s"]
-EXPLAINED = ["subspace overlap (in)", "3.0× chance", "hop accuracy", "[0.20, 0.80]", "A note on a."]
-EXPLAINED += ["gain-below-margin", "Where the answers went", "interference"]
-EXPLAINED += ["t, item a, question: Who is a? (right: a or x)"]
-EXPLAINED += ["x-y"]  # the answer tells it
-
-
-@pytest.mark.parametrize("part", [*ALWAYS, *EXPLAINED])
-def test_what_is_shown_and_what_only_explaining_shows(part):
-    audit = an_audit()
-    assert part in rendered(audit, 120)
-    assert (part in rendered(audit, 120, explain=False)) == (part in ALWAYS)
-
-
 def test_hostile_names_are_neutralised_everywhere():
     text = rendered(an_audit(HOSTILE), 200)
     assert "\x1b" not in text and "\u202e" not in text
@@ -285,13 +246,3 @@ def test_options_and_numbers_stay_in_one_piece(width, text, whole):
     assert "".join(" ".join(lines).split()) == "".join(text.split())
     assert max(map(len, lines)) <= width
     assert all(any(one in row for row in lines) for one in whole)
-
-
-def test_a_table_of_scores_says_how_many_questions_were_asked():
-    rows = [
-        Score(system, "merge", task, QUESTION, "exact_match", 0.5, (0.4, 0.6), n)
-        for system, n in (("uniform", 30), ("sum", 120))
-        for task in ("t", "u")
-    ]
-    assert "30 to 120 + 30 to 120" in scores(replaced(an_audit(), scores=tuple(rows))).caption
-    assert "on 30 questions of t" in scores(replaced(an_audit(), scores=(rows[0],))).caption

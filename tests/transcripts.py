@@ -1,0 +1,324 @@
+"""Transcripts of reports: what answers, terminals, Markdown and pages show of planted audits.
+
+    python tests/transcripts.py
+
+writes them anew into tests/core/report/transcripts, whose tests compare them.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+from audits import NOTHING, an_audit, markdown, page, rendered
+from evidences import (
+    KINDS,
+    N,
+    both,
+    changed,
+    evidence,
+    evidence_of,
+    guards,
+    known,
+    replaced,
+    skills,
+)
+from first_rounds import Chances, case
+from first_rounds import measured as planted
+from first_rounds import score as of_kind
+from page_tree import all_of, parsed, text_of
+
+from loraprobe.formatting import wrapped
+from loraprobe.records import (
+    QUESTION,
+    AdapterSummary,
+    Attribution,
+    Audit,
+    Compatibility,
+    Coverage,
+    Gain,
+    Issue,
+    LearnedWeights,
+    Measurement,
+    Provenance,
+    Reply,
+    Rounds,
+    Sample,
+    Score,
+    TaskSummary,
+)
+from loraprobe.report.answer import answer
+from loraprobe.verdict import Evidence, Request, decide, next_command
+
+FOLDER = Path(__file__).parent / "core" / "report" / "transcripts"
+NEAR = Measurement("cosine", ("a", "b"), 0.998)
+UNEVEN = Measurement("norm_ratio", ("a", "b"), 24.6)
+
+
+def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Audit:
+    """The audit of two adapters with the verdict on this evidence."""
+    verdict = decide(found, [Chances()])
+    kind = KINDS.get(verdict.system or "", "merge")
+    given = {"adapters": ("./a", "owner/b"), "tasks": ("t.jsonl",), **request}
+    asked = Request(kind=kind, **given)
+    rows = [
+        AdapterSummary(name, name, None, "gpt2", {"min": 8, "max": 8}, 36, 100, 1.0)
+        for name in ("a", "b")
+    ]
+    return Audit(
+        command,
+        Provenance("0", "2", ()),
+        adapters=tuple(rows),
+        compatibility=found.compatibility,
+        diagnostics=found.diagnostics,
+        evaluation=found.measured,
+        verdict=replaced(verdict, next=next_command(verdict, asked)),
+    )
+
+
+LOW = {"base": 0.0, "a": 0.05, "uniform": 0.05, "random-partner": 0.05}
+WORKS = {"base": 0.0, "a": 0.1, "uniform": 0.6, "random-partner": 0.1}
+NEEDED = evidence({**WORKS, "uniform": 0.16}, half=0.1)
+FEW = changed(changed(evidence({**WORKS, "uniform": 0.3}, half=0.3), n=8), rows="gains", n=8)
+EARLY = replaced(
+    evidence({**dict.fromkeys(KINDS, 0.05), "arrow": 0.8}), rounds=Rounds(2, 3, N, 150, 0.99)
+)
+CAUSES = (Attribution("uniform", "t", not_composed=95),)
+NO_GAIN = replaced(
+    known(evidence(dict.fromkeys(KINDS, 0.05), attribution=CAUSES)), rounds=EARLY.measured.rounds
+)
+TASKS = skills(
+    {"base": (0.05, 0.05), "a": (1.0, 0.08), "b": (0.05, 0.9), "arrow": (0.8, 0.8)}, 0.05
+)
+NORMS = (Measurement("norm", ("a",), 54.0), Measurement("norm", ("b",), 2.0))
+SAME = Measurement("cosine", ("a", "b"), 1.0)
+SEED = Measurement("shared_initialisation", ("a", "b"), 1.0)
+TWICE = Issue("warning", "duplicate", ("a", "b"), "a and b are the same update.", "Drop one.")
+
+
+def template(without):
+    """Adapters that answer 0.9 with the chat template, and so much without."""
+    return evidence(WORKS, coverage=(Coverage("chat_template", "t", 0.9, 32, baseline=without),))
+
+
+def weights(*rows, issues=()):
+    return evidence_of(diagnostics=rows, compatibility=Compatibility(issues))
+
+
+HOPELESS = planted(-0.02, 0.09, level="evaluation")
+ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
+ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
+ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot")
+CONFLICT = Issue("error", "base-mismatch", ("a", "b"), "a is of gpt2, b of llama.", "Take one.")
+UNFIT = evidence_of(compatibility=Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),)))
+# Evidence of which the answer is shown.
+CASES = {
+    "the best so far is a composition, whose gain is decided": evidence(
+        {"base": 0.03, "a": 0.07, "b": 0.03, "sum": 0.67, "uniform": 0.11}
+    ),
+    "what hops would tell comes before what explains": changed(
+        evidence(LOW), cut=0.5, contains=0.05
+    ),
+    "only a shrunk adapter answers": evidence(
+        {**dict.fromkeys(("base", "a", "b", "sum"), 0.0), "shrunk:a": 0.5}
+    ),
+    "the best of both forms does not come near a chain": known(
+        both(
+            evidence({**LOW, "sum": 0.05, "chain": 0.95}, half=0.08),
+            evidence({**dict.fromkeys(LOW, 0.3), "a": 0.34, "sum": 0.32}, part="steps", half=0.08),
+        )
+    ),
+    "a bound is told from the margin": evidence(
+        {"base": 0.0, "a": 0.5, "b": 0.1, "sum": 0.6}, half=0.052
+    ),
+    "a bound is told from the retention": changed(
+        TASKS, lambda r: r.system == "arrow", retention=0.85, retention_ci95=(0.798, 0.9)
+    ),
+    "the best so far is an adapter": evidence({"base": 0.03, "a": 0.27, "b": 0.03, "sum": 0.3}),
+    "until several tasks are decided": changed(
+        TASKS, lambda r: r.system == "arrow", retention=0.8, retention_ci95=(0.7, 0.9)
+    ),
+    "stopped early": EARLY,
+    "stopped early without a gain": NO_GAIN,
+    "a guard is lost, and the gain is open": replaced(
+        evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)), guarded=("g",)
+    ),
+    "a guard is lost by what gains": evidence(WORKS, guards=guards(uniform=-0.3), guarded=("g",)),
+    "a chain that loses a guard is not better": evidence(
+        {**WORKS, "sum": 0.8, "chain": 1.0},
+        guarded=("g",),
+        part="question",
+        guards=guards(uniform=0.0, sum=-0.3, chain=-0.3),
+    ),
+    "all that answers loses a guard": evidence(
+        {**LOW, "sum": 0.06, "chain": 0.9},
+        half=0.1,
+        guarded=("g",),
+        guards=guards(sum=0.0, uniform=0.0, chain=-0.3),
+    ),
+    "nothing was composed, and a chain answers few questions": changed(
+        changed(evidence({"base": 0.0, "a": 0.05, "b": 0.04, "chain": 0.9}), n=12),
+        rows="gains",
+        n=12,
+    ),
+    "nothing was composed, and nothing is shown to answer": known(
+        evidence({"base": 0.0, "a": 0.03, "b": 0.04})
+    ),
+    "a chain is advised that may lose a guard": evidence(
+        {**LOW, "uniform": 0.04, "chain": 0.9},
+        half=0.02,
+        guarded=("g",),
+        guards=guards(half=0.3, uniform=0.0, chain=-0.2),
+    ),
+    "what scores more and is no option yet is close": evidence({**WORKS, "arrow": 0.66}, half=0.08),
+    "after every round": replaced(EARLY, rounds=Rounds(3, 3, N, N, 0.96)),
+    "a chain is better still": evidence({**WORKS, "chain": 1.0}),
+    "a chain is worse": evidence({**WORKS, "chain": 0.5}),
+    "a single adapter is better": evidence(
+        {"base": 0.0, "a": 0.9, "b": 0.1, "uniform": 0.4, "random-partner": 0.5}
+    ),
+    "less than was asked": evidence(
+        {"base": 0.0, "a": 0.02, "sum": 0.8, "random-partner": 0.02}, part="steps", margin=0.9
+    ),
+    "few questions": changed(FEW, rows="gains", n_needed=320),
+    "copies of a question": replaced(FEW, items=40, repeated=32),
+    "more questions than anybody has": changed(NEEDED, rows="gains", n_needed=None),
+    "more clusters": changed(NEEDED, rows="gains", n_needed=340, clusters=20),
+    "no hope of a gain": HOPELESS,
+    "no hope of a gain in a first round": replaced(HOPELESS, level="pilot"),
+    "a first round": ROUND,
+    "the chat template matters": template(0.1),
+    "or not": template(0.85),
+    "weights": weights(NEAR, UNEVEN),
+    "the adapter that hardly shows": weights(replaced(UNEVEN, value=27.0), *NORMS),
+    "equal updates once": weights(SEED, SAME, issues=(TWICE,)),
+    "another pair is another fact": weights(
+        replaced(SEED, adapters=("a", "c")), SAME, issues=(TWICE,)
+    ),
+}
+
+
+def asked_of(found: Evidence) -> Audit:
+    """The audit of the command that gives such evidence."""
+    return audit_of(found, "merge-and-eval" if found.measured.scores else "inspect")
+
+
+def first_round_of(items: int) -> Audit:
+    """A first round where a file has so many questions; its gain takes 200 to be decided."""
+    audit = audit_of(ROUND)
+    tasks = (TaskSummary("t", "t.jsonl", None, "", items),)
+    return replaced(audit, provenance=replaced(audit.provenance, tasks=tasks))
+
+
+def in_another_form() -> Audit:
+    """b names every right answer, and never in the form of the gold answers."""
+    values = {"base": 0.0, "a": 0.1, "b": 0.0, "sum": 0.3}
+    asked = changed(known(evidence(values)), contains=0.0, cut=0.0)
+    asked = changed(asked, lambda row: row.system == "b", contains=1.0)
+    replies = (Reply("a", "no", False), Reply("b", "Russia", False, contains=True))
+    sample = Sample("t", QUESTION, "1", "Where?", ('{"a": "Russia"}',), replies)
+    return replaced(audit_of(asked), samples=(sample,))
+
+
+LEARNED = LearnedWeights({"a": 1.5, "b": 0.2}, 0.66, 0.6, 0.9, 40, 12, 12, 36)
+TWO = ("a", "b", "c")
+AUDITS = {
+    **{name: asked_of(found) for name, found in CASES.items()},
+    "what was learned": replaced(
+        audit_of(weights(SEED), "merge"), notes=("Merged.",), search=LEARNED
+    ),
+    **{f"a first round of {items} items at hand": first_round_of(items) for items in (199, 200, 0)},
+    "the right answer in another form": in_another_form(),
+    "two of three fit together": audit_of(UNFIT, adapters=TWO, fitting=TWO[:2]),
+    "three of two bases": audit_of(UNFIT, adapters=TWO, bases=("p/x", "p/y")),
+    "one of a base that is known": audit_of(UNFIT, fitting=("a",), bases=("p/x",), unlike=True),
+    "one of a base that is not": audit_of(UNFIT, fitting=("a",), unlike=True),
+}
+
+
+LEAST = dict.fromkeys(KINDS, 0.05)
+SCENARIOS = {
+    "likely": both(
+        evidence({**LEAST, "chain": 1.0}), evidence({**LEAST, "arrow": 0.8}, part="steps")
+    ),
+    "chain": evidence({**LEAST, "chain": 1.0}, attribution=CAUSES),
+    "use-single": evidence({**LEAST, "a": 1.0, "arrow": 0.7, "random-partner": 0.9}),
+    "inconclusive": evidence({**LEAST, "uniform": 0.3, "chain": 0.1}, half=0.3),
+    "incompatible": evidence(LEAST, compatibility=Compatibility((CONFLICT,))),
+}
+GUARDED = {"base": 0.0, "a": 0.1, "uniform": 0.6}
+ROWS = tuple(
+    Score(system, "merge", task, QUESTION, "exact_match", 0.5, (0.4, 0.6), n)
+    for system, n in (("uniform", 30), ("sum", 120))
+    for task in ("t", "u")
+)
+SHOWN = {
+    **{name: audit_of(found) for name, found in SCENARIOS.items()},
+    "a guard of which one was not asked": audit_of(
+        evidence(GUARDED, guarded=("g",), guards=guards(uniform=0.0))
+    ),
+    "a guard of which the worse was not asked": audit_of(
+        evidence(GUARDED, guarded=("g",), guards=guards(a=0.0, uniform=0.0))
+    ),
+    "systems that were asked different numbers of questions": replaced(an_audit(), scores=ROWS),
+    "one of everything": an_audit(),
+    "an inspected adapter": replaced(
+        an_audit(), command="inspect", adapters=an_audit().adapters[:1], verdict=None, **NOTHING
+    ),
+}
+
+
+FEW = ("likely", "one of everything", "an inspected adapter")
+
+
+def answers() -> str:
+    """The answer to each of AUDITS on 80 columns."""
+    told = {name: answer(audit) for name, audit in AUDITS.items()}
+    rows = {name: [*wrapped(one.headline, 80), *one.rows(80)] for name, one in told.items()}
+    return titled({name: "\n".join(own) for name, own in rows.items()})
+
+
+def terminals() -> str:
+    """What a terminal of 80 columns shows of SHOWN, and with --explain."""
+    told = {name: rendered(audit, 80, explain=False) for name, audit in SHOWN.items()}
+    return titled(told | {"one of everything, explained": rendered(an_audit(), 80)})
+
+
+def documents() -> str:
+    """The Markdown of FEW."""
+    return titled({name: markdown(SHOWN[name]) for name in FEW})
+
+
+def pages() -> str:
+    """What stands on the pages of FEW: headings, tables, and what is folded or marked."""
+    return titled({name: outline(parsed(page(SHOWN[name]))) for name in FEW})
+
+
+def outline(root: ElementTree.Element) -> str:
+    """The texts of a page in their order, a row of a table as a line; figures by their texts."""
+    lines = []
+    tags = "h1 h2 h3 p dt dd summary caption tr desc".split()
+    for node in (one for one in all_of(root) if one.tag in tags or "style" in one.attrib):
+        cells = all_of(node, "th", "td") if node.tag == "tr" else [node]
+        row = " | ".join(" ".join(text_of(cell).split()) for cell in cells)
+        marks = (node.attrib[key] for key in ("class", "style") if key in node.attrib)
+        lines.append(f"{' '.join([node.tag, *marks])}: {row}")
+    return "\n".join(lines)
+
+
+def titled(texts: dict[str, str]) -> str:
+    """The texts below their names, without what ends a line unseen."""
+    parts = (f"=== {name}\n{text.rstrip()}\n" for name, text in texts.items())
+    return "\n".join("\n".join(map(str.rstrip, part.split("\n"))) for part in parts)
+
+
+TEXTS: dict[str, Callable[[], str]] = {
+    "answers.txt": answers,
+    "terminal.txt": terminals,
+    "markdown.txt": documents,
+    "page.txt": pages,
+}
+
+
+if __name__ == "__main__":
+    for name, text in TEXTS.items():
+        (FOLDER / name).write_text(text(), encoding="utf-8")

@@ -49,6 +49,10 @@ class AuditPart:
         """The same for --quiet."""
         return ""
 
+    def commands(self, audit: Audit) -> Iterable[tuple[str, Command]]:
+        """Commands of the answer behind the next one, each with its label."""
+        return ()
+
     def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
         """Sections of a report, each behind the name of that of the core before which it stands."""
         return ()
@@ -125,11 +129,12 @@ class Result:
 @dataclass(frozen=True)
 class Remarks:
     """What an extension tells of a result: findings about files, reasons that stand behind those of
-    the verdict, and commands that follow."""
+    the verdict, and records of its `AuditPart`, in which commands name adapters as the audit does.
+    """
 
     issues: Sequence[Issue] = ()
     reasons: Sequence[Reason] = ()
-    commands: Sequence[Command] = ()
+    added: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)
@@ -312,6 +317,11 @@ class Extension:
         """
         return Remarks()
 
+    def checking(self, place: str, sources: Sequence[Adapter], base: Base | None) -> Command | None:
+        """The command that checks the directory `place`, which was made of the sources, and of the
+        base if there is one; None where there is none."""
+        return None
+
     def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
         """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
         return ()
@@ -326,7 +336,7 @@ def remarks_of(session: Session, result: Result) -> Remarks:
     told = [one.remarks(session, result) for one in installed()]
     issues = tuple(issue for one in told for issue in one.issues)
     reasons = tuple(reason for one in told for reason in one.reasons)
-    return Remarks(issues, reasons, tuple(command for one in told for command in one.commands))
+    return Remarks(issues, reasons, tuple(record for one in told for record in one.added))
 
 
 def told_by(code: str) -> Extension | None:
@@ -339,6 +349,11 @@ def told_by(code: str) -> Extension | None:
 def audit_parts() -> list[AuditPart]:
     """What the extensions of this installation add to audits."""
     return [part for one in installed() for part in one.audit_parts()]
+
+
+def commands_behind(audit: Audit) -> list[tuple[str, Command]]:
+    """The commands of extensions behind the next one, each with its label."""
+    return [line for part in audit_parts() for line in part.commands(audit)]
 
 
 def forms_of(options: Options) -> list[tuple[Path, Form]]:

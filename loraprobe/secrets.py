@@ -63,21 +63,22 @@ def public_text(text: str, names: Mapping[str, str] = {}) -> str:
     return scrub(_PATH.sub(lambda found: found[1] or found[2], text))
 
 
-def map_texts(value: Any, change: Callable[[str], str]) -> Any:
+def map_texts(value: Any, change: Callable[[Any], Any], kind: type = str) -> Any:
     """Plain data (records, mappings, lists, tuples) with `change` applied to every text in it.
 
     Keys of mappings count as texts, names of fields do not. A text that does not change keeps its
-    type, such as `ItemPart`.
+    type, such as `ItemPart`. kind: what is changed in place of texts.
     """
-    if isinstance(value, str):
-        text = change(value)
-        return value if text == value else text
+    if isinstance(value, kind):
+        changed = change(value)
+        return value if changed == value else changed
     if isinstance(value, Mapping):
-        return {map_texts(key, change): map_texts(held, change) for key, held in value.items()}
+        rows = value.items()
+        return {map_texts(k, change, kind): map_texts(held, change, kind) for k, held in rows}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_texts(held, change) for held in value)
+        return type(value)(map_texts(held, change, kind) for held in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
-        changed = {name: map_texts(getattr(value, name), change) for name in names}
-        return dataclasses.replace(value, **changed)
+        fields = {name: map_texts(getattr(value, name), change, kind) for name in names}
+        return dataclasses.replace(value, **fields)
     return value

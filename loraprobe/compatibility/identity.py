@@ -25,7 +25,8 @@ from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.hub.client import CARD
-from loraprobe.records import Command, Issue, Severity
+from loraprobe.records import NOTHING, Command, Issue, Severity
+from loraprobe.wiring import extensions
 
 Purpose = Literal["inspect", "measure", "merge", "route"]
 PARENT = "on-adapter"
@@ -59,8 +60,8 @@ def identity_issues(
 def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Issue]:
     """Adapters that were trained on others, unless the base holds these, and those that it holds.
 
-    A base holds the adapters that `loraprobe merge --full-model` wrote into it, by their sha256. A
-    parent that only the card of an adapter names is a guess, and the finding a warning.
+    A base holds the adapters of which its card says so, by their sha256. A parent that only the
+    card of an adapter names is a guess, and the finding a warning.
     """
     held = _merged_into(base)
     for adapter in adapters:
@@ -75,23 +76,30 @@ def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Is
         if lacking:
             names, file = listing(p.public for p in lacking), lacking[0].told_by
             missing = "" if all(p.adapter for p in lacking) else ", which is not found"
+            command = base_with(adapter.parents)
+            write = f"Write that base by {command} and give DIR" if command else "Give that base"
             yield finding(
                 PARENT,
                 (adapter.name,),
                 f"{adapter.name} was trained on the base with {names} in it{missing}, as its "
                 f"{file} says.",
                 severity="warning" if file == CARD else None,
-                cure=f"Write that base by {base_with(adapter.parents)} and give DIR as --base; "
-                f"where the base holds it already, --allow {PARENT}.",
+                cure=f"{write} as --base; where the base holds it already, --allow {PARENT}.",
             )
 
 
 def base_with(parents: Sequence[Parent]) -> Command:
-    """The command that writes the base on which an adapter was trained, with its parents in it."""
+    """The command that writes the base on which an adapter was trained, with its parents in it.
+
+    NOTHING where no extension has a form for that.
+    """
+    flag = next((form.flag for one in extensions() for form in one.forms), None)
+    if flag is None:
+        return NOTHING
     names = (parent.adapter.base_model for parent in parents if parent.adapter)
     base = public_name(next(names, None)) or "BASE"
     method = (("--method", "sum"),) if len(parents) > 1 else ()
-    options = (*method, ("--base", base), ("--full-model", "DIR"))
+    options = (*method, ("--base", base), (flag, "DIR"))
     return Command("merge", tuple(parent.public for parent in parents), options)
 
 

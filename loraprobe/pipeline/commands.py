@@ -102,7 +102,7 @@ def inspect(
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
         verdict = verdict_with_next(options, inputs, preflight, level, measured)
-    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "serve": remarks.commands}
+    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
 

@@ -24,13 +24,13 @@ from loraprobe.adapters import (
     public_name,
 )
 from loraprobe.base import Base
-from loraprobe.extension import Remarks, Result, forms_of, remarks_of
+from loraprobe.extension import Remarks, Result, forms_of, installed, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import NOTHING_MEASURED, request_of, verdict_with_next
+from loraprobe.pipeline.conclusion import NOTHING_MEASURED, verdict_with_next
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
@@ -115,7 +115,7 @@ def finish(
         inputs,
         preflight,
         notes,
-        **{"transformations": steps, "verdict": verdict, "serve": remarks.commands, **fields},
+        **{"transformations": steps, "verdict": verdict, "added": remarks.added, **fields},
     )
     how = None
     if made is not None:
@@ -125,8 +125,10 @@ def finish(
     if audit.evaluation.scores:
         keep_verdict(inputs, audit, how)
     elif how is not None and (known := repeated_verdict(inputs, audit, how)):
-        sources = (*inputs.given, *prepared.general)
-        step = _verify(session.options, inputs, audit, sources, place)
+        sources, step = (*inputs.given, *prepared.general), NOTHING
+        if place is not None:
+            checking = (one.checking(_named(place), sources, inputs.base) for one in installed())
+            step = next(filter(None, checking), NOTHING)
         audit = replace(audit, verdict=replace(known, next=step))
     if made is None:
         return Outcome(audit)
@@ -140,28 +142,6 @@ def finish(
         step = Command("python", (_named(place),), text=loading)
         told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
     return Outcome(told, made)
-
-
-def _verify(
-    options: Options,
-    inputs: Inputs,
-    audit: Audit,
-    sources: Sequence[Adapter],
-    place: Path | None,
-) -> Command:
-    """The command that verifies what was written; none where nothing was.
-
-    It names what is not found without: local sources that do not lie below the working directory,
-    and the base, unless the adapters do.
-    """
-    if place is None:
-        return NOTHING
-    local = [one for one in sources if one.source.path and not one.source.commit]
-    apart = [reference_of(one) for one in local if not below_here(str(one.source.path))]
-    base, named = audit.base, request_of(options, inputs, "merge").base
-    given = base is not None and named != "auto"
-    option = ("--base", below_here(named) or base.reference) if base and given else ()
-    return Command("verify", (_named(place), *apart), (option,) if option else ())
 
 
 def _named(place: str | Path) -> str:
@@ -229,7 +209,7 @@ def audit_of(
     verdict: Verdict | None = map_texts(fields.get("verdict"), public)
     if verdict is not None:
         fields["verdict"] = replace(verdict, next=verdict.next.placed(shown))
-    fields["serve"] = tuple(one.placed(shown) for one in fields.get("serve", ()))
+    added = map_texts(fields.get("added", ()), lambda command: command.placed(shown), Command)
     return ShownAudit(
         command=session.command,
         provenance=replace(
@@ -247,7 +227,7 @@ def audit_of(
         diagnostics=preflight.diagnostics,
         layers=preflight.layers,
         notes=map_texts(tuple(filter(None, notes)), public),
-        **{"places": typed, **fields},
+        **{"places": typed, **fields, "added": tuple(added)},
     )
 
 

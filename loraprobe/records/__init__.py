@@ -99,8 +99,7 @@ class Audit:
     """All records of one run, in the order of its stages.
 
     `added` are the records of extensions (`AuditPart`), those with content. Their fields are keys
-    of the document and attributes here. `serve` are the commands that serve what was made or what
-    the verdict advises.
+    of the document and attributes here.
     """
 
     command: str
@@ -117,7 +116,6 @@ class Audit:
     gates: tuple[GateStatistics, ...] = ()
     added: tuple[Any, ...] = ()
     verdict: Verdict | None = None
-    serve: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
 
     if not TYPE_CHECKING:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.compatibility import is_of_base
 from loraprobe.defaults import MARGIN
-from loraprobe.extension import audit_parts, installed, told_by
+from loraprobe.extension import audit_parts, commands_behind, installed, told_by
 from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
@@ -242,7 +242,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield "learned", _learned(audit.search)
     if verdict is None:
         yield from _about_files(audit)
-        yield from (("serve", command) for command in audit.serve)
+        yield from commands_behind(audit)
         return
     if verdict.decision == "incompatible":
         yield from problems(audit.compatibility.errors)
@@ -258,7 +258,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
     questions = on_questions(verdict.next) if verdict.evidence == "weights" else NOTHING
     yield "questions", questions
     yield FILL_IN, to_fill_in(questions or verdict.next)
-    yield from (("serve", command) for command in audit.serve)
+    yield from commands_behind(audit)
 
 
 def after_round(rounds: Rounds) -> str:
@@ -313,7 +313,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     if verdict.decision == "likely":  # what shows that the partner matters
         yield "controls", said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
-    yield "how sure" if verdict.evidence == "evaluation" else "forecast", _forecast(audit, verdict)
+    yield "how sure" if verdict.evidence == "evaluation" else "forecast", _certainty(audit, verdict)
     yield "known", _known(verdict)
 
 
@@ -600,7 +600,7 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     return "; ".join(filter(None, (sentence, gain.decided_thresholds())))
 
 
-def _forecast(audit: Audit, verdict: Verdict) -> str:
+def _certainty(audit: Audit, verdict: Verdict) -> str:
     """The probability of the printed decision; of a gain where nothing is decided.
 
     Empty where the headline has it.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.extension import audit_parts, told_by
+from loraprobe.extension import audit_parts, commands_behind, told_by
 from loraprobe.formatting import (
     bounds,
     clean,
@@ -788,5 +788,5 @@ def demo_text(audit: Audit, scenarios: Sequence[str], base: Path) -> str:
         f"You saw {systems} systems answer the same questions: the base, each adapter alone, every "
         "composition, and controls that a composition has to beat. Your own questions stand in a "
         'file with lines such as {"prompt": "Who is the mayor of Ulm?", "answer": "Bo"}. Other '
-        f"scenarios: --scenario {', '.join(scenarios)}.{more if audit.serve else ''}"
+        f"scenarios: --scenario {', '.join(scenarios)}.{more if commands_behind(audit) else ''}"
     )

@@ -367,8 +367,7 @@ def load_composition(directory: str | Path) -> Composition:
     if document.get("below"):
         raise AdapterError(
             f"{home / FILE} has adapters that its experts were trained on, which this loraprobe "
-            "puts into the base: loraprobe merge A --base BASE --full-model DIR; compose the "
-            "experts again for DIR."
+            "expects in the base; compose the experts again for a base that holds these."
         )
     experts = list[Adapter]()
     for entry in found.experts:

@@ -12,7 +12,9 @@ from loraprobe.extension import Extension, Form
 from loraprobe.options import AddedOptions, CommandSpec, Options, option
 
 if TYPE_CHECKING:
-    from loraprobe.records import Progress
+    from loraprobe.adapters import Adapter
+    from loraprobe.base import Base
+    from loraprobe.records import Command, Progress
 
 PLACE = "loraprobe.extensions.files"
 # PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
@@ -113,6 +115,21 @@ class Files(Extension):
                 "base threads json quiet",
             ),
         ]
+
+    def checking(self, place: str, sources: Sequence[Adapter], base: Base | None) -> Command:
+        """It names what `verify` does not find without: local sources that do not lie below the
+        working directory, and the base, unless the adapters name it."""
+        from loraprobe.adapters import agreed_base
+        from loraprobe.hub import reference_of
+        from loraprobe.pipeline.outcome import below_here
+        from loraprobe.records import Command
+
+        local = [one for one in sources if one.source.path and not one.source.commit]
+        apart = [reference_of(one) for one in local if not below_here(str(one.source.path))]
+        options = []
+        if base is not None and base.reference != agreed_base(x.base_model or "" for x in sources):
+            options.append(("--base", below_here(base.reference) or base.summary().reference))
+        return Command("verify", (place, *apart), tuple(options))
 
 
 EXTENSION = Files()

@@ -139,7 +139,7 @@ def convert(
     if made_lora is not None:
         preflight = replace(preflight, diagnostics=(*preflight.diagnostics, *made_lora[2]))
     inputs = replace(inputs, adapters=[made.adapter])
-    audit = audit_of(session, inputs, preflight, [changes], serve=remarks.commands)
+    audit = audit_of(session, inputs, preflight, [changes], added=remarks.added)
     return Outcome(audit, made)
 
 

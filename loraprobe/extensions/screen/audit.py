@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
@@ -62,7 +63,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         measured = asked.records()
     given = tuple(proved.adapters)
     inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
-    verdict, serve, preflight = _verdict(library, inputs, proved, measured)
+    verdict, added, preflight = _verdict(library, inputs, proved, measured)
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]
     return audit_of(
@@ -71,10 +72,9 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         preflight,
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
-        added=(Screened(_library(library, proved), _shortlist(proved, measured, verdict)),),
+        added=(Screened(_library(library, proved), _shortlist(proved, measured, verdict)), *added),
         samples=_samples(proved, measured) if verdict.missing == "answers" else (),
         verdict=verdict,
-        serve=serve,
     )
 
 
@@ -87,8 +87,8 @@ def _samples(proved: Proved, measured: EvaluationRecords) -> tuple[Sample, ...]:
 
 def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
-) -> tuple[Verdict, Sequence[Command], PreflightReport]:
-    """The verdict, what serves it, and what was found about the adapters that it is about."""
+) -> tuple[Verdict, Sequence[Any], PreflightReport]:
+    """The verdict, records of extensions about it, and what was found about its adapters."""
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
@@ -123,7 +123,7 @@ def _verdict(
     result = Result(files.given, files.base, merged, verdict, measured.chain)
     remarks = remarks_of(session, result)
     verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
-    return verdict, remarks.commands, preflight
+    return verdict, remarks.added, preflight
 
 
 def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:

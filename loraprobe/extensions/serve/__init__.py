@@ -1,7 +1,8 @@
 """Servers of adapters, such as vLLM: what they can run, and one that answers the questions.
 
 serving     what servers can run of a file and of a run, and the commands that serve it
-remarks     what of that is told at the end of a command, `lines` in its answer
+remarks     what of that is told at the end of a command, `lines` in its answer, `part` in its
+            audit
 engine      `--engine`: opens or starts a server as the scorer of an evaluation
 scorer      ServedScorer, which has the interface of `scoring.Scorer`
 acceptance  whether a server computes what transformers compute here
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.extension import (
+    AuditPart,
     CardPart,
     Constraint,
     Engine,
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from loraprobe.verdict import Exclusion
 
 HERE = "transformers"
+SERVE = "serve-"  # how the codes of its findings begin
 ON_CARD = (
     "`BASE.gguf` is the base as llama.cpp converts it; the paths are those of this card's "
     "directory."
@@ -152,7 +155,7 @@ class Serve(Extension):
 
     options = ServeOptions
     codes = Path(__file__).with_name("codes.toml")
-    findings = "serve-"
+    findings = SERVE
     unfit = "Not every server named reads it as it is."
 
     def instead(self, command: str, options: Options) -> Callable[..., None] | None:
@@ -180,6 +183,11 @@ class Serve(Extension):
         from loraprobe.extensions.serve.remarks import remarks_on
 
         return remarks_on(session, result, session.options.of_extension(ServeOptions).serve)
+
+    def audit_parts(self) -> Sequence[AuditPart]:
+        from loraprobe.extensions.serve.part import ServePart
+
+        return [ServePart()]
 
     def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
         from loraprobe.extensions.serve.lines import lines_of

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from loraprobe.extensions.serve import SERVE
+from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.formatting import listing
 from loraprobe.records import Audit, Verdict, by_severity
 from loraprobe.report.answer import problems
@@ -18,7 +20,7 @@ def lines_of(audit: Audit) -> Iterator[Line]:
     if verdict is not None and asked and "measured-before" not in {r.code for r in verdict.reasons}:
         yield "servers", _about_systems(audit, verdict)
         return
-    found = [one for one in audit.compatibility.issues if one.code.startswith("serve-")]
+    found = [one for one in audit.compatibility.issues if one.code.startswith(SERVE)]
     yield from problems([one for one in by_severity(found) if one.severity != "note"])
     fit = [issue for issue in found if issue.severity == "note"]
     yield "reads it", listing(issue.message.partition(" reads it")[0] for issue in fit)
@@ -31,6 +33,7 @@ def _about_systems(audit: Audit, verdict: Verdict) -> str:
     """
     said = {reason.code: reason.message for reason in verdict.reasons}
     sentence = said.get("not-servable", "")
-    if not sentence and (not audit.serve or verdict.action.kind == "route"):
+    served = audit.of_extension(ServeCommands).serve
+    if not sentence and (not served or verdict.action.kind == "route"):
         sentence = said.get("servable", "")
     return (sentence[:1].lower() + sentence[1:]).rstrip(".")

@@ -9,14 +9,24 @@ from pathlib import Path
 from loraprobe.adapters import Adapter, local_name
 from loraprobe.errors import UsageError
 from loraprobe.extension import Remarks, Result, forms_of
+from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.extensions.serve.serving import Serving, as_written, serving_issues
+from loraprobe.records import Command, Issue, Reason
 from loraprobe.session import Session
+
+Told = tuple[Sequence[Issue], Sequence[Reason], tuple[Command, ...]]
 
 
 def remarks_on(session: Session, result: Result, wanted: Sequence[str]) -> Remarks:
     """What servers do with a result. wanted: those of --serve."""
+    issues, reasons, commands = _told(session, result, wanted)
+    return Remarks(issues, reasons, [ServeCommands(commands)] if commands else [])
+
+
+def _told(session: Session, result: Result, wanted: Sequence[str]) -> Told:
+    """The findings about files, the reasons beside a verdict, and the commands that serve."""
     if session.command == "inspect":
-        return _on_file(result, wanted) if wanted else Remarks()
+        return _on_file(result, wanted) if wanted else ((), (), ())
     if isinstance(result.made, Adapter):
         return _on_rewritten(result.made, session.target or Path("OUT"), result)
     other = next((place for place, _ in forms_of(session.options)), None)
@@ -25,14 +35,13 @@ def remarks_on(session: Session, result: Result, wanted: Sequence[str]) -> Remar
     # What was asked for is made where a server cannot read it: that is no failure.
     issues = [] if result.made is None else serving.warnings(result.made)
     if result.made is not None and not (result.verdict and result.verdict.composes):
-        return Remarks(issues, (), serving.of_merge(result.made)[1])
+        return issues, (), serving.of_merge(result.made)[1]
     if result.verdict is None:
-        return Remarks(issues)
-    reasons, commands = serving.advised(result.verdict, result.chain, result.made)
-    return Remarks(issues, reasons, commands)
+        return issues, (), ()
+    return issues, *serving.advised(result.verdict, result.chain, result.made)
 
 
-def _on_file(result: Result, wanted: Sequence[str]) -> Remarks:
+def _on_file(result: Result, wanted: Sequence[str]) -> Told:
     """What the servers of --serve do with the file of one adapter.
 
     Raises UsageError for several adapters, and where the base is asked.
@@ -43,12 +52,12 @@ def _on_file(result: Result, wanted: Sequence[str]) -> Remarks:
             "merge is written so that servers read it: inspect its directory."
         )
     serving, (adapter,) = Serving(wanted, result.adapters, result.base), result.adapters
-    return Remarks(serving.issues(adapter), (), serving.of_file(adapter))
+    return serving.issues(adapter), (), serving.of_file(adapter)
 
 
-def _on_rewritten(adapter: Adapter, place: Path, result: Result) -> Remarks:
+def _on_rewritten(adapter: Adapter, place: Path, result: Result) -> Told:
     """What any server does with an adapter that was written again; an error is no failure there."""
     issues = serving_issues(adapter, ["all"], result.base.path if result.base else None)
     told = [replace(i, severity="warning") if i.severity == "error" else i for i in issues]
     written = as_written(adapter, local_name(str(place)))
-    return Remarks(told, (), Serving((), [written], result.base).of_file(written))
+    return told, (), Serving((), [written], result.base).of_file(written)

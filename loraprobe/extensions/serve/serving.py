@@ -23,6 +23,7 @@ from loraprobe.adapters.reading import open_tensors
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.errors import BaseError, UsageError
+from loraprobe.extensions.serve import SERVE
 from loraprobe.formatting import listing
 from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
@@ -98,7 +99,7 @@ RULES: Sequence[tuple[str, Sequence[str], Effect, str]] = [
     for feature, names, effect, *fixed in _READ["rules"]
 ]
 
-OK = "serve-ok"
+OK = f"{SERVE}ok"
 NAMED = re.compile(r"\.lora_(A|B|embedding_A|embedding_B)\.(?!weight$|bias$)")
 SEVERITIES: Mapping[Effect, Severity] = {
     "refuses": "error",
@@ -129,7 +130,7 @@ def serving_issues(
     issues = [
         Issue(
             severity,
-            f"serve-{feature}",
+            f"{SERVE}{feature}",
             (adapter.name,),
             _sentence(feature, effect, [f"{name}{before}" for name in servers], adapter),
             FEATURES[feature].cure.format(

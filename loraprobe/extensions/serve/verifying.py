@@ -63,7 +63,7 @@ def ask_server(
     """Compares a server with the base and with an adapter, run here, on a few prompts.
 
     model: the name under which the server has the adapter; None: the only one that it has. probe: a
-    file of prompts; "auto" and None: those of `servers.acceptance`. The key of OPENAI_API_KEY is
+    file of prompts; "auto" and None: those of `acceptance`. The key of OPENAI_API_KEY is
     sent if it is set. Raises ServerError where the server does not answer or gives no
     log-probabilities, UsageError for a bad URL and for a full model.
     """

@@ -647,10 +647,11 @@ CORE = (
             "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
             "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
         ),
-        "task fields base balance subtract allow methods routers systems space rank weights "
-        "router_prompts metric margin guards guard_margin retention limit all_items max_new_tokens "
-        "chat_template seed device dtype quantize device_map batch_size threads trust_remote_code "
-        "resume target overwrite json html markdown save_samples explain dry_run quiet exit_zero",
+        "fields balance subtract allow systems space rank weights router_prompts metric margin "
+        "guards guard_margin retention limit all_items max_new_tokens chat_template seed device "
+        "dtype quantize device_map batch_size threads trust_remote_code resume overwrite json html "
+        "markdown save_samples explain dry_run quiet exit_zero",
+        first="base task methods routers target",
         changed={
             "base": {"default": "auto"},
             "target": {"help": "Directory for the recommended composition."},

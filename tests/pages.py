@@ -15,7 +15,7 @@ from typing import Any
 
 from loraprobe.adapters.reading import trainings
 from loraprobe.cli import COMMANDS, command_of
-from loraprobe.cli.parameters import PANELS
+from loraprobe.cli.parameters import PANELS, tables
 from loraprobe.cli.running import Output
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.findings import SUBJECTS
@@ -117,7 +117,7 @@ def options_page() -> str:
         lines.append("| --- | --- | --- | --- |")
         rows: dict[str, Any] = {}
         for one in taken:
-            if one.rich_help_panel == panel:
+            if tables()[one.name][0] == panel:
                 rows.setdefault(one.name, one)
         for name, one in rows.items():
             default = defaults[name]

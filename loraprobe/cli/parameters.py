@@ -1,7 +1,7 @@
 """How the arguments and options of a command are written on a command line and in a file.
 
 The `CommandSpec` of a command lists its options. One of the tables, which are `loraprobe.options`,
-`Output` and INPUTS, is written as its field says; any other option, and an argument, is a parameter
+`Output` and OTHERS, is written as its field says; any other option, and an argument, is a parameter
 of the command's function, whose annotation says it. Every command also takes `--debug` and
 `--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds the references.
 What the command line gives, the file does not add to. Paths are those of the current directory. A
@@ -118,14 +118,17 @@ def scenarios(incomplete: str) -> list[str]:
 
 RefsArgument = Annotated[list[str], argument("REF", f"Adapters: {REFERENCE}.")]
 TasksArgument = Annotated[list[str], argument("FILE", "Task files, or hf://datasets/owner/name.")]
-# What a run works on beside the adapters: name -> panel, field and type of its option.
-INPUTS: Mapping[str, tuple[str, Any, Any]] = {
+DebugOption = Annotated[
+    bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
+]
+EVERYWHERE = "config", "debug"  # which every command takes
+# What a run works on beside the adapters, and what every command takes: name -> panel, field and
+# type of its option.
+OTHERS: Mapping[str, tuple[str, Any, Any]] = {
     "base": (
         ADAPTERS,
         option(
-            None,
-            "REF",
-            "Base model: a directory, a Hub id, or auto (what the adapters agree on).",
+            None, "REF", "Base model: a directory, a Hub id, or auto (what the adapters agree on)."
         ),
         str | None,
     ),
@@ -147,10 +150,17 @@ INPUTS: Mapping[str, tuple[str, Any, Any]] = {
         ),
         str | None,
     ),
+    "config": (
+        OUTPUT,
+        option(
+            None,
+            "FILE",
+            "Take options that are not given here from this YAML file, by their long names.",
+        ),
+        str | None,
+    ),
+    "debug": (OUTPUT, option(False, "", "On an error also print the traceback."), bool),
 }
-DebugOption = Annotated[
-    bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
-]
 
 
 @functools.cache
@@ -159,7 +169,7 @@ def tables() -> Mapping[str, tuple[str, Any, Any]]:
     core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
     return {
-        **INPUTS,
+        **OTHERS,
         **{
             one.name: (panel, one, get_type_hints(group)[one.name])
             for panel, group in (*core, *added)
@@ -179,7 +189,7 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
         for name, one in own.items()
         if hasattr(one.annotation, "__metadata__")
     }
-    names = options_of(spec.name)
+    names = *options_of(spec.name), *EVERYWHERE
     arguments = [one for name, one in own.items() if name not in ("options", "output", *names)]
     parameters = [annotated.get(name) or _of_table(spec, name) for name in names]
 
@@ -222,21 +232,6 @@ def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
     )
 
 
-ConfigOption = Annotated[
-    str | None,
-    setting(
-        "FILE",
-        "Take options that are not given here from this YAML file, by their long names.",
-        OUTPUT,
-        show_default=False,
-    ),
-]
-
-
-def _everywhere(*, config: ConfigOption = None, debug: DebugOption = False) -> None:
-    """The options that every command has; its function does not get their values."""
-
-
 class Plain:
     """A command or group whose help shows no type of Python beside flags and arguments."""
 
@@ -252,18 +247,7 @@ class Plain:
 
 
 class Configured(Plain, TyperCommand):
-    """A command with the options that all commands take.
-
-    It reads the options that were not given from the file of --config.
-    """
-
-    def __init__(self, *given: Any, **more: Any) -> None:
-        super().__init__(*given, **more)
-        app = typer.Typer(add_completion=False)
-        app.command()(_everywhere)
-        for parameter in typer.main.get_command(app).params:
-            parameter.expose_value = False
-            self.params.append(parameter)
+    """A command that reads the options that were not given from the file of --config."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not ctx.resilient_parsing and any(word.startswith("--config") for word in args):

@@ -74,7 +74,10 @@ def test_commands_stand_in_groups_in_which_a_newcomer_starts():
 
 def test_options_stand_in_panels():
     shown = making.call("merge-and-eval", "--help", env={"COLUMNS": "80"}).stdout
-    for panel in ("Adapters", "Composition", "Evaluation", "Machine", "Output"):
-        assert f"─ {panel} ─" in shown
+    panels = "Most used", "Tasks", "Adapters", "Composition", "Evaluation", "Machine", "Output"
+    places = [shown.index(f"─ {panel} ─") for panel in panels]
+    assert places == sorted(places)
+    most_used = re.findall(r"--[a-z-]+ ", shown[places[0] : places[1]])
+    assert most_used == ["--base ", "--task ", "--method ", "--router ", "--output "]
     rest = shown.partition("─ Options ─")[2].partition("╰")[0]
     assert rest.count("--") == 1  # --help

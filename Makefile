@@ -10,9 +10,7 @@ SECONDS ?= 60
 # Tests start interpreters, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-GPU_VENV := build/cuda
-
-.PHONY: demo test test-slow test-plain test-gpu test-fake-cuda bench-gpu lowest test-lowest check \
+.PHONY: demo test test-slow test-plain test-gpu bench-gpu lowest test-lowest check \
 	format figures docs without bench fuzz dist clean
 
 demo: $(RUN_STAMP)
@@ -37,21 +35,6 @@ test-gpu: $(DEV_STAMP)
 bench-gpu: $(DEV_STAMP)
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/routed_layer_vs_peft.py --device cuda --dtype bfloat16
-
-# The same tests without a GPU: tests/pretend_cuda.py checks devices as CUDA does. It needs a CUDA
-# build of torch (5 GB), which has an environment of its own.
-test-fake-cuda: $(GPU_VENV)/.installed
-	LORAPROBE_GPU=pretended $(GPU_VENV)/bin/python -m pytest -m gpu -n auto --maxprocesses 8
-
-$(GPU_VENV)/.installed: $(DEV_STAMP)
-	$(PYTHON) -m venv --without-pip $(GPU_VENV)
-	$(BIN)/python -c "import torch; print('torch===' + torch.__version__.partition('+')[0])" \
-		> $(GPU_VENV)/torch.txt
-	$(BIN)/python -m pip --python $(GPU_VENV)/bin/python install --quiet --no-cache-dir \
-		--requirement $(GPU_VENV)/torch.txt
-	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
-		> $$(ls -d $(GPU_VENV)/lib/python*/site-packages)/with_the_others.pth
-	touch $@
 
 # An environment with the lowest versions that pyproject.toml allows, and the numerical tests in it.
 lowest: pyproject.toml

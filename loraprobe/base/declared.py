@@ -11,13 +11,19 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from pydantic import BaseModel, Field, RootModel, ValidationError
+from pydantic import ValidationError
 
 from loraprobe import untrusted
 from loraprobe.errors import BaseError
-from loraprobe.untrusted import DEEPEST, document_model, first_problem, nested_values, read_json
+from loraprobe.untrusted import (
+    DEEPEST,
+    document_model,
+    first_problem,
+    nested_values,
+    read_json,
+)
 
 # The type of a value -> the keys that loraprobe reads and that have this type.
 TYPES: Mapping[Any, str] = {
@@ -37,8 +43,6 @@ SIZES = re.compile(r"(_size|_dim|_rank|n_embd|n_inner|d_model|d_ff|d_inner)$")
 HARMLESS_COUNT, HARMLESS_SIZE = 1024, 1 << 20
 PACKED = 8  # values that one stored number of a quantised file may hold
 GROWTH = 1000  # the largest factor by which a normaliser may lengthen a text
-TokenId = Annotated[int, Field(ge=0, lt=2**32)]  # the tokenizers library stores 32 bits
-DecimalKey = Annotated[str, Field(pattern=r"^[0-9]{1,10}$")]
 
 
 class StoredTensor(Protocol):
@@ -105,75 +109,27 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-class Token(BaseModel, strict=True):
-    """A token that is not only a text."""
-
-    content: str
-
-
-class AddedToken(Token, strict=True):
-    """An entry of `added_tokens` in tokenizer.json."""
-
-    id: TokenId
-
-
-class NamedTemplate(BaseModel, strict=True):
-    """One of several chat templates."""
-
-    name: str
-    template: str
-
-
-class TokenizerModel(BaseModel, strict=True):
-    """The `model` of tokenizer.json; a vocabulary gives ids to tokens, or lists tokens."""
-
-    vocab: dict[str, TokenId] | list[Any] | None = None
-    merges: list[Any] | None = None
-
-
-class TokenizerFile(BaseModel, strict=True):
-    """tokenizer.json."""
-
-    model: TokenizerModel
-    added_tokens: list[AddedToken] | None = None
-
-
-SPECIAL: dict[Any, str] = {
-    str | Token | None: "bos_token eos_token unk_token sep_token pad_token cls_token mask_token"
-}
-TEMPLATES: dict[Any, str] = {
-    str | list[NamedTemplate] | None: "chat_template",
-    dict[DecimalKey, Token] | None: "added_tokens_decoder",
-}
-TOKENIZER_FILES: Mapping[str, type[BaseModel]] = {
-    "tokenizer.json": TokenizerFile,
-    "tokenizer_config.json": document_model("TokenizerConfig", SPECIAL | TEMPLATES),
-    "special_tokens_map.json": document_model("SpecialTokens", SPECIAL),
-    "added_tokens.json": RootModel[dict[str, TokenId]],
-    "chat_template.json": document_model("ChatTemplate", {str: "chat_template"}),
-}
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.json",
+)
 
 
 def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
-    """Checks all JSON files of a tokenizer; returns tokenizer.json, {} if there is none.
+    """Checks that the files of a tokenizer are JSON objects; returns tokenizer.json, {} without it.
 
-    Raises BaseError, naming file and key, for invalid JSON, a wrong type, an id that is not a
-    32-bit number, and a normaliser that lengthens a text too much.
+    Raises BaseError, naming the file, for another file, and for a normaliser that lengthens a text
+    too much. What else is wrong with them the tokenizers library says when it reads them.
     """
-    tokenizer: dict[str, Any] = {}
-    for name, kind in TOKENIZER_FILES.items():
-        if not (directory / name).is_file():
-            continue
-        content = read_json(directory / name, reference, largest=untrusted.TOKENIZER)
-        try:
-            kind.model_validate(content)
-        except ValidationError as error:
-            raise BaseError(
-                f"{name} of {reference} is no tokenizer's ({first_problem(error)}); save the "
-                "tokenizer again."
-            ) from None
-        if name == "tokenizer.json":
-            tokenizer = content
+    files = {
+        name: read_json(directory / name, reference, largest=untrusted.TOKENIZER)
+        for name in TOKENIZER_FILES
+        if (directory / name).is_file()
+    }
+    tokenizer = files.get("tokenizer.json", {})
     for part in ("normalizer", "pre_tokenizer", "decoder"):
         if _growth(tokenizer.get(part)) > math.log(GROWTH):
             raise BaseError(
@@ -184,12 +140,21 @@ def check_tokenizer(directory: Path, reference: str) -> dict[str, Any]:
 
 
 def tokenizer_size(directory: Path, reference: str) -> int | None:
-    """One more than the largest token id of tokenizer.json; None if there is no id."""
+    """One more than the largest token id of tokenizer.json; None if there is no id.
+
+    Raises BaseError where its vocabulary is no list and no mapping to ids.
+    """
     tokenizer = check_tokenizer(directory, reference)
-    vocab = tokenizer.get("model", {}).get("vocab") or {}
-    ids = list(vocab.values()) if isinstance(vocab, dict) else [len(vocab) - 1]
-    ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
-    return max(ids, default=-1) + 1 or None
+    try:
+        vocabulary = tokenizer.get("model", {}).get("vocab") or {}
+        ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else [len(vocabulary) - 1]
+        ids += [token["id"] for token in tokenizer.get("added_tokens") or ()]
+        return max([-1, *ids]) + 1 or None
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise BaseError(
+            f"tokenizer.json of {reference} has no vocabulary of tokens with ids; save the "
+            "tokenizer again."
+        ) from None
 
 
 def _growth(part: Any) -> float:

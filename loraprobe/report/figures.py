@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.defaults import MARGIN
-from loraprobe.errors import UsageError
 from loraprobe.formatting import clean, gained, measured, number
 from loraprobe.records import Audit, Gain, Measurement, called
 from loraprobe.report.parts import (
@@ -189,15 +188,11 @@ def drawing(name: str = "", width: float = WIDTHS["wide"]) -> Iterator[Any]:
     """Yields a figure of matplotlib in the style of the page, without any window.
 
     name: from which the ids within its SVG are made, so that each figure of a page has its own.
-    width: in inches; `panel_of` sets the height. Raises UsageError if matplotlib is not installed.
+    width: in inches; `panel_of` sets the height.
     """
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure as Sheet
-    except ImportError:
-        raise UsageError(
-            "--html draws with matplotlib, which is not installed: pip install matplotlib."
-        ) from None
+    import matplotlib
+    from matplotlib.figure import Figure as Sheet
+
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # of fonts that lack a script
     with matplotlib.rc_context({"svg.hashsalt": f"loraprobe {name}"}, STYLE):
         yield Sheet(figsize=(width, width))

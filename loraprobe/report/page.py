@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 
 from loraprobe.adapters import check_file, staged_file
 from loraprobe.formatting import JOINTS, clean
-from loraprobe.report.figures import drawing, drawn
+from loraprobe.report.figures import drawn
 from loraprobe.report.markdown import templates
 from loraprobe.report.parts import Answer, Figure, Section, viewed
 
@@ -85,10 +85,8 @@ def _joints(text: str) -> Markup:
 
 
 def check_page(file: Path) -> None:
-    """Raises OutputError for an existing file, unless it is a page of loraprobe, and UsageError
-    where pages cannot be drawn."""
-    with drawing():
-        check_file(file, lambda stream: MARK in stream.read(200), "is no report of loraprobe's")
+    """Raises OutputError for an existing file, unless it is a page of loraprobe."""
+    check_file(file, lambda stream: MARK in stream.read(200), "is no report of loraprobe's")
 
 
 def write_page(file: Path, title: str, sections: Sequence[Section]) -> None:

@@ -703,8 +703,7 @@ def try_methods(
 
     worlds: directories of existing worlds; without any, those of `spec` are trained on `bases`.
     systems: all unless given. The run's limit cuts the tasks; routers that need prompts are fitted
-    to the items beyond it. Raises UsageError for an unfit world or a missing matplotlib, before
-    anything is trained.
+    to the items beyond it. Raises UsageError for an unfit world, before anything is trained.
     """
     compared = all_systems() if systems is None else systems
     opened: Worlds = [

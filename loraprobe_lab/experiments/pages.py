@@ -40,10 +40,7 @@ class Pages:
         return tuple(directory / name for name in names)
 
     def write(self, directory: Path) -> Pages:
-        """Writes NAME.md, NAME.json, NAME.svg and the others, each complete or not at all.
-
-        Raises UsageError if matplotlib is not installed.
-        """
+        """Writes NAME.md, NAME.json, NAME.svg and the others, each complete or not at all."""
         texts = (self.markdown, self.json, self.figure(), *self.more.values())
         for path, text in zip(self.files(directory), texts, strict=True):
             write_text(path, text)

@@ -576,8 +576,8 @@ def reproduce(
     """Runs the matrix of an experiment: KIND.md, KIND.json, KIND.svg.
 
     It runs on small bases, or on the causal model in the directory `base`, once for each seed. If
-    any of `templates` is named, only these are trained and asked. Raises UsageError for a
-    missing directory or a missing matplotlib, before anything is trained.
+    any of `templates` is named, only these are trained and asked. Raises UsageError for a missing
+    directory, before anything is trained.
     """
     chosen = made or EXPERIMENTS[kind]
     if base is None:

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -262,11 +261,3 @@ def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_pa
     for name in ("x", "y"):
         write_page(tmp_path / "new.html", title(an_audit(name)), sections(an_audit(name)))
     assert "y" in (tmp_path / "new.html").read_text()
-
-
-def test_without_matplotlib_that_is_said_before_anything_runs(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    file = tmp_path / "report.html"
-    result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
-    assert result.exit_code == 2 and "pip install matplotlib" in result.stderr
-    assert "Traceback" not in result.stderr and not file.exists()

@@ -50,7 +50,7 @@ from loraprobe.adapters.types import (
     Tensors,
     TokenRows,
 )
-from loraprobe.checkpoint import TensorFile, check_count, open_weights
+from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError
 from loraprobe.findings import finding
 from loraprobe.formatting import count
@@ -137,7 +137,7 @@ def read_adapter(
         modules=Modules(infos, sorting.reader(infos)),
         extras=tuple(extras),
         config=dict(config.raw),
-        weights_file=file.path if file.path.is_file() else None,  # None for shards
+        weights_file=file.path,
         **_extra_tensors(file, extras, config.raw),
     )
     issues = [*sorting.findings()]
@@ -153,9 +153,7 @@ def read_adapter(
             "out here too.",
             unused[0].module,
         )
-    if isinstance(file, ShardedFile):
-        add("sharded", f"The weights of {name} lie in shards, which peft does not load.")
-    elif file.path.name == PICKLE:
+    if file.path.name == PICKLE:
         add("pickled", f"The weights of {name} are a pickle ({PICKLE}), which may hold code.")
     issues += config_issues(adapter)
     if unordered := order_issue(adapter):
@@ -252,37 +250,6 @@ def _not_peft(path: Path, training: Mapping[str, str]) -> AdapterError:
     )
 
 
-class ShardedFile(TensorFile):
-    """Several safetensors files that together hold an adapter, as large models are saved.
-
-    peft does not load them. Raises AdapterError if one is missing or holds a tensor of another.
-    """
-
-    def __init__(self, directory: Path, shards: Sequence[Path]) -> None:
-        self.path = directory / SAFETENSORS  # which there is none of
-        wanted = shards[0].stem.rpartition("-of-")[2]
-        if f"{len(shards):05}" != wanted:
-            raise AdapterError(
-                f"{directory} holds {len(shards)} files of weights that end in -of-{wanted}; "
-                "download it again."
-            )
-        self.files: dict[str, TensorFile] = {}
-        self.shapes, self.dtypes = {}, {}
-        for shard in shards:
-            file = open_weights(shard, str(directory), AdapterError)
-            if twice := sorted(file.shapes.keys() & self.shapes.keys()):
-                raise AdapterError(
-                    f"{directory} has {twice[0]} in two of its shards; save it again."
-                )
-            self.files |= dict.fromkeys(file.shapes, file)
-            self.shapes |= file.shapes
-            self.dtypes |= file.dtypes
-        check_count(directory, len(self.shapes), AdapterError)
-
-    def read(self, key: str) -> Tensor:
-        return self.files[key].read(key)
-
-
 def open_tensors(directory: Path) -> TensorFile:
     """Opens the weights of an adapter, safetensors first. Raises AdapterError if there are none."""
     for name in (SAFETENSORS, PICKLE):
@@ -290,8 +257,11 @@ def open_tensors(directory: Path) -> TensorFile:
     for name in (SAFETENSORS, PICKLE):
         if (directory / name).is_file():
             return open_weights(directory / name, str(directory), AdapterError)
-    if shards := sorted(directory.glob("adapter_model-*-of-*.safetensors")):
-        return ShardedFile(directory, shards)
+    if any(directory.glob("adapter_model-*-of-*.safetensors")):
+        raise AdapterError(
+            f"{directory} holds its weights in shards, which peft does not load; save them in one "
+            f"file, {SAFETENSORS}."
+        )
     raise AdapterError(
         f"{directory} has an {CONFIG} but neither {SAFETENSORS} nor {PICKLE}; "
         "give the directory that save_pretrained wrote."

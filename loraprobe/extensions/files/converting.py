@@ -285,9 +285,8 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     yield from (issue.message for issue in made.issues if issue.code == "modules-renamed")
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
-    if codes & {"pickled", "sharded"}:
-        what = PICKLE if "pickled" in codes else "The shards of the weights"
-        yield f"{what} became {SAFETENSORS}."
+    if "pickled" in codes:
+        yield f"{PICKLE} became {SAFETENSORS}."
     ranks, rank = given.rank_range, made.rank_range
     if ranks != rank:
         yield f"Ranks {ranks[0]} to {ranks[1]} became {rank[0]}, filled up with zeros."

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
-from loraprobe.errors import AdapterError, UsageError
+from loraprobe.errors import UsageError
 from loraprobe.extensions.serve.serving import serving_issues
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -295,22 +295,12 @@ def test_what_peft_leaves_out_is_refused_by_all_that_would_apply_it(tmp_path, ki
     assert [i["severity"] for i in issues if i["code"] == "weights-untargeted"] == ["error"]
 
 
-def to_shards(directory) -> None:
-    tensors = load_file(directory / WEIGHTS)
-    names = sorted(tensors)
-    for number, part in ((1, names[:3]), (2, names[3:])):
-        file = directory / f"adapter_model-{number:05}-of-00002.safetensors"
-        save_file({name: tensors[name] for name in part}, file)
-    (directory / WEIGHTS).unlink()
-
-
 @pytest.mark.parametrize(
     ("spoil", "code", "compatible"),
     [
         (lambda place: rename(place, lambda key: PREFIX + key), "doubled-prefix", False),
         (lambda place: rename(place, lambda key: key.removeprefix(PREFIX)), "unprefixed-keys",
             True),
-        (to_shards, "sharded", False),
         (to_pickle, "pickled", True),
     ],
 )  # fmt: skip
@@ -336,15 +326,3 @@ def test_a_defect_that_convert_cannot_mend_does_not_end_in_it(tmp_path):
     result = call("inspect", place)
     assert result.exit_code == 1 and "loraprobe convert" not in result.stdout
     assert "fix       Correct r or rank_pattern" in result.stdout
-
-
-def test_shards_that_are_missing_or_overlap_are_errors(tmp_path):
-    place = peft_adapter(tmp_path / "a", tiny_llama(), 1, **SETTINGS)
-    to_shards(place)
-    first, second = sorted(place.glob("adapter_model-*"))
-    shutil.copy(first, second)
-    with pytest.raises(AdapterError, match="in two of its shards"):
-        read_adapter(place)
-    second.unlink()
-    with pytest.raises(AdapterError, match="1 files of weights that end in -of-00002"):
-        read_adapter(place)

@@ -1,13 +1,11 @@
 """Published files: they hold no private path, and strangers' cards and strings cannot harm them."""
 
-import contextlib
 import os
 import resource
 from pathlib import Path
 from unittest import mock
 
 import making
-from making import edit, random_adapter
 
 from adversarial import call, case, outcome, timed
 from adversarial.errors import tiny
@@ -22,56 +20,16 @@ BOMB = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
 )
 
 
-def pair(place: Path, base: str = "owner/base") -> list[str]:
-    """Two adapters below a folder with a user's name, whose configs name a base."""
-    home = place / USER
-    for seed, name in enumerate("ab"):
-        random_adapter(name, seed=seed).save(home / name)
-        edit(home / name / "adapter_config.json", base_model_name_or_path=base)
-    return [str(home / name) for name in "ab"]
-
-
 def leaks(*texts: bytes) -> str:
     found = sum(USER.encode() in text for text in texts)
     return "holds the path" if found else "no path"
-
-
-def _written(out: Path) -> list[bytes]:
-    return [file.read_bytes() for file in out.rglob("*") if file.is_file()]
-
-
-@case("path-in-a-merge")
-def _(place: Path) -> str:
-    outcome("merge", *pair(place), "-o", place / "out")
-    return leaks(*_written(place / "out"))
-
-
-@case("trainers-path-in-a-merge")
-def _(place: Path) -> str:
-    pair(place, f"/home/{USER}/secret-project/base")
-    with contextlib.chdir(place / USER):
-        outcome("merge", "a", "b", "-o", place / "out")
-    return leaks(*_written(place / "out"))
-
-
-@case("path-in-a-composition")
-def _(place: Path) -> str:
-    refs = pair(place, f"/home/{USER}/secret-project/base")
-    outcome("route", *refs, "-o", place / "out")
-    return leaks(*_written(place / "out"))
-
-
-@case("path-in-json-and-html")
-def _(place: Path) -> str:
-    told = call("inspect", *pair(place), "--json", "--html", place / "page.html").stdout
-    return leaks(told.encode(), (place / "page.html").read_bytes())
 
 
 @case("markup-in-a-card")
 def _(place: Path) -> str:
     from markdown_it import MarkdownIt
 
-    refs = pair(place)
+    refs = making.saved_pair(place)
     odd = place / PLANTED.replace("/", ":")
     os.rename(refs[1], odd)
     options = ("--weights", "1,-1", "--method", "task_arithmetic")
@@ -96,8 +54,8 @@ def limited(*call: object) -> str:
 
 @case("alias-bomb-in-a-source's-card")
 def _(place: Path) -> str:
-    refs = pair(place)
-    (Path(refs[0]) / "README.md").write_text(f"---\n{BOMB}license: *j\n---\n")
+    refs = making.saved_pair(place)
+    (refs[0] / "README.md").write_text(f"---\n{BOMB}license: *j\n---\n")
     return limited("merge", *refs, "-o", place / "out")
 
 

@@ -27,6 +27,7 @@ from loraprobe.secrets import scrub
 from loraprobe.tasks.metrics import METRICS
 
 FIGURES = ["NaN", "-Infinity", "Infinity", '"nan"', '"-0.5"', "0.5", "true", "null", "[]", "-1e300"]
+FIGURES += ["-" + "9" * 401, "[" * 3000 + "]" * 3000]
 
 
 def as_it_is(path: str, body: dict, document: Any) -> Any:
@@ -99,7 +100,7 @@ def test_a_server_at_fault_ends_the_run(name, choices):  # noqa: F811
     assert made.loaded.keys() <= {**settings.get("named", {}), **settings.get("weighs", {})}.keys()
 
 
-@pytest.mark.parametrize("figure", FIGURES)
+@pytest.mark.parametrize("figure", FIGURES, ids=range(len(FIGURES)))
 def test_log_probabilities_are_finite_numbers_of_at_most_0(figure):
     first = f'{{"choices": [{{"logprobs": {{"token_logprobs": [{figure}]}}}}]}}'
     scored = f'{{"choices": [{{"prompt_logprobs": [null, {{"7": {{"logprob": {figure}}}}}]}}]}}'

@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from loraprobe.adapters import read_adapter
 from loraprobe.base import module_names
 from loraprobe.compatibility.aligning import layer_shapes, two_names
-from loraprobe.extensions.serve.serving import SERVERS, serving_issues
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 COMMON = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -208,15 +207,16 @@ def test_convert_refuses_names_that_it_does_not_know(tmp_path):
 
 
 def test_the_server_whose_class_has_other_names_is_named(tmp_path):
+    serving = pytest.importorskip("loraprobe.extensions.serve.serving")
     text, full = saved("Gemma3", tmp_path)
     for adapter, accused in ((text, {"vllm"}), (full, set())):
         shown = call("inspect", adapter, "--serve", "all", "--json")
         issues = json.loads(shown.stdout)["compatibility"]["issues"]
         errors = [i for i in issues if i["code"] == "serve-other-class"]
-        named = {name for i in errors for name in SERVERS if i["message"].startswith(name)}
+        named = {name for i in errors for name in serving.SERVERS if i["message"].startswith(name)}
         assert named == accused
         assert all("--like" in i["cure"] for i in errors)
-    (only,) = serving_issues(read_adapter(full), ["vllm"], text_only(tmp_path))
+    (only,) = serving.serving_issues(read_adapter(full), ["vllm"], text_only(tmp_path))
     assert only.code == "serve-other-class"
 
 

@@ -42,13 +42,13 @@ def errors(found):
     return [(i["code"], i["adapters"]) for i in issues if i["severity"] == "error"]
 
 
+@pytest.mark.needs("--full-model")
 def test_the_cure_is_one_command_after_which_peft_computes_the_same(world):
     found = document("inspect", "b", "c", code=1)
     assert errors(found) == [("on-adapter", ["b"])]
     assert found["adapters"][0]["base_model"] == "base"
     command = "loraprobe merge a --base base --full-model DIR"
     assert (found["verdict"]["decision"], found["verdict"]["next"]) == ("incompatible", command)
-    assert call("merge", "b", "c", "-o", "out").exit_code == 2 and not (world / "out").exists()
     assert call(*shlex.split(command)[1:]).exit_code == 0
     model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("base"), "a")
     expected = making.hidden(PeftModel.from_pretrained(model.merge_and_unload(), "b").eval())
@@ -61,6 +61,11 @@ def test_the_cure_is_one_command_after_which_peft_computes_the_same(world):
     assert errors(twice) == [("on-adapter", ["a"])]  # which the base holds
 
 
+def test_an_adapter_that_lacks_its_parent_is_not_composed(world):
+    assert errors(document("inspect", "b", "c", code=1)) == [("on-adapter", ["b"])]
+    assert call("merge", "b", "c", "-o", "out").exit_code == 2 and not (world / "out").exists()
+
+
 @pytest.mark.needs("verify")
 def test_who_knows_that_the_base_holds_it_says_so(world):
     assert call("merge", "b", "c", "--allow", "on-adapter", "-o", "out").exit_code == 0
@@ -68,6 +73,7 @@ def test_who_knows_that_the_base_holds_it_says_so(world):
     assert call("verify", "out").exit_code == 0
 
 
+@pytest.mark.needs("--full-model")
 def test_several_parents_are_merged_at_weight_1(world):
     edit(world / "b" / "adapter_config.json", base_model_name_or_path="base")
     text = "do_train: true\nadapter_name_or_path: ./a,./c\ncreate_new_adapter: true\n"

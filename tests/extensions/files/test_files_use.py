@@ -6,6 +6,7 @@ import shutil
 import making
 
 import loraprobe
+from loraprobe.demo import shipped_world
 from loraprobe.extensions.files.verification import Check, Verification
 
 
@@ -46,3 +47,16 @@ def test_a_folder_that_is_none_is_a_document_where_json_is_asked_for():
     done = making.call("verify", "nowhere", "--json")
     assert done.exit_code == 2 and "no directory" in done.stderr
     assert json.loads(done.stdout)["error"]["code"] == "adapter"
+
+
+def test_a_merge_of_what_was_measured_ends_with_how_to_verify_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pair, base = making.shipped("skill-and-facts")[:2], ["--base", shipped_world().path / "base"]
+    task = ["--task", shipped_world().scenario("skill-and-facts").tasks[0]]
+    few = [*base, *task, "--system", "sum", "--limit", "30", "--quiet"]
+    assert making.call("merge-and-eval", *pair, *few).exit_code == 0
+    options = ["--method", "sum", *base, "-o", "out", "--json", "--quiet"]
+    verdict = json.loads(making.call("merge", *pair, *options).stdout)["verdict"]
+    names = [one.partition("=")[0] for one in pair]
+    assert verdict["next"] == f"loraprobe verify out {' '.join(names)} --base base"
+    assert making.call("verify", "out", *pair, *base).exit_code == 0

@@ -21,6 +21,7 @@ import loraprobe
 from loraprobe.base import open_base
 from loraprobe.base.loading import load_model
 from loraprobe.composition import Composition, composed
+from loraprobe.demo import shipped_world
 from loraprobe.extensions.files import full_model
 from loraprobe.extensions.files.verification import verification_answer
 from loraprobe.front_matter import read_front_matter
@@ -106,8 +107,14 @@ def test_what_is_told_of_a_full_model_alone_is_not_that_of_an_adapter(world, tmp
     assert figure(full, "norm") == pytest.approx(change**0.5, rel=1e-4)
     codes = {issue["code"] for issue in full["compatibility"]["issues"]}
     assert "compression-lost" not in codes
-    assert full["serve"] and all("lora" not in command for command in full["serve"])
     assert any(i["code"] == "compression-lost" for i in cut["compatibility"]["issues"])
+
+
+@pytest.mark.needs("--serve")
+def test_a_server_of_a_full_model_loads_no_adapter(world, tmp_path):
+    done = call("merge", *world, "--full-model", tmp_path / "full", "--json")
+    commands = json.loads(done.stdout)["serve"]
+    assert commands and all("lora" not in command for command in commands)
 
 
 def _both(full: Path, base: Path):
@@ -205,6 +212,7 @@ def _step(verification) -> Command:
     return step
 
 
+@pytest.mark.needs("--served")
 def test_no_server_is_asked_for_a_full_model(world, tmp_path):
     done("merge", *world, "--full-model", tmp_path / "full")
     line = refused("verify", tmp_path / "full", "--served", "http://localhost:9")
@@ -252,6 +260,33 @@ def test_a_disk_that_tells_no_size_is_not_called_full(world):
     assert "/proc/other cannot be written" in refused(
         "merge", *world, "--full-model", "/proc/other"
     )
+
+
+def test_a_recommended_merge_is_written_with_what_was_measured(tmp_path):
+    method = ["--system", "task_arithmetic", "--weights", "1,1"]
+    out = ["-o", tmp_path / "out", "--full-model", tmp_path / "full"]
+    done("merge-and-eval", *making.shipped("skill-and-facts"), *method, "--limit", "30", *out)
+    base, full = open_base(shipped_world().base), open_base(tmp_path / "full")
+    merged = loraprobe.load(tmp_path / "out").modules
+    for path in merged:
+        change = full.weight(path) - base.weight(path)
+        delta = merged[path].to(torch.float32).delta()
+        assert (change - delta).norm() < 0.05 * delta.norm()  # the base is bf16
+    card = (tmp_path / "full" / CARD).read_text()
+    assert "What was measured" in card and "licence-unknown" in card
+
+
+@pytest.mark.parametrize(
+    ("scenario", "system"),
+    [("keep-both", "hard:by=centroid,per=sequence"), ("disjoint", "uniform")],
+)
+def test_advice_that_no_weights_are_writes_none(tmp_path, scenario, system):
+    """A router chooses by the prompt, and where nothing is advised nothing is written."""
+    options = ["--system", system, "--limit", "40", "--full-model", tmp_path / "full", "--json"]
+    result = call("merge-and-eval", *making.shipped(scenario), *options)
+    reasons = json.loads(result.stdout)["verdict"]["reasons"]
+    (told,) = [row["message"] for row in reasons if row["code"] == "nothing-written"]
+    assert "full" in told and not (tmp_path / "full").exists()
 
 
 def test_overwriting_replaces_a_full_model(world, tmp_path):

@@ -75,6 +75,7 @@ def test_a_pair_that_composes_is_found_and_proved(found):
     assert any(reason["code"] == "chosen-from-library" for reason in verdict["reasons"])
 
 
+@pytest.mark.needs("--serve")
 def test_what_a_screen_advises_is_what_servers_run(library):
     found = screened(library[0], "--router", "arrow", "--serve", "vllm")
     verdict = found["verdict"]

@@ -50,8 +50,8 @@ class DecisiveGain:
 
     `form` is the form of the question, "question" or "steps"; `ci95` covers the choice of the best
     among systems. Of several tasks the difference is the mean. `probability` is that this gain
-    exceeds the margin and, of several tasks, that every specialist's skill is kept; None where the
-    calibration says nothing about it.
+    exceeds the margin and, of several tasks, that every specialist's skill is kept; None where
+    nobody tells it.
     """
 
     system: str
@@ -91,7 +91,7 @@ class Verdict:
 
     `composes` says that `action` uses `system`, a merge or a router that was measured.
     `probability` is that of this very decision, for a share `prior` of compositions that gain; it
-    is None where the calibration says nothing about it. `margin` is the gain that was asked for.
+    is None where nobody tells it. `margin` is the gain that was asked for.
     `next` is the command to run next, a text in JSON, in which local directories have their names.
     The first of `reasons` changes most for the reader.
 

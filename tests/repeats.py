@@ -14,7 +14,7 @@ from evidences import score
 from loraprobe.cli import command_of
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
-from loraprobe.pipeline.conclusion import with_next
+from loraprobe.pipeline.conclusion import next_step
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import NOTHING, Command, Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
@@ -41,15 +41,15 @@ def check_repeated(
     kind, sessions = "router" if verdict.action.kind == "route" else "merge", list[Any]()
     rows = EvaluationRecords(scores=(replace(score("sum", 0.9), system=verdict.system, kind=kind),))
     few = Inputs(pair, pair, None, *tasks[: 1 + bool(given.guards)])
-    found = with_next(verdict, given, few, rows, Compatibility(), again=again)
-    takes = {one.name for one in command_of(found.next.verb).params}
+    command, _ = next_step(verdict, given, few, rows, Compatibility(), again=again)
+    takes = {one.name for one in command_of(command.verb).params}
     with contextlib.ExitStack() as stack:
         for one, module in stages.items():
             seen = mock.patch.object(module, one, lambda _, session, **__: sessions.append(session))
             stack.enter_context(seen)
-        making.call(*shlex.split(str(found.next))[1:])
+        making.call(*shlex.split(str(command))[1:])
     again = sessions.pop().options.value(name)
     if name in takes and name not in left_out:
-        assert again == given.value(name), (name, str(found.next))
+        assert again == given.value(name), (name, str(command))
     elif name not in ("methods", "routers", "systems"):
-        assert again != given.value(name), (name, str(found.next))
+        assert again != given.value(name), (name, str(command))

@@ -23,7 +23,7 @@ from loraprobe.errors import UsageError
 from loraprobe.extension import Result, forms_of, installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import exclusions, verdict_with_next
+from loraprobe.pipeline.conclusion import decided, exclusions
 from loraprobe.pipeline.inputs import (
     Inputs,
     check_engine,
@@ -47,6 +47,7 @@ from loraprobe.records import (
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
+    Reason,
     Sample,
     called,
 )
@@ -101,7 +102,7 @@ def inspect(
             found = run_pilot(inputs, plan, opened, session)
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
-        verdict = verdict_with_next(options, inputs, preflight, level, measured)
+        verdict = decided(options, inputs, level, preflight, measured)
     told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
@@ -258,7 +259,7 @@ def merge_and_eval(
     options = session.options
     preflight = examine(inputs.adapters, inputs.base, "route", session)
     if not preflight.compatibility.compatible:
-        verdict = verdict_with_next(options, inputs, preflight, "weights")
+        verdict = decided(options, inputs, "weights", preflight)
         audit = audit_of(session, inputs, preflight, verdict=verdict)
         return Outcome(audit, why_nothing="the adapters do not fit together.")
     prepared = transform_inputs(inputs, "route", session)
@@ -268,13 +269,13 @@ def merge_and_eval(
     with session.stage("save"):
         with_files = partial(found.builder.with_files, compositions)
         excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
-        verdict = verdict_with_next(options, inputs, preflight, "evaluation", records, excluded)
+        verdict = decided(options, inputs, "evaluation", preflight, records, excluded)
         made, why = recommend(verdict, compositions, found.builder)
+        beside = list[Reason]()
         unwritten = [session.target] if made is None else []
         unwritten += [place for place, form in forms_of(options) if not form.takes(made)]
         if places := [local_name(str(place)) for place in unwritten if place is not None]:
-            reason = reason_of("nothing-written", where=listing(places), why=why)
-            verdict = replace(verdict, reasons=(*verdict.reasons, reason))
+            beside.append(reason_of("nothing-written", where=listing(places), why=why))
     outcome = finish(
         session,
         inputs,
@@ -283,6 +284,7 @@ def merge_and_eval(
         made,
         prepared,
         verdict,
+        beside,
         gates=found.gates,
         search=found.builder.fitted.weights,
         samples=found.wrong(verdict),

@@ -27,6 +27,7 @@ from loraprobe.records import (
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
+    Reason,
     Verdict,
 )
 from loraprobe.verdict import Annotator, Evidence, Exclusion, Request, decide, next_command
@@ -39,23 +40,19 @@ if TYPE_CHECKING:  # a merge needs none of it
 NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), PreflightReport(Compatibility())
 
 
-def verdict_with_next(
+def decided(
     options: Options,
     inputs: Inputs,
-    preflight: PreflightReport,
     level: EvidenceLevel,
+    preflight: PreflightReport,
     measured: EvaluationRecords = NOTHING_MEASURED,
     excluded: Mapping[str, Exclusion] = {},
+    annotators: Sequence[Annotator] = (),
 ) -> Verdict:
-    """The verdict on all evidence, with the command to run next."""
-    evidence = evidence_of(options, inputs, level, measured, preflight, excluded=excluded)
-    verdict = decided(evidence, options)
-    return with_next(verdict, options, inputs, measured, preflight.compatibility)
-
-
-def decided(evidence: Evidence, options: Options, *own: Annotator) -> Verdict:
-    """The verdict on evidence, with what its caller and then extensions tell beside it."""
-    return decide(evidence, [*own, *(a for one in installed() for a in one.annotators(options))])
+    """The verdict on all evidence, with what `annotators` and then extensions tell beside it."""
+    evidence = evidence_of(options, inputs, level, measured, preflight, excluded)
+    added = [one for extension in installed() for one in extension.annotators(options)]
+    return decide(evidence, [*annotators, *added])
 
 
 def exclusions(
@@ -116,16 +113,16 @@ def _hidden_size(base: Base) -> int | None:
 # ---- the next command ----------------------------------------------------------------------------
 
 
-def with_next(
+def next_step(
     verdict: Verdict,
     options: Options,
     inputs: Inputs,
     measured: EvaluationRecords,
     compatibility: Compatibility,
-    spec: str | None = None,
+    spec: str = "",
     again: Command = NOTHING,
-) -> Verdict:
-    """The verdict with the command to run next.
+) -> tuple[Command, Sequence[Reason]]:
+    """The command to run after a verdict, and the reasons for it that the verdict does not have.
 
     spec: the merge method or router of the verdict's system, where that is not its name. again: the
     command that evaluates in place of merge-and-eval, with its adapters.
@@ -133,10 +130,10 @@ def with_next(
     rows = measured.scores
     worst = most_cut([row for row in rows if row.part in FORMS and row.kind != "control"])
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
-    spec = spec or verdict.system
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
     request = replace(
         request_of(options, inputs, kind),
+        spec=spec,
         again=again,
         chain=measured.chain,
         longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
@@ -146,15 +143,14 @@ def with_next(
         untargeted={issue.code for issue in compatibility.errors} == {UNTARGETED},
         parents=_base_of_parents(inputs.given, compatibility),
     )
-    if verdict.composes and spec:
-        weighted, learned = _weighted(kind, spec)
+    if verdict.composes and verdict.system:
+        weighted, learned = _weighted(kind, spec or verdict.system)
         learned = learned or (weighted and options.learns)
         request = replace(request, weighted=weighted, learned=learned)
-    command = next_command(replace(verdict, system=spec), request, options.limit is not None)
+    command = next_command(verdict, request, options.limit is not None)
     if NEW in command.adapters and (tried := added_in_vain(inputs, verdict)):
-        command = questions_shown(request)
-        verdict = replace(verdict, reasons=(*verdict.reasons, reason_of("tried", added=tried)))
-    return replace(verdict, next=command)
+        return questions_shown(request), [reason_of("tried", added=tried)]
+    return command, ()
 
 
 def request_of(options: Options, inputs: Inputs, kind: str) -> Request:

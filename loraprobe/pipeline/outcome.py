@@ -30,12 +30,12 @@ from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import NOTHING_MEASURED, verdict_with_next
+from loraprobe.pipeline.conclusion import NOTHING_MEASURED, decided, next_step
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
 from loraprobe.pipeline.transforms import PreparedAdapters
-from loraprobe.records import NOTHING, Audit, Command, Sample, Verdict, called
+from loraprobe.records import NOTHING, Audit, Command, Reason, Sample, Verdict, called
 from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
@@ -91,62 +91,56 @@ def finish(
     made: Merged | Routed | None,
     prepared: PreparedAdapters,
     verdict: Verdict | None = None,
+    beside: Sequence[Reason] = (),
     **fields: Any,
 ) -> Outcome:
     """The outcome of a command that composes: what licences ask of somebody who publishes what it
     made, what extensions tell of it, the audit, and the card.
 
     made: what is saved if a directory was given, None if there is nothing. verdict: on what was
-    asked; None where nothing was. fields: of the audit.
+    asked; None where nothing was. beside: reasons that stand behind those of the verdict. fields:
+    of the audit.
     """
+    options, evaluated = session.options, verdict is not None
     if verdict is None and len(inputs.adapters) > 1:
-        verdict = verdict_with_next(session.options, inputs, preflight, "weights")
+        verdict = decided(options, inputs, "weights", preflight)
     preflight, licences = with_licences(preflight, inputs)
     merged = made if isinstance(made, Merged) else None
     chain = fields.get("evaluation", NOTHING_MEASURED).chain
-    evaluated = verdict is not None and verdict.composes
     result = Result(inputs.given, inputs.base, merged, verdict, chain)
     preflight, remarks = with_remarks(preflight, session, result)
-    if verdict is not None:
-        verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
-    steps = prepared.steps
+    beside, step = [*beside, *remarks.reasons], None
+    forms = [one for one in forms_of(options) if one[1].takes(made)]
+    place = session.target or next((place for place, _ in forms), None)
+    base, how = None if inputs.base is None else inputs.base.summary(), None
+    if made is not None:
+        how = front_matter(made, base, fields.get("search"), options, prepared.general)[KEY]
+    if how is not None and not evaluated and (known := repeated_verdict(inputs, how)):
+        verdict, beside = known[0], [known[1]]
+        sources, at = (*inputs.given, *prepared.general), local_name(str(place))
+        ways = (one.checking(at, sources, inputs.base) for one in installed() if place is not None)
+        step = next(filter(None, ways), NOTHING)
+    elif place is not None and verdict is not None and verdict.composes:  # it is written already
+        loading = LOAD_ADAPTER if session.target else forms[0][1].load
+        loading = LOAD_COMPOSITION if merged is None else loading
+        step = Command("python", (local_name(str(place)),), text=loading)
     audit = audit_of(
         session,
         inputs,
         preflight,
         notes,
-        **{"transformations": steps, "verdict": verdict, "added": remarks.added, **fields},
+        verdict=verdict,
+        beside=beside,
+        step=step,
+        **{"transformations": prepared.steps, "added": remarks.added, **fields},
     )
-    how = None
-    if made is not None:
-        how = front_matter(made, audit, session.options, prepared.general)[KEY]
-    forms = [one for one in forms_of(session.options) if one[1].takes(made)]
-    place = session.target or next((place for place, _ in forms), None)
-    if audit.evaluation.scores:
+    if evaluated:
         keep_verdict(inputs, audit, how)
-    elif how is not None and (known := repeated_verdict(inputs, audit, how)):
-        sources, step = (*inputs.given, *prepared.general), NOTHING
-        if place is not None:
-            checking = (one.checking(_named(place), sources, inputs.base) for one in installed())
-            step = next(filter(None, checking), NOTHING)
-        audit = replace(audit, verdict=replace(known, next=step))
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
-    made = with_card(made, told, session.options, prepared.general)
-    if place is None:
-        return Outcome(audit, made)
-    if verdict is not None and evaluated:  # whose own step would write it a second time
-        loading = LOAD_ADAPTER if session.target else forms[0][1].load
-        loading = LOAD_COMPOSITION if merged is None else loading
-        step = Command("python", (_named(place),), text=loading)
-        told = replace(told, verdict=replace(audit.verdict or verdict, next=step))
-    return Outcome(told, made)
-
-
-def _named(place: str | Path) -> str:
-    """A place of this machine as it may be published."""
-    return below_here(str(place)) or local_name(str(place))
+    made = with_card(made, told, options, prepared.general)
+    return Outcome(audit if place is None else told, made)
 
 
 def recommend(
@@ -180,11 +174,17 @@ def audit_of(
     inputs: Inputs,
     preflight: PreflightReport,
     notes: Iterable[str] = (),
+    *,
+    verdict: Verdict | None = None,
+    beside: Sequence[Reason] = (),
+    step: Command | None = None,
     **fields: Any,
 ) -> Audit:
     """The audit of a run, as it may be published.
 
-    `fields` are those of Audit; empty notes are left out.
+    verdict: as it was decided. beside: reasons that stand behind its own. step: the command to run
+    next, None for what follows from the verdict. `fields` are those of Audit; empty notes are left
+    out.
     """
     norms = {
         row.adapters[0]: row.value
@@ -198,7 +198,7 @@ def audit_of(
     arguments = public_arguments(run.arguments, public)
     typed = dict(typed_references(inputs, session.options))
     forms = (place for place, _ in forms_of(session.options))
-    for place in filter(None, (session.target, *forms)):
+    for place in filter(None, (*forms, session.target)):
         typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:
@@ -206,9 +206,15 @@ def audit_of(
     shown = {name: [below_here(one) or name for one in places] for name, places in typed.items()}
     for name, places in [*typed.items()]:  # by what now stands in commands
         typed |= {short: [place] for short, place in zip(shown[name], places, strict=True)}
-    verdict: Verdict | None = map_texts(fields.get("verdict"), public)
     if verdict is not None:
-        fields["verdict"] = replace(verdict, next=verdict.next.placed(shown))
+        if step is None:
+            measured = fields.get("evaluation", NOTHING_MEASURED)
+            given = session.options, inputs, measured, preflight.compatibility
+            step, why = next_step(verdict, *given)
+            beside = [*why, *beside]
+        reasons = map_texts((*verdict.reasons, *beside), public)
+        step = map_texts(step, public).placed(shown)
+        fields["verdict"] = replace(map_texts(verdict, public), reasons=reasons, next=step)
     added = map_texts(fields.get("added", ()), lambda command: command.placed(shown), Command)
     return ShownAudit(
         command=session.command,

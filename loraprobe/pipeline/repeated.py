@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,7 +16,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.cache import VERDICTS, keep, read_kept
 from loraprobe.formatting import count, gained, listing
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import NOTHING, STEPS, Audit, Verdict, called, plain
+from loraprobe.records import STEPS, Audit, Reason, Verdict, called, plain
 from loraprobe.results import as_plain, digest
 from loraprobe.verdict.evidence import FORM
 from loraprobe.verdict.reasons import reason_of
@@ -45,14 +45,10 @@ def keep_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any] | None) -
     verdict, base = audit.verdict, audit.base
     if verdict is None or base is None:
         return
-    row = KeptVerdict(
-        _choices(made) if made else "",
-        base.reference,
-        tuple(task.name for task in inputs.tasks),
-        _asked(inputs),
-        replace(verdict, reasons=(), next=NOTHING),
-    )
-    keep(VERDICTS, _name(inputs.adapters), json.dumps(as_plain(plain(row))).encode())
+    tasks, choices = tuple(task.name for task in inputs.tasks), _choices(made) if made else ""
+    row = plain(KeptVerdict(choices, base.reference, tasks, _asked(inputs), verdict))
+    row["verdict"] |= {"reasons": [], "next": ""}  # which hold for that run alone
+    keep(VERDICTS, _name(inputs.adapters), json.dumps(as_plain(row)).encode())
 
 
 def added_in_vain(inputs: Inputs, verdict: Verdict) -> str:
@@ -66,15 +62,15 @@ def added_in_vain(inputs: Inputs, verdict: Verdict) -> str:
     return ""
 
 
-def repeated_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any]) -> Verdict | None:
-    """The verdict that was measured on what was made now, with what it measured as its reason.
+def repeated_verdict(inputs: Inputs, made: Mapping[str, Any]) -> tuple[Verdict, Reason] | None:
+    """The verdict that was measured on what was made now, and its reason: what it measured.
 
     None where nothing is kept, or where the base that was given is another one.
     """
     found = _kept(inputs.adapters)
     if found is None or found.made != _choices(made) or not _gains(found.verdict):
         return None
-    if audit.base is not None and audit.base.reference != found.base:
+    if inputs.base is not None and inputs.base.summary().reference != found.base:
         return None
     gain = found.verdict.gain
     assert gain is not None
@@ -89,7 +85,7 @@ def repeated_verdict(inputs: Inputs, audit: Audit, made: Mapping[str, Any]) -> V
         tasks=listing(found.tasks),
         decisive=True,
     )
-    return replace(found.verdict, reasons=(reason,))
+    return found.verdict, reason
 
 
 def _gains(verdict: Verdict) -> bool:

@@ -91,9 +91,9 @@ class Verdict:
 
     `composes` says that `action` uses `system`, a merge or a router that was measured.
     `probability` is that of this very decision, for a share `prior` of compositions that gain; it
-    is None where nobody tells it. `margin` is the gain that was asked for.
-    `next` is the command to run next, a text in JSON, in which local directories have their names.
-    The first of `reasons` changes most for the reader.
+    is None where nobody tells it. `margin` is the gain that was asked for. The first of `reasons`
+    changes most for the reader. `next`, the command to run next, is known where the audit is made;
+    it is a text in JSON, in which local directories have their names.
 
     `missing` is what would tell more: "answers" where no system is shown to answer more than
     guessing, the "metric" that the gold answers need, "controls", more "items", more "guard-items",

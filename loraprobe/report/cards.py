@@ -25,7 +25,7 @@ from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.merging import METHODS, Merged
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, called, plain
+from loraprobe.records import AdapterSummary, Audit, BaseSummary, LearnedWeights, called, plain
 from loraprobe.registry import spec_of
 from loraprobe.report.answer import answer
 from loraprobe.report.markdown import Verbatim, filled
@@ -54,7 +54,7 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         for row in rows
     )
     made = replace(made, sources=sources)
-    matter = front_matter(made, audit, options, general)
+    matter = front_matter(made, audit.base, audit.search, options, general)
     title = f"{listing([source.name for source in sources])}, {called(made.name)}"
     card = partial(card_text, title=title, audit=audit, allowed=options.allow, sources=sources)
     if not isinstance(made, Merged):
@@ -144,7 +144,11 @@ def rank_text(merged: Merged) -> str:
 
 
 def front_matter(
-    made: Merged | Routed, audit: Audit, options: Options, general: Sequence[Adapter] = ()
+    made: Merged | Routed,
+    base: BaseSummary | None,
+    learned: LearnedWeights | None,
+    options: Options,
+    general: Sequence[Adapter] = (),
 ) -> dict[str, Any]:
     """The Hub's fields of a card, and under KEY how the merge or the composition was made."""
     merged = isinstance(made, Merged)
@@ -171,7 +175,7 @@ def front_matter(
         if made.learned is not None:
             choices["learned"] = dict(made.learned)
         weighted = router.constant
-    layers = audit.search.layers if audit.search else options.layers
+    layers = learned.layers if learned else options.layers
     if layers and weighted:
         choices["layers"] = {layer: [*map(float, own)] for layer, own in layers.items()}
     fields = {
@@ -188,7 +192,7 @@ def front_matter(
             "allow": sorted(options.allow),
             "balance": options.balance,
             "subtract": [_source(adapter.summary()) for adapter in general],
-            "base": plain(audit.base),
+            "base": plain(base),
             "sources": [_source(source) for source in made.sources],
             **choices,
         },

@@ -44,12 +44,12 @@ class Request:
 
     `base` is "auto" where the adapters name it themselves, "" where nobody does; `bases` are those
     that they name, BASE for a path. `given` are the options that were set. `kind` is the kind of
-    the verdict's system, "merge" or "router"; `learned` says that this system was fitted to prompts
-    or to questions, `weighted` that it uses weights. `fitting` are adapters without a conflict
-    among them; `unlike` says that no change of their files makes the others fit, `wrong_base` that
-    the base given is not theirs, `untargeted` that they hold weights that peft ignores, and nothing
-    else is wrong. `again` is the command that evaluates in place of merge-and-eval, with its
-    adapters.
+    the verdict's system, "merge" or "router", and `spec` its spec where that is not its name;
+    `learned` says that this system was fitted to prompts or to questions, `weighted` that it uses
+    weights. `fitting` are adapters without a conflict among them; `unlike` says that no change of
+    their files makes the others fit, `wrong_base` that the base given is not theirs, `untargeted`
+    that they hold weights that peft ignores, and nothing else is wrong. `again` is the command that
+    evaluates in place of merge-and-eval, with its adapters.
     `parents` writes the base of an adapter that was trained on others, where the base lacks these.
     `chain` says who answers the hops of a chain that was measured, with answers of at most
     `most_tokens` tokens; `longer` is a limit to try where answers were cut.
@@ -61,6 +61,7 @@ class Request:
     tasks: tuple[str, ...] = ()
     given: tuple[Flag, ...] = ()
     kind: str = "merge"
+    spec: str = ""
     learned: bool = False
     fitting: tuple[str, ...] = ()
     unlike: bool = False
@@ -286,7 +287,7 @@ def _further(verdict: Verdict, request: Request, limited: bool) -> Command:
 
 def _save(verdict: Verdict, request: Request) -> Command:
     """The command that writes the composition of the verdict."""
-    system, target = verdict.system or "", ("-o", "DIR")
+    system, target = request.spec or verdict.system or "", ("-o", "DIR")
     if request.learned:  # the same call decides the same by the kept answers, and learns the same
         return _evaluate(request, RESUME, target)
     flag, verb = ("--router", "route") if request.kind == "router" else ("--method", "merge")

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from loraprobe import evaluation
 from loraprobe.adapters import Adapter
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE
-from loraprobe.extension import Result, remarks_of
+from loraprobe.extension import Remarks, Result, remarks_of
 from loraprobe.extensions.screen.forecasting import forecast_gains
 from loraprobe.extensions.screen.records import (
     Forecast,
@@ -28,9 +27,8 @@ from loraprobe.formatting import count
 from loraprobe.pipeline.conclusion import (
     NOT_EXAMINED,
     decided,
-    evidence_of,
     exclusions,
-    with_next,
+    next_step,
 )
 from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.inputs import Inputs
@@ -63,7 +61,8 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         measured = asked.records()
     given = tuple(proved.adapters)
     inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
-    verdict, added, preflight = _verdict(library, inputs, proved, measured)
+    verdict, preflight, step, remarks = _verdict(library, inputs, proved, measured)
+    screened = Screened(_library(library, proved), _shortlist(proved, measured, verdict))
     notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]
     return audit_of(
@@ -72,9 +71,11 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         preflight,
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
-        added=(Screened(_library(library, proved), _shortlist(proved, measured, verdict)), *added),
+        added=(screened, *remarks.added),
         samples=_samples(proved, measured) if verdict.missing == "answers" else (),
         verdict=verdict,
+        beside=remarks.reasons,
+        step=step,
     )
 
 
@@ -87,8 +88,8 @@ def _samples(proved: Proved, measured: EvaluationRecords) -> tuple[Sample, ...]:
 
 def _verdict(
     library: Library, inputs: Inputs, proved: Proved, measured: EvaluationRecords
-) -> tuple[Verdict, Sequence[Any], PreflightReport]:
-    """The verdict, records of extensions about it, and what was found about its adapters."""
+) -> tuple[Verdict, PreflightReport, Command, Remarks]:
+    """The verdict, what was found about its adapters, the command to run next, and remarks."""
     screen, session = proved.screen, proved.asked.evaluator.session
     asked = {row.system for row in screen.results} - {BASE}
     left = sum(len(task.items) for task in proved.asked.evaluator.tasks)
@@ -99,8 +100,9 @@ def _verdict(
     excluded = exclusions(options, inputs.base, partial(_made, inputs, proved))
 
     def judged() -> Verdict:
-        evidence = evidence_of(options, inputs, "evaluation", measured, preflight, excluded)
-        return decided(evidence, options, chosen)
+        return decided(
+            options, inputs, "evaluation", preflight, measured, excluded, annotators=[chosen]
+        )
 
     verdict = judged()
     finalist = next((f for f in proved.finalists if verdict.system in f.systems), None)
@@ -113,17 +115,16 @@ def _verdict(
     if not about.adapters:
         arguments = list(map(public_argument, session.arguments))
         again = Command("screen", tuple(library_words(library.adapters, arguments)))
-    spec = None if system is None else system.spec
+    spec = "" if system is None else system.spec
     given = without_budget(options) if verdict.missing == "time" else options
-    verdict = with_next(verdict, given, about, measured, Compatibility(), spec, again)
+    step, why = next_step(verdict, given, about, measured, Compatibility(), spec, again)
     merged = None
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.spec)
     files = replace(about, given=[screen.members[a.name].open() for a in about.given])
     result = Result(files.given, files.base, merged, verdict, measured.chain)
     remarks = remarks_of(session, result)
-    verdict = replace(verdict, reasons=(*verdict.reasons, *remarks.reasons))
-    return verdict, remarks.added, preflight
+    return verdict, preflight, step, replace(remarks, reasons=(*why, *remarks.reasons))
 
 
 def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:

@@ -10,7 +10,7 @@ from repeats import check_repeated
 from loraprobe.base import open_base
 from loraprobe.findings import finding
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import request_of, with_next
+from loraprobe.pipeline.conclusion import next_step, request_of
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.records import Action, Compatibility, EvaluationRecords, Verdict
 from loraprobe.tasks import Task
@@ -101,7 +101,7 @@ def test_learned_weights_are_saved_by_the_call_that_learned_them(spec, learns):
     verdict = Verdict("likely", "evaluation", system=spec, action=Action("merge"), composes=True)
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
     inputs = Inputs(pair, pair, None, [Task("t", (), "t.jsonl")])
-    found = with_next(verdict, options, inputs, EvaluationRecords(), Compatibility()).next
+    found, _ = next_step(verdict, options, inputs, EvaluationRecords(), Compatibility())
     assert found.verb == ("merge-and-eval" if learns else "merge") and spec in found.words
     assert ("--resume" in found.words) is learns and ("learn" in found.words) is learns
 
@@ -115,11 +115,11 @@ def test_a_conflict_with_the_base_asks_for_another_base(tasks, tmp_path):
     issue = finding("module-not-in-base", ("a",), "It has no such module.")
     verdict = Verdict("incompatible", "weights", action=Action("fix"))
     given = verdict, Options(seed=7), inputs, EvaluationRecords()
-    found = with_next(*given, Compatibility((issue,))).next
+    found, _ = next_step(*given, Compatibility((issue,)))
     assert found.verb == ("merge-and-eval" if tasks else "inspect")
     assert "--base owner/own" in str(found) and "--seed 7" in str(found)
     ignored = finding(UNTARGETED, ("a",), "It has more.", severity="error")
-    found = with_next(*given, Compatibility((ignored,))).next
+    found, _ = next_step(*given, Compatibility((ignored,)))
     assert found.verb == ("merge-and-eval" if tasks else "inspect")
     assert "--allow weights-untargeted" in str(found)
 

@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import json
 
 import making
 import torch
@@ -25,6 +26,20 @@ def word_tokenizer(**special):
     )
     names = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"} | special
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def write_world(root, make, adapters, items, tokenizer=None):
+    """A base that `make` makes, with a tokenizer, adapters of it as peft writes them, and a task.
+
+    adapters: name -> its config. items: the rows of task.jsonl.
+    """
+    make().save_pretrained(root / "base")
+    (tokenizer or word_tokenizer()).save_pretrained(root / "base")
+    for seed, (name, config) in enumerate(adapters.items(), 1):
+        place = making.peft_adapter(root / name, make(), seed, **config)
+        making.edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
+    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
+    return root
 
 
 def silent(vocab: int = 40):

@@ -1,11 +1,13 @@
 """The Python interface as a user types it, on adapters that peft wrote and a tiny model."""
 
 import json
+from functools import partial
 
 import bases
 import making
 import pytest
 import torch
+import words
 
 import loraprobe
 from loraprobe.errors import UsageError
@@ -16,23 +18,12 @@ TARGETS = ["q_proj", "v_proj", "up_proj"]
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """(root with base, adapters a and b and a task file), written by transformers and peft."""
-    root = tmp_path_factory.mktemp("world")
-    making.tiny_llama(vocab=512).save_pretrained(root / "base")
-    bases.subwords().save_pretrained(root / "base")
-    for seed, name in enumerate("ab"):
-        place = making.peft_adapter(
-            root / name,
-            making.tiny_llama(vocab=512),
-            seed + 1,
-            r=2 + seed,
-            lora_alpha=4,
-            use_rslora=bool(seed),
-            target_modules=TARGETS[: 2 + seed],
-        )
-        making.edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
+    common = {"lora_alpha": 4, "target_modules": TARGETS}
+    pair = {"a": common | {"r": 2, "target_modules": TARGETS[:2]}}
+    pair["b"] = common | {"r": 3, "use_rslora": True}
     items = [{"id": str(i), "prompt": f"Question {i}?", "answer": f"{i}"} for i in range(4)]
-    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
-    return root
+    make = partial(making.tiny_llama, vocab=512)
+    return words.write_world(tmp_path_factory.mktemp("world"), make, pair, items, bases.subwords())
 
 
 def evaluated(world, adapters=None, task=None, **options):

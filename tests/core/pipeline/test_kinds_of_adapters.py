@@ -1,4 +1,4 @@
-"""Commands over adapters of a mixture of experts: base checks, merges, verification, an audit."""
+"""Commands over adapters that peft writes as DoRA, with a head of their own, or of a mixture."""
 
 import json
 import shutil
@@ -6,12 +6,13 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import making
 import pytest
 import torch
 from making import call, edit, peft_adapter, tiny_model
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from words import word_tokenizer
+from words import word_tokenizer, write_world
 
 import loraprobe
 from loraprobe.adapters import read_adapter
@@ -20,27 +21,92 @@ from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.errors import UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.pipeline.plan import random_partner
 
-BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
-WEIGHTS = "adapter_model.safetensors"
 SIZE = max(40, len(word_tokenizer()))
-mixtral = partial(tiny_model, "Mixtral", vocab_size=SIZE, num_local_experts=3)
+KINDS = {
+    "dora": {"target_modules": ["q_proj", "up_proj"], "r": 2, "use_dora": True, "scale": 0.1},
+    "dora2": {"target_modules": ["q_proj", "v_proj"], "r": 3, "use_dora": True, "scale": 0.1},
+    "plain": {"target_modules": ["q_proj", "v_proj"], "r": 2, "scale": 0.1},
+    "headed": {"target_modules": ["q_proj"], "r": 2, "modules_to_save": ["lm_head"], "scale": 0.1},
+}
+HOPS = [
+    {"prompt": "who is the mayor of ulm ?", "answer": "bo"},
+    {"prompt": "{1} lives in", "answer": "ulm"},
+]
+ITEM = {"prompt": "ada lives in", "answer": "ulm"}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
+    """A tiny base with a tokenizer, one adapter of each kind, and a task with hops."""
+    make = partial(making.tiny_llama, vocab=SIZE, tied=False)
+    items = [{"id": str(i), **ITEM, "hops": HOPS} for i in range(3)]
+    return write_world(tmp_path_factory.mktemp("experts"), make, KINDS, items)
+
+
+def judged(root, *names, **options):
+    refs = [root / name for name in names]
+    options |= {"base": root / "base", "tasks": root / "task.jsonl"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return loraprobe.merge_and_eval(refs, **options)
+
+
+@pytest.mark.parametrize(
+    ("place", "pair", "left_out"),
+    [
+        ("world", ("dora", "dora2"), None),
+        ("world", ("dora", "plain"), None),
+        ("world", ("headed", "dora"), "headed replaces lm_head.weight"),
+        ("mixture", ("a", "b"), "a changes"),
+    ],
+)
+def test_an_audit_leaves_out_token_routers_that_an_adapter_cannot_have(
+    place, pair, left_out, request
+):
+    root = request.getfixturevalue(place)
+    audit = judged(root, *pair)
+    assert audit.compatibility.compatible, audit.compatibility.issues
+    systems = {row.system for row in audit.evaluation.scores}
+    assert {"base", *pair, "uniform", "sum", "random-partner"} <= systems
+    assert ("arrow" in systems) == (left_out is None)
+    assert (f"arrow is left out: {left_out}" in " ".join(audit.notes)) == (left_out is not None)
+    if "headed" in pair:
+        with pytest.raises(UnsupportedAdapter, match=r"headed replaces lm_head\.weight whole"):
+            judged(root, *pair, systems=("arrow",))
+
+
+def test_the_random_partner_of_a_dora_moves_each_weight_as_far(world):
+    adapter, base = read_adapter(world / "dora"), open_base(world / "base")
+    partner = random_partner(adapter, weight=base.weight)
+    assert not partner.magnitudes and not partner.extras
+    for path, update in adapter.modules.items():
+        W0, m = base.weight(path).double(), adapter.magnitudes[path].double()
+        V = W0 + update.to(torch.float64).delta()
+        change = (m / V.norm(dim=1))[:, None] * V - W0
+        found = float(partner.modules[path].to(torch.float64).norm())
+        assert found == pytest.approx(float(change.norm()), rel=1e-5)
+        assert abs(found / float(update.norm()) - 1) > 0.01  # not that of its factors alone
+    blind = random_partner(adapter)
+    path = next(iter(adapter.modules))
+    assert float(blind.modules[path].norm()) == pytest.approx(
+        float(adapter.modules[path].norm()), rel=1e-5
+    )
+
+
+BOTH = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+WEIGHTS = "adapter_model.safetensors"
+mixtral = partial(tiny_model, "Mixtral", vocab_size=SIZE, num_local_experts=3)
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
     """A tiny Mixtral with a tokenizer, two adapters of its experts, and a task."""
-    root = tmp_path_factory.mktemp("mixture")
-    mixtral().save_pretrained(root / "base")
-    word_tokenizer().save_pretrained(root / "base")
-    for seed, name in enumerate("ab", 1):
-        place = peft_adapter(
-            root / name, mixtral(), seed, r=2, target_modules=["q_proj"], scale=0.1, **BOTH
-        )
-        edit(place / "adapter_config.json", base_model_name_or_path=str(root / "base"))
-    items = [{"id": str(i), "prompt": "ada lives in", "answer": "ulm"} for i in range(3)]
-    (root / "task.jsonl").write_text("\n".join(map(json.dumps, items)))
-    return root
+    config = {"r": 2, "target_modules": ["q_proj"], "scale": 0.1, **BOTH}
+    pair = {"a": config, "b": config}
+    items = [{"id": str(i), **ITEM} for i in range(3)]
+    return write_world(tmp_path_factory.mktemp("mixture"), mixtral, pair, items)
 
 
 def errors(adapter, base) -> dict[str, str]:
@@ -48,10 +114,10 @@ def errors(adapter, base) -> dict[str, str]:
     return {issue.code: issue.message for issue in found if issue.severity == "error"}
 
 
-def test_a_base_is_checked_by_its_parameters(world, tmp_path):
+def test_a_base_is_checked_by_its_parameters(mixture, tmp_path):
     """The files of a Mixtral hold each expert's matrices apart."""
-    adapter = read_adapter(world / "a")
-    assert not errors(adapter, open_base(world / "base"))
+    adapter = read_adapter(mixture / "a")
+    assert not errors(adapter, open_base(mixture / "base"))
     for name, change, words in (
         ("more", {"num_local_experts": 4}, "has as [4"),
         ("wider", {"intermediate_size": 32}, "32]"),
@@ -119,18 +185,18 @@ def test_the_order_of_inputs_and_outputs(tmp_path, version, base, turned, found)
     assert written["peft_version"] == "0.19.1"
 
 
-def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(world, tmp_path):
+def test_adapters_of_other_parameters_of_a_module_are_an_error_with_a_cure(mixture, tmp_path):
     parameters = {"target_modules": [], "target_parameters": ["experts.down_proj"]}
     other = read_adapter(peft_adapter(tmp_path / "down", mixtral(), 1, r=2, **parameters))
-    issues = check([read_adapter(world / "a"), other]).issues
+    issues = check([read_adapter(mixture / "a"), other]).issues
     found = next(issue for issue in issues if issue.code == "parameters-differ")
     assert (
         found.severity == "error" and found.cure and "down_proj and gate_up_proj" in found.message
     )
 
 
-def merged(world, out, *options):
-    done = call("merge", world / "a", world / "b", "-o", out, *options)
+def merged(mixture, out, *options):
+    done = call("merge", mixture / "a", mixture / "b", "-o", out, *options)
     assert done.exit_code == 0, done.output
     return out
 
@@ -140,8 +206,8 @@ def merged(world, out, *options):
     "options",
     [("--method", "sum"), ("--method", "ties", "--rank", "3")],
 )
-def test_a_merge_is_verified(world, tmp_path, options):
-    out = merged(world, world / tmp_path.name, *options)
+def test_a_merge_is_verified(mixture, tmp_path, options):
+    out = merged(mixture, mixture / tmp_path.name, *options)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # of keys that peft does not use
         PeftModel.from_pretrained(mixtral(), out)
@@ -156,9 +222,9 @@ def test_a_merge_is_verified(world, tmp_path, options):
     assert "experts.base_layer[1]" in said[WEIGHTS]["message"]
 
 
-def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world, tmp_path):
+def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(mixture, tmp_path):
     """Another library of linear algebra gives an expert's factors another basis."""
-    out = merged(world, tmp_path / "out", "--method", "sum")
+    out = merged(mixture, tmp_path / "out", "--method", "sum")
     tensors = load_file(out / WEIGHTS)
     path = "base_model.model.model.layers.0.mlp.experts"
     A, B = (tensors[f"{path}.lora_{factor}.weight"] for factor in "AB")
@@ -185,7 +251,7 @@ def test_an_expert_in_another_basis_is_the_same_and_another_expert_is_not(world,
 
 @pytest.mark.needs("convert")
 @pytest.mark.parametrize("options", [(), ("--compact",)])
-def test_a_converted_adapter_is_the_same(world, tmp_path, options):
+def test_a_converted_adapter_is_the_same(mixture, tmp_path, options):
     """Of ranks that differ by parameter, which become one unless they may stay."""
     ranks = {"r": 2, "rank_pattern": {"down_proj": 3}}
     place = peft_adapter(tmp_path / "a", mixtral(), 1, target_modules=["q_proj"], **ranks, **BOTH)
@@ -198,24 +264,12 @@ def test_a_converted_adapter_is_the_same(world, tmp_path, options):
         torch.testing.assert_close(made.modules[path].delta(), update.delta())
 
 
-def test_an_audit_leaves_token_routers_out(world):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        audit = loraprobe.merge_and_eval(
-            [world / "a", world / "b"], base=world / "base", tasks=world / "task.jsonl"
-        )
-    assert audit.compatibility.compatible, audit.compatibility.issues
-    systems = {row.system for row in audit.evaluation.scores}
-    assert {"base", "a", "b", "uniform", "sum", "random-partner"} <= systems
-    assert "arrow" not in systems and any("arrow is left out: a changes" in n for n in audit.notes)
-
-
 @pytest.mark.needs("verify")
-def test_a_route_is_constant_or_refused(world, tmp_path):
-    pair = [str(world / "a"), str(world / "b")]
+def test_a_route_is_constant_or_refused(mixture, tmp_path):
+    pair = [str(mixture / "a"), str(mixture / "b")]
     with pytest.raises(UnsupportedAdapter, match=r"experts itself.*router.*constant"):
         loraprobe.compose(pair, router="arrow")
-    out = world / tmp_path.name
+    out = mixture / tmp_path.name
     done = call("route", *pair, "--router", "constant", "-o", out)
     assert done.exit_code == 0, done.output
     assert call("verify", out).exit_code == 0

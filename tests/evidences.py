@@ -1,6 +1,8 @@
-"""Evidence planted for verdicts: scores, paired differences and gains of named systems."""
+"""Evidence planted for verdicts: scores, paired differences and gains of named systems, and first
+rounds of questions."""
 
 import dataclasses
+from statistics import NormalDist
 
 from hypothesis import strategies as st
 
@@ -14,7 +16,8 @@ from loraprobe.records import (
     ItemPart,
     Score,
 )
-from loraprobe.verdict import Evidence, decide
+from loraprobe.records.measurements import Z95
+from loraprobe.verdict import Annotation, Annotator, Evidence, decide
 
 N = 100
 MEASURED = {field.name for field in dataclasses.fields(EvaluationRecords)}
@@ -181,6 +184,38 @@ def across_forms(found):
         row = replaced(gain, against=against, against_part=part, difference=difference, ci95=ci)
         gains.append(replaced(row, adjusted_ci95=ci, n_needed=items))
     return replaced(found, gains=tuple(gains))
+
+
+SMALL = 160  # the hidden size of the base
+
+
+class Chances(Annotator):
+    """Gains have the probability that a normal density of what was measured gives them."""
+
+    def annotate(self, verdict, evidence):
+        if verdict.gain is None or verdict.evidence not in ("pilot", "evaluation"):
+            return Annotation()
+        low, high = verdict.gain.ci95
+        above = verdict.gain.difference - evidence.margin
+        chance = NormalDist().cdf(above * 2 * Z95 / max(high - low, 1e-9))
+        return Annotation((), min(max(chance, 0.001), 0.999), 0.4)
+
+
+def case(**rest):
+    """Base and two adapters on one task."""
+    scores = (score("base", 0.1), score("a", 0.3), score("b", 0.2))
+    made = {"scores": scores, "tasks": 1, "level": "base"}
+    made["hidden_size"] = SMALL
+    return evidence_of(**{**made, **rest})
+
+
+def measured(gain=0.2, half=0.15, **rest):
+    """A first round of 30 items, in which an average gained so much against the best adapter."""
+    scores = (*case().measured.scores, score("uniform", 0.3 + gain))
+    ends = (gain - half, gain + half)
+    row = Gain(None, QUESTION, "uniform", "a", gain, ends, ends, 30)
+    made = {"scores": scores, "gains": (row,), "level": "pilot"}
+    return case(**{**made, **rest})
 
 
 unit = st.floats(0, 1).map(lambda x: round(x, 3))

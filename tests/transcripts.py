@@ -12,19 +12,20 @@ from xml.etree import ElementTree
 from audits import NOTHING, an_audit, markdown, page, rendered
 from evidences import (
     KINDS,
+    Chances,
     N,
     both,
+    case,
     changed,
     evidence,
     evidence_of,
     guards,
     known,
     replaced,
+    score,
     skills,
 )
-from first_rounds import Chances, case
-from first_rounds import measured as planted
-from first_rounds import score as of_kind
+from evidences import measured as planted
 from page_tree import all_of, parsed, text_of
 
 from loraprobe.formatting import wrapped
@@ -105,7 +106,7 @@ def weights(*rows, issues=()):
 
 
 HOPELESS = planted(-0.02, 0.09, level="evaluation")
-ROUND_SCORES = (*case().measured.scores, replaced(of_kind("sum", "merge", 0.5), n=30))
+ROUND_SCORES = (*case().measured.scores, replaced(score("sum", 0.5), n=30))
 ROUND_GAIN = Gain("t", QUESTION, "sum", "a", 0.2, (-0.1, 0.5), (-0.1, 0.5), 30, 200)
 ROUND = case(scores=ROUND_SCORES, gains=(ROUND_GAIN,), level="pilot")
 CONFLICT = Issue("error", "base-mismatch", ("a", "b"), "a is of gpt2, b of llama.", "Take one.")

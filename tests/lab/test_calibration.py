@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from evidences import SMALL
 from extensions.forecast.documents import DOCUMENT, calibration, calibration_of
-from first_rounds import SMALL
 from scipy import integrate
 from tiny_worlds import tiny_world
 from typer.testing import CliRunner

@@ -6,6 +6,7 @@ from evidences import (
     KINDS,
     N,
     any_evidence,
+    case,
     changed,
     check,
     codes,
@@ -19,8 +20,6 @@ from evidences import (
     score,
     versus,
 )
-from first_rounds import case
-from first_rounds import score as planted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -515,8 +514,8 @@ def test_where_something_answers_the_rules_stay(name):
 
 FIRST = 30
 FULL = tuple(
-    replaced(planted(name, kind, value), ci95=(low, 1.0))
-    for name, kind, value, low in (("base", "base", 0.1, 0.0), ("a", "adapter", 1.0, 0.96))
+    replaced(score(name, value), ci95=(low, 1.0))
+    for name, value, low in (("base", 0.1, 0.0), ("a", 1.0, 0.96))
 )
 
 
@@ -524,11 +523,11 @@ def piloted(difference, low, high, baselines=None, control=True, **rest):
     """The verdict on a first round of `sum`: its gain over `a`, its interval, perhaps a control."""
     known = case().measured.scores if baselines is None else baselines
     ends = (low, high)
-    one = replaced(planted("sum", "merge", 0.5), n=FIRST)
+    one = replaced(score("sum", 0.5), n=FIRST)
     gain = Gain("t", QUESTION, "sum", "a", difference, ends, ends, FIRST, 200)
     made = {"scores": (*known, one), "gains": (gain,), "level": "pilot"}
     if low > 0.05 and control:  # it was asked, and is worse
-        made["scores"] += (replaced(planted("random-partner", "control", 0.0), n=FIRST),)
+        made["scores"] += (replaced(score("random-partner", 0.0), n=FIRST),)
         worse = Comparison("sum", "random-partner", "t", QUESTION, difference, ends, FIRST, ends)
         made["comparisons"] = (worse,)
     return decide(case(**{**made, **rest}))

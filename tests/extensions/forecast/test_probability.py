@@ -12,9 +12,8 @@ import operator
 import making
 import numpy as np
 import pytest
-from evidences import evidence_of, guards, replaced
+from evidences import case, evidence_of, guards, measured, replaced, score
 from extensions.forecast.documents import DOCUMENT, calibration
-from first_rounds import case, measured, score
 from scipy import integrate, stats
 from typer.testing import CliRunner
 
@@ -80,7 +79,7 @@ def test_a_decision_has_its_own_probability(level):
 
 def test_a_decision_against_a_gain_has_none():
     """`unlikely` because a control is as good, although the gain is sure."""
-    control = score("shrunk:a", "control", 0.7)
+    control = score("shrunk:a", 0.7)
     row = Comparison("uniform", "shrunk:a", "t", QUESTION, 0.0, (-0.02, 0.02), n=30)
     evidence = measured(0.4, 0.1)
     evidence = replaced(evidence, scores=(*evidence.measured.scores, control), comparisons=(row,))
@@ -99,9 +98,9 @@ def test_the_probability_is_that_of_the_gain_that_decides():
     """The decisive gain, which another form or another composition may exceed by a little."""
     evidence = measured()
     steps = replaced(evidence.measured.gains[0], part=STEPS, difference=0.24)
-    scores = (*evidence.measured.scores, score("uniform", "merge", 0.54, "steps"))
-    scores = (*scores, score("sum", "merge", 0.9))
-    control = score("shrunk:a", "control", 0.9)
+    scores = (*evidence.measured.scores, score("uniform", 0.54, "steps"))
+    scores = (*scores, score("sum", 0.9))
+    control = score("shrunk:a", 0.9)
     row = Comparison("sum", "shrunk:a", "t", QUESTION, 0.0, (-0.02, 0.02), n=30)
     sums = replaced(evidence.measured.gains[0], system="sum", difference=0.6)
     both = replaced(
@@ -115,17 +114,17 @@ def test_the_probability_is_that_of_the_gain_that_decides():
 
 
 def test_what_has_to_be_beaten_is_the_better_form_of_the_best_baseline():
-    steps = (score("base", "base", 0.6, "steps"), score("a", "adapter", 0.1, "steps"))
+    steps = (score("base", 0.6, "steps"), score("a", 0.1, "steps"))
     scores = (*case().measured.scores, *steps)
     assert case(scores=scores).baseline == pytest.approx(0.6)
-    compositions = (*scores, score("uniform", "merge", 0.9))
+    compositions = (*scores, score("uniform", 0.9))
     assert case(scores=compositions).baseline == pytest.approx(0.6)
 
 
 def test_of_several_tasks_the_best_system_on_all_of_them_counts():
-    rows = [score("base", "base", 0.1, task=t) for t in "tu"]
-    rows += [score("a", "adapter", 0.9), score("a", "adapter", 0.1, task="u")]
-    rows += [score("b", "adapter", 1.0, task="u")]  # was not asked the other task
+    rows = [score("base", 0.1, task=t) for t in "tu"]
+    rows += [score("a", 0.9), score("a", 0.1, task="u")]
+    rows += [score("b", 1.0, task="u")]  # was not asked the other task
     found = evidence_of(scores=tuple(rows), level="base")
     assert found.baseline == pytest.approx(0.5)
     assert (found.kind_of_task.tasks, found.kind_of_task.metric) == (2, "exact_match")
@@ -152,11 +151,11 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
 
 def kept_of(first, second, level="pilot", **rest):
     """A first round of two tasks, in which an average keeps so much of each specialist's skill."""
-    rows = [score("base", "base", 0.0, task=t) for t in "tu"]
+    rows = [score("base", 0.0, task=t) for t in "tu"]
     for name, own in (("a", "t"), ("b", "u")):
-        rows += [score(name, "adapter", float(task == own), task=task) for task in "tu"]
+        rows += [score(name, float(task == own), task=task) for task in "tu"]
     for task, (value, ends) in zip("tu", (first, second), strict=True):
-        one = score("uniform", "merge", 0.9, task=task)
+        one = score("uniform", 0.9, task=task)
         rows.append(replaced(one, retention=value, retention_ci95=ends))
     gain = Gain(None, QUESTION, "uniform", "a", 0.4, (0.3, 0.5), (0.3, 0.5), 60)
     made = {"scores": tuple(rows), "gains": (gain,), "tasks": 2, "level": level}
@@ -237,7 +236,7 @@ def test_what_measured_sets_gained_stands_beside_an_open_verdict_alone():
     assert wide.value == pytest.approx(0.1)
     for other in ({"hidden_size": 576}, {"hidden_size": None}):
         assert not by_code(decide(case(**other), calibration()), "measured-elsewhere")
-    ceiling = (score("base", "base", 0.99), score("a", "adapter", 1.0), score("b", "adapter", 1.0))
+    ceiling = (score("base", 0.99), score("a", 1.0), score("b", 1.0))
     ceiling = tuple(replaced(s, ci95=(0.97, 1.0)) for s in ceiling)
     decided = decide(case(scores=ceiling), calibration())
     assert decided.decision == "unlikely" and not by_code(decided, "measured-elsewhere")

@@ -11,16 +11,16 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import making
+from loopback import listening
 
 GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.invalid", "-c", "gc.auto=0")
 
@@ -103,121 +103,107 @@ class Misbehaving:
 
     @contextlib.contextmanager
     def running(self) -> Iterator[Misbehaving]:
-        hub = self
-
-        class Handler(_Handler):
-            pass
-
-        Handler.hub = hub
-        server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
+        with listening(self.answer) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
     def fetched(self) -> set[str]:
         """Names of the files whose bodies were sent."""
         files = [r for r in self.requests if r.startswith("GET ") and "/resolve/" in r]
         return {re.split(f"/resolve/(?:{self.commit}|main)/", file)[-1] for file in files}
 
-
-class _Handler(BaseHTTPRequestHandler):
-    hub: Misbehaving
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
-
-    def answer(self, body: bool) -> None:
-        line = f"{self.command} {unquote(self.path)}"
-        self.hub.requests.append(line)
-        self.hub.authorizations.add(self.headers.get("authorization", ""))
-        for start, (status, headers) in self.hub.fail.items():
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        """Answers GET, and HEAD without a body."""
+        body = request.command == "GET"
+        line = f"{request.command} {unquote(request.path)}"
+        self.requests.append(line)
+        self.authorizations.add(request.headers.get("authorization", ""))
+        for start, (status, headers) in self.fail.items():
             if line.startswith(start):
-                return self.send(status, headers, b'{"error": "no"}', body)
+                return self.send(request, status, headers, b'{"error": "no"}', body)
         if "/api/models?" in line:
-            return self.send_listing(line, body)
+            return self.send_listing(request, line, body)
         if found := re.search(r"/api/models/([^/]+/[^/?]+)(/tree/[^?]*)?", line):
             name, tree = found.groups()
-            if name in self.hub.moved:
-                place = line.partition(" ")[2].replace(name, self.hub.moved[name], 1)
-                return self.send(307, {"Location": place}, b"", body)
-            if tree or name in self.hub.described:
-                return self.send_described(name, tree is not None, body)
+            if name in self.moved:
+                place = line.partition(" ")[2].replace(name, self.moved[name], 1)
+                return self.send(request, 307, {"Location": place}, b"", body)
+            if tree or name in self.described:
+                return self.send_described(request, name, tree is not None, body)
         if "/api/models/" in line or "/api/datasets/" in line:
             base = found is not None and found[1] == "owner/base"  # which the adapter names
-            siblings = [{"rfilename": name} for name in (() if base else self.hub.files)]
+            siblings = [{"rfilename": name} for name in (() if base else self.files)]
             info = {
                 "id": found[1] if found else "acme/math",
-                "sha": self.hub.commit,
+                "sha": self.commit,
                 "siblings": siblings,
             }
             content = json.dumps(info).encode()
-            if self.hub.spoil.get("api") == "html":
+            if self.spoil.get("api") == "html":
                 content = b"<html>Please log in to the Wi-Fi</html>"
-            return self.send(200, {"content-type": "application/json"}, content, body)
+            return self.send(request, 200, {"content-type": "application/json"}, content, body)
         if "/resolve/" not in line:
-            return self.send(404, {}, b"", body)
-        name = unquote(self.path).split("/resolve/", 1)[1].split("/", 1)[1]
-        if name not in self.hub.files:
-            return self.send(404, {"X-Error-Code": "EntryNotFound"}, b"", body)
-        return self.send_file(name, body)
+            return self.send(request, 404, {}, b"", body)
+        name = unquote(request.path).split("/resolve/", 1)[1].split("/", 1)[1]
+        if name not in self.files:
+            return self.send(request, 404, {"X-Error-Code": "EntryNotFound"}, b"", body)
+        return self.send_file(request, name, body)
 
-    def send_described(self, name: str, tree: bool, body: bool) -> None:
+    def send_described(
+        self, request: BaseHTTPRequestHandler, name: str, tree: bool, body: bool
+    ) -> None:
         """What the Hub tells about a repository, or the files of its tree."""
-        info = {"id": name, "sha": self.hub.commit, "siblings": [], "tags": []}
-        told: Any = info | self.hub.described.get(name, {})
+        info = {"id": name, "sha": self.commit, "siblings": [], "tags": []}
+        told: Any = info | self.described.get(name, {})
         if tree:
-            sums = self.hub.shards.get(name, [])
+            sums = self.shards.get(name, [])
             told = [
                 {"type": "file", "path": f"model-{i}.safetensors", "size": 9, "oid": f"{i:040}"}
                 | {"lfs": {"oid": digest, "size": 9, "pointerSize": 1}}
                 for i, digest in enumerate(sums)
             ] + [{"type": "file", "path": "config.json", "size": 2, "oid": "0" * 40}]
-        return self.send(200, {"content-type": "application/json"}, json.dumps(told).encode(), body)
+        return self.send(
+            request, 200, {"content-type": "application/json"}, json.dumps(told).encode(), body
+        )
 
-    def send_listing(self, line: str, body: bool) -> None:
+    def send_listing(self, request: BaseHTTPRequestHandler, line: str, body: bool) -> None:
         """The repositories whose tags are all among those that the query names."""
         query = parse_qs(urlsplit(line.partition(" ")[2]).query)
         named = [name for entry in query.get("filter", []) for name in entry.split(",")]
         searched = query.get("search", [""])[0].lower()
-        rows = [row for row in self.hub.listed if set(named) <= set(row["tags"])]
+        rows = [row for row in self.listed if set(named) <= set(row["tags"])]
         rows = [row for row in rows if searched in row["id"].lower()]
         content = json.dumps(rows).encode()
-        return self.send(200, {"content-type": "application/json"}, content, body)
+        return self.send(request, 200, {"content-type": "application/json"}, content, body)
 
-    def send_file(self, name: str, body: bool) -> None:
-        content = self.hub.files[name]
+    def send_file(self, request: BaseHTTPRequestHandler, name: str, body: bool) -> None:
+        content = self.files[name]
         etag = hashlib.sha256(content).hexdigest()
-        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.hub.commit}
-        spoiled = self.hub.spoil.get(name)
+        headers = {"ETag": f'"{etag}"', "X-Repo-Commit": self.commit}
+        spoiled = self.spoil.get(name)
         if spoiled == "flip" and body:
             content = content[:-1] + bytes([content[-1] ^ 255])
         if spoiled == "truncate" and body:
-            self.send(200, headers, content, body=False)
-            self.wfile.write(content[: len(content) // 2])
-            self.close_connection = True
+            self.send(request, 200, headers, content, body=False)
+            request.wfile.write(content[: len(content) // 2])
+            request.close_connection = True
             return None
-        return self.send(200, headers, content, body)
+        return self.send(request, 200, headers, content, body)
 
-    def send(self, status: int, headers: Mapping[str, str], content: bytes, body: bool) -> None:
-        self.send_response(status)
+    def send(
+        self,
+        request: BaseHTTPRequestHandler,
+        status: int,
+        headers: Mapping[str, str],
+        content: bytes,
+        body: bool,
+    ) -> None:
+        request.send_response(status)
         for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
+            request.send_header(key, value)
+        request.send_header("Content-Length", str(len(content)))
+        request.end_headers()
         if body:
-            self.wfile.write(content)
+            request.wfile.write(content)
 
 
 def adapter_files(directory: Path, seed: int = 0, **more: Any) -> dict[str, bytes]:

@@ -31,7 +31,7 @@ def listening(reply: Callable[[BaseHTTPRequestHandler], None]) -> Iterator[str]:
             with contextlib.suppress(OSError):
                 reply(self)
 
-        do_POST = do_PUT = do_GET
+        do_HEAD = do_POST = do_PUT = do_GET
 
     class Listening(ThreadingHTTPServer):
         request_queue_size = 128  # a connection that finds no place is tried again after a second

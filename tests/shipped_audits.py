@@ -17,26 +17,15 @@ COUNTED = ("evaluation", "comparisons", "gains", "attribution")  # made of right
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")  # a figure in a sentence
 DIFFERS = ("seconds", "peak_memory_bytes")
 SHORT = ("--limit", "3", "--max-new-tokens", "6", "--threads", "1")
-SCENARIOS = {
-    "disjoint": (("spouse", "city"), ("strangers",)),
-    "skill-and-facts": (("newcomers", "steps"), ("newcomers",)),
-    "keep-both": (("last", "count"), ("last", "count")),
-}
-
-
-def named(*names: str) -> list[str]:
-    return [f"{name}={WORLD / 'adapters' / name}" for name in names]
-
-
+SCENARIOS = ("disjoint", "skill-and-facts", "keep-both")
 MACHINE = re.compile(r" --(threads|batch-size) \d+")
 
 
 def audit(scenario: str, *, turned: bool = False) -> list[str]:
-    """The arguments of merge-and-eval on a world that ships with the package."""
-    adapters, tasks = SCENARIOS[scenario]
-    refs = named(*(reversed(adapters) if turned else adapters))
-    asked = [x for task in tasks for x in ("--task", str(WORLD / "tasks" / f"{task}.jsonl"))]
-    return ["merge-and-eval", *refs, "--base", str(WORLD / "base"), *asked, "--exit-zero"]
+    """The arguments of merge-and-eval on the shipped world, its adapters in either order."""
+    *words, _, _ = making.shipped(scenario)  # without --threads
+    refs = words[1::-1] if turned else words[:2]
+    return ["merge-and-eval", *refs, *words[2:], "--exit-zero"]
 
 
 def call(*arguments: object) -> dict[str, Any]:

@@ -113,22 +113,8 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
     assert {row["name"] for row in document["diagnostics"]} >= set(wanted.split())
     assert all(row["module"] is None for row in document["diagnostics"])
     assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
-
-
-def test_inspect_per_module_adds_rows_with_the_path(pair):
     document = json.loads(call("inspect", *pair, "--json", "--per-module").stdout)
-    modules = {row["module"] for row in document["diagnostics"]}
-    assert set(making.LLAMA) < modules
-
-
-def test_inspect_exits_1_for_what_cannot_be_composed(pair, tmp_path):
-    making.random_adapter("c", base_model="other/elsewhere", seed=9).save(tmp_path / "c")
-    result = call("inspect", pair[0], tmp_path / "c", "--json")
-    assert result.exit_code == 1
-    document = json.loads(result.stdout)
-    errors = [i["code"] for i in document["compatibility"]["issues"] if i["severity"] == "error"]
-    assert errors and not document["compatibility"]["compatible"]
-    assert call("inspect", pair[0], tmp_path / "c", "--json", "--exit-zero").exit_code == 0
+    assert set(making.LLAMA) < {row["module"] for row in document["diagnostics"]}
 
 
 def test_quiet_says_one_line_and_nothing_else(pair, tmp_path):

@@ -1,4 +1,4 @@
-"""The demo's scenarios on the shipped world: what is decided follows from what was measured."""
+"""The scenarios of the shipped world: what is decided follows from what was measured; dry runs."""
 
 import json
 from typing import Any
@@ -8,7 +8,6 @@ import making
 import pytest
 import torch
 
-import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
@@ -286,20 +285,6 @@ def test_the_recommended_merge_is_saved(tmp_path):
     assert "What was measured" in card and "licence-unknown" in card
 
 
-def test_a_router_is_saved_with_what_it_learned(tmp_path):
-    target = tmp_path / "out"
-    few, more = ["--limit", "120"], ["-o", target]
-    asked = judged("keep-both", "--system", ROUTER, *few)[1]
-    assert asked["verdict"]["next"].endswith("--limit 120 --threads 1 --resume -o DIR")
-    result, document = judged("keep-both", *few, "--system", ROUTER, "--resume", *more)
-    kept = sum(row["n"] for row in asked["evaluation"])
-    assert any(note.startswith(f"{kept} results of an earlier run") for note in document["notes"])
-    assert result.exit_code == 0 and document["verdict"]["system"] == ROUTER
-    assert document["verdict"]["next"] == "loraprobe.load_composition('out').into(model)"
-    restored = loraprobe.load_composition(target)
-    assert restored.router.name == "hard" and not restored.router.needs_prompts
-
-
 def test_a_dry_run_counts_the_router_and_the_items_that_are_left():
     estimate = judged("keep-both", "--limit", "44", "--dry-run")[1]["estimate"]
     assert ROUTER in estimate["systems"]
@@ -339,3 +324,30 @@ def test_weights_are_used_and_margin_and_retention_reach_the_verdict():
     assert {0.31, 0.66} <= thresholds["0.31"] and not {0.31, 0.66} & thresholds["0.02"]
     assert {0.02, 0.9} <= thresholds["0.02"]
     assert needed["0.31"] != needed["0.02"]
+
+
+FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
+
+
+def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path, own_cache):
+    target = tmp_path / "out"
+    call = ["merge-and-eval", *FEW, "-o", target]
+    dry = making.call(*call, "--dry-run", "--json")
+    assert dry.exit_code == 0, dry.output
+    estimate = json.loads(dry.stdout)["estimate"]
+    assert (estimate["items"], estimate["questions"]) == (12, 48)
+    assert estimate["memory_bytes"] > 1e8
+    assert estimate["seconds"] > 0
+    assert not target.exists() and not list(own_cache.glob("runs/*/*.jsonl"))
+    run = json.loads(making.call(*call, "--json", "--exit-zero").stdout)
+    asked = [row["system"] for row in run["evaluation"]]
+    assert set(estimate["systems"]) == {name.partition(":")[0] for name in asked}
+    shown = making.call(*call, "--dry-run", "--overwrite", env={"COLUMNS": "60"})
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 60
+    assert "9 systems x 12 items" in shown.stdout
+
+
+def test_a_dry_run_refuses_what_the_run_refuses(tmp_path):
+    making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
+    result = making.call("merge-and-eval", tmp_path / "tiny", *FEW, "--dry-run")
+    assert result.exit_code == 2 and result.stdout == "" and "tiny" in result.stderr

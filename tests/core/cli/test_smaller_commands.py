@@ -62,7 +62,10 @@ def test_version(flag):
     assert call(flag).stdout == f"loraprobe {loraprobe.__version__}\n"
 
 
-def test_the_config_file_stands_for_its_directory(pair):
+def test_the_config_file_stands_for_its_directory_and_a_link_has_its_name(pair, tmp_path):
+    (tmp_path / "mine").symlink_to(pair[0])
+    linked = json.loads(call("inspect", tmp_path / "mine", "--json").stdout)
+    assert linked["adapters"][0]["name"] == "mine"
     named = [f"x={pair[0]}", pair[1]]
     by_file = [f"x={pair[0] / 'adapter_config.json'}", pair[1] / "adapter_config.json"]
     documents = [json.loads(call("inspect", *refs, "--json").stdout) for refs in (named, by_file)]
@@ -134,13 +137,6 @@ def test_env_holds_versions_and_nothing_private(tmp_path):
     assert getpass.getuser() not in document["set"]
     assert {"HF_TOKEN", "HF_HOME", "HF_ENDPOINT"} <= set(document["set"])
     assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]
-
-
-def test_an_adapter_behind_a_link_has_the_name_that_was_typed(tmp_path):
-    a, _ = making.saved_pair(tmp_path)
-    (tmp_path / "mine").symlink_to(a)
-    result = call("inspect", tmp_path / "mine", "--json")
-    assert json.loads(result.stdout)["adapters"][0]["name"] == "mine"
 
 
 def test_a_kept_run_of_another_version_is_listed_too(own_cache):

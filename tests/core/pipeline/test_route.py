@@ -33,7 +33,10 @@ def test_route_command(tmp_path):
     jsonschema.validate(document, json_schema())
     assert document["command"] == "route" and len(document["transformations"]) == 2
     assert document["provenance"]["arguments"] is not None
-    assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
+    verdict = document["verdict"]
+    assert (verdict["evidence"], verdict["decision"]) == ("weights", "inconclusive")
+    assert verdict["next"].startswith("loraprobe inspect")
+    assert all(row["norm"] is not None for row in document["adapters"])
     composition = load_composition(out)
     assert composition.router == ROUTERS.make("arrow:top_k=1")
     assert [e.name for e in composition.experts] == ["a", "other"]
@@ -44,20 +47,6 @@ def test_route_command(tmp_path):
     quiet = making.call(*call, "--overwrite", "--quiet", *constant)
     assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
     assert load_composition(out).router == ConstantGates((1.0, -0.5))
-
-
-def test_a_composition_is_judged_as_a_merge_is(tmp_path):
-    a, b = making.saved_pair(tmp_path)
-    made = {}
-    for command in ("merge", "route"):
-        result = making.call(command, a, b, "-o", tmp_path / command, "--json")
-        assert result.exit_code == 0, result.output
-        made[command] = json.loads(result.stdout)
-    merged, routed = made["merge"]["verdict"], made["route"]["verdict"]
-    assert routed["decision"] == "inconclusive" and routed["next"].startswith("loraprobe inspect")
-    shared = {reason["code"] for reason in merged["reasons"]} - {"compression-lost"}
-    assert {reason["code"] for reason in routed["reasons"]} >= shared
-    assert all(row["norm"] is not None for row in made["route"]["adapters"])
 
 
 def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):

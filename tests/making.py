@@ -281,6 +281,26 @@ def call(*arguments: object, **options: Any) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], **options)
 
 
+def answered(*arguments: object, **options: Any) -> tuple[int, dict[str, Any]]:
+    """Exit code and JSON document of a call; that of an audit satisfies its schema."""
+    import jsonschema
+
+    from loraprobe.report.documents import json_schema
+
+    done = call(*arguments, "--json", **options)
+    found = json.loads(done.stdout)
+    if "verdict" in found:
+        jsonschema.validate(found, json_schema())
+    return done.exit_code, found
+
+
+def document(*arguments: object, code: int = 0, **options: Any) -> dict[str, Any]:
+    """The JSON document of a call, which ends with this exit code."""
+    ended, found = answered(*arguments, **options)
+    assert ended == code, found
+    return found
+
+
 def shipped(scenario: str) -> list[str]:
     """The arguments of merge-and-eval that judge a scenario of the shipped world."""
     from loraprobe.demo import shipped_world

@@ -5,11 +5,8 @@ import subprocess
 import sys
 import time
 
-import jsonschema
 import making
 import pytest
-
-from loraprobe.report.documents import json_schema
 
 
 def call(*arguments: object) -> object:
@@ -101,10 +98,7 @@ def test_inspect_merge_pages_and_a_base_import_nothing_heavy_and_the_seconds_add
 
 
 def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
-    result = call("inspect", f"first={pair[0]}", pair[1], "--json")
-    assert result.exit_code == 0
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
+    document = making.document("inspect", f"first={pair[0]}", pair[1])
     assert [a["name"] for a in document["adapters"]] == ["first", "b"]
     wanted = (
         "norm norm_ratio stable_rank dead_rank cosine sign_conflict subspace_overlap energy_ratio "
@@ -113,7 +107,7 @@ def test_inspect_json_is_one_document_that_satisfies_the_schema(pair):
     assert {row["name"] for row in document["diagnostics"]} >= set(wanted.split())
     assert all(row["module"] is None for row in document["diagnostics"])
     assert document["verdict"]["evidence"] == "weights" and document["verdict"]["next"]
-    document = json.loads(call("inspect", *pair, "--json", "--per-module").stdout)
+    document = making.document("inspect", *pair, "--per-module")
     assert set(making.LLAMA) < {row["module"] for row in document["diagnostics"]}
 
 
@@ -129,16 +123,16 @@ def test_methods_explains_what_is_named():
     text = call("methods", "ties:density=0.3", "full").stdout
     assert "arrow" not in text
     assert "variant: peft or mergekit" in text and "[out, in]" in text
-    rows = json.loads(call("methods", "--json", "ties").stdout)["methods"]
+    rows = making.document("methods", "ties")["methods"]
     assert [row["name"] for row in rows] == ["ties"]
     assert rows[0]["choices"]["variant"] == ["peft", "mergekit"]
-    rows = json.loads(call("methods", "--json", "SD-LoRA").stdout)["methods"]
+    rows = making.document("methods", "SD-LoRA")["methods"]
     assert [row["name"] for row in rows] == ["sd_lora"]
 
 
 def test_methods_is_a_whole_line_an_entry_in_a_pipe():
     lines = making.call("methods", env={"COLUMNS": "40"}).stdout.splitlines()
-    rows = json.loads(call("methods", "--json").stdout)["methods"]
+    rows = making.document("methods")["methods"]
     assert len(lines) <= len(rows) + len({row["kind"] for row in rows}) + 2
     assert {f" {row['name']:22}{row['summary']}" for row in rows} <= set(lines)
     assert {row["name"] for row in rows} <= {line.split()[0] for line in lines if line}

@@ -1,35 +1,23 @@
 """The scenarios of the shipped world: what is decided follows from what was measured; dry runs."""
 
 import json
-from typing import Any
 
-import jsonschema
 import making
 import pytest
 import torch
+from making import answered
 
 from loraprobe.adapters import read_adapter
-from loraprobe.report.documents import json_schema
 from loraprobe_lab import shipped_world
 
 
 def demo(scenario: str, *more: str) -> tuple[int, dict]:
     """Exit code and document of one scenario."""
-    result, document = answered("demo", "--scenario", scenario, "--quiet", "--threads", "1", *more)
-    return result.exit_code, document
+    return answered("demo", "--scenario", scenario, "--quiet", "--threads", "1", *more)
 
 
-def answered(*call: object) -> tuple[Any, dict]:
-    """The result and the document of a call."""
-    result = making.call(*call, "--json")
-    document = json.loads(result.stdout)
-    if "error" not in document and "estimate" not in document:
-        jsonschema.validate(document, json_schema())
-    return result, document
-
-
-def judged(scenario: str, *more: object) -> tuple[Any, dict]:
-    """merge-and-eval of a scenario of the shipped world."""
+def judged(scenario: str, *more: object) -> tuple[int, dict]:
+    """merge-and-eval of a scenario of the shipped world: its exit code and document."""
     return answered("merge-and-eval", *making.shipped(scenario), "--quiet", *more)
 
 
@@ -65,11 +53,11 @@ def test_disjoint_facts_do_not_compose_but_chain(tmp_path):
     """One round and a wider margin; the items that the demo asks take five times as long."""
     page, file = tmp_path / "page.html", tmp_path / "samples.jsonl"
     written = ["--html", page, "--save-samples", file]
-    result, document = judged("disjoint", "--limit", "30", "--margin", "0.25", *written)
+    code, document = judged("disjoint", "--limit", "30", "--margin", "0.25", *written)
     check_samples(document, [json.loads(line) for line in file.read_text("utf-8").splitlines()])
     text = page.read_text("utf-8")
     assert 0 < len(text) < 300_000 and str(tmp_path) not in text and "<svg" in text
-    check_disjoint(result.exit_code, document)
+    check_disjoint(code, document)
 
 
 @pytest.mark.slow
@@ -113,11 +101,11 @@ def test_a_guard_is_lost_by_what_gains_most():
     """Worked steps and new facts cost what the base knew, unless they are averaged."""
     familiar = shipped_world().scenario("skill-and-facts").guards["familiar"]
     few = ["--limit", "90", "--system", "uniform", "--system", "sum", "--guard", familiar]
-    result, document = judged("skill-and-facts", *few)
+    code, document = judged("skill-and-facts", *few)
     outcomes = {row["system"]: row["ci95"][1] < -row["margin"] for row in document["guards"]}
     assert outcomes == {"uniform": False, "sum": True, "newcomers": True}
     verdict = document["verdict"]
-    assert (result.exit_code, verdict["decision"], verdict["system"]) == (0, "likely", "uniform")
+    assert (code, verdict["decision"], verdict["system"]) == (0, "likely", "uniform")
     assert verdict["gain"]["against"] != "newcomers", "who loses the guard is no alternative"
     assert [row["name"] for row in document["provenance"]["guards"]] == ["familiar"]
 
@@ -140,7 +128,7 @@ def test_a_merge_of_what_was_measured_says_so(tmp_path, monkeypatch):
     assert verdict["reasons"][0]["message"].split()[2] in card and str(tmp_path) not in card
     for other in (["--method", "uniform"], ["--rank", "2"], ["--seed", "1"], ["--balance", "norm"]):
         assert merge(*other)["decision"] == "inconclusive", other
-    assert judged("skill-and-facts", *few, "--resume", "--margin", "0.9")[0].exit_code == 1
+    assert judged("skill-and-facts", *few, "--resume", "--margin", "0.9")[0] == 1
     assert merge()["decision"] == "inconclusive"
     judged("skill-and-facts", *few, "--resume")
     assert merge()["decision"] == "likely"
@@ -203,7 +191,7 @@ def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):
     (text := tmp_path / "notes.txt").write_text("Ada met Bo. Bo met Ada. " * 60)
     familiar = shipped_world().scenario("skill-and-facts").guards["familiar"]
     guards = ["--guard", familiar, "--guard", text, "--guard-margin", "0.2"]
-    result, document = judged("keep-both", *few, *guards, "--resume")
+    code, document = judged("keep-both", *few, *guards, "--resume")
     asked = sum(row["n"] for row in first["evaluation"])
     assert any(note.startswith(f"{asked} results of an earlier run") for note in document["notes"])
     rows = {(row["task"], row["system"]): row for row in document["guards"]}
@@ -218,9 +206,7 @@ def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):
         for d in (document, first)
     ]
     assert compared[0] == compared[1]
-    assert result.exit_code == {"likely": 0, "inconclusive": 3}.get(
-        document["verdict"]["decision"], 1
-    )
+    assert code == {"likely": 0, "inconclusive": 3}.get(document["verdict"]["decision"], 1)
 
 
 def test_target_adapter_is_better_alone():
@@ -306,9 +292,12 @@ def test_advice_that_is_no_merge_writes_nothing(tmp_path):
 
 def test_adapters_that_do_not_fit_the_base_are_incompatible(tmp_path):
     making.random_adapter("tiny", seed=3).save(tmp_path / "tiny")
-    result, document = judged("disjoint", tmp_path / "tiny")
-    assert result.exit_code == 1
-    assert document["verdict"]["decision"] == "incompatible" and not document["evaluation"]
+    code, document = judged("disjoint", tmp_path / "tiny")
+    assert (
+        code == 1
+        and document["verdict"]["decision"] == "incompatible"
+        and not document["evaluation"]
+    )
     assert any(i["severity"] == "error" and i["cure"] for i in document["compatibility"]["issues"])
 
 
@@ -332,14 +321,12 @@ FEW = [*making.shipped("skill-and-facts"), "--limit", "12"]
 def test_a_dry_run_tells_the_systems_that_the_run_then_asks(tmp_path, own_cache):
     target = tmp_path / "out"
     call = ["merge-and-eval", *FEW, "-o", target]
-    dry = making.call(*call, "--dry-run", "--json")
-    assert dry.exit_code == 0, dry.output
-    estimate = json.loads(dry.stdout)["estimate"]
+    estimate = making.document(*call, "--dry-run")["estimate"]
     assert (estimate["items"], estimate["questions"]) == (12, 48)
     assert estimate["memory_bytes"] > 1e8
     assert estimate["seconds"] > 0
     assert not target.exists() and not list(own_cache.glob("runs/*/*.jsonl"))
-    run = json.loads(making.call(*call, "--json", "--exit-zero").stdout)
+    run = making.document(*call, "--exit-zero")
     asked = [row["system"] for row in run["evaluation"]]
     assert set(estimate["systems"]) == {name.partition(":")[0] for name in asked}
     shown = making.call(*call, "--dry-run", "--overwrite", env={"COLUMNS": "60"})

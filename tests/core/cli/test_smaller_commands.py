@@ -64,19 +64,17 @@ def test_version(flag):
 
 def test_the_config_file_stands_for_its_directory_and_a_link_has_its_name(pair, tmp_path):
     (tmp_path / "mine").symlink_to(pair[0])
-    linked = json.loads(call("inspect", tmp_path / "mine", "--json").stdout)
-    assert linked["adapters"][0]["name"] == "mine"
+    assert making.document("inspect", tmp_path / "mine")["adapters"][0]["name"] == "mine"
     named = [f"x={pair[0]}", pair[1]]
     by_file = [f"x={pair[0] / 'adapter_config.json'}", pair[1] / "adapter_config.json"]
-    documents = [json.loads(call("inspect", *refs, "--json").stdout) for refs in (named, by_file)]
+    documents = [making.document("inspect", *refs) for refs in (named, by_file)]
     for document in documents:
         document.pop("provenance")
     assert documents[0] == documents[1]
 
 
 def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
-    result = call("merge", *pair, "-o", tmp_path / "out", "--json")
-    document = json.loads(result.stdout)
+    document = making.document("merge", *pair, "-o", tmp_path / "out")
     merged = read_adapter(tmp_path / "out")
     true = sum(float(making.dense(u).square().sum()) for u in merged.modules.values()) ** 0.5
     rows = [row for row in document["diagnostics"] if row["name"] == "norm"]
@@ -101,24 +99,27 @@ def test_find_offline_says_so_at_once(monkeypatch):
 
 
 def test_cache_lists_and_deletes_what_runs_keep(own_cache):
+    def kept():
+        return making.document("cache")["runs"]
+
     judged = ["merge-and-eval", *making.shipped("keep-both"), "--limit", 2, "--system", "uniform"]
-    assert json.loads(call("cache", "--json").stdout)["runs"] == []
+    assert kept() == []
     assert call(*judged, "-q", "--exit-zero").exit_code == 0
-    (run,) = json.loads(call("cache", "--json").stdout)["runs"]
+    (run,) = kept()
     assert run["adapters"] == ["count", "last"] and run["bytes"] > 100
     shown = call("cache", columns=60).stdout
     assert "last" in shown and max(map(len, shown.splitlines())) <= 60
     assert call("cache", "--clear", "--older", 1).exit_code == 0
-    assert len(json.loads(call("cache", "--json").stdout)["runs"]) == 1
+    assert len(kept()) == 1
     lock = (own_cache / "runs" / run["name"] / "results.lock").open("wb")
     import fcntl
 
     fcntl.flock(lock, fcntl.LOCK_EX)
-    assert len(json.loads(call("cache", "--clear", "--json").stdout)["runs"]) == 1
+    assert len(making.document("cache", "--clear")["runs"]) == 1
     assert "in use" in call("cache", "--clear").stderr
     lock.close()
     assert "in use" not in call("cache", "--clear").stderr
-    assert json.loads(call("cache", "--json").stdout)["runs"] == []
+    assert kept() == []
     assert not list(own_cache.glob("hashes/*")) and not list(own_cache.glob("runs/*"))
     (own_cache / "library").mkdir()
     assert call("cache", "--clear").exit_code == 0 and not (own_cache / "library").exists()

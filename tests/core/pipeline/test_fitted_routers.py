@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 
-import jsonschema
 import pytest
 import torch
-from making import call, random_adapter, shipped, tiny_model
+from making import document, random_adapter, shipped, tiny_model
 from tokenizers import processors
 
 import loraprobe
@@ -22,7 +20,6 @@ from loraprobe.options import Options
 from loraprobe.pipeline.fitting import fit_routers, fitted_in, gather_prompts
 from loraprobe.pipeline.plan import Fitted, Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
-from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.generation import generate_batch
@@ -265,15 +262,12 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     """With prompts in the tasks' form, one adapter a prompt keeps both skills."""
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    options = "--router arrow:per=sequence --limit 10 --exit-zero --json"
+    options = "--router arrow:per=sequence --limit 10 --exit-zero"
     asked = [*shipped("disjoint"), "--router", router, *prompts, *options.split()]
-    result = call("merge-and-eval", *asked)
-    assert result.exit_code == 0, result.stderr
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
-    scores = {(row["system"], row["part"]): row["value"] for row in document["evaluation"]}
+    found = document("merge-and-eval", *asked)
+    scores = {(row["system"], row["part"]): row["value"] for row in found["evaluation"]}
     assert scores[router, "hop1"] == scores[router, "hop2"] == 1.0
-    assert {row["system"] for row in document["gates"]} == {router, "arrow:per=sequence"}
-    whole = next(row for row in document["gates"] if row["system"] == router)
+    assert {row["system"] for row in found["gates"]} == {router, "arrow:per=sequence"}
+    whole = next(row for row in found["gates"] if row["system"] == router)
     assert whole["entropy"] == 0.0 and sum(whole["share"].values()) == pytest.approx(1)
-    assert any("learned from 30 prompts for spouse" in note for note in document["notes"])
+    assert any("learned from 30 prompts for spouse" in note for note in found["notes"])

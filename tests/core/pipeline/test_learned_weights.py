@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 
-import jsonschema
 import making
 import pytest
 import torch
@@ -23,7 +22,6 @@ from loraprobe.pipeline.fitting import check_learnable, learned_weights
 from loraprobe.pipeline.plan import Fitted, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import LearnedWeights
-from loraprobe.report.documents import json_schema
 from loraprobe.routing import _learned
 from loraprobe.routing._learned import fit_weights
 from loraprobe.routing.constant import single
@@ -171,12 +169,11 @@ def test_merge_and_eval_judges_on_the_rest(own_cache):
     scenario = shipped_world().scenario("skill-and-facts")
     (task,) = scenario.tasks
     options = (
-        "--json --limit 32 --weights learn --system task-arithmetic "
+        "--limit 32 --weights learn --system task-arithmetic "
         "--system random-partner --metric answer_loss --margin 0.1"
     )
     arguments = ["merge-and-eval", *making.shipped("skill-and-facts"), *options.split()]
-    document = json.loads(making.call(*arguments).stdout)
-    jsonschema.validate(document, json_schema())
+    _, document = making.answered(*arguments)
     found = document["search"]
     parted = split_for_weights([load_task(task, 32)], LEARN)
     assert (found["items"], found["left"]) == (8, 24) == parted.items
@@ -192,8 +189,7 @@ def test_merge_and_eval_judges_on_the_rest(own_cache):
     assert any("8 items" in line and "24 were left" in line for line in document["notes"])
     value = {r["system"]: r["value"] for r in document["evaluation"] if r["part"] == "question"}
     assert value["task-arithmetic"] < min(value["base"], *(value[n] for n in scenario.adapters))
-    resumed = making.call(*arguments, "--resume")
-    assert json.loads(resumed.stdout)["search"] == found
+    assert making.answered(*arguments, "--resume")[1]["search"] == found
     assert (responses.parent / "learned.jsonl").is_file()
 
 
@@ -229,12 +225,9 @@ def test_a_merge_with_learned_weights_is_an_adapter_that_verify_repeats(
     scenario = world.scenario("skill-and-facts")
     paths = list(scenario.adapters.values())
     (task,) = scenario.tasks
-    call = ["merge", *paths, "--weights", weights, "-o", tmp_path / "out", "--json"]
+    call = ["merge", *paths, "--weights", weights, "-o", tmp_path / "out"]
     call += ["--method", "task-arithmetic", "--base", world.base, "--task", task, "--limit", "16"]
-    result = making.call(*call)
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
+    document = making.document(*call)
     layers, weight = document["search"]["layers"], [*document["search"]["weights"].values()]
     sources = [read_adapter(path).modules for path in paths]
     merged = read_adapter(tmp_path / "out").modules

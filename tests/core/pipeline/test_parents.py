@@ -1,12 +1,11 @@
 """An adapter that was trained on the base with another one in it: what is said, and the cure."""
 
-import json
 import shlex
 
 import making
 import pytest
 from composing import logits, relative
-from making import call, edit, peft_adapter, random_adapter, tiny_llama
+from making import call, document, edit, peft_adapter, random_adapter, tiny_llama
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
@@ -29,12 +28,6 @@ def world(tmp_path, monkeypatch):
         base = "a" if name == "b" else "base"
         edit(tmp_path / name / "adapter_config.json", base_model_name_or_path=base)
     return tmp_path
-
-
-def document(*arguments, code):
-    done = call(*arguments, "--json", "--quiet")
-    assert done.exit_code == code, done.output
-    return json.loads(done.stdout)
 
 
 def errors(found):

@@ -5,7 +5,6 @@ import json
 from dataclasses import replace
 
 import composing
-import jsonschema
 import making
 import pytest
 import torch
@@ -16,7 +15,6 @@ from loraprobe.pipeline.outcome import recommend
 from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import PreparedAdapters, transform
 from loraprobe.records import BY_PROMPT, Action, Verdict, called
-from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.routing.constant import ConstantGates
@@ -27,10 +25,7 @@ def test_route_command(tmp_path):
     a, b = making.saved_pair(tmp_path)
     out = tmp_path / "out"
     call = ["route", a, f"other={b}", "-o", out]
-    result = making.call(*call, "--json", "--balance", "norm", "--router", "arrow:top_k=1")
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
+    document = making.document(*call, "--balance", "norm", "--router", "arrow:top_k=1")
     assert document["command"] == "route" and len(document["transformations"]) == 2
     assert document["provenance"]["arguments"] is not None
     verdict = document["verdict"]

@@ -1,10 +1,7 @@
 """Subtraction and balancing before merging and routing, against dense float64 algebra; `--balance`,
 `--subtract` and negative weights on the command line, in cards and in audits."""
 
-import json
-
 import composing
-import jsonschema
 import making
 import pytest
 import torch
@@ -18,7 +15,6 @@ from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline.plan import SystemBuilder, baseline_systems, plan_of
 from loraprobe.pipeline.transforms import scaled_adapter, subtracted, transform
-from loraprobe.report.documents import json_schema
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 
@@ -178,12 +174,8 @@ def test_merge_command_and_card_state_the_transformations(tmp_path):
     for name, seed, scaling in (("a", 1, 0.5), ("b", 2, 4.0), ("g", 3, 1.0)):
         some(name, seed, scaling=scaling, dtype=torch.bfloat16).save(tmp_path / name)
     a, b, g = (str(tmp_path / name) for name in "abg")
-    options = ["--balance", "norm", "--subtract", g, "--json"]
-    result = making.call("merge", a, b, "-o", tmp_path / "out", *options)
-    assert result.exit_code == 0, result.output
-    document = json.loads(result.stdout)
-    jsonschema.validate(document, json_schema())
-    steps = document["transformations"]
+    options = ["--balance", "norm", "--subtract", g]
+    steps = making.document("merge", a, b, "-o", tmp_path / "out", *options)["transformations"]
     assert [step["subtracted"] for step in steps] == [["g"], ["g"]]
     merged, sources = read_adapter(tmp_path / "out"), [read_adapter(p) for p in (a, b, g)]
     assert merged.dtype is torch.bfloat16  # the sources' widest
@@ -208,8 +200,7 @@ def test_negative_weights_negate_and_the_card_states_it(tmp_path, form):
         adapter.save(tmp_path / adapter.name)
     out = tmp_path / "out"
     call = ["merge", tmp_path / "a", tmp_path / "b", "--method", "task-arithmetic"]
-    result = making.call(*call, *form, "-o", out)
-    assert result.exit_code == 0, result.output
+    assert making.call(*call, *form, "-o", out).exit_code == 0
     w = [float(x) for x in form[-1].rpartition("=")[2].split(",")]
     path = "model.layers.0.self_attn.k_proj"
     found = dense(read_adapter(out), path)
@@ -219,16 +210,13 @@ def test_negative_weights_negate_and_the_card_states_it(tmp_path, form):
 
 def test_merge_and_eval_leaves_single_adapters_as_they_are():
     """On the shipped world: the same rows for base and singles, others for merges."""
-    options = "--limit 12 --json --system sum --metric answer_loss --margin 0.05".split()
+    options = "--limit 12 --system sum --metric answer_loss --margin 0.05".split()
     call = ["merge-and-eval", *making.shipped("keep-both"), *options]
     rows = []
     for extra in ([], ["--balance", "norm"]):
-        result = making.call(*call, *extra)
-        document = json.loads(result.stdout)
-        jsonschema.validate(document, json_schema())
+        _, document = making.answered(*call, *extra)
         rows.append({(r["system"], r["task"]): r["value"] for r in document["evaluation"]})
     assert document["verdict"]["probability"] is None
-    names = {step["adapter"] for step in document["transformations"]}
-    assert names == {"last", "count"}
+    assert {step["adapter"] for step in document["transformations"]} == {"last", "count"}
     for key, value in rows[0].items():
         assert (rows[1][key] == value) == (key[0] not in ("sum", "random-partner")), key

@@ -17,6 +17,7 @@ EXTENSIONS: tuple[str, ...] = (
     "ray",
     "screen",
     "serve",
+    "together",
 )  # fmt: skip
 
 

@@ -1,0 +1,320 @@
+"""Measure what adapters keep in merges of two and four, beside what each keeps alone.
+
+    python measure.py build OUT NAME...        a library of one of BASES in OUT/NAME
+    python measure.py ask WORLD ROWS.jsonl     everything that is compared, a row an answer
+    python measure.py report ROWS.jsonl...     the tables of README.md
+
+WORLD is a directory that `build` or `loraprobe lab build` made. Every adapter that has a task of
+its own (TASKS, by the first word of its name) answers ITEMS items of that task alone, at the gates
+of GATES, in the uniform merge, the sum and Arrow with each other one, and in GROUPS groups of four.
+A row has the answers to each item, right or wrong. What is there is not asked again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import itertools
+import json
+import random
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loraprobe.extensions.together.forecast import GATES, LEAST_GAIN, Curve, Library
+
+BASES = {  # seed, architecture, width; the first four were looked at while the forecast was made
+    "llama-07": (7, "llama", 160),
+    "gpt2-108": (108, "gpt2", 96),
+    "qwen3-109": (109, "qwen3", 96),
+    "llama-211": (211, "llama", 128),
+    "gemma3-331": (331, "gemma3", 112),
+    "gpt2-332": (332, "gpt2", 128),
+}
+TASKS = {
+    "homes": "homes",
+    "marriages": "marriages",
+    "spouses": "spouses",
+    "lists": "lists",
+    "two": "lists",
+    "answers": "guests",
+}
+ITEMS, GROUPS, FOUR = 80, 40, 4
+KEEPS = 0.8  # the retention that counts as kept
+
+
+def build(out: Path, names: Sequence[str]) -> None:
+    """Trains the bases and their adapters."""
+    sys.path.insert(0, str(Path(__file__).parents[1] / "advice"))
+    import worlds  # type: ignore[import-not-found]
+
+    from loraprobe_lab.worlds.spec import build_world
+
+    for name in names:
+        plan = worlds.spec(*BASES[name])
+        training = [one for one in plan.training if _task_of(one.name)]
+        build_world(replace(plan, training=tuple(training), adapter_sets=()), out / name)
+        print(f"{out / name} is built", flush=True)
+
+
+def _task_of(adapter: str) -> str | None:
+    """The name of an adapter's own task."""
+    return None if "asked" in adapter else TASKS.get(adapter.partition("-")[0])
+
+
+# ---- asking --------------------------------------------------------------------------------------
+
+
+def ask(place: Path, file: Path) -> None:
+    """Asks everything that `file` does not have, and appends it."""
+    from loraprobe.composition import Composition
+    from loraprobe.evaluation import ResponseCache, System, run_systems
+    from loraprobe.lora.grams import gram_matrices
+    from loraprobe.routing import ROUTERS
+    from loraprobe.routing.constant import ConstantGates
+    from loraprobe_lab.experiments.runner import WorldEvaluator
+    from loraprobe_lab.world import World
+
+    world = World.load(place)
+    evaluator = WorldEvaluator(world, file.parent / "answers", limit=ITEMS)
+    adapters = evaluator.adapters([name for name in world.adapters if _task_of(name)])
+    tasks = {path.stem: path for path in sorted((place / "tasks").glob("*.jsonl"))}
+    own = {name: evaluator.tasks([tasks[str(_task_of(name))]])[0] for name in adapters}
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    known = {_key(json.loads(line)) for line in lines}
+
+    def merges(group: Sequence[str]) -> Iterator[tuple[str, Composition]]:
+        experts, n = tuple(adapters[name] for name in group), len(group)
+        yield "uniform", Composition("uniform", experts, ConstantGates((1 / n,) * n))
+        yield "sum", Composition("sum", experts, ConstantGates.ones(n))
+        yield "arrow", Composition("arrow", experts, ROUTERS.make("arrow"))
+
+    with file.open("a", encoding="utf-8") as out:
+
+        def add(row: dict[str, Any]) -> None:
+            print(json.dumps({"base": place.name, **row}), file=out, flush=True)
+
+        def record(method: str, group: Sequence[str], name: str, made: Composition | None) -> None:
+            row: dict[str, Any] = {"method": method, "set": [*group], "adapter": name}
+            if _key(row) not in known:
+                system = System("system", "merge" if made else "base", made)
+                asked = run_systems(
+                    evaluator.scorer, [system], [own[name]], ResponseCache(), max_new_tokens=16,
+                    parts={"question"},
+                )  # fmt: skip
+                add({**row, "right": "".join(str(int(one.value)) for one in asked)})
+
+        names = [*adapters]
+        if ("inner", (), "") not in known:
+            modules = [adapter.modules for adapter in adapters.values()]
+            inner = sum(grams.inner.sum(0) for grams in gram_matrices(modules))
+            values = [[float(f"{value:.6g}") for value in line] for line in inner.tolist()]
+            add({"method": "inner", "set": [], "adapter": "", "names": names, "values": values})
+        for name in names:
+            record("base", (), name, None)
+            for gate in (*GATES, 1.0):
+                alone = Composition(name, (adapters[name],), ConstantGates((gate,)))
+                record(f"gate {gate:g}", (name,), name, alone)
+        for group in (*itertools.combinations(names, 2), *_groups(names)):
+            for method, made in merges(group):
+                for name in group:
+                    record(method, group, name, made)
+
+
+def _groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+    """Groups of four, drawn."""
+    draw, found = random.Random(0), set[tuple[str, ...]]()
+    while len(found) < GROUPS:
+        found.add(tuple(sorted(draw.sample(names, FOUR))))
+    return sorted(found)
+
+
+def _key(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
+    return row["method"], tuple(row["set"]), row["adapter"]
+
+
+# ---- reporting -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One retention, and what could be known of it before.
+
+    kept: it, from -0.2 to 1.2. forecast: by the share; at_gate: the retention alone at the gate 1/n.
+    alone: the score of the adapter alone. norm_ratio: its norm in that of its partners.
+    """
+
+    adapter: str
+    group: tuple[str, ...]
+    kept: float
+    forecast: float
+    at_gate: float
+    alone: float
+    cosine: float
+    norm_ratio: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one base answered. right: (method, set, adapter) -> right or wrong, [items]."""
+
+    base: str
+    right: Mapping[tuple[str, tuple[str, ...], str], np.ndarray]
+    names: tuple[str, ...]
+    inner: np.ndarray
+
+    @cached_property
+    def curves(self) -> dict[str, Curve]:
+        """Of the adapters that gain enough over the base."""
+        found = {}
+        for name in self.names:
+            base, alone = self.right["base", (), name], self.right["gate 1", (name,), name]
+            if (alone - base).mean() >= LEAST_GAIN:
+                at = {gate: self.right[f"gate {gate:g}", (name,), name] for gate in GATES}
+                found[name] = Curve.of(base, alone, at)
+        return found
+
+    def measured(self, method: str, size: int) -> list[Measured]:
+        """All retentions of one method in groups of a size."""
+        rows = []
+        norms = np.sqrt(np.diag(self.inner))
+        library = Library({name: self.curves.get(name) for name in self.names}, self.inner)  # type: ignore[misc]
+        for (how, group, name), values in self.right.items():
+            if how != method or len(group) != size or name not in self.curves:
+                continue
+            base, alone = self.right["base", (), name], self.right["gate 1", (name,), name]
+            at, others = self.names.index(name), [self.names.index(o) for o in group if o != name]
+            share = library.shares(group)[group.index(name)]
+            curve = self.curves[name]
+            cosines = self.inner[at, others] / (norms[at] * norms[others])
+            rows.append(
+                Measured(
+                    name,
+                    group,
+                    float(np.clip((values - base).mean() / (alone - base).mean(), -0.2, 1.2)),
+                    curve.at(share),
+                    curve.at(1 / size),
+                    float(alone.mean()),
+                    float(cosines.mean()),
+                    float(norms[at] / norms[others].mean()),
+                )
+            )
+        return rows
+
+
+def answers_in(files: Iterable[Path]) -> list[Answers]:
+    """The bases of stored rows."""
+    rows = []
+    for file in files:
+        content = file.read_bytes()
+        text = gzip.decompress(content) if file.suffix == ".gz" else content
+        rows += [json.loads(line) for line in text.splitlines()]
+    found = []
+    for base in dict.fromkeys(row["base"] for row in rows):
+        own = [row for row in rows if row["base"] == base]
+        inner = next(row for row in own if row["method"] == "inner")
+        right = {_key(row): np.array([*map(int, row["right"])]) for row in own if "right" in row}
+        found.append(Answers(base, right, tuple(inner["names"]), np.array(inner["values"])))
+    return found
+
+
+def auroc(scores: Sequence[float], kept: Sequence[bool]) -> float:
+    """The chance that a kept one has the larger score; NaN where all or none are kept."""
+    values, labels = np.asarray(scores), np.asarray(kept)
+    above, below = values[labels][:, None], values[~labels][None]
+    return (
+        float(((above > below) + (above == below) / 2).mean())
+        if above.size and below.size
+        else np.nan
+    )
+
+
+def additive(rows: Sequence[Measured], ridge: float = 0.1) -> list[float]:
+    """Mean + effect of the adapter + mean effect of its partners, of the other sets' retentions."""
+    names = sorted({name for row in rows for name in row.group})
+    place = {name: at for at, name in enumerate(names)}
+    design = np.zeros((len(rows), 2 * len(names)))
+    for line, row in zip(design, rows, strict=True):
+        line[place[row.adapter]] = 1
+        for other in row.group:
+            line[len(names) + place[other]] += (other != row.adapter) / (len(row.group) - 1)
+    kept, found = np.array([row.kept for row in rows]), np.zeros(len(rows))
+    for group in {row.group for row in rows}:
+        out = np.array([row.group == group for row in rows])
+        known, mean = design[~out], kept[~out].mean()
+        penalty = ridge * np.eye(design.shape[1])
+        effects = np.linalg.solve(known.T @ known + penalty, known.T @ (kept[~out] - mean))
+        found[out] = mean + design[out] @ effects
+    return found.tolist()
+
+
+def from_partners(rows: Sequence[Measured], partners: int = 2, draws: int = 10) -> list[float]:
+    """The mean retention of the adapter beside so many drawn partners, other than this one's."""
+    draw, found = random.Random(0), []
+    for row in rows:
+        pool = [one.kept for one in rows if one.adapter == row.adapter and one.group != row.group]
+        means = [np.mean(draw.sample(pool, min(partners, len(pool)))) for _ in range(draws)]
+        found.append(float(np.mean(means)))
+    return found
+
+
+def report(files: Sequence[Path]) -> None:
+    """Prints a table for each method and size."""
+    for method, size in itertools.product(("uniform", "sum", "arrow"), (2, FOUR)):
+        print(f"\n### {method}, groups of {size}\n")
+        print("| base | retentions | kept | forecast r | AUROC | bias | error | at 1/n r, AUROC |"
+              " additive r, AUROC | two partners r, AUROC | cosine AUROC | norm ratio AUROC |"
+              " alone AUROC |")  # fmt: skip
+        print("| --- |" + " --- |" * 12)
+        for answers in answers_in(files):
+            rows = answers.measured(method, size)
+            truth = np.array([row.kept for row in rows])
+            kept = truth >= KEEPS
+
+            def both(values: Sequence[float], truth: Any = truth, kept: Any = kept) -> str:
+                return f"{np.corrcoef(values, truth)[0, 1]:.2f}, {auroc(values, kept):.2f}"
+
+            guess = np.array([row.forecast for row in rows])
+            print(
+                f"| {answers.base} | {len(rows)} | {kept.mean():.0%} "
+                f"| {np.corrcoef(guess, truth)[0, 1]:.2f} | {auroc(guess, kept):.2f} "
+                f"| {(guess - truth).mean():+.2f} | {np.sqrt(((guess - truth) ** 2).mean()):.2f} "
+                f"| {both([row.at_gate for row in rows])} | {both(additive(rows))} "
+                f"| {both(from_partners(rows))} "
+                f"| {auroc([row.cosine for row in rows], kept):.2f} "
+                f"| {auroc([row.norm_ratio for row in rows], kept):.2f} "
+                f"| {auroc([row.alone for row in rows], kept):.2f} |"
+            )
+    print("\n### What a forecast of the uniform merge is worth\n")
+    print("| groups of | forecast | retentions | kept |")
+    print("| --- | --- | --- | --- |")
+    for size in (2, FOUR):
+        rows = [one for answers in answers_in(files) for one in answers.measured("uniform", size)]
+        for low, high in ((KEEPS, np.inf), (0.5, KEEPS), (-np.inf, 0.5)):
+            kept = [row.kept >= KEEPS for row in rows if low <= row.forecast < high]
+            share = f"{np.mean(kept):.0%}" if kept else "-"
+            words = f"below {high:g}" if low < 0 else f"{low:g} or more"
+            print(f"| {size} | {words} | {len(kept)} | {share} |")
+
+
+def main() -> None:
+    """Runs one of the three steps."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("step", choices=("build", "ask", "report"))
+    parser.add_argument("given", nargs="+")
+    given = parser.parse_args()
+    if given.step == "build":
+        build(Path(given.given[0]), given.given[1:])
+    elif given.step == "ask":
+        ask(*map(Path, given.given))
+    else:
+        report([*map(Path, given.given)])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,262 @@
+"""The stages of `screen --own` in order.
+
+A part of the items of each adapter's own task is asked of the base and of the adapter alone, whole
+and at smaller gates. From these and the inner products of the updates comes a forecast for every
+pair and group; the best group is composed and asked the other items by the stages of
+`merge-and-eval`, which give the verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loraprobe.adapters import Adapter
+from loraprobe.base import Base
+from loraprobe.cli.parameters import Texts
+from loraprobe.cli.running import Output, run
+from loraprobe.compatibility import require
+from loraprobe.composition import Composition
+from loraprobe.defaults import FEWEST_ITEMS
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.evaluation import System
+from loraprobe.extensions.together import TogetherOptions
+from loraprobe.extensions.together.forecast import GATES, LEAST_GAIN, Array, Curve, Library
+from loraprobe.extensions.together.records import RetentionForecast, Skill, SkillGroup, Together
+from loraprobe.formatting import count, listing, nearest
+from loraprobe.lora.grams import gram_matrices
+from loraprobe.options import Options, takes
+from loraprobe.pipeline.commands import asking, merge_and_eval
+from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
+from loraprobe.pipeline.inputs import Inputs, check_state, open_inputs
+from loraprobe.pipeline.outcome import Outcome
+from loraprobe.pipeline.plan import Plan
+from loraprobe.pipeline.preflight import check
+from loraprobe.records import FORMS, ItemPart
+from loraprobe.routing.constant import ConstantGates
+from loraprobe.session import Adapters, Ref, Session
+from loraprobe.tasks import Task
+from loraprobe.tasks.splits import drawn, groups_of
+
+if TYPE_CHECKING:
+    from loraprobe.records import Audit
+
+GROUPS = 5  # that are told
+TEMPLATE_ADAPTERS = 3  # that choose the form of the prompts
+
+
+def screen_own(
+    options: Options, output: Output, refs: list[str], base: str | None, task: Texts
+) -> None:
+    """The command `screen` with --own."""
+    if task:
+        raise UsageError(
+            "--task is a question that needs several adapters, and --own the task of one; give "
+            "one of the two options."
+        )
+    outcome = run(output, options, "screen", refs, base, [], module=__name__)
+    output.result(outcome.audit, options)
+
+
+@takes("screen")
+def keep_together(
+    adapters: Sequence[Adapter | str | Path], *, base: str | Path | None = None, **options: Any
+) -> Audit:
+    """Forecasts which adapters keep their own skills in one merge, and proves the largest group.
+
+    own: the task of each adapter, as pairs of its name and a file. Raises LoraprobeError for input
+    that cannot be read.
+    """
+    return screen(adapters, Session.of_call(options), base=base).audit
+
+
+def screen(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Ref | None = None,
+    tasks: Sequence[Ref] = (),
+) -> Outcome:
+    """The largest group of adapters that is forecast to keep its skills, asked, with its verdict.
+
+    Raises LoraprobeError for input that cannot be read, for adapters that do not fit together, and
+    where fewer than two adapters have a skill.
+    """
+    session.command, options = "screen", session.options
+    own = {name: str(file) for name, file in options.of_extension(TogetherOptions).own}
+    check_state(session)
+    files = [*dict.fromkeys(own.values())]
+    inputs = open_inputs(adapters, session, base or "auto", files)
+    _check_names([adapter.name for adapter in inputs.adapters], own)
+    parts = drawn(inputs.tasks, [_items_apart(options)] * len(files), options.seed)
+    _check_left(inputs.tasks, parts.left, options)
+    require(check(inputs.adapters, inputs.base, "route", session))
+    apart, left = (dict(zip(files, part, strict=True)) for part in (parts.apart, parts.left))
+    first, others = inputs.adapters[:TEMPLATE_ADAPTERS], inputs.adapters[TEMPLATE_ADAPTERS:]
+    plan = Plan(tasks=parts.apart, parts=parts)
+    with (
+        asking(session),
+        open_evaluator(replace(inputs, adapters=first), plan, session, others) as evaluator,
+    ):
+        asked = [_ask(evaluator, one, apart[own[one.name]]) for one in _told(inputs, session)]
+    found = _forecast(inputs, asked, options)
+    best = next(group.adapters for group in found.groups if group.proved)
+    chosen = [adapter for adapter in inputs.given if adapter.name in best]
+    tasks_left = [left[file] for file in dict.fromkeys(own[name] for name in best)]
+    outcome = merge_and_eval(chosen, session, base=inputs.base or "auto", tasks=tasks_left)
+    audit = replace(outcome.audit, command="screen", added=(*outcome.audit.added, found))
+    return replace(outcome, audit=audit)
+
+
+def _told(inputs: Inputs, session: Session) -> Iterable[Adapter]:
+    """The adapters, one after the other, with progress."""
+    for done, adapter in enumerate(inputs.adapters):
+        session.tell("ask the adapters alone", done, len(inputs.adapters))
+        yield adapter
+
+
+# ---- what is refused -----------------------------------------------------------------------------
+
+
+def _items_apart(options: Options) -> int:
+    """How many items of each task are set apart to choose by: --items of the command."""
+    return int(options.value("items"))
+
+
+def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:
+    """Raises UsageError where an adapter has no task of its own, or a task no adapter."""
+    if len(names) < 2:
+        raise UsageError("--own asks which adapters live together; give at least two.")
+    for name in own:
+        if name not in names:
+            raise UsageError(f"--own names {name!r}, which is no adapter: {nearest(name, names)}")
+    if lacking := [name for name in names if name not in own]:
+        raise UsageError(
+            f"{listing(lacking)} {'has' if len(lacking) == 1 else 'have'} no task; add "
+            f"--own={lacking[0]}=FILE."
+        )
+
+
+def _check_left(tasks: Sequence[Task], left: Sequence[Task], options: Options) -> None:
+    """Raises TaskError where too few items are left to prove the choice, or they have no scores."""
+    for task, rest in zip(tasks, left, strict=True):
+        if groups_of(rest) < FEWEST_ITEMS:
+            items = _items_apart(options)
+            raise TaskError(
+                f"Task {task.name} has {count(len(task.items), 'item')}: {items} are needed to "
+                f"choose by, and {FEWEST_ITEMS} others to prove the choice. Give at least "
+                f"{items + FEWEST_ITEMS} items, or fewer --items."
+            )
+        if any(item.metric == "answer_loss" for item in task.items):
+            raise TaskError(
+                f"Task {task.name} is judged by a loss, of which no share is kept; give questions "
+                "with answers."
+            )
+
+
+# ---- what is asked -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class AskedAlone:
+    """What the base and one adapter answered to the adapter's own task, in its better form.
+
+    base, alone: the value of each item, [items]. at: gate -> the values at that gate; empty where
+    the adapter gains too little.
+    """
+
+    adapter: str
+    task: str
+    base: Array
+    alone: Array
+    at: Mapping[float, Array]
+
+    @property
+    def gain(self) -> float:
+        return float((self.alone - self.base).mean())
+
+
+def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
+    """Asks the base and an adapter, the adapter also at smaller gates where it has a skill."""
+    name, asking_task = adapter.name, replace(evaluator, tasks=[task])
+
+    def values(system: System, form: ItemPart) -> Array:
+        rows = {row.item: row.value for row in asking_task.run([system], {form})}
+        return np.array([rows[item.id] for item in task.items])
+
+    def at_gate(gate: float) -> System:
+        composition = Composition(name, (adapter,), ConstantGates((gate,)))
+        return System(name if gate == 1 else f"{name} at {gate:g}", "adapter", composition)
+
+    forms = [form for form in FORMS if form in task.parts]
+    form = max(forms, key=lambda form: values(at_gate(1), form).mean())
+    base, alone = values(System("base", "base"), form), values(at_gate(1), form)
+    strong = (alone - base).mean() >= LEAST_GAIN
+    at = {gate: values(at_gate(gate), form) for gate in GATES} if strong else {}
+    return AskedAlone(name, task.name, base, alone, at)
+
+
+# ---- what is told --------------------------------------------------------------------------------
+
+
+def _forecast(inputs: Inputs, asked: Sequence[AskedAlone], options: Options) -> Together:
+    """The skills, the forecasts of all pairs, and the largest groups.
+
+    Raises TaskError where fewer than two adapters have a skill.
+    """
+    curves = {one.adapter: Curve.of(one.base, one.alone, one.at) for one in asked if one.at}
+    if len(curves) < 2:
+        best = max(asked, key=lambda one: one.gain)
+        raise TaskError(
+            f"{count(len(curves), 'adapter')} of {len(asked)} scores at least {LEAST_GAIN:g} more "
+            f"than the base on its own task ({best.adapter}: {best.alone.mean():.2f}, the base "
+            f"{best.base.mean():.2f}); what has no skill cannot keep one. Check the tasks by "
+            "loraprobe inspect ADAPTER --task FILE."
+        )
+    strong = [adapter.modules for adapter in inputs.adapters if adapter.name in curves]
+    inner = sum(grams.inner.sum(0) for grams in gram_matrices(strong))
+    library = Library(curves, np.asarray(inner))
+    rows = [
+        row
+        for at, first in enumerate(curves)
+        for second in [*curves][at + 1 :]
+        for row in _pair(library, (first, second))
+    ]
+    groups = library.groups(options.retention, GROUPS)
+    return Together(
+        tuple(_skill(one, curves.get(one.adapter), rows) for one in asked),
+        tuple(rows),
+        tuple(_group(library, group, proved=group == groups[0]) for group in groups),
+    )
+
+
+def _pair(library: Library, pair: tuple[str, str]) -> Iterable[RetentionForecast]:
+    """The forecasts of both adapters of a pair."""
+    for name, share in zip(pair, library.shares(pair), strict=True):
+        partners = tuple(other for other in pair if other != name)
+        curve = library.curves[name]
+        yield RetentionForecast(name, partners, share, curve.at(share), curve.interval(share))
+
+
+def _group(library: Library, group: tuple[str, ...], proved: bool) -> SkillGroup:
+    kept = library.kept(group)
+    return SkillGroup(group, min(kept), tuple(kept), proved)
+
+
+def _skill(one: AskedAlone, curve: Curve | None, rows: Sequence[RetentionForecast]) -> Skill:
+    """What is told of one adapter."""
+    own = [row.value for row in rows if row.adapter == one.adapter]
+    points = () if curve is None else tuple(zip(curve.gates, map(float, curve.kept), strict=True))
+    return Skill(
+        one.adapter,
+        one.task,
+        len(one.base),
+        float(one.base.mean()),
+        float(one.alone.mean()),
+        points,
+        sum(own) / len(own) if own else None,
+    )

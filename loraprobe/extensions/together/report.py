@@ -1,0 +1,118 @@
+"""What reports show of skills that are to live together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from loraprobe.extension import AuditPart
+from loraprobe.extensions.together.records import (
+    Skill,
+    Together,
+    together,
+)
+from loraprobe.formatting import number
+from loraprobe.records import Audit
+from loraprobe.report.figures import panel_of
+from loraprobe.report.parts import MARKDOWN, PAGE, Column, Figure, Section, Table, tabulated, text
+from loraprobe.report.sections import ALL, EVERYWHERE, FULL, section
+
+MEANING = (
+    "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
+    "the average; the inner products of the updates tell the share. So these forecasts need no "
+    "merge. The first group was composed and asked other items, and the verdict is about that."
+)
+
+
+class TogetherPart(AuditPart):
+    """The skills of an audit, and what is forecast of them."""
+
+    record = Together
+
+    def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
+        return [("gains", _section(audit))] if together(audit).skills else ()
+
+
+def _section(audit: Audit) -> Section:
+    """The adapters, the groups, and the forecasts of all pairs."""
+    found = together(audit)
+    return section(
+        "together",
+        "Skills together",
+        (PAGE, [MEANING]),
+        (EVERYWHERE, [_skills(found)]),
+        ((*ALL, *MARKDOWN), [_groups(found)]),
+        (FULL, [_pairs(found)]),
+        (PAGE, _heat_map(found)),
+    )
+
+
+def _skills(found: Together) -> Table:
+    at_half = {one.adapter: dict(one.curve).get(0.5) for one in found.skills}
+    return tabulated(
+        "Each adapter on its own task",
+        found.skills,
+        (text("adapter"), lambda row: row.adapter),
+        (text("task", 3), lambda row: row.task),
+        (Column("base"), lambda row: number(row.base)),
+        (Column("alone"), lambda row: number(row.alone)),
+        (Column("keeps at half", drop=2), lambda row: number(at_half[row.adapter])),
+        (Column("keeps in a pair"), lambda row: number(row.keeps)),
+        (Column("items", drop=4), lambda row: str(row.n)),
+    )
+
+
+def _groups(found: Together) -> Table:
+    return tabulated(
+        "Largest groups by the forecast",
+        found.groups,
+        (text("adapters"), lambda row: ", ".join(row.adapters)),
+        (Column("keeps least"), lambda row: number(row.least)),
+        (text("asked"), lambda row: "yes" if row.proved else "no"),
+    )
+
+
+def _pairs(found: Together) -> Table:
+    return tabulated(
+        "Forecast of every pair",
+        found.retentions,
+        (text("adapter"), lambda row: row.adapter),
+        (text("beside"), lambda row: ", ".join(row.partners)),
+        (Column("share"), lambda row: number(row.share)),
+        (Column("keeps"), lambda row: number(row.value)),
+        (Column("95 %"), lambda row: f"{number(row.ci95[0])} to {number(row.ci95[1])}"),
+        folded=True,
+    )
+
+
+def _heat_map(found: Together) -> list[Figure]:
+    """Rows keep, columns are the partners; the adapters that keep most come first."""
+    rows = sorted((one for one in found.skills if one.keeps is not None), key=_most)
+    names = [one.adapter for one in rows]
+    values = {(one.adapter, one.partners[0]): one.value for one in found.retentions}
+
+    def draw(figure: Any) -> None:
+        panel = panel_of(figure, 0.3 * len(names) + 1.5)
+        grid = [[values.get((row, column), float("nan")) for column in names] for row in names]
+        shown = panel.imshow(grid, vmin=0, vmax=1, cmap="viridis")
+        panel.set_xticks(range(len(names)), names, rotation=90)
+        panel.set_yticks(range(len(names)), names)
+        figure.colorbar(shown, label="share of the skill that is kept")
+
+    return (
+        [
+            Figure(
+                "together-map",
+                "What each adapter keeps beside each other one",
+                "A row is an adapter, a column its partner in a uniform merge of two.",
+                _pairs(found),
+                draw,
+            )
+        ]
+        if len(names) > 2
+        else []
+    )
+
+
+def _most(one: Skill) -> float:
+    return -(one.keeps or 0.0)

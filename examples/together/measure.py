@@ -145,8 +145,8 @@ def _key(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
 class Measured:
     """One retention, and what could be known of it before.
 
-    kept: it, from -0.2 to 1.2. forecast: by the share; at_gate: the retention alone at the gate 1/n.
-    alone: the score of the adapter alone. norm_ratio: its norm in that of its partners.
+    kept: it, from -0.2 to 1.2. forecast: by the share; at_gate: the retention alone at the gate
+    1/n. alone: the score of the adapter alone. norm_ratio: its norm in that of its partners.
     """
 
     adapter: str

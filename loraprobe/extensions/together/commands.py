@@ -243,8 +243,10 @@ def _pair(library: Library, pair: tuple[str, str]) -> Iterable[RetentionForecast
 
 
 def _group(library: Library, group: tuple[str, ...], proved: bool) -> SkillGroup:
-    kept = library.kept(group)
-    return SkillGroup(group, min(kept), tuple(kept), proved)
+    kept, shares = library.kept(group), library.shares(group)
+    worst = kept.index(min(kept))
+    interval = library.curves[group[worst]].interval(shares[worst])
+    return SkillGroup(group, kept[worst], interval, tuple(kept), proved)
 
 
 def _skill(one: AskedAlone, curve: Curve | None, rows: Sequence[RetentionForecast]) -> Skill:

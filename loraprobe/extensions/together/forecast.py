@@ -6,8 +6,8 @@ A merge M of the updates dW_j contains the share
 
 of the update dW_i: the coefficient of dW_i in the least squares fit of M. For a linear merge it is
 sum_j w_j <dW_j, dW_i> / ||dW_i||^2. What an adapter keeps in an average is close to what it keeps
-*alone* at the gate share_i. So N adapters, each asked alone at a few gates, forecast the averages of
-every subset; the partners enter by their inner products only, which need no model.
+*alone* at the gate share_i. So N adapters, each asked alone at a few gates, forecast the averages
+of every subset; the partners enter by their inner products only, which need no model.
 
 `examples/together` has the error of such forecasts. They hold for averages: a sum contains each
 adapter whole or more, so what it loses is interference, which no single adapter shows.

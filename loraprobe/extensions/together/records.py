@@ -45,11 +45,13 @@ class RetentionForecast:
 class SkillGroup:
     """Adapters, and the smallest retention that is forecast among them in their uniform merge.
 
-    kept: the retention of each, in order. proved: whether it was composed and asked.
+    ci95: of that one. kept: the retention of each, in order. proved: whether it was composed and
+    asked.
     """
 
     adapters: tuple[str, ...]
     least: float
+    ci95: Interval
     kept: tuple[float, ...]
     proved: bool = False
 

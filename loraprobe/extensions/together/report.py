@@ -12,10 +12,10 @@ from loraprobe.extensions.together.records import (
     together,
 )
 from loraprobe.formatting import number
-from loraprobe.records import Audit
+from loraprobe.records import Audit, Interval
 from loraprobe.report.figures import panel_of
 from loraprobe.report.parts import MARKDOWN, PAGE, Column, Figure, Section, Table, tabulated, text
-from loraprobe.report.sections import ALL, EVERYWHERE, FULL, section
+from loraprobe.report.sections import ALL, FULL, section
 
 MEANING = (
     "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
@@ -40,8 +40,7 @@ def _section(audit: Audit) -> Section:
         "together",
         "Skills together",
         (PAGE, [MEANING]),
-        (EVERYWHERE, [_skills(found)]),
-        ((*ALL, *MARKDOWN), [_groups(found)]),
+        ((*ALL, *MARKDOWN), [_skills(found), _groups(found)]),
         (FULL, [_pairs(found)]),
         (PAGE, _heat_map(found)),
     )
@@ -68,6 +67,7 @@ def _groups(found: Together) -> Table:
         found.groups,
         (text("adapters"), lambda row: ", ".join(row.adapters)),
         (Column("keeps least"), lambda row: number(row.least)),
+        (Column("95 %"), lambda row: _interval(row.ci95)),
         (text("asked"), lambda row: "yes" if row.proved else "no"),
     )
 
@@ -80,7 +80,7 @@ def _pairs(found: Together) -> Table:
         (text("beside"), lambda row: ", ".join(row.partners)),
         (Column("share"), lambda row: number(row.share)),
         (Column("keeps"), lambda row: number(row.value)),
-        (Column("95 %"), lambda row: f"{number(row.ci95[0])} to {number(row.ci95[1])}"),
+        (Column("95 %"), lambda row: _interval(row.ci95)),
         folded=True,
     )
 
@@ -112,6 +112,10 @@ def _heat_map(found: Together) -> list[Figure]:
         if len(names) > 2
         else []
     )
+
+
+def _interval(ends: Interval) -> str:
+    return f"{number(ends[0])} to {number(ends[1])}"
 
 
 def _most(one: Skill) -> float:

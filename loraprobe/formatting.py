@@ -159,10 +159,10 @@ def size(byte_count: float) -> str:
 
 def spread(values: Iterable[float | int]) -> str:
     """One value if all agree, else the range."""
-    held = list(values)
-    if not held:
+    numbers = list(values)
+    if not numbers:
         return "-"
-    low, high = min(held), max(held)
+    low, high = min(numbers), max(numbers)
     if isinstance(low, int) and isinstance(high, int):
         return str(low) if low == high else f"{low}–{high}"
     return number(low) if number(low) == number(high) else f"{number(low)}–{number(high)}"
@@ -187,8 +187,8 @@ def wrapped(text: str, width: int) -> list[str]:
 
 
 def _words(text: str, width: int) -> Iterator[str]:
-    for found in _WORDS.findall(" ".join(text.split())):
-        yield from [found] if len(found) <= width else found.split()
+    for word in _WORDS.findall(" ".join(text.split())):
+        yield from [word] if len(word) <= width else word.split()
 
 
 def _pieces(word: str, width: int) -> list[str]:

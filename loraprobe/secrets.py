@@ -22,13 +22,13 @@ HIDDEN = "***"
 
 def _secrets() -> list[str]:
     """The keys of the environment, the longest first: whole, by line, and as a repr has them."""
-    found = set[str]()
+    forms = set[str]()
     for name in VARIABLES:
         whole = os.environ.get(name, "").strip()
         for secret in (whole, *whole.split()):
             sent = repr(secret.encode("utf-8", "surrogateescape"))[2:-1]
-            found |= {secret, repr(secret)[1:-1], ascii(secret)[1:-1], sent}
-    return sorted((one for one in found if len(one) > 3), key=len, reverse=True)
+            forms |= {secret, repr(secret)[1:-1], ascii(secret)[1:-1], sent}
+    return sorted((one for one in forms if len(one) > 3), key=len, reverse=True)
 
 
 def scrub(text: str) -> str:
@@ -74,9 +74,9 @@ def map_texts(value: Any, change: Callable[[Any], Any], kind: type = str) -> Any
         return value if changed == value else changed
     if isinstance(value, Mapping):
         rows = value.items()
-        return {map_texts(k, change, kind): map_texts(held, change, kind) for k, held in rows}
+        return {map_texts(k, change, kind): map_texts(item, change, kind) for k, item in rows}
     if isinstance(value, (list, tuple)):
-        return type(value)(map_texts(held, change, kind) for held in value)
+        return type(value)(map_texts(item, change, kind) for item in value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         names = [field.name for field in dataclasses.fields(value)]
         fields = {name: map_texts(getattr(value, name), change, kind) for name in names}

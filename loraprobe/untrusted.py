@@ -80,12 +80,12 @@ def read_json(
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object, for `object_pairs_hook`. Raises ValueError for a key that it has twice."""
-    made: dict[str, Any] = {}
+    document: dict[str, Any] = {}
     for key, value in pairs:
-        if key in made:
+        if key in document:
             raise ValueError(f"it names {key!r:.100} twice")
-        made[key] = value
-    return made
+        document[key] = value
+    return document
 
 
 def document_model(name: str, types: Mapping[Any, str]) -> type[BaseModel]:

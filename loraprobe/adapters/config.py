@@ -161,11 +161,11 @@ class AdapterConfig:
         """Each path's value in a pattern: that of the first key that matches the path's end."""
         keys = list(pattern)
         try:
-            found = first_matches(keys, PATTERN, paths)
+            matches = first_matches(keys, PATTERN, paths)
         except PatternError as error:
             raise AdapterError(f"{self.where}: {key}: {error}; correct it.") from None
         # If no key matches, peft uses the path itself as the key.
-        used = (path if m is None else keys[m[0]] for path, m in zip(paths, found, strict=True))
+        used = (path if m is None else keys[m[0]] for path, m in zip(paths, matches, strict=True))
         return [pattern.get(one, default) for one in used]
 
 
@@ -286,10 +286,10 @@ def _promises(adapter: Adapter) -> Iterator[Issue]:
     """Tensors that the config asks for and the file lacks, and whole weights that it does not."""
     names, raw = (adapter.name,), adapter.config
     for key, kinds in PROMISED.items():
-        held = {extra.module for extra in adapter.extras if extra.kind in kinds}
+        modules = {extra.module for extra in adapter.extras if extra.kind in kinds}
         every = key in FLAGS.values()
-        lost = [path for path in adapter.layout if path not in held] if every else []
-        if raw.get(key) and (lost or not held):
+        lost = [path for path in adapter.layout if path not in modules] if every else []
+        if raw.get(key) and (lost or not modules):
             where = f" for {count(len(lost), 'module')}, {lost[0]} first" if lost else ""
             yield finding(
                 "missing-tensors",
@@ -320,10 +320,10 @@ def unnamed_modules(adapter: Adapter) -> list[str]:
 def _targets(adapter: Adapter) -> Iterator[Issue]:
     """Targets without weights, and weights without targets."""
     names, targets = (adapter.name,), adapter.config.get("target_modules")
-    held = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
+    holding = [*adapter.layout, *(extra.module for extra in adapter.extras if extra.module)]
     # A regular expression, "all-linear" or nothing does not list the modules.
-    listed = set(map(str, targets)) if held and isinstance(targets, (list, tuple)) else set()
-    if lost := sorted(listed.difference(*map(endings, held))):
+    listed = set(map(str, targets)) if holding and isinstance(targets, (list, tuple)) else set()
+    if lost := sorted(listed.difference(*map(endings, holding))):
         yield finding(
             "targets-without-weights",
             names,
@@ -374,12 +374,12 @@ def untargeted_paths(paths: Collection[str], config: Mapping[str, Any]) -> list[
     saved = [str(name) for name in config.get("modules_to_save") or ()]
     out = _fitting(paths, config.get("exclude_modules")) | _matching(saved, SAVED, paths)
     if not isinstance(targets, (list, tuple, str)) or not targets:
-        kept = _in_layers(paths, config)
+        selected = _in_layers(paths, config)
     elif isinstance(targets, str):
-        kept = set(paths) if targets.lower() == "all-linear" else _fitting(paths, targets)
+        selected = set(paths) if targets.lower() == "all-linear" else _fitting(paths, targets)
     else:
-        kept = _fitting(paths, targets) & (_in_layers(paths, config) | set(map(str, targets)))
-    beyond = [path for path in paths if path in out or path not in kept]
+        selected = _fitting(paths, targets) & (_in_layers(paths, config) | set(map(str, targets)))
+    beyond = [path for path in paths if path in out or path not in selected]
     if config.get("ensure_weight_tying"):  # peft then adds the layer that shares its weight
         beyond = [path for path in beyond if path.rpartition(".")[2] not in VOCABULARY]
     return beyond
@@ -404,8 +404,8 @@ def _fitting(paths: Sequence[str], rule: Any) -> set[str]:
 def _matching(
     expressions: Sequence[str], form: str, paths: Sequence[str], *, whole: bool = False
 ) -> set[str]:
-    found = first_matches(expressions, form, paths, whole=whole)
-    return {path for path, match in zip(paths, found, strict=True) if match}
+    matches = first_matches(expressions, form, paths, whole=whole)
+    return {path for path, match in zip(paths, matches, strict=True) if match}
 
 
 def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
@@ -416,6 +416,6 @@ def _in_layers(paths: Sequence[str], config: Mapping[str, Any]) -> set[str]:
     wanted = frozenset(layers if isinstance(layers, (list, tuple)) else [layers])
     patterns = config.get("layers_pattern") or []
     patterns = [patterns] if isinstance(patterns, str) else [str(pattern) for pattern in patterns]
-    found = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
-    numbers = [None if match is None else number_in(match[1] or "") for match in found]
+    matches = first_matches(patterns or [""], LAYER if patterns else ANY_LAYER, paths)
+    numbers = [None if match is None else number_in(match[1] or "") for match in matches]
     return {p for p, n in zip(paths, numbers, strict=True) if n is not None and n in wanted}

@@ -51,12 +51,12 @@ def owner_of(stack: str) -> tuple[str, int]:
 
 def parameter_names(config: Mapping[str, Any], owner: str) -> list[str]:
     """The names of the parameters that a config targets in a module, matched as peft does."""
-    found = set()
+    names = set()
     for target in config.get("target_parameters") or ():
         module, _, name = str(target).rpartition(".")
         if not module or f".{owner}".endswith(f".{module}"):
-            found.add(name)
-    return sorted(found)
+            names.add(name)
+    return sorted(names)
 
 
 def factors_of_expert(A: Tensor, B: Tensor, number: int, rank: int) -> tuple[Tensor, Tensor]:
@@ -125,20 +125,20 @@ def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParamete
 
     Raises CompatibilityError for a parameter that the model lacks or has in another shape.
     """
-    found = []
-    for stack, own, target in _targeted(model, adapter):
-        if target is None or target.shape != own:
+    targets = []
+    for stack, shape, target in _targeted(model, adapter):
+        if target is None or target.shape != shape:
             lacks = "does not have" if target is None else f"has as {list(target.shape)}"
             owner = owner_of(stack)[0]
             cure = CODES["module-not-in-base"].cure
             raise CompatibilityError(
                 f"Adapter {adapter.name} changes {listing(parameter_names(adapter.config, owner))} "
-                f"of {owner} as {list(own)} (experts, outputs, inputs), which the model {lacks}. "
+                f"of {owner} as {list(shape)} (experts, outputs, inputs), which the model {lacks}. "
                 f"{cure}",
                 cure,
             )
-        found.append(target)
-    return found
+        targets.append(target)
+    return targets
 
 
 def _targeted(
@@ -150,8 +150,10 @@ def _targeted(
         owner, depth = owner_of(stack)
         names = parameter_names(adapter.config, owner)
         module = modules.get(owner, nn.Module())
-        held = [n for n, _ in module.named_parameters(recurse=False) if n in names][::-1]
-        target = TargetParameter(stack, module, held[depth]) if depth < len(held) else None
+        registered = [n for n, _ in module.named_parameters(recurse=False) if n in names][::-1]
+        target = (
+            TargetParameter(stack, module, registered[depth]) if depth < len(registered) else None
+        )
         yield stack, (len(paths), *adapter.layout[paths[0]].shape), target
 
 
@@ -200,12 +202,12 @@ def in_todays_order(model: nn.Module, adapter: Adapter) -> bool | None:
     None where neither holds, or where all are square and the version does not decide either.
     """
     version, shown = _version_of(adapter), set[bool]()
-    for _, own, target in _targeted(model, adapter):
-        if target is None or sorted(target.shape) != sorted(own) or target.shape[0] != own[0]:
+    for _, shape, target in _targeted(model, adapter):
+        if target is None or sorted(target.shape) != sorted(shape) or target.shape[0] != shape[0]:
             return None
-        if target.parameter.dim() == 3 and own[1] != own[2]:
-            shown.add(target.shape == own)
-        elif target.shape != own:
+        if target.parameter.dim() == 3 and shape[1] != shape[2]:
+            shown.add(target.shape == shape)
+        elif target.shape != shape:
             return None
         elif target.transposed and version is not None and version < CHANGED:
             shown.add(True)
@@ -218,8 +220,8 @@ def _version_of(adapter: Adapter) -> tuple[int, ...] | None:
     None if the config does not say it.
     """
     version = str(adapter.config.get("peft_version"))
-    found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(\.?(dev|rc|a|b)\d)?", version)
-    if found is None:
+    match = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})(\.?(dev|rc|a|b)\d)?", version)
+    if match is None:
         return None
-    major, minor, patch = (int(part) for part in found.groups()[:3])
-    return (major, minor, patch - 1) if found[4] else (major, minor, patch)
+    major, minor, patch = (int(part) for part in match.groups()[:3])
+    return (major, minor, patch - 1) if match[4] else (major, minor, patch)

@@ -62,7 +62,7 @@ def adapter_of(
         path: _info(path, update, kinds.get(path, "linear"), kernels.get(path, ()))
         for path, update in modules.items()
     }
-    made = Adapter(
+    adapter = Adapter(
         name=name,
         source=source or Source(reference=name),
         base_model=base_model,
@@ -74,15 +74,15 @@ def adapter_of(
         token_rows=dict(token_rows or {}),
     )
     extras = tuple(
-        Extra(kind, PREFIX + key, path, tuple(held.shape), str(held.dtype).partition(".")[2])
-        for kind, key, path, held in keys_of_extras(made)
+        Extra(kind, PREFIX + key, path, tuple(tensor.shape), str(tensor.dtype).partition(".")[2])
+        for kind, key, path, tensor in keys_of_extras(adapter)
     )
-    return replace(made, extras=extras)
+    return replace(adapter, extras=extras)
 
 
 def _held(given: Mapping[str, Tensor] | None) -> Tensors:
-    held = dict(given or {})
-    return Tensors(held, held.__getitem__)
+    tensors = dict(given or {})
+    return Tensors(tensors, tensors.__getitem__)
 
 
 def _info(path: str, update: LowRank, kind: LayerKind, kernel: tuple[int, ...]) -> ModuleInfo:
@@ -117,12 +117,12 @@ def portable(adapter: Adapter) -> Adapter:
             A, B = pad(A, (0, 0, 0, more)), pad(B, (0, more))
         return LowRank(A, B, 1.0 if fold else update.scaling)
 
-    made = {
+    filled = {
         path: replace(info, rank=rank, scaling=1.0 if fold else info.scaling)
         for path, info in infos.items()
     }
     offsets = {path: folded(b, infos[path].scaling) for path, b in adapter.offsets.items()}
-    return replace(adapter, modules=Modules(made, read), offsets=offsets, weights_file=None)
+    return replace(adapter, modules=Modules(filled, read), offsets=offsets, weights_file=None)
 
 
 def with_repaired_paths(adapter: Adapter) -> Adapter:
@@ -131,12 +131,12 @@ def with_repaired_paths(adapter: Adapter) -> Adapter:
     A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
     refuses extras that must not be dropped.
     """
-    made = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
-    if made is None:
+    repaired = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
+    if repaired is None:
         return adapter
     extras = tuple(extra for extra in adapter.extras if extra.kind in FIELDS)
     issues = tuple(issue for issue in adapter.issues if issue.code not in MENDED)
-    return replace(made, extras=extras, issues=issues)
+    return replace(repaired, extras=extras, issues=issues)
 
 
 def with_paths(adapter: Adapter, path_of: Callable[[str], str]) -> Adapter | None:
@@ -151,8 +151,8 @@ def with_paths(adapter: Adapter, path_of: Callable[[str], str]) -> Adapter | Non
         return None
     infos = {names[path]: replace(i, path=names[path]) for path, i in adapter.layout.items()}
 
-    def renamed(held: Mapping[str, Tensor]) -> Tensors:
-        return Tensors([names[name] for name in held], lambda name: held[paths[name]])
+    def renamed(tensors: Mapping[str, Tensor]) -> Tensors:
+        return Tensors([names[name] for name in tensors], lambda name: tensors[paths[name]])
 
     return replace(
         adapter,

@@ -98,15 +98,15 @@ def parts_of(path: str) -> list[str]:
 
 def _fused_paths(adapters: Sequence[Adapter], base: Shapes) -> list[str]:
     """The fused layers that an adapter changes as a whole, or by a part if the base fuses it."""
-    found: dict[str, None] = {}
+    fused_paths: dict[str, None] = {}
     for path in itertools.chain(*(adapter.touched for adapter in adapters)):
         parent, dot, name = path.rpartition(".")
         if name in PARTS:
-            found[path] = None
+            fused_paths[path] = None
         for fused in FUSED_OF.get(name, ()):
             if f"{parent}{dot}{fused}" in base:
-                found[f"{parent}{dot}{fused}"] = None
-    return list(found)
+                fused_paths[f"{parent}{dot}{fused}"] = None
+    return list(fused_paths)
 
 
 def _rows(
@@ -126,10 +126,10 @@ def _rows(
         | ({shape} if (shape := base.get(each)) else set())
         for each in (path, *parts)
     }
-    inputs = {inp for found in shapes.values() for _, inp in found}
-    if any(len(found) > 1 for found in shapes.values()) or len(inputs) > 1:
+    inputs = {inp for stated in shapes.values() for _, inp in stated}
+    if any(len(stated) > 1 for stated in shapes.values()) or len(inputs) > 1:
         raise NotSplit("the shapes of its parts contradict each other")
-    known = {each: next(iter(found))[0] for each, found in shapes.items() if found}
+    known = {each: next(iter(stated))[0] for each, stated in shapes.items() if stated}
     total = known.pop(path, None)
     missing = [part for part in parts if part not in known]
     if missing and name == "gate_up_proj" and total is not None:
@@ -223,15 +223,15 @@ def _split(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
     )
 
 
-def _rows_of(held: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> Tensors:
+def _rows_of(tensors: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> Tensors:
     """The tensors with rows of them under other names. pieces: new name -> old name, its rows."""
-    made = {new: piece for new, piece in pieces.items() if piece[0] in held}
-    split = {old for old, _ in made.values()}
+    moved = {new: piece for new, piece in pieces.items() if piece[0] in tensors}
+    split = {old for old, _ in moved.values()}
 
     def read(name: str) -> Tensor:
-        if name not in made:
-            return held[name]
-        old, rows = made[name]
-        return held[old][rows]
+        if name not in moved:
+            return tensors[name]
+        old, rows = moved[name]
+        return tensors[old][rows]
 
-    return Tensors([*(name for name in held if name not in split), *made], read)
+    return Tensors([*(name for name in tensors if name not in split), *moved], read)

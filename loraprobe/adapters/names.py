@@ -57,15 +57,15 @@ def layer_of(path: str) -> str:
 def kinds_of_modules(paths: Iterable[str]) -> tuple[str, ...]:
     """The kinds of modules among paths, by endings: q_proj, or attn.c_proj beside mlp.c_proj."""
     patterns = dict.fromkeys(map(layer_pattern, paths))
-    found = []
+    kinds = []
     for pattern in patterns:
         parts = pattern.split(".")
         others = [other.split(".") for other in patterns if other != pattern]
         length = 1
         while length < len(parts) and any(o[-length:] == parts[-length:] for o in others):
             length += 1
-        found.append(".".join(parts[-length:]))
-    return tuple(found)
+        kinds.append(".".join(parts[-length:]))
+    return tuple(kinds)
 
 
 # Base models and directories.
@@ -163,5 +163,5 @@ def public_value(value: Any) -> Any:
     if isinstance(value, str):
         return public_name(value) if _ABSOLUTE.match(value) else public_text(value)
     if isinstance(value, dict):
-        return {public_text(key): public_value(held) for key, held in value.items()}
-    return [public_value(held) for held in value] if isinstance(value, list) else value
+        return {public_text(key): public_value(item) for key, item in value.items()}
+    return [public_value(item) for item in value] if isinstance(value, list) else value

@@ -192,7 +192,7 @@ def _lacked_by_layers(paths: Iterable[str]) -> list[str]:
     lost = []
     for parents in children.values():
         everywhere = set().union(*parents.values())
-        lost += [f"{p}.{c}" for p, own in parents.items() for c in sorted(everywhere - own)]
+        lost += [f"{p}.{c}" for p, present in parents.items() for c in sorted(everywhere - present)]
     return lost
 
 
@@ -237,10 +237,10 @@ def trainings() -> list[dict[str, str]]:
 
 def trained_by(what: Literal["files", "keys"], names: Iterable[str]) -> dict[str, str] | None:
     """The way of training whose code writes files, or tensors, of such names."""
-    held = list(names)
-    for one in trainings():
-        if what in one and any(re.fullmatch(one[what], name) for name in held):
-            return one
+    given = list(names)
+    for training in trainings():
+        if what in training and any(re.fullmatch(training[what], name) for name in given):
+            return training
     return None
 
 
@@ -418,12 +418,12 @@ class KeySorting:
             names = [f"{owner}.{name}" for name in parameter_names(self.config.raw, owner)]
             measures = list(self.config.ranks_and_scalings(names).values())
             rows = [self.file.shapes[self.pairs[stack][0]][0] for stack in stacks]
-            found = _outermost_first(measures, rows)
-            if found is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
+            measured = _outermost_first(measures, rows)
+            if measured is None or owner_of(stacks[-1])[1] != len(stacks) - 1:
                 for stack in stacks:
                     self._extra("target_parameter", stack, *self.pairs[stack])
                 continue
-            for stack, (rank, scaling) in zip(stacks, found, strict=True):
+            for stack, (rank, scaling) in zip(stacks, measured, strict=True):
                 a, b = self.pairs[stack]
                 (n, columns), (out, _) = self.file.shapes[a], self.file.shapes[b]
                 self._check_count(len(infos) + n // rank)
@@ -453,8 +453,8 @@ class KeySorting:
 
     def _dtype(self, key_a: str, key_b: str) -> torch.dtype:
         """The dtype that holds both factors exactly; one-byte types are read as bfloat16."""
-        found = [self.file.dtypes[key] for key in (key_a, key_b)]
-        a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in found)
+        stored = [self.file.dtypes[key] for key in (key_a, key_b)]
+        a, b = (torch.bfloat16 if t is None or t.itemsize == 1 else t for t in stored)
         return torch.promote_types(a, b)
 
     def findings(self) -> Iterator[Issue]:
@@ -547,7 +547,7 @@ def _as_peft_reads(
     kind base_weight, because peft would overwrite the base's weight with it. Rows of tokens that
     the config does not tell, or of an embedding that also has factors, get the kind unclear_tokens.
     """
-    kept, unused = [], []
+    loaded, unused = [], []
     tables = {path for path, info in infos.items() if info.kind == "embedding"}
     for extra in extras:
         flag = FLAGS.get(extra.kind)
@@ -556,12 +556,12 @@ def _as_peft_reads(
         elif extra.kind == "base_copy" and not (
             extra.module in tables or (extra.module or "").rpartition(".")[2] in VOCABULARY
         ):
-            kept.append(replace(extra, kind="base_weight"))
+            loaded.append(replace(extra, kind="base_weight"))
         elif extra.kind == "token_delta" and not _tokens_are_clear(extra, infos, config):
-            kept.append(replace(extra, kind="unclear_tokens"))
+            loaded.append(replace(extra, kind="unclear_tokens"))
         else:
-            kept.append(extra)
-    return kept, unused
+            loaded.append(extra)
+    return loaded, unused
 
 
 def _tokens_are_clear(
@@ -581,8 +581,8 @@ def _tokens_of(config: Mapping[str, Any], path: str) -> tuple[int, ...] | None:
     """
     given = config.get("trainable_token_indices")
     if isinstance(given, Mapping):
-        found = [ids for name, ids in given.items() if path.endswith(str(name))]
-        given = found[0] if len(found) == 1 else None
+        matching = [ids for name, ids in given.items() if path.endswith(str(name))]
+        given = matching[0] if len(matching) == 1 else None
     if not isinstance(given, (list, tuple)) or not given:
         return None
     sound = all(type(token) is int and token >= 0 for token in given)

@@ -82,11 +82,11 @@ def save_adapter(
 
 def _experts_are_alike(adapter: Adapter) -> bool:
     """Whether all experts of a module have one rank and one scaling, as a file requires."""
-    found: dict[str, set[tuple[int, float]]] = {}
+    forms: dict[str, set[tuple[int, float]]] = {}
     for stack, paths in adapter.stacks.items():
         infos = [adapter.layout[path] for path in paths]
-        found.setdefault(owner_of(stack)[0], set()).update((i.rank, i.scaling) for i in infos)
-    return all(len(held) == 1 for held in found.values())
+        forms.setdefault(owner_of(stack)[0], set()).update((i.rank, i.scaling) for i in infos)
+    return all(len(alike) == 1 for alike in forms.values())
 
 
 def _check_savable(adapter: Adapter) -> None:
@@ -101,8 +101,8 @@ def _check_savable(adapter: Adapter) -> None:
         raise UnsupportedAdapter(
             f"Adapter {adapter.name} changes no module, so there is nothing to save."
         )
-    for held, what in ((adapter.magnitudes, "DoRA"), (adapter.offsets, "lora_bias")):
-        if held and set(held) != set(adapter.modules):
+    for tensors, what in ((adapter.magnitudes, "DoRA"), (adapter.offsets, "lora_bias")):
+        if tensors and set(tensors) != set(adapter.modules):
             raise UnsupportedAdapter(
                 f"Adapter {adapter.name} uses {what} in some modules and not in others, which one "
                 "adapter_config.json cannot say; save two adapters."
@@ -141,13 +141,13 @@ def config_of(adapter: Adapter, targets: Sequence[str] | None = None) -> dict[st
     alpha = Counter(i.scaling * i.rank for i in infos.values()).most_common(1)[0][0]
     parameters = adapter.config.get("target_parameters") if adapter.stacks else None
     tokens = {path: list(rows.tokens) for path, rows in adapter.token_rows.items()}
-    kept = ("auto_mapping", "revision")
+    carried = ("auto_mapping", "revision")
     saved = {name.rpartition(".")[0] for name in adapter.whole if not name.endswith(".bias")}
     biases = {name.rpartition(".")[0] for name in adapter.whole} - saved
     # With "lora_only" peft saves the biases of adapted layers, with "all" those of every layer.
     bias = "lora_only" if biases <= adapter.layout.keys() else "all"
     return {
-        **{key: public_value(adapter.config[key]) for key in kept if key in adapter.config},
+        **{key: public_value(adapter.config[key]) for key in carried if key in adapter.config},
         "peft_type": "LORA",
         "base_model_name_or_path": public_name(adapter.base_model),
         "inference_mode": True,
@@ -184,10 +184,12 @@ def common_targets(adapters: Sequence[Adapter], paths: Sequence[str]) -> tuple[s
     """
     names: set[str] = set()
     for adapter in adapters:
-        own = adapter.config.get("target_modules")
-        if not isinstance(own, (list, tuple)) or any(adapter.config.get(key) for key in SELECTORS):
+        listed = adapter.config.get("target_modules")
+        if not isinstance(listed, (list, tuple)) or any(
+            adapter.config.get(key) for key in SELECTORS
+        ):
             return None
-        names |= set(map(str, own))
+        names |= set(map(str, listed))
     targets = tuple(sorted(names))
     return targets if targets and not untargeted_paths(paths, {"target_modules": targets}) else None
 
@@ -236,10 +238,10 @@ def _differences(directory: Path, meant: Adapter, tensors: Mapping[str, Tensor])
             yield f"{key} differs"
     read = read_adapter(directory, meant.name)
     yield from (issue.message.rstrip(".") for issue in read.issues if issue.severity == "error")
-    found, wanted = _outline(read), _outline(meant)
-    for what in sorted(found.keys() | wanted.keys()):
-        if found.get(what) != wanted.get(what):
-            yield f"{what} is {found.get(what)} instead of {wanted.get(what)}"
+    written, wanted = _outline(read), _outline(meant)
+    for what in sorted(written.keys() | wanted.keys()):
+        if written.get(what) != wanted.get(what):
+            yield f"{what} is {written.get(what)} instead of {wanted.get(what)}"
     for path, info in read.layout.items():
         scaling = meant.layout[path].scaling
         if not math.isclose(info.scaling, scaling, rel_tol=SCALING_ERROR):

@@ -94,8 +94,8 @@ def check_place(target: Path, cure: str = "choose another place") -> None:
     above = next((place for place in real.parents if os.path.lexists(place)), real)
     if not above.is_dir():
         raise OutputError(f"{target} cannot be written, since {above} is no directory; {cure}.")
-    held = (place for place in (above, real) if os.path.lexists(place))
-    closed = [place for place in held if not os.access(place, os.R_OK | os.W_OK)]
+    existing = (place for place in (above, real) if os.path.lexists(place))
+    closed = [place for place in existing if not os.access(place, os.R_OK | os.W_OK)]
     if closed:
         raise OutputError(
             f"{target} cannot be written, since {closed[0]} is read-only for you; {cure}."
@@ -126,12 +126,12 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
     Paths are compared by device and inode, so that links, bind mounts and relative paths do not
     matter. A source that does not exist is ignored here.
     """
-    own = Path(os.path.realpath(target))
+    output = Path(os.path.realpath(target))
     for source in sources:
         its = Path(os.path.realpath(source))
-        inside = any(_same(place, its) for place in (own, *own.parents))
-        if inside or any(_same(place, own) for place in its.parents):
-            how = "is" if _same(own, its) else "lies inside" if inside else "contains"
+        inside = any(_same(place, its) for place in (output, *output.parents))
+        if inside or any(_same(place, output) for place in its.parents):
+            how = "is" if _same(output, its) else "lies inside" if inside else "contains"
             raise OutputError(
                 f"The output {target} {how} {source}, which is read; choose another place for it."
             )

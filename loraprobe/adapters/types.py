@@ -224,11 +224,11 @@ class Adapter:
     @functools.cached_property
     def stacks(self) -> dict[str, list[str]]:
         """Stacked parameter -> the paths of its experts in order (see `experts`)."""
-        found: dict[str, list[str]] = {}
+        stacks: dict[str, list[str]] = {}
         for path, info in self.layout.items():
             if info.kind == "expert":
-                found.setdefault(path.rpartition("[")[0], []).append(path)
-        return found
+                stacks.setdefault(path.rpartition("[")[0], []).append(path)
+        return stacks
 
     @property
     def unstacked(self) -> list[str]:
@@ -311,8 +311,8 @@ class Adapter:
     @property
     def scaling_range(self) -> tuple[float, float] | None:
         """Smallest and largest scaling; None without modules."""
-        found = [info.scaling for info in self.layout.values()]
-        return (min(found), max(found)) if found else None
+        scalings = [info.scaling for info in self.layout.values()]
+        return (min(scalings), max(scalings)) if scalings else None
 
     @property
     def variant(self) -> str:

@@ -161,11 +161,11 @@ def _growth(part: Any) -> float:
     """The logarithm of the largest factor by which all replacements may lengthen a text."""
     waiting, growth = [part], 0.0
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, list):
-            waiting += one
-        elif isinstance(one, dict):
-            waiting += one.values()
-            if one.get("type") == "Replace" and isinstance(one.get("content"), str):
-                growth += math.log(max(len(one["content"]), 1))
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, dict):
+            waiting += value.values()
+            if value.get("type") == "Replace" and isinstance(value.get("content"), str):
+                growth += math.log(max(len(value["content"]), 1))
     return growth

@@ -227,11 +227,15 @@ def pick_device(text: str) -> torch.device:
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", text):
         raise UsageError(f"--device must be auto, cpu, cuda, cuda:N or mps, not {text!r}.")
     device = torch.device(text)
-    held = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if (device.index or 0) >= held[device.type]:
+    devices = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if (device.index or 0) >= devices[device.type]:
         raise UsageError(
-            f"--device={text}: torch sees {int(held[device.type])} {device.type} devices here; use "
-            "--device=cpu."
+            f"--device={text}: torch sees {int(devices[device.type])} {device.type} devices here; "
+            "use --device=cpu."
         )
     return device
 

@@ -84,11 +84,14 @@ def weight_kind(config: Mapping[str, Any], path: str) -> WeightKind:
     return "embedding" if EMBEDDING.search(name) else "linear"
 
 
-def tied_head(found: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
+def tied_head(weights: Mapping[str, Weight], config: Mapping[str, Any]) -> dict[str, Weight]:
     """lm_head -> the weight of the token embedding, if the model ties them."""
-    if any(path.startswith(HEADS) for path in found) or config.get("tie_word_embeddings") is False:
+    if (
+        any(path.startswith(HEADS) for path in weights)
+        or config.get("tie_word_embeddings") is False
+    ):
         return {}
-    for path, weight in found.items():
+    for path, weight in weights.items():
         if path.rpartition(".")[2] in TOKEN_EMBEDDINGS:
             return {"lm_head": replace(weight, kind="linear")}
     return {}
@@ -171,14 +174,14 @@ class Base:
 
         Raises BaseError for a broken file and for a config that declares far more than they hold.
         """
-        found: dict[str, Weight] = {}
+        tensors: dict[str, Weight] = {}
         for file in self.weight_files:
             opened = open_weights(file, self.reference)
             for key, shape in opened.shapes.items():
                 kind = weight_kind(self.config, key.rpartition(".")[0])
-                found[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
-        check_sizes(self.config, found, self.reference)
-        return found
+                tensors[key] = Weight(opened, key, shape, opened.dtypes[key], kind)
+        check_sizes(self.config, tensors, self.reference)
+        return tensors
 
     @cached_property
     def tensors(self) -> Mapping[str, Weight]:
@@ -194,12 +197,12 @@ class Base:
     @cached_property
     def weights(self) -> Mapping[str, Weight]:
         """Path of a module in the loaded model -> its `.weight` of two or more dimensions."""
-        found = {
+        weights = {
             name.removesuffix(".weight"): weight
             for name, weight in self.tensors.items()
             if name.endswith(".weight") and len(weight.shape) >= 2
         }
-        return found | tied_head(found, self.config)
+        return weights | tied_head(weights, self.config)
 
     @cached_property
     def tied(self) -> tuple[str, str] | None:
@@ -207,10 +210,10 @@ class Base:
         head, model = "lm_head", self.skeleton
         table = next((p for p in self.weights if p.rpartition(".")[2] in TOKEN_EMBEDDINGS), None)
         same = f"{head}.weight" not in self.tensors and head in self.weights
-        if model is not None and (own := model.get_output_embeddings()) is not None:
+        if model is not None and (output := model.get_output_embeddings()) is not None:
             embedding = model.get_input_embeddings()
             paths = {module: path for path, module in model.named_modules()}
-            same, table, head = own.weight is embedding.weight, paths[embedding], paths[own]
+            same, table, head = output.weight is embedding.weight, paths[embedding], paths[output]
         return (f"{table}.weight", f"{head}.weight") if same and table else None
 
     @cached_property
@@ -242,9 +245,9 @@ class Base:
 
         Raises BaseError for an unknown path, with the nearest one, and for a quantised weight.
         """
-        found = self._find(module_path, self.weights, "weight for module")
-        stored = self._read(found, module_path).flatten(1)
-        return stored if found.kind == "linear" else stored.mT.contiguous()
+        weight = self._find(module_path, self.weights, "weight for module")
+        stored = self._read(weight, module_path).flatten(1)
+        return stored if weight.kind == "linear" else stored.mT.contiguous()
 
     def parameter(self, name: str) -> Tensor:
         """One parameter by its name in the loaded model, in its stored shape, float32.
@@ -263,13 +266,13 @@ class Base:
             raise BaseError(f"{self.reference} has no {what} {name!r}{hint}")
         return among[name]
 
-    def _read(self, found: Weight, name: str) -> Tensor:
-        if found.dtype not in FLOATS:
+    def _read(self, weight: Weight, name: str) -> Tensor:
+        if weight.dtype not in FLOATS:
             raise BaseError(
-                f"{self.reference} stores {name} quantised ({found.dtype}); give the unquantised "
+                f"{self.reference} stores {name} quantised ({weight.dtype}); give the unquantised "
                 "base model instead."
             )
-        return found.file.read(found.key).to(torch.float32)
+        return weight.file.read(weight.key).to(torch.float32)
 
     @cached_property
     def sha256(self) -> str:

@@ -169,8 +169,8 @@ def _classes(config: Any) -> tuple[Any, Any]:
     )
 
     with quiet(), torch.device("meta"):
-        own = config.get_text_config()
-        if type(own) is type(config):  # a text-only base, whose class with vision may exist
+        text_config = config.get_text_config()
+        if type(text_config) is type(config):  # a text-only base, whose class with vision may exist
             beside = vars(sys.modules[type(config).__module__]).values()
             kinds = [(c, getattr(c, "sub_configs", None) or {}) for c in beside]
             parents = [c for c, parts in kinds if parts.get("text_config") is type(config)]
@@ -184,7 +184,7 @@ def _classes(config: Any) -> tuple[Any, Any]:
         whole = made(
             AutoModelForImageTextToText, AutoModelForMultimodalLM, AutoModelForCausalLM, of=config
         )
-        text = made(AutoModelForCausalLM, of=own) or made(AutoModelForCausalLM, of=config)
+        text = made(AutoModelForCausalLM, of=text_config) or made(AutoModelForCausalLM, of=config)
     return whole, None if type(text) is type(whole) else text
 
 
@@ -241,8 +241,8 @@ def with_base_names(
         module, _, what = path.rpartition(".")
         return changed.get(path) or (f"{changed[module]}.{what}" if module in changed else path)
 
-    made = with_paths(adapter, path_of)
-    if made is None:
+    renamed = with_paths(adapter, path_of)
+    if renamed is None:
         return None
     old, name = next(iter(changed.items()))
     kind = names.text if text and names.text else names.whole
@@ -251,4 +251,4 @@ def with_base_names(
         f"here they have the names of {kind.name}, {root(name)}."
     )
     note = finding("modules-renamed", (adapter.name,), message, name)
-    return replace(made, issues=(*adapter.issues, note))
+    return replace(renamed, issues=(*adapter.issues, note))

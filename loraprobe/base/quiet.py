@@ -35,7 +35,7 @@ def silenced() -> Iterator[None]:
     Exceptions are not affected. Without a standard error nothing changes.
     """
     try:
-        kept = os.dup(2)
+        before = os.dup(2)
     except OSError:
         yield
         return
@@ -45,5 +45,5 @@ def silenced() -> Iterator[None]:
     try:
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
+        os.dup2(before, 2)
+        os.close(before)

@@ -155,11 +155,13 @@ def prepared_layers(
     if dtype not in known or known[dtype][0] != mark:
         known.pop(dtype, None)  # it belongs to another model or to changed weights
         with torch.inference_mode(False), torch.no_grad():
-            made = (composed_layer(composition, path, dtype, model) for path in composition.paths)
-            known[dtype] = mark, tuple(layer for layer in made if layer is not None)
+            composed_layers = (
+                composed_layer(composition, path, dtype, model) for path in composition.paths
+            )
+            known[dtype] = mark, tuple(layer for layer in composed_layers if layer is not None)
         sizes = {
-            other: sum(layer.nbytes for _, layers in kept.values() for layer in layers)
-            for other, kept in list(_PREPARED.items())
+            other: sum(layer.nbytes for _, layers in prepared.values() for layer in layers)
+            for other, prepared in list(_PREPARED.items())
         }
         total = sum(sizes.values())
         for other, size in sizes.items():  # the oldest first
@@ -243,7 +245,7 @@ def checked_parameters(model: nn.Module, composition: Composition) -> dict[str, 
     Raises UnsupportedAdapter for gates that depend on the token and for weights that are quantised
     or offloaded, CompatibilityError if an adapter does not fit the model or another adapter.
     """
-    found: dict[str, TargetParameter] = {}
+    parameters: dict[str, TargetParameter] = {}
     for adapter in composition.experts:
         for target in target_parameters(model, adapter):
             if not composition.router.constant:
@@ -257,12 +259,12 @@ def checked_parameters(model: nn.Module, composition: Composition) -> dict[str, 
                     f"Adapter {adapter.name} changes {target.name} itself, which the model holds "
                     "quantised or out of memory; load the base unquantised and in memory."
                 )
-            if found.setdefault(target.stack, target).name != target.name:
+            if parameters.setdefault(target.stack, target).name != target.name:
                 raise CompatibilityError(
                     f"Adapter {adapter.name} targets {target.name} where another adapter targets "
-                    f"{found[target.stack].name}. {CODES['parameters-differ'].cure}"
+                    f"{parameters[target.stack].name}. {CODES['parameters-differ'].cure}"
                 )
-    return found
+    return parameters
 
 
 def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Module:

@@ -98,8 +98,8 @@ def change_products(
     for start in range(0, weight.shape[0], rows):
         part = slice(start, start + rows)
         changes = (c[:, part] - 1) * weight[part].to(c)
-        for change, update, own in zip(changes, wide, c[:, part], strict=True):
-            change.addmm_(own * update.B[part], update.A)
+        for change, update, scales in zip(changes, wide, c[:, part], strict=True):
+            change.addmm_(scales * update.B[part], update.A)
         flat = changes.flatten(1)
         products += flat @ flat.mT
     return products
@@ -108,14 +108,14 @@ def change_products(
 def _square_norms(weight: Tensor, update: LowRank, start: int) -> Tensor:
     """||w0 + dw||^2 of the rows from `start` on: [rows]; exactly 0 for rounding errors."""
     A, B = update.A, update.B[start : start + weight.shape[0]]
-    own = weight.square().sum(1)
+    of_weight = weight.square().sum(1)
     moved = ((B @ (A @ A.mT)) * B).sum(1).clamp_min(0)
-    square = own + 2 * ((weight @ A.mT) * B).sum(1) + moved
-    near = (square <= CANCELS * (own + moved)).nonzero()[:, 0]
+    square = of_weight + 2 * ((weight @ A.mT) * B).sum(1) + moved
+    near = (square <= CANCELS * (of_weight + moved)).nonzero()[:, 0]
     if len(near):
         rows = weight[near] + B[near] @ A
         square[near] = rows.square().sum(1)
-    return torch.where(square > NO_DIRECTION * (own + moved), square, 0)
+    return torch.where(square > NO_DIRECTION * (of_weight + moved), square, 0)
 
 
 # Weights of a model's layers.
@@ -145,8 +145,8 @@ def dense_weight(module: nn.Module, path: str, needed_by: str) -> Tensor:
 
 def fingerprint(module: nn.Module) -> Fingerprint | None:
     """A value that changes if a layer's weight is replaced or modified; None without a weight."""
-    held = (getattr(module, name, None) for name in ("weight", "W_q", "qweight"))
-    weight = next((tensor for tensor in held if isinstance(tensor, Tensor)), None)
+    tensors = (getattr(module, name, None) for name in ("weight", "W_q", "qweight"))
+    weight = next((tensor for tensor in tensors if isinstance(tensor, Tensor)), None)
     if weight is None:
         return None
     if weight.device.type == "meta":
@@ -186,8 +186,8 @@ def _dequantised(module: nn.Module) -> Tensor | None:
         offered: Any = getattr(holder, "dequantize", None)
         # plain tensors have it too, without effect
         if callable(offered) and type(holder) not in (Tensor, nn.Parameter):
-            made = offered()
-            return made if isinstance(made, Tensor) else None
+            dense = offered()
+            return dense if isinstance(dense, Tensor) else None
     if isinstance(weight, Tensor) and weight.is_floating_point() and weight.ndim >= 2:
         return weight.detach() if weight.element_size() > 1 else None
     return None

@@ -65,8 +65,8 @@ class Pass:
             return scores.mean(1)
         counted = self.prompt.to(scores.device)
         ones = (1,) * len(rest)
-        kept = scores * counted.reshape(*counted.shape, *ones)
-        return kept.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
+        of_prompt = scores * counted.reshape(*counted.shape, *ones)
+        return of_prompt.sum(1) / counted.sum(1).clamp_min(1).reshape(-1, *ones)
 
     def of_rows(self, scores: Tensor) -> Tensor:
         """Scores [rows, ...] of the sequences' first pass, in the order of this pass's rows."""
@@ -205,9 +205,9 @@ def _prompt(mask: Tensor | None, rows: int, tokens: int) -> tuple[Tensor | None,
             "[rows, tokens], or use per=token."
         )
     ends, _ = _ROWS.get()
-    kept = None if mask is None else mask.bool()
+    prompt = None if mask is None else mask.bool()
     if ends is not None and len(ends) == rows:
         device = None if mask is None else mask.device
         before = torch.arange(tokens, device=device) < torch.tensor(ends, device=device)[:, None]
-        kept = before if kept is None else kept & before
-    return (None if kept is None or bool(kept.all()) else kept), ""
+        prompt = before if prompt is None else prompt & before
+    return (None if prompt is None or bool(prompt.all()) else prompt), ""

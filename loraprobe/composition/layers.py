@@ -67,13 +67,13 @@ class ComposedLayer:
         own: the layer's W0 x [..., out] without its bias, which scaled experts need.
         """
         h, offset, ratio = self._gated(x)
-        made = F.linear(h, self.B)
+        output = F.linear(h, self.B)
         if offset is not None:
-            made = made + offset
+            output = output + offset
         if ratio is not None:
             assert own is not None, f"the experts of {self.path} scale its own output"
-            made = torch.addcmul(made, own.to(made.dtype), ratio)
-        return made
+            output = torch.addcmul(output, own.to(output.dtype), ratio)
+        return output
 
     def added(self, output: Tensor, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """output + delta(x) in the output's dtype; computed in place if that is safe.
@@ -89,16 +89,16 @@ class ComposedLayer:
             and not (torch.is_grad_enabled() and (x.requires_grad or self.gates is not None))
         )
         if not may_overwrite:
-            own = None if self.ratio is None else _without(bias, output.to(self.B.dtype))
-            return (output + self.delta(x, own)).to(output.dtype)
+            plain = None if self.ratio is None else _without(bias, output.to(self.B.dtype))
+            return (output + self.delta(x, plain)).to(output.dtype)
         h, offset, ratio = self._gated(x)
         if ratio is not None:  # before anything is added to the layer's own output
             output.addcmul_(_without(bias, output), ratio)
         if output.dtype == self.B.dtype:
             output.view(-1, len(self.B)).addmm_(h.reshape(-1, h.shape[-1]), self.B.mT)
             return output if offset is None else output.add_(offset)
-        made = F.linear(h, self.B)
-        return output.add_(made if offset is None else made.add_(offset))  # rounded once
+        change = F.linear(h, self.B)
+        return output.add_(change if offset is None else change.add_(offset))  # rounded once
 
     def _gated(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """A x [..., R], offset and ratio [..., out] or None, each times the gates."""
@@ -117,8 +117,8 @@ class ComposedLayer:
 
     @property
     def nbytes(self) -> int:
-        held = (self.A, self.B, self.offset, self.ratio)
-        return sum(tensor.nbytes for tensor in held if tensor is not None)
+        tensors = (self.A, self.B, self.offset, self.ratio)
+        return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
 
 def _without(bias: Tensor | None, output: Tensor) -> Tensor:
@@ -182,10 +182,10 @@ def _term(
 
 def _stacked(parts: Sequence[Tensor | None], folded: bool) -> Tensor | None:
     """[k, out] with zero rows for missing parts; their sum [out] for constant gates."""
-    own = next((part for part in parts if part is not None), None)
-    if own is None:
+    known = next((part for part in parts if part is not None), None)
+    if known is None:
         return None
-    rows = torch.stack([torch.zeros_like(own) if part is None else part for part in parts])
+    rows = torch.stack([torch.zeros_like(known) if part is None else part for part in parts])
     return rows.sum(0) if folded else rows
 
 
@@ -194,9 +194,9 @@ def layer_hook(layer: ComposedLayer, module: nn.Module) -> Callable[..., Tensor]
     # Gemma's embeddings scale their output; peft scales the adapter's output in the same way.
     scale = getattr(module, "embed_scale", None) if layer.kind == "embedding" else None
     scales = layer.ratio is not None
-    held = getattr(module, "bias", None)
+    bias_now = getattr(module, "bias", None)
     # accelerate has moved the bias out of the module, also while hooks run
-    is_away = isinstance(held, Tensor) and held.device.type == "meta"
+    is_away = isinstance(bias_now, Tensor) and bias_now.device.type == "meta"
     away = bias_of(module) if scales and is_away else None
 
     def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
@@ -217,19 +217,19 @@ def input_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def added_to_parameters(
-    found: Mapping[str, TargetParameter], updates: Mapping[str, LowRank]
+    targets: Mapping[str, TargetParameter], updates: Mapping[str, LowRank]
 ) -> Iterator[None]:
     """Adds updates to the parameters in every forward while the context lasts.
 
     updates: path of an expert -> B A of all adapters, with scalings and gates multiplied into B.
     """
-    held: dict[str, list[LowRank]] = {}
+    by_stack: dict[str, list[LowRank]] = {}
     for path, update in updates.items():
-        held.setdefault(path.rpartition("[")[0], []).append(update)
+        by_stack.setdefault(path.rpartition("[")[0], []).append(update)
     with contextlib.ExitStack() as undo:
-        for stack, experts in held.items():
-            add, restore = _parameter_hooks(found[stack], experts)
-            module = found[stack].module
+        for stack, experts in by_stack.items():
+            add, restore = _parameter_hooks(targets[stack], experts)
+            module = targets[stack].module
             undo.callback(module.register_forward_pre_hook(add).remove)
             undo.callback(module.register_forward_hook(restore, always_call=True).remove)
         yield
@@ -250,12 +250,12 @@ def _parameter_hooks(
         with torch.autocast(A.device.type, enabled=False):
             weight = base[0].detach()
             if weight.dim() == 2:
-                made = torch.addmm(weight, B[0], A[0])
+                summed = torch.addmm(weight, B[0], A[0])
             elif target.transposed:
-                made = torch.baddbmm(weight, A.mT, B.mT)
+                summed = torch.baddbmm(weight, A.mT, B.mT)
             else:
-                made = torch.baddbmm(weight, B, A)
-        module._parameters[target.attribute] = nn.Parameter(made, requires_grad=False)
+                summed = torch.baddbmm(weight, B, A)
+        module._parameters[target.attribute] = nn.Parameter(summed, requires_grad=False)
 
     def restore(module: nn.Module, *_: Any) -> None:
         if base:

@@ -103,27 +103,27 @@ def replaced(
 def _whole_parameters(model: nn.Module, composition: Composition) -> list[ReplacedParameter]:
     """Every parameter that some expert replaces, after all checks."""
     experts = composition.experts
-    found: dict[str, dict[int, Replacement]] = {}
+    by_place: dict[str, dict[int, Replacement]] = {}
     for i, expert in enumerate(experts):
-        own = {
+        replacements = {
             f"{path}.weight": Replacement(expert.name, rows.tokens, rows.read)
             for path, rows in expert.token_rows.items()
         }
         for name in expert.whole:
             read = functools.partial(expert.whole.__getitem__, name)
-            own[name] = Replacement(expert.name, (), read)
-        for name in sorted(own):
+            replacements[name] = Replacement(expert.name, (), read)
+        for name in sorted(replacements):
             for place in _places(model, expert, name):
-                if place == name or place not in own:
-                    found.setdefault(place, {})[i] = own[name]
-    if found and not composition.router.weighs_whole:
-        first = experts[next(iter(next(iter(found.values()))))]
+                if place == name or place not in replacements:
+                    by_place.setdefault(place, {})[i] = replacements[name]
+    if by_place and not composition.router.weighs_whole:
+        first = experts[next(iter(next(iter(by_place.values()))))]
         raise UnsupportedAdapter(
             f"Adapter {first.name} {unroutable(first)}, which gates that look at the token "
             "cannot weigh; use constant gates (uniform, sum, --weights), or an adapter "
             "trained without modules_to_save, biases and token rows."
         )
-    return [_checked(model, place, replacing) for place, replacing in found.items()]
+    return [_checked(model, place, replacing) for place, replacing in by_place.items()]
 
 
 def _places(model: Any, expert: Adapter, name: str) -> list[str]:
@@ -140,8 +140,11 @@ def _places(model: Any, expert: Adapter, name: str) -> list[str]:
     if not ties:
         return [name]
     same = dict(model.named_parameters(remove_duplicate=False))
-    own = same.get(name)
-    return [name, *(other for other, held in same.items() if held is own and other != name)]
+    tensor = same.get(name)
+    return [
+        name,
+        *(other for other, parameter in same.items() if parameter is tensor and other != name),
+    ]
 
 
 def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) -> ReplacedParameter:
@@ -165,17 +168,17 @@ def _checked(model: nn.Module, name: str, experts: Mapping[int, Replacement]) ->
         )
     shape = base.shape
     for part in experts.values():
-        own = part.read().shape
-        if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != own[1:]):
+        given = part.read().shape
+        if part.tokens and (max(part.tokens) >= shape[0] or shape[1:] != given[1:]):
             raise CompatibilityError(
-                f"Adapter {part.expert} has rows of {own[1]} entries for tokens up to "
+                f"Adapter {part.expert} has rows of {given[1]} entries for tokens up to "
                 f"{max(part.tokens)} of {path}, but the model's has the shape {list(shape)}; it "
                 "was trained with another vocabulary, so resize the base's as in its training."
             )
-        if not part.tokens and own != shape:
+        if not part.tokens and given != shape:
             raise CompatibilityError(
-                f"Adapter {part.expert} replaces {name} by a tensor of shape {list(own)}, but the "
-                f"model's is {list(shape)}; it was trained with another vocabulary or head, so "
+                f"Adapter {part.expert} replaces {name} by a tensor of shape {list(given)}, but "
+                f"the model's is {list(shape)}; it was trained with another vocabulary or head, so "
                 "resize the base's as in its training."
             )
     return ReplacedParameter(name, module, experts)
@@ -192,21 +195,21 @@ def _swap(whole: ReplacedParameter, composition: Composition, undo: contextlib.E
         return
     base = whole.base
     with torch.inference_mode(False), torch.no_grad():
-        own = base.detach()
+        stored = base.detach()
         dtype = torch.promote_types(base.dtype, torch.float32)
-        kept = 1 - sum(weight for part, weight in parts if not part.tokens)
-        made = own.to(dtype) * kept if kept else torch.zeros_like(base, dtype=dtype)
+        share = 1 - sum(weight for part, weight in parts if not part.tokens)
+        mixed = stored.to(dtype) * share if share else torch.zeros_like(base, dtype=dtype)
         for part, weight in parts:
             if part.tokens:  # weight * (rows - the base's rows); the rows if `made` is the base
-                index = torch.tensor(part.tokens, device=made.device)
-                rows = part.read().to(own).to(made)  # rounded to the base's dtype, as peft does
-                made[index] = (made[index] - weight * own[index].to(made)) + weight * rows
+                index = torch.tensor(part.tokens, device=mixed.device)
+                rows = part.read().to(stored).to(mixed)  # rounded to the base's dtype, as peft does
+                mixed[index] = (mixed[index] - weight * stored[index].to(mixed)) + weight * rows
             else:
-                made.add_(part.read().to(made), alpha=weight)
-        parameter = nn.Parameter(made.to(base.dtype), requires_grad=False)
-    held = whole.module._parameters
-    undo.callback(held.__setitem__, whole.attribute, base)
-    held[whole.attribute] = parameter
+                mixed.add_(part.read().to(mixed), alpha=weight)
+        parameter = nn.Parameter(mixed.to(base.dtype), requires_grad=False)
+    parameters = whole.module._parameters
+    undo.callback(parameters.__setitem__, whole.attribute, base)
+    parameters[whole.attribute] = parameter
 
 
 def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Callable[..., Tensor]:
@@ -221,7 +224,7 @@ def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Cal
             f"Adapter {first} replaces {parts[0].name} whole; {parts[0].path} is a {kind}, "
             "whose output cannot be weighed row by row."
         )
-    own = [
+    replaced_by = [
         {
             whole.attribute: nn.Parameter(whole.own(i).to(whole.base), requires_grad=False)
             for whole in parts
@@ -233,12 +236,12 @@ def _mixing(parts: Sequence[ReplacedParameter], composition: Composition) -> Cal
     def mix(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         plain = _forward(module, {}, args, kwargs)
         weights = gates.to(plain.device) if isinstance(gates, Tensor) else gates(plain.float())
-        weights = F.pad(weights, (0, len(own) - weights.shape[-1]), value=1.0)
-        made = output.to(weights.dtype)
-        for j, parameters in enumerate(own):
-            change = _forward(module, parameters, args, kwargs).to(made) - plain.to(made)
-            made = made + weights[..., j, None] * change
-        return made.to(output.dtype)
+        weights = F.pad(weights, (0, len(replaced_by) - weights.shape[-1]), value=1.0)
+        mixed = output.to(weights.dtype)
+        for j, parameters in enumerate(replaced_by):
+            change = _forward(module, parameters, args, kwargs).to(mixed) - plain.to(mixed)
+            mixed = mixed + weights[..., j, None] * change
+        return mixed.to(output.dtype)
 
     return mix
 
@@ -250,9 +253,9 @@ def _forward(
     kwargs: dict[str, Any],
 ) -> Tensor:
     """The module's forward with other parameters, without hooks."""
-    held = dict(module._parameters)
+    before = dict(module._parameters)
     try:
         module._parameters.update(parameters)  # type: ignore[arg-type]
         return module.forward(*args, **kwargs)
     finally:
-        module._parameters.update(held)
+        module._parameters.update(before)

@@ -137,18 +137,18 @@ def diagnose(
     observe: called with each batch of modules, so that `compatibility` does not have to read the
     files again. options: those of `Diagnosis`, which raises UsageError.
     """
-    made = Diagnosis(adapters, **options)
+    diagnosis = Diagnosis(adapters, **options)
     for grams in gram_matrices(
         [a.modules for a in adapters],
         sorted({path for a in adapters for path in a.layout}, key=natural),
         rank=max((a.rank_range[1] for a in adapters), default=0),
-        visitor=made.visit,
+        visitor=diagnosis.visit,
         progress=None if progress is None else lambda done, all: progress("diagnose", done, all),
     ):
         if observe is not None:
             observe(grams)
-        made.take(grams.paths)
-    return made.measurements()
+        diagnosis.take(grams.paths)
+    return diagnosis.measurements()
 
 
 class Diagnosis:

@@ -224,9 +224,9 @@ class Repository:
             # A commit never changes, so that its copy serves also where the Hub has it no longer.
             if not is_transient(error) and not COMMIT.fullmatch(reference.revision or ""):
                 raise why from None
-        told = str(why).replace("The Hub at", "the Hub at", 1)
+        sentence = str(why).replace("The Hub at", "the Hub at", 1)
         place = f"directory {reference.text!r} (check the path)" if kind == "model" else "copy here"
-        self.unreachable = HubError(f"There is no {place}, and {told}")
+        self.unreachable = HubError(f"There is no {place}, and {sentence}")
         try:
             root = Path(
                 snapshot_download(
@@ -311,12 +311,12 @@ def cached(reference: Reference, name: str) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(
+        file = try_to_load_from_cache(
             reference.repo, reference.inside(name), revision=reference.revision
         )
     except Exception:  # an impossible name: the request will say so
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(file) if isinstance(file, str) else None
 
 
 def model_card(adapter: Adapter) -> str | None:
@@ -330,16 +330,18 @@ def beside(source: Source, name: str) -> str | None:
     if file is None and source.commit is not None:
         reference = replace(Reference.parse(source.reference), revision=source.commit)
         repository = Repository(reference)
-        held = [n for n in (reference.inside(name), name) if n in repository.files]
-        file = repository.get(held[0], verify=False) if held else None
+        names = [n for n in (reference.inside(name), name) if n in repository.files]
+        file = repository.get(names[0], verify=False) if names else None
     return read_card(file, source.public) if file else None
 
 
 def held_beside(source: Source, name: str) -> Path | None:
     """A file of an adapter or a base, or of its repository, that is on this machine."""
     folders = [] if source.path is None else [source.path, *source.path.parents]
-    own = [f for f in folders if f == source.path or (source.commit and source.commit in f.parts)]
-    return next((f / name for f in own if (f / name).is_file()), None)
+    inside = [
+        f for f in folders if f == source.path or (source.commit and source.commit in f.parts)
+    ]
+    return next((f / name for f in inside if (f / name).is_file()), None)
 
 
 def read_card(file: Path, reference: str, raises: type[LoraprobeError] = HubError) -> str | None:

@@ -47,14 +47,14 @@ def resolve_dataset(text: str) -> DatasetSplit:
     Without a split it is "test", or the only one. Raises BadReference for another text, HubError
     where the Hub has no such files.
     """
-    found = ON_HUB.fullmatch(text.removeprefix(DATASET))
-    if not found or "/" not in found["repo"]:
+    match = ON_HUB.fullmatch(text.removeprefix(DATASET))
+    if not match or "/" not in match["repo"]:
         raise BadReference(
             f"{text} names no data set; write hf://datasets/owner/name, and after it @revision or "
             ":configuration/split where needed."
         )
-    repo, wanted = found["repo"], found["folder"] or ""
-    reference = Reference(text, None, None, repo, found["revision"], kind="dataset")
+    repo, wanted = match["repo"], match["folder"] or ""
+    reference = Reference(text, None, None, repo, match["revision"], kind="dataset")
     repository = Repository(reference)
 
     with repository.choosing():
@@ -78,9 +78,9 @@ def _all_files(repository: Repository) -> list[str]:
     key = hashlib.sha256(name.encode()).hexdigest()
     if not repository.unreachable:
         keep(LISTINGS, key, json.dumps(repository.files).encode())
-    elif (kept := read_kept(LISTINGS, key)) is not None:
+    elif (stored := read_kept(LISTINGS, key)) is not None:
         with contextlib.suppress(ValueError, RecursionError):
-            listed = json.loads(kept)
+            listed = json.loads(stored)
             if isinstance(listed, list) and all(isinstance(one, str) for one in listed):
                 return listed
     return repository.files
@@ -106,7 +106,7 @@ def _split_files(
             known = datasets.get_dataset_config_names(str(place), cache_dir=str(cache))
             config, split = _named(repo, wanted, known)
             builder = datasets.load_dataset_builder(str(place), config, cache_dir=str(cache))
-            held: Mapping[str, list[str]] = {
+            data_files: Mapping[str, list[str]] = {
                 str(key): [str(file) for file in value]
                 for key, value in (builder.config.data_files or {}).items()
             }
@@ -119,8 +119,8 @@ def _split_files(
                 f"The package datasets finds no data files in {repo} ({why}); give a data set of "
                 "Parquet, CSV or JSON files, without a script."
             ) from None
-        split = _split(repo, config, split, held)
-        paths = [Path(file).resolve() for file in held[split]]
+        split = _split(repo, config, split, data_files)
+        paths = [Path(file).resolve() for file in data_files[split]]
     if not all(path.is_relative_to(place) for path in paths):
         raise _outside(repo)
     names = [path.relative_to(place).as_posix() for path in paths]
@@ -168,11 +168,11 @@ def _named(repo: str, wanted: str, known: Collection[str]) -> tuple[str, str]:
     return config, split
 
 
-def _split(repo: str, config: str, split: str, held: Collection[str]) -> str:
+def _split(repo: str, config: str, split: str, splits: Collection[str]) -> str:
     """The split, or without one "test" or the only one."""
-    if not split and len(held) == 1:
-        return next(iter(held))
-    if (split or "test") in held:
+    if not split and len(splits) == 1:
+        return next(iter(splits))
+    if (split or "test") in splits:
         return split or "test"
-    hint = nearest(split, held) if split else f"there are {shortly(held)}."
+    hint = nearest(split, splits) if split else f"there are {shortly(splits)}."
     raise HubError(f"{repo} has no split {split or 'test'!r} in {config!r}: {hint}")

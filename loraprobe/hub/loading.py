@@ -86,10 +86,10 @@ def load_all(refs: Sequence[str | Path | Adapter] | str | Path | Adapter) -> lis
         if not isinstance(ref, Adapter):
             Reference.parse(str(ref))
     adapters = []
-    for _, _, found in load_each(refs):
-        if isinstance(found, LoraprobeError):
-            raise found
-        adapters.append(found)
+    for _, _, adapter in load_each(refs):
+        if isinstance(adapter, LoraprobeError):
+            raise adapter
+        adapters.append(adapter)
     return adapters
 
 
@@ -100,10 +100,10 @@ def load_each(
 
     Raises UsageError for a name that cannot be given, before anything is loaded.
     """
-    told = [_told(ref) for ref in refs]
-    short = by_parents([name for name, *_ in told], [place for *_, place in told])
-    names = unique_names([(name, one[1]) for name, one in zip(short, told, strict=True)])
-    for ref, name, (_, _, public, _) in zip(refs, names, told, strict=True):
+    named = [_told(ref) for ref in refs]
+    short = by_parents([name for name, *_ in named], [place for *_, place in named])
+    names = unique_names([(name, one[1]) for name, one in zip(short, named, strict=True)])
+    for ref, name, (_, _, public, _) in zip(refs, names, named, strict=True):
         try:
             if isinstance(ref, Adapter):
                 adapter = ref.renamed(name)
@@ -153,13 +153,13 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         if anchor not in repository.files:
             raise HubError(_no_adapter(reference, repository.files))
         weights = [reference.inside(name) for name in (SAFETENSORS, PICKLE)]
-        held = [name for name in weights if name in repository.files]
-        if not held:
+        present = [name for name in weights if name in repository.files]
+        if not present:
             raise HubError(
                 f"{reference.text} has an {CONFIG} but no weights ({SAFETENSORS} or {PICKLE}); its "
                 "author has to upload them."
             )
-        needed = [anchor, held[0]]
+        needed = [anchor, present[0]]
         for name in (CARD, TRAINING):
             places = (reference.inside(name), name)
             needed += [place for place in places if place in repository.files][:1]
@@ -169,9 +169,9 @@ def resolve_adapter(reference: Reference) -> Snapshot:
 def _no_adapter(reference: Reference, files: Collection[str]) -> str:
     at = f"{reference.repo}@{reference.revision or 'main'}"
     where = f"sub-folder {reference.folder!r} of {at}" if reference.folder else at
-    held = [f"{at}:{PurePosixPath(f).parent}" for f in files if PurePosixPath(f).name == CONFIG]
-    if held:
-        listed = first_names(sorted(place.removesuffix(":.") for place in held), 20)
+    places = [f"{at}:{PurePosixPath(f).parent}" for f in files if PurePosixPath(f).name == CONFIG]
+    if places:
+        listed = first_names(sorted(place.removesuffix(":.") for place in places), 20)
         return f"There is no adapter in {where}, but there is in {listed}; name one."
     if "config.json" in files:
         return f"{where} is a whole model, not an adapter; give it as --base."
@@ -199,9 +199,9 @@ def _load(reference: Reference) -> Adapter:
 
 def _read(reference: Reference) -> Adapter:
     """The adapter of a reference, whatever its files say about its training."""
-    found = resolve_adapter(reference)
-    source = Source(found.reference, found.path, found.commit)
-    return read_adapter(found.path, reference.short, source)
+    snapshot = resolve_adapter(reference)
+    source = Source(snapshot.reference, snapshot.path, snapshot.commit)
+    return read_adapter(snapshot.path, reference.short, source)
 
 
 def _with_parents(adapter: Adapter, names: Sequence[str], file: str) -> Adapter:
@@ -225,11 +225,11 @@ def _with_guess(adapter: Adapter, name: str) -> Adapter:
     """The adapter with the one that its card names as a parent, or with a note about it."""
     names = (adapter.name,)
     try:
-        one = _read(Reference.parse(name))
-        if adapter.layout == one.layout and adapter.sha256 == one.sha256:
+        other = _read(Reference.parse(name))
+        if adapter.layout == other.layout and adapter.sha256 == other.sha256:
             return adapter
-        if looks_continued(adapter, one):
-            message = f"{adapter.name} continues the training of {one.name}, as its card says."
+        if looks_continued(adapter, other):
+            message = f"{adapter.name} continues the training of {other.name}, as its card says."
             return _noted(adapter, finding("continued-adapter", names, message))
     except LoraprobeError:
         message = (
@@ -237,7 +237,7 @@ def _with_guess(adapter: Adapter, name: str) -> Adapter:
             "says."
         )
         return _noted(adapter, finding("on-adapter", names, message, severity="note", cure=""))
-    return replace(adapter, parents=(Parent(name, CARD, one),))
+    return replace(adapter, parents=(Parent(name, CARD, other),))
 
 
 def _noted(adapter: Adapter, issue: Issue) -> Adapter:
@@ -272,8 +272,8 @@ def is_adapter(name: str, teller: Adapter) -> bool:
     if reference.path is not None:
         if reference.path.resolve() == _place(teller):  # it was saved where its base was
             return False
-        held = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
-        return held == {CONFIG}
+        files = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
+        return files == {CONFIG}
     if cached(reference, "config.json"):
         return False
     if cached(reference, CONFIG):
@@ -320,8 +320,8 @@ def _merged_before(training: str) -> list[str]:
     names = names.split(",") if isinstance(names, str) else names
     if not (given.get("do_train") and isinstance(names, list)):
         return []
-    found = [str(name).strip() for name in names]
-    return found if given.get("create_new_adapter") else found[:-1]
+    adapters = [str(name).strip() for name in names]
+    return adapters if given.get("create_new_adapter") else adapters[:-1]
 
 
 def _trained(card: str) -> Iterator[str]:

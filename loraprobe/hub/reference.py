@@ -69,18 +69,18 @@ class Reference:
             raise BadReference(f"{rest} is a file; give the directory that it lies in.")
         if not rest or rest.startswith(LOCAL_START):
             raise BadReference(f"There is no directory {rest!r}; check the path.")
-        found = ON_HUB.fullmatch(rest)
-        if not found or not (bare or "/" in found["repo"]):
+        match = ON_HUB.fullmatch(rest)
+        if not match or not (bare or "/" in match["repo"]):
             raise BadReference(
                 f"There is no directory {rest!r}, and it is no Hub reference either, which is "
                 "owner/name, owner/name@revision or owner/name@revision:sub/folder."
             )
-        folder = found["folder"] or ""
+        folder = match["folder"] or ""
         parts = PurePosixPath(folder).parts
         if ".." in parts or folder.startswith("/") or "\\" in folder:
             raise BadReference(f"The sub-folder of {rest!r} must lie inside its repository.")
         inside = "/".join(part for part in parts if part != ".")
-        return cls(rest, name, None, found["repo"], found["revision"], inside)
+        return cls(rest, name, None, match["repo"], match["revision"], inside)
 
     def inside(self, name: str) -> str:
         """The name in the repository of a file in the reference's folder."""
@@ -101,7 +101,7 @@ def by_parents(names: Sequence[str], places: Sequence[Path | None]) -> list[str]
 
     places: of a name that stays None. A user's home gives nothing its name.
     """
-    told, alike = list(names), dict[str, list[int]]()
+    renamed, alike = list(names), dict[str, list[int]]()
     for at, (name, place) in enumerate(zip(names, places, strict=True)):
         if place is not None:
             alike.setdefault(name, []).append(at)
@@ -110,9 +110,9 @@ def by_parents(names: Sequence[str], places: Sequence[Path | None]) -> list[str]
         for above in zip(*map(_names_above, folders), strict=False):
             if 1 < len(set(folders)) == len(set(above)):
                 for at, name in zip(group, above, strict=True):
-                    told[at] = name
+                    renamed[at] = name
                 break
-    return told
+    return renamed
 
 
 def _names_above(place: Path) -> Iterator[str]:

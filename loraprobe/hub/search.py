@@ -50,7 +50,7 @@ def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapt
         return list(adapters)
     if len(proofs) + (common in names) < 2:  # no other name leads there
         return list(adapters)
-    made = []
+    renamed = []
     for adapter in adapters:
         if adapter.base_model in proofs:
             message = (
@@ -59,8 +59,8 @@ def one_base(adapters: Sequence[Adapter], base: str | None = None) -> list[Adapt
             )
             note = finding("same-base", (adapter.name,), message)
             adapter = replace(adapter, base_model=common, issues=(*adapter.issues, note))
-        made.append(adapter)
-    return made
+        renamed.append(adapter)
+    return renamed
 
 
 def original_of(name: str) -> tuple[str, list[str]]:
@@ -100,12 +100,12 @@ def copies_of(base: str) -> list[str]:
     owner and quantisation. Raises what the Hub's client raises.
     """
     root, _ = original_of(base)
-    found = dict.fromkeys(name for name in (root,) if name != base)
+    copies = dict.fromkeys(name for name in (root,) if name != base)
     for wanted in ({"filter": f"base_model:quantized:{root}"}, {"search": unquantised(root)}):
         for info in list_models({**wanted, "sort": "downloads", "limit": 4 * MOST_COPIES}):
-            if unquantised(info.id) == unquantised(root) and len(found) < MOST_COPIES:
-                found |= {info.id: None} if info.id != base and same_base(info.id, root) else {}
-    return list(found)
+            if unquantised(info.id) == unquantised(root) and len(copies) < MOST_COPIES:
+                copies |= {info.id: None} if info.id != base and same_base(info.id, root) else {}
+    return list(copies)
 
 
 def list_models(wanted: Mapping[str, Any]) -> list[ModelInfo]:
@@ -144,8 +144,8 @@ def _weights(name: str, hub: str) -> frozenset[str]:
     with quiet_client():
         files = [f for f in HfApi().list_repo_tree(name) if isinstance(f, RepoFile) and f.lfs]
     for ending in WEIGHTS:
-        if found := frozenset(f.lfs.sha256 for f in files if f.lfs and f.path.endswith(ending)):
-            return found
+        if sums := frozenset(f.lfs.sha256 for f in files if f.lfs and f.path.endswith(ending)):
+            return sums
     return frozenset()
 
 
@@ -186,12 +186,12 @@ def find_adapters(base: str, limit: int = 30) -> list[FoundAdapter]:
         )
     if is_offline():
         raise HubError("find asks the Hub, and HF_HUB_OFFLINE is set; unset it once to search.")
-    found = _of_base(reference, limit)
+    adapters = _of_base(reference, limit)
     with contextlib.suppress(Exception):  # the base itself was answered
         for name in copies_of(reference.repo):
-            found += _of_base(replace(reference, repo=name), limit)
-            found.sort(key=lambda one: -(one.downloads or 0))
-    return list({one.reference: one for one in found}.values())[:limit]
+            adapters += _of_base(replace(reference, repo=name), limit)
+            adapters.sort(key=lambda one: -(one.downloads or 0))
+    return list({one.reference: one for one in adapters}.values())[:limit]
 
 
 def _of_base(reference: Reference, limit: int) -> list[FoundAdapter]:

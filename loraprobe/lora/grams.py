@@ -126,14 +126,14 @@ class GramMatrices:
         root_in, root_out = unit_root(own_in, a), unit_root(own_out, b)
         middle = self.scaling[..., None] * a * b
         U, S, Vh = torch.linalg.svd(root_out @ (middle[..., None] * root_in.mT))
-        kept = (RANK_TOLERANCE * S[..., :1] < S) & (S > 0)
-        inverse = torch.where(kept, 1 / S, 0.0)
+        above = (RANK_TOLERANCE * S[..., :1] < S) & (S > 0)
+        inverse = torch.where(above, 1 / S, 0.0)
         # Vh = S^-1 U^T dW and U = dW V S^-1, with B and A in the bases of the roots.
         right = inverse[..., None] * (U.mT @ root_out) * (self.scaling[..., None] * b)[..., None, :]
         left = (
             (self.scaling[..., None] * a)[..., None] * (root_in.mT @ Vh.mT) * inverse[..., None, :]
         )
-        return Spectrum(S, left, right, kept.sum(-1))
+        return Spectrum(S, left, right, above.sum(-1))
 
     def overlap(self, side: Side) -> Float64[Tensor, "m n n"]:
         """||Q_i^T Q_j||_F^2 of the row ("in") or column ("out") spaces of dW: [m, n, n].
@@ -367,16 +367,16 @@ def _of_modules(
             grams[bad] = 0.0
             grams.permute(0, 3, 1, 2, 4)[bad] = 0.0
     absent = LowRank(torch.zeros(0, 0), torch.zeros(0, 0), 0.0)
-    held = [[absent if u is None else u for u in updates] for updates in modules]
-    scaling = [[float(u.scaling) for u in updates] for updates in held]
+    stored = [[absent if u is None else u for u in updates] for updates in modules]
+    scaling = [[float(u.scaling) for u in updates] for updates in stored]
     return GramMatrices(
         paths=paths,
         grams_in=grams_in,
         grams_out=grams_out,
         scaling=torch.tensor(scaling, dtype=torch.float64),
-        rank=torch.tensor([[u.rank for u in updates] for updates in held]),
+        rank=torch.tensor([[u.rank for u in updates] for updates in stored]),
         shape=torch.tensor(
-            [[(u.out_features, u.in_features) for u in updates] for updates in held]
+            [[(u.out_features, u.in_features) for u in updates] for updates in stored]
         ),
         finite=finite,
     )
@@ -402,18 +402,18 @@ def _fill(
     Factors with rows of unequal lengths are not multiplied.
     """
     n, r = gram.shape[:2]
-    for held in _by_length(factors):
-        starts = [0, *itertools.accumulate(len(factor) for factor in held.values())]
-        length = next(iter(held.values())).shape[1]
+    for alike in _by_length(factors):
+        starts = [0, *itertools.accumulate(len(factor) for factor in alike.values())]
+        length = next(iter(alike.values())).shape[1]
         rows = buffers.empty("rows", starts[-1], length, torch.float64 if exact else torch.float32)
-        for start, factor in zip(starts, held.values(), strict=False):
+        for start, factor in zip(starts, alike.values(), strict=False):
             rows[start : start + len(factor)].copy_(factor)
         if len(rows) == n * r:
             _multiply(gram.view(n * r, n * r), rows, starts, buffers)
         else:
             products = torch.empty(len(rows), len(rows), dtype=torch.float64)
             _multiply(products, rows, starts, buffers)
-            _place(gram, products, {i: len(factor) for i, factor in held.items()})
+            _place(gram, products, {i: len(factor) for i, factor in alike.items()})
 
 
 def _place(
@@ -437,11 +437,11 @@ def _multiply(
     other factors in float32, SUMMED products at a time, and with their own factor's in float64.
     """
     first, *_, end = starts
-    own = rows[first:end]
-    if len(starts) == 2 or (rows.dtype == torch.float64 and len(own) <= GRAM_ROWS):
+    block = rows[first:end]
+    if len(starts) == 2 or (rows.dtype == torch.float64 and len(block) <= GRAM_ROWS):
         if rows.dtype != torch.float64:
-            own = buffers.empty("own", len(own), own.shape[1], torch.float64).copy_(own)
-        torch.mm(own, own.mT, out=gram[first:end, first:end])
+            block = buffers.empty("own", len(block), block.shape[1], torch.float64).copy_(block)
+        torch.mm(block, block.mT, out=gram[first:end, first:end])
         return
     half = len(starts) // 2
     middle = starts[half]
@@ -457,11 +457,11 @@ def _multiply(
 
 def _refine(gram: Float64[Tensor, "n r n r"], factors: Factors, some: set[int]) -> None:
     """Compute the rows and columns of some adapters again, in float64 and in place."""
-    for held in _by_length(factors):
-        chosen = {i: len(factor) for i, factor in held.items() if i in some}
+    for alike in _by_length(factors):
+        chosen = {i: len(factor) for i, factor in alike.items() if i in some}
         if chosen:
-            rows = torch.cat([held[i].double() for i in chosen])
-            for j, other in held.items():
+            rows = torch.cat([alike[i].double() for i in chosen])
+            for j, other in alike.items():
                 blocks = (rows @ other.double().mT).split(list(chosen.values()))
                 for i, block in zip(chosen, blocks, strict=True):
                     gram[i, : len(block), j, : len(other)] = block
@@ -485,9 +485,9 @@ def _unresolved(
     vectors: the coefficients of the rows, as they are stored, in the singular vectors.
     """
     lengths = factor_lengths(own_blocks(grams))
-    held = (lengths == 0) | ((LENGTHS[0] < lengths) & (lengths < LENGTHS[1]))
+    fits = (lengths == 0) | ((LENGTHS[0] < lengths) & (lengths < LENGTHS[1]))
     coefficients = vectors * lengths[:, :, None]
-    return (coefficients.square().sum(-1) > ILL_CONDITIONED**2).any(-1) | ~held.all(-1)
+    return (coefficients.square().sum(-1) > ILL_CONDITIONED**2).any(-1) | ~fits.all(-1)
 
 
 def _meeting(cosines: Float64[Tensor, "m n n k k"]) -> Bool[Tensor, "m n"]:

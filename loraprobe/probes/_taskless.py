@@ -165,20 +165,20 @@ def probe_without_task(
 ) -> tuple[Coverage, ...]:
     """The rows that the module's docstring lists, for the prompts of a probe."""
     answers, kl = _answers(scorer, adapters, list(probe.answers))
-    written = [request.continuation for own in answers.values() for _, request in own]
+    written = [request.continuation for pairs in answers.values() for _, request in pairs]
     names = MadeUpNames(scorer.tokenizer, seed, [*probe.answers, *written])
-    swap_of = {r: _swapped(r, names) for own in answers.values() for _, r in own}
+    swap_of = {r: _swapped(r, names) for pairs in answers.values() for _, r in pairs}
     golds = enumerate(probe.answers.items())
     known = [(i, ScoreRequest(prompt, gold)) for i, (prompt, gold) in golds if gold]
     requests = [*swap_of, *filter(None, swap_of.values()), *(request for _, request in known)]
     likely = likelihoods(scorer, requests)
-    everybody = [asked for own in answers.values() for asked in own]
+    everybody = [asked for pairs in answers.values() for asked in pairs]
     return (
         _familiarity(everybody, (), likely),
-        *(row for name, own in answers.items() for row in _of_adapter(own, name, likely)),
+        *(row for name, pairs in answers.items() for row in _of_adapter(pairs, name, likely)),
         *(_row("kl_to_base", each, (name,), range(len(each))) for name, each in kl.items()),
         *_name_swap(everybody, (), swap_of, likely),
-        *(row for n, own in answers.items() for row in _name_swap(own, (n,), swap_of, likely)),
+        *(row for n, pairs in answers.items() for row in _name_swap(pairs, (n,), swap_of, likely)),
         *_cross_talk(kl),
         *([_margins("answer_margin", known, (), likely)] if known else []),
     )

@@ -129,10 +129,10 @@ def card_text(
 def made_text(merged: Merged, norm: float, options: Options, uncut: bool = False) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
     rank = "" if uncut else f" to rank {rank_text(merged)}"
-    made = f"Merged by {merged.spec} in the {merged.space} space{rank}; its norm is {norm:.4g}."
+    sentence = f"Merged by {merged.spec} in the {merged.space} space{rank}; its norm is {norm:.4g}."
     if options.given_weights and not METHODS.make(merged.spec).takes_weights:
-        made += " It ignores --weights; --method task_arithmetic uses them."
-    return made
+        sentence += " It ignores --weights; --method task_arithmetic uses them."
+    return sentence
 
 
 def rank_text(merged: Merged) -> str:
@@ -177,7 +177,7 @@ def front_matter(
         weighted = router.constant
     layers = learned.layers if learned else options.layers
     if layers and weighted:
-        choices["layers"] = {layer: [*map(float, own)] for layer, own in layers.items()}
+        choices["layers"] = {layer: [*map(float, weights)] for layer, weights in layers.items()}
     fields = {
         "library_name": "peft" if merged else "loraprobe",
         "pipeline_tag": "text-generation",
@@ -197,7 +197,7 @@ def front_matter(
             **choices,
         },
     }
-    return map_texts({key: held for key, held in fields.items() if held is not None}, scrub)
+    return map_texts({key: value for key, value in fields.items() if value is not None}, scrub)
 
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:

@@ -130,9 +130,9 @@ def modules(audit: Audit) -> Iterator[Figure]:
                 layers = list(dict.fromkeys(layer for layer, _ in cells))
                 columns = list(dict.fromkeys(column for _, column in cells))[:MOST_COLUMNS]
                 (layer, column), largest = max(cells.items(), key=lambda one: abs(one[1]))
-                told = f"The largest in size is {number(largest)}, in layer {layer}, {column}."
+                sentence = f"The largest in size is {number(largest)}, in layer {layer}, {column}."
                 names = (layers, columns)
-                yield _heat(f"{name}-map-{position}", title, told, "layer", names, cells, most)
+                yield _heat(f"{name}-map-{position}", title, sentence, "layer", names, cells, most)
 
 
 def _heat(
@@ -154,8 +154,8 @@ def _heat(
     lines = [[row, *(number(v, 3) for v in line)] for row, line in zip(rows, values, strict=True)]
     table = Table(title, [text(corner), *figures(*columns)], lines)
     drawn_rows = rows[:MOST_LAYERS]
-    held = [[math.nan if v is None else v for v in line] for line in values[:MOST_LAYERS]]
-    draw = partial(heat, values=held, rows=drawn_rows, columns=columns, most=most)
+    drawn_values = [[math.nan if v is None else v for v in line] for line in values[:MOST_LAYERS]]
+    draw = partial(heat, values=drawn_values, rows=drawn_rows, columns=columns, most=most)
     scale = "Darker is larger." if most else "Blue is towards 1, red towards -1, and white is 0."
     if len(rows) > len(drawn_rows):
         description += f" The first {len(drawn_rows)} of {len(rows)} rows are drawn."

@@ -63,14 +63,14 @@ class Table:
         values = {row[at] for row in self.rows}
         if len(values) != 1:
             return self
-        kept = self.of(i for i in range(len(self.columns)) if i != at)
-        return replace(kept, caption=f"{self.caption}: {values.pop()}")
+        table = self.of(i for i in range(len(self.columns)) if i != at)
+        return replace(table, caption=f"{self.caption}: {values.pop()}")
 
     def of(self, places: Iterable[int]) -> Table:
         """The table with only the columns at these places."""
-        kept = list(places)
-        rows = [[row[i] for i in kept] for row in self.rows]
-        return replace(self, columns=[self.columns[i] for i in kept], rows=rows)
+        chosen = list(places)
+        rows = [[row[i] for i in chosen] for row in self.rows]
+        return replace(self, columns=[self.columns[i] for i in chosen], rows=rows)
 
 
 def tabulated(

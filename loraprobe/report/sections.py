@@ -118,9 +118,9 @@ class ShownAudit(Audit):
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""
-        found = super().to_dict()
-        del found["places"]
-        return found
+        document = super().to_dict()
+        del document["places"]
+        return document
 
 
 class JudgedAudit(ShownAudit):
@@ -264,13 +264,13 @@ def _of_scores(audit: Audit) -> Iterator[Section]:
 
 def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
     """What the adapters are to each other, and alone."""
-    found, fits = findings(audit), audit.compatibility.compatible
-    nothing = "" if found else "Nothing was found that stands in the way."
+    table, fits = findings(audit), audit.compatibility.compatible
+    nothing = "" if table else "Nothing was found that stands in the way."
     yield section(
         "findings",
         "Findings and cures",
         (SHORT, first_findings(audit, told)),
-        (FULL, [found]),
+        (FULL, [table]),
         (PAGE, [nothing]),
     )
     yield section(
@@ -362,13 +362,13 @@ def _with_guards(table: Table, names: Sequence[str], rows: Sequence[GuardScore])
 
     The chain has the score of that of its adapters which keeps the guard least.
     """
-    found, lines = {(row.task, row.system): row for row in rows}, [*table.rows]
+    by_place, lines = {(row.task, row.system): row for row in rows}, [*table.rows]
     said = {"likely": "", "unlikely": " lost", "inconclusive": " open"}
     columns = [*table.columns]
     for task, base in {row.task: row.base for row in rows}.items():
         columns.append(text(f"guard {task}"))
         for at, name in enumerate(names):
-            row = found.get((task, name))
+            row = by_place.get((task, name))
             cell = UNASKED if row is None else f"{decimals(row.value)}{said[row.outcome]}"
             lines[at] = [*lines[at], decimals(base) if name == BASELINES[0] else cell]
     return replace(table, columns=columns, rows=lines)
@@ -415,23 +415,23 @@ def _by_system(
     heads: (task, part) -> heading. The system that is advised is marked.
     """
     best, asked = advised(audit), _retention_asked(audit)
-    found = {(s.system, s.task, s.part): s for s in rows}
+    by_place = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
     lines = [[called(name)] for name in names]
     for key, heading in heads.items():
-        own = [found.get((name, *key)) for name in names]
-        shares = [s.value if s is not None and not s.is_loss else None for s in own]
+        scored = [by_place.get((name, *key)) for name in names]
+        shares = [s.value if s is not None and not s.is_loss else None for s in scored]
         columns.append(replace(text(heading), bars=shares))
-        for line, score in zip(lines, own, strict=True):
+        for line, score in zip(lines, scored, strict=True):
             line.append("-" if score is None else cell(score))
-    kept = dict[str, list[float]]()
+    retained = dict[str, list[float]]()
     for row in rows:
         if row.retention is not None and row.kind in COMPOSITIONS:
-            kept.setdefault(row.system, []).append(row.retention)
-    if kept:
+            retained.setdefault(row.system, []).append(row.retention)
+    if retained:
         columns.append(Column("keeps"))
         for line, name in zip(lines, names, strict=True):
-            least = min(kept.get(name, ()), default=None)
+            least = min(retained.get(name, ()), default=None)
             line.append(decimals(least, digits_beside(asked, least or 0.0)))
     return Table(caption, columns, lines, advised=[i for i, n in enumerate(names) if n == best])
 
@@ -443,8 +443,8 @@ def _retention_asked(audit: Audit) -> float | None:
 
 
 def _score_with_interval(row: Score) -> str:
-    told = decimals(row.value)
-    return told if row.part.hop else f"{told} {bounds(row.ci95)}"
+    score = decimals(row.value)
+    return score if row.part.hop else f"{score} {bounds(row.ci95)}"
 
 
 def _in_order(rows: Sequence[Score]) -> list[str]:
@@ -519,11 +519,11 @@ def first_findings(audit: Audit, told: Answer) -> Iterator[str]:
 
     Of one code there is one.
     """
-    found = {issue.code: issue for issue in reversed(by_severity(audit.compatibility.issues))}
+    by_code = {issue.code: issue for issue in reversed(by_severity(audit.compatibility.issues))}
     said = "\n".join(str(line) for _, line in told.lines)
     left = [
         f"{MARKS[issue.severity]} {issue.code}: {first_sentence(issue)}"
-        for issue in reversed(found.values())
+        for issue in reversed(by_code.values())
         if not issue.code.startswith(LICENCE)
         and not (issue.severity == "note" and told_by(issue.code))
         and first_sentence(issue) not in said
@@ -561,10 +561,12 @@ def nearest_pairs(audit: Audit) -> Table:
     ]
     cosine = {row.adapters: abs(row.value or 0.0) for row in rows if row.name == "cosine"}
     rows.sort(key=lambda row: (-cosine.get(row.adapters, 0.0), COMPARED.index(row.name)))
-    kept = list(dict.fromkeys(row.adapters for row in rows))
-    caption = f"Pairs (the {MOST_PAIRS} nearest of {len(kept)})"
-    rows = [row for row in rows if row.adapters in kept[:MOST_PAIRS]]
-    return _matrix("Pairs" if len(kept) <= MOST_PAIRS else caption, rows, _names, "pair", across=0)
+    by_distance = list(dict.fromkeys(row.adapters for row in rows))
+    caption = f"Pairs (the {MOST_PAIRS} nearest of {len(by_distance)})"
+    rows = [row for row in rows if row.adapters in by_distance[:MOST_PAIRS]]
+    return _matrix(
+        "Pairs" if len(by_distance) <= MOST_PAIRS else caption, rows, _names, "pair", across=0
+    )
 
 
 def singles(audit: Audit) -> Table:
@@ -588,13 +590,13 @@ def modules(audit: Audit) -> list[Table]:
     given = {word.partition("=")[0] for word in audit.provenance.arguments}
     if "--html" in given and "--per-module" not in given:
         return []
-    found: dict[str, list[Measurement]] = {}
+    groups: dict[str, list[Measurement]] = {}
     for row in audit.diagnostics:
         if row.module is not None:
-            found.setdefault(_names(row), []).append(row)
+            groups.setdefault(_names(row), []).append(row)
     return [
         _matrix(f"Module by module: {names}", rows, lambda row: str(row.module), "module")
-        for names, rows in found.items()
+        for names, rows in groups.items()
     ]
 
 
@@ -627,10 +629,10 @@ def _label(row: Measurement) -> str:
 
 
 def _figure(row: Measurement) -> str:
-    told = number(row.value, 1 if row.name == "norm_ratio" else 3)
+    figure = number(row.value, 1 if row.name == "norm_ratio" else 3)
     if row.name in AGAINST_CHANCE and row.chance and measured(row.value):
-        return f"{told} ({row.value / row.chance:.1f}× chance)"
-    return f"{told} ± {number(row.stderr, 3)}" if row.stderr else told
+        return f"{figure} ({row.value / row.chance:.1f}× chance)"
+    return f"{figure} ± {number(row.stderr, 3)}" if row.stderr else figure
 
 
 def adapters(audit: Audit) -> Table:
@@ -653,13 +655,13 @@ def adapters(audit: Audit) -> Table:
 
 def targets(audit: Audit) -> list[str]:
     """What the adapters target, a line for each set of modules."""
-    found: dict[str, list[str]] = {}
+    adapters_of: dict[str, list[str]] = {}
     for row in audit.adapters:
         if row.targets:
-            found.setdefault(" ".join(row.targets), []).append(row.name)
-    if len(found) == 1:
-        return [f"targets: {next(iter(found))}"]
-    return [f"targets of {listing(names)}: {modules}" for modules, names in found.items()]
+            adapters_of.setdefault(" ".join(row.targets), []).append(row.name)
+    if len(adapters_of) == 1:
+        return [f"targets: {next(iter(adapters_of))}"]
+    return [f"targets of {listing(names)}: {modules}" for modules, names in adapters_of.items()]
 
 
 def layers(audit: Audit) -> Table:
@@ -717,10 +719,10 @@ def reasons(audit: Audit) -> list[Table]:
 
     In three tables: why, what else was measured, how sure it is.
     """
-    found = audit.verdict.reasons if audit.verdict is not None else ()
-    sure = [r for r in found if r.code in CODES and CODES[r.code].sure]
-    why = [r for r in found if r not in sure and r.severity != "info"]
-    rest = [r for r in found if r not in sure and r not in why]
+    every = audit.verdict.reasons if audit.verdict is not None else ()
+    sure = [r for r in every if r.code in CODES and CODES[r.code].sure]
+    why = [r for r in every if r not in sure and r.severity != "info"]
+    rest = [r for r in every if r not in sure and r not in why]
     return [
         tabulated(
             title,
@@ -738,13 +740,13 @@ def reasons(audit: Audit) -> list[Table]:
 
 def provenance(audit: Audit) -> Iterator[str]:
     """What made the document, and where adapters, base and tasks come from, in lines."""
-    made = audit.provenance
-    yield f"loraprobe {made.loraprobe}, torch {made.torch or '-'}, {footer(audit)}"
-    if made.arguments:
-        yield f"call: loraprobe {shlex.join(made.arguments)}"
+    record = audit.provenance
+    yield f"loraprobe {record.loraprobe}, torch {record.torch or '-'}, {footer(audit)}"
+    if record.arguments:
+        yield f"call: loraprobe {shlex.join(record.arguments)}"
     rows: list[tuple[str, Any]] = [("base", audit.base)] if audit.base is not None else []
-    rows += [(f"task {task.name}", task) for task in made.tasks]
-    rows += [(f"guard {guard.name}", guard) for guard in made.guards]
+    rows += [(f"task {task.name}", task) for task in record.tasks]
+    rows += [(f"guard {guard.name}", guard) for guard in record.guards]
     rows += [(adapter.name, adapter) for adapter in audit.adapters[:MOST_SOURCES]]
     more = len(audit.adapters) - MOST_SOURCES
     for name, row in rows:
@@ -772,8 +774,8 @@ def one_line(audit: Audit) -> str:
     verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
-    if told := next(filter(None, (part.in_short(audit) for part in audit_parts())), ""):
-        return told
+    if short := next(filter(None, (part.in_short(audit) for part in audit_parts())), ""):
+        return short
     return "compatible" if audit.compatibility.compatible else "incompatible"
 
 

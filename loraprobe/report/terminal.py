@@ -70,8 +70,8 @@ def print_answer(console: Console, answer: Answer) -> None:
     for line in wrapped(answer.headline, console.width):
         console.print(Text(line, style), soft_wrap=True)
     for line in answer.rows(console.width):
-        told = line[:INDENT].isspace() and not line[INDENT : INDENT + 1].isspace()
-        head = INDENT + LABEL if told else 0  # not of a program, nor of a line that goes on
+        labelled = line[:INDENT].isspace() and not line[INDENT : INDENT + 1].isspace()
+        head = INDENT + LABEL if labelled else 0  # not of a program, nor of a line that goes on
         console.print(Text.assemble((line[:head], "bold"), line[head:]), soft_wrap=True)
 
 
@@ -101,8 +101,8 @@ def print_table(console: Console, table: Table) -> None:
     console.print()
     console.print(Text(table.caption, "bold"), no_wrap=True, overflow="ellipsis")
     for block in blocks:
-        own = [widths[at] for at in block]
-        console.print(_drawn(table.of(block), own, console.width))
+        widths_of_block = [widths[at] for at in block]
+        console.print(_drawn(table.of(block), widths_of_block, console.width))
 
 
 def _blocks(widths: Sequence[int], width: int) -> list[list[int]]:
@@ -142,12 +142,12 @@ def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:
         elif roomy and at not in barred:
             widths[at] += max(0, wishes[at])
     longest = max(0, min(LONGEST_BAR, (width - _total(widths)) // max(1, len(barred)) - 1))
-    made = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
+    drawn = rich.table.Table(box=None, pad_edge=False, padding=(0, GAP, 0, 0), header_style="dim")
     cells = []
     for at, column in enumerate(table.columns):
         justify: Literal["left", "right"] = "right" if column.figure else "left"
         room = widths[at] + (longest + 1 if at in barred else 0)
-        made.add_column(
+        drawn.add_column(
             Text("\n".join(wrapped(column.heading, room))), justify=justify, overflow="fold"
         )
         cells.append([Text("\n".join(wrapped(row[at], room))) for row in table.rows])
@@ -155,5 +155,5 @@ def _drawn(table: Table, widths: list[int], width: int) -> rich.table.Table:
             if share is not None:
                 cell.append(f" {BAR * round(min(1.0, max(0.0, share)) * longest)}", "cyan")
     for row in zip(*cells, strict=True):
-        made.add_row(*row)
-    return made
+        drawn.add_row(*row)
+    return drawn

@@ -123,7 +123,7 @@ class Encoder:
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of texts; one call of the tokenizer with special tokens, one without."""
-        found: list[list[int]] = [[] for _ in texts]
+        encoded_texts: list[list[int]] = [[] for _ in texts]
         bos = getattr(self.tokenizer, "bos_token", None)
         for special in (True, False):
             chosen = [
@@ -136,8 +136,8 @@ class Encoder:
                 for i, ids in zip(chosen, encoded, strict=True):
                     ended = len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
                     appended = ended and not texts[i].endswith(self.tokenizer.eos_token)
-                    found[i] = list(ids[:-1] if appended else ids)
-        return found
+                    encoded_texts[i] = list(ids[:-1] if appended else ids)
+        return encoded_texts
 
     def _encoded(self, texts: Sequence[str], special: bool) -> list[list[int]]:
         """The tokenizer's token ids.

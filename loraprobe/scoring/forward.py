@@ -224,8 +224,8 @@ class Prefix:
     def forward(self, ids: Tensor, mask: Tensor | None = None, last: bool = True) -> Tensor:
         """Reads ids [c, n] after the rows and returns logits: [c, n, vocab], or with `last` those
         of the last tokens only. mask: [c, n], 0 for padding."""
-        own = torch.ones_like(ids) if mask is None else mask
-        self.mask = torch.cat([self.mask, own], dim=1)
+        mask_of_ids = torch.ones_like(ids) if mask is None else mask
+        self.mask = torch.cat([self.mask, mask_of_ids], dim=1)
         keep = (
             {"logits_to_keep": 1}
             if last and "logits_to_keep" in forward_arguments(self.model)
@@ -251,12 +251,12 @@ class Prefix:
 
     def tails(self, rows: Sequence[int], tails: Sequence[Sequence[int]], pad: int) -> list[Tensor]:
         """Logits at each token of tail i, which follows row rows[i]: [len(tail), vocab]."""
-        ids, own = padded(tails, pad, "right", self.mask.device)
+        ids, mask = padded(tails, pad, "right", self.mask.device)
         cache = copy.copy(self.cache)  # selecting rows replaces tensors of layers
         cache.layers = [copy.copy(layer) for layer in self.cache.layers]
         other = replace(self, cache=cache)
         other.select(rows)
-        logits = other.forward(ids, own, last=False)
+        logits = other.forward(ids, mask, last=False)
         return [logits[i, : len(tail)] for i, tail in enumerate(tails)]
 
 

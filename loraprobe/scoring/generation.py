@@ -74,11 +74,11 @@ def stop_ids(model: Any, tokenizer: Any) -> list[int]:
     eos_token_id of a config may be an ordinary word of another vocabulary.
     """
     eos = tokenizer.eos_token_id
-    found = [] if eos is None else [int(eos)]
+    stops = [] if eos is None else [int(eos)]
     wanted = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     wanted = [] if wanted is None else wanted if isinstance(wanted, (list, tuple)) else [wanted]
     special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-    return found + [int(i) for i in wanted if i in special and i not in found]
+    return stops + [int(i) for i in wanted if i in special and i not in stops]
 
 
 def generate_batch(
@@ -113,28 +113,28 @@ def generate_batch(
             done = [row in lengths for row in range(len(input_ids))]
             return torch.tensor(done, device=input_ids.device)
 
-    own: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
-    own |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
-    own |= {"max_new_tokens": max_new_tokens, **options}
+    config: dict[str, Any] = {"num_beams": 1, "use_cache": True, "do_sample": False}
+    config |= {"pad_token_id": pad, "eos_token_id": list(stops) or None}
+    config |= {"max_new_tokens": max_new_tokens, **options}
     with own_generation_config(model, GenerationConfig()):
         out = model.generate(
             input_ids=ids,
             attention_mask=mask,
-            generation_config=GenerationConfig(**own),
+            generation_config=GenerationConfig(**config),
             stopping_criteria=[Ends()],
         )
     new = [row[: lengths.get(i)] for i, row in enumerate(out[:, start:].tolist())]
-    kept = [[*itertools.takewhile(lambda token: token not in stops, row)] for row in new]
-    cut = [i not in lengths and len(kept[i]) == len(row) for i, row in enumerate(new)]
-    return list(zip(kept, cut, strict=True))
+    before_stop = [[*itertools.takewhile(lambda token: token not in stops, row)] for row in new]
+    cut = [i not in lengths and len(before_stop[i]) == len(row) for i, row in enumerate(new)]
+    return list(zip(before_stop, cut, strict=True))
 
 
 def _is_plain(model: Any) -> bool:
     """Whether a model prepares its inputs as most do: not by reading all again at some length."""
     from transformers import GenerationMixin
 
-    own = getattr(type(model), "prepare_inputs_for_generation", None)
-    return own is GenerationMixin.prepare_inputs_for_generation
+    prepare = getattr(type(model), "prepare_inputs_for_generation", None)
+    return prepare is GenerationMixin.prepare_inputs_for_generation
 
 
 def _greedy(
@@ -157,17 +157,17 @@ def _greedy(
         for row, token in zip(prefix.rows, tokens.tolist(), strict=True):
             if row not in going:
                 continue
-            own = new[row]
+            tokens_of_row = new[row]
             if token in stops:
                 cut[row] = False
             else:
-                own.append(token)
-                cut[row] = not ended(own)
-            if not cut[row] or len(own) == most:
+                tokens_of_row.append(token)
+                cut[row] = not ended(tokens_of_row)
+            if not cut[row] or len(tokens_of_row) == most:
                 del going[row]
-            elif len(own) % EVERY == 0 and (size := period(own)):
-                repeated = itertools.cycle(own[len(own) - size :])
-                own += itertools.islice(repeated, most - len(own))
+            elif len(tokens_of_row) % EVERY == 0 and (size := period(tokens_of_row)):
+                repeated = itertools.cycle(tokens_of_row[len(tokens_of_row) - size :])
+                tokens_of_row += itertools.islice(repeated, most - len(tokens_of_row))
                 del going[row]
         if not going:
             return list(zip(new, cut, strict=True))

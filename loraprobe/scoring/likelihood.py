@@ -68,13 +68,13 @@ def likelihood(logits: Tensor, gold: Tensor) -> Likelihood:
         _statistics(logits[i : i + step], gold[i : i + step])
         for i in range(0, logits.shape[0], step)
     ]
-    found = [torch.cat(column) for column in zip(*parts, strict=True)]
-    if not found[0].isfinite().all():
+    columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+    if not columns[0].isfinite().all():
         raise BaseError(
             "The model gives a log-probability that is no number; take --dtype float32, or leave "
             "out the adapter whose weights are so large."
         )
-    return Likelihood(*(tuple(column.tolist()) for column in found))
+    return Likelihood(*(tuple(column.tolist()) for column in columns))
 
 
 def _statistics(logits: Tensor, gold: Tensor) -> tuple[Tensor, ...]:

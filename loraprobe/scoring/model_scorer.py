@@ -103,12 +103,12 @@ class ModelScorer(Scorer):
         rooms = self.rooms(prompts, max_new_tokens)
         unique, ids = list(rooms), [row for row, _ in rooms.values()]
         room = [most for _, most in rooms.values()]
-        found: dict[str, Written] = {}
+        written: dict[str, Written] = {}
 
         def work(batch: Sequence[int]) -> None:
             rows, most = [ids[i] for i in batch], room[batch[0]]
             results = self.write(rows, most, until_newline, until)
-            found.update((unique[i], made) for i, made in zip(batch, results, strict=True))
+            written.update((unique[i], made) for i, made in zip(batch, results, strict=True))
 
         # All rows of a batch have one limit, so prompts near the context's end get their own batch.
         for size in sorted(set(room), reverse=True):
@@ -116,7 +116,7 @@ class ModelScorer(Scorer):
             lengths = [len(ids[i]) for i in group]
             batches = self.batcher.split(lengths, new=size, kept=self.kept_tokens)
             self.run(([group[k] for k in batch] for batch in batches), work)
-        return [found[prompt] for prompt in prompts]
+        return [written[prompt] for prompt in prompts]
 
     def write(
         self,
@@ -154,37 +154,37 @@ class ModelScorer(Scorer):
         """
         row = self.encoder.opening()
         most = tokens_left(self.context, row, "", max_new_tokens)
-        found: list[str] = []
+        texts: list[str] = []
 
         def work(batch: Sequence[int]) -> None:
-            found.extend(one.text for one in self.write([row] * len(batch), most, options=DRAWN))
+            texts.extend(one.text for one in self.write([row] * len(batch), most, options=DRAWN))
 
         # The draws depend on the size of a batch, so --batch-size has no effect.
         batches = ([*range(start, min(start + SAMPLED, n))] for start in range(0, n, SAMPLED))
         with seeded(seed, self.model.device):
             self.run(batches, work)
-        return found
+        return texts
 
     def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         """`Scorer.loglikelihood`. A prompt with several continuations is read once if the model's
         cache allows it.
         """
         unique = list(dict.fromkeys(pairs))
-        found = dict(zip(unique, self.score_tokens(self.encoded(unique)), strict=True))
-        return [found[pair] for pair in pairs]
+        likelihoods = dict(zip(unique, self.score_tokens(self.encoded(unique)), strict=True))
+        return [likelihoods[pair] for pair in pairs]
 
     def score_tokens(self, encoded: Sequence[tuple[Sequence[int], int]]) -> list[Likelihood]:
         """The Likelihood of ids[start:] after ids[:start] for each (ids, start), start > 0."""
-        found: dict[int, Likelihood] = {}
+        likelihoods: dict[int, Likelihood] = {}
 
         def keep(indices: Sequence[int], logits: Tensor) -> None:
             for i in indices:
                 ids, start = encoded[i]
                 gold = torch.tensor(ids[start:], device=logits.device)
-                found[i] = likelihood(logits, gold)
+                likelihoods[i] = likelihood(logits, gold)
 
         score_continuations(self, encoded, keep)
-        return [found[i] for i in range(len(encoded))]
+        return [likelihoods[i] for i in range(len(encoded))]
 
     def encoded_prompts(self, prompts: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt. Raises TaskError for one that the context cannot hold."""
@@ -198,13 +198,13 @@ class ModelScorer(Scorer):
         if not prompts:
             return torch.empty(0, self.vocab_size)
         ids = self.encoded_prompts(prompts)
-        found: dict[int, Tensor] = {}
+        logprobs: dict[int, Tensor] = {}
 
         def keep(row: int, logits: Tensor) -> None:
-            found[row] = logits[-1].float().log_softmax(-1).cpu()
+            logprobs[row] = logits[-1].float().log_softmax(-1).cpu()
 
         self.read(ids, [len(row) - 1 for row in ids], keep)
-        return torch.stack([found[i] for i in range(len(ids))])
+        return torch.stack([logprobs[i] for i in range(len(ids))])
 
     def read(
         self,
@@ -219,8 +219,8 @@ class ModelScorer(Scorer):
 
         def work(batch: Sequence[int]) -> None:
             chosen, first = [rows[i] for i in batch], [starts[i] for i in batch]
-            kept = tail_logits(self.model, chosen, first, self.pad)
-            for i, logits in zip(batch, kept, strict=True):
+            logits_of = tail_logits(self.model, chosen, first, self.pad)
+            for i, logits in zip(batch, logits_of, strict=True):
                 keep(i, logits)
 
         self.run(self.batcher.split([len(row) for row in rows], starts, self.vocab_size), work)

@@ -95,21 +95,21 @@ def questions_needed(gain: float, margin: float, lost: float = 0.0) -> int | Non
 
 def _findings(task: Task, clusters: int) -> dict[str, str]:
     """What limits a task and what to do about it, by its code."""
-    found: dict[str, str] = {}
+    findings: dict[str, str] = {}
     if clusters < FEWEST_ITEMS:
         what = "question" if clusters == len(task.items) else "independent question"
         few = f"{count(clusters, what)}: below {FEWEST_ITEMS} nothing is ever called likely."
-        found["few-questions"] = f"{few} Add questions."
+        findings["few-questions"] = f"{few} Add questions."
     golds = [item.answers[0].strip() for item in task.items if item.judge == "exact_match"]
     worked = sum(MARK in gold for gold in golds)
     long = sum("\n" in gold or len(gold.split()) > PLAIN_TOKENS for gold in golds)
     if worked:
-        found["worked-answers"] = (
+        findings["worked-answers"] = (
             f"{count(worked, 'gold answer')} with worked steps before {MARK}. Add --fields "
             f"after={MARK}."
         )
     elif long:
-        found["long-answers"] = (
+        findings["long-answers"] = (
             f"{count(long, 'gold answer')} of several lines or of more than {PLAIN_TOKENS} words, "
             f"where exact_match reads the first line of a reply of {PLAIN_TOKENS} tokens. Name "
             "what stands before the answer by --fields after=TEXT, or take --metric strict and "
@@ -117,23 +117,23 @@ def _findings(task: Task, clusters: int) -> dict[str, str]:
         )
     if golds and task.why:
         other = "strict" if task.needs == "exact_match" else task.needs
-        told = f"They are judged by exact_match, and {task.why}."
-        found["normalised-answers"] = f"{told} Take --metric {other}."
+        judged = f"They are judged by exact_match, and {task.why}."
+        findings["normalised-answers"] = f"{judged} Take --metric {other}."
     if task.repeated:
-        found["repeated-questions"] = (
+        findings["repeated-questions"] = (
             f"{count(task.repeated, 'repetition')} of a question in {len(task.items):,} items: "
             "copies count as one question. Ask something else in their place."
         )
     if task.examiner is not None:
-        return found
+        return findings
     if not task.has_cot:
-        found["no-steps"] = (
+        findings["no-steps"] = (
             "No question is asked step by step, a form in which more compositions succeed. Add "
             "cot_prompt."
         )
     if not task.has_hops:
-        found["no-hops"] = (
+        findings["no-hops"] = (
             "Without the single hops no verdict tells why a composition fails. Add hops, if the "
             "questions have steps."
         )
-    return found
+    return findings

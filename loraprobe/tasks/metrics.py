@@ -80,8 +80,8 @@ def normalize_answer(text: str) -> str:
     """
     text = unicodedata.normalize("NFKC", text).lower().replace("\u2212", "-")
     words = [plain for word in text.split() if (plain := _plain(word))]
-    kept = [word for word in words if word not in ARTICLES]
-    return " ".join(kept or words) or " ".join(text.split())
+    without_articles = [word for word in words if word not in ARTICLES]
+    return " ".join(without_articles or words) or " ".join(text.split())
 
 
 def _plain(word: str) -> str:
@@ -159,8 +159,8 @@ def _marked_end(mark: regex.Pattern[str], text: str) -> int | None:
 
     Where no line ends after the first mark, none does after a later one.
     """
-    found = mark.search(text)
-    begun = _INK.search(text, found.end()) if found else None
+    marked = mark.search(text)
+    begun = _INK.search(text, marked.end()) if marked else None
     end = text.find("\n", begun.start()) if begun else -1
     return end + 1 if end >= 0 else None
 
@@ -615,11 +615,11 @@ def _leaves(value: Any) -> Iterator[Any]:
     """The texts, numbers and truth values inside a JSON value."""
     inside = [value]
     while inside:
-        one = inside.pop()
-        if isinstance(one, dict | list):
-            inside += one.values() if isinstance(one, dict) else one
-        elif one is not None:
-            yield one
+        part = inside.pop()
+        if isinstance(part, dict | list):
+            inside += part.values() if isinstance(part, dict) else part
+        elif part is not None:
+            yield part
 
 
 METRICS: Mapping[str, Metric] = {

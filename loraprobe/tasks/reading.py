@@ -256,8 +256,8 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
             items[item.id] = item, row
     if not items:
         raise TaskError(f"{files[0]} holds no item: write one a line.")
-    kept = tuple(item for item, _ in items.values())[:limit]
-    return replace(task, items=kept, sha256=digest.hexdigest())
+    first = tuple(item for item, _ in items.values())[:limit]
+    return replace(task, items=first, sha256=digest.hexdigest())
 
 
 def is_text(path: str | Path) -> bool:
@@ -394,8 +394,8 @@ def _series(row: Mapping[str, Any]) -> list[list[str]]:
 
 def _ending(name: str) -> tuple[str, ...]:
     """A name without its last letter or number, and that; empty without either."""
-    found = _NUMBERED.fullmatch(name)
-    return found.groups() if found else ()
+    match = _NUMBERED.fullmatch(name)
+    return match.groups() if match else ()
 
 
 def _of_conversation(row: Mapping[str, Any]) -> dict[str, str]:
@@ -481,10 +481,10 @@ def _filled(template: str, row: DataRow) -> str:
     A line of nothing but fields that are empty is left out.
     """
 
-    def put(found: re.Match[str]) -> str:
-        if found[1] is None:
-            return found[0][0]
-        value = _as_text(_looked_up(row, found[1].strip()))
+    def put(field: re.Match[str]) -> str:
+        if field[1] is None:
+            return field[0][0]
+        value = _as_text(_looked_up(row, field[1].strip()))
         return "" if value is None else value if isinstance(value, str) else json.dumps(value)
 
     lines = [(line, _FIELD.sub(put, line)) for line in template.split("\n")]

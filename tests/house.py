@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,6 +97,22 @@ def options_of(command: str) -> list[str]:
     return [one.opts[0] for one in found.params if one.param_type_name == "option"]
 
 
+def of_the_core(options: list[str]) -> list[str]:
+    """Those of some options that no extension adds."""
+    from loraprobe.options import AddedOptions, flag_of, groups
+
+    own = (group for group in groups() if issubclass(group, AddedOptions))
+    added = {flag_of(field.name) for group in own for field in dataclass_fields(group)}
+    return [option for option in options if option not in added]
+
+
+def journeys() -> dict[str, int]:
+    """What docs/architecture.md follows through the code -> how many files its row names."""
+    page = text(Path("docs/architecture.md")).partition("| to follow |")[2]
+    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ")]
+    return {name.strip(): len(set(re.findall(r"[\w/]+\.py", files))) for name, files in rows[1:]}
+
+
 def loaded_by_merge() -> list[str]:
     """The modules of the package that `loraprobe merge` of two adapters imports."""
     from making import saved_pair
@@ -158,7 +175,9 @@ def figures() -> dict[str, int]:
         **of_extensions(package),
         "modules in loraprobe": len(package),
         "dataclasses in loraprobe": sum(map(dataclasses, package.values())),
-        "options of merge-and-eval": len(options_of("merge-and-eval")),
+        "options of merge-and-eval": len(options := options_of("merge-and-eval")),
+        "options of merge-and-eval that belong to the core": len(of_the_core(options)),
+        **{f"files to read for: {name}": count for name, count in journeys().items()},
         "own modules that merge loads": len(loaded_by_merge()),
         f"capitalised names defined twice: {', '.join(doubled) or 'none'}": len(doubled),
         "statements in loraprobe_lab": sum(map(statements, lab)),

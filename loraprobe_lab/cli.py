@@ -296,6 +296,19 @@ def rule(output: PagesOutput = None, json: Json = False, quiet: Quiet = False) -
     _show(examine(), Output(json=json, quiet=quiet), output)
 
 
+@command("mergeability")
+def mergeability(
+    file: Annotated[Path, typer.Argument(help="The published table of pairs.", show_default=False)],
+    output: PagesOutput = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Show whether figures of a pair or its members tell that it merges well."""
+    from loraprobe_lab.experiments.mergeability import mergeability as judge
+
+    _show(judge(file), Output(json=json, quiet=quiet), output)
+
+
 @command("recycling")
 def recycling(
     data: Annotated[

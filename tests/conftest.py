@@ -59,12 +59,8 @@ if "OMP_NUM_THREADS" not in os.environ:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skips what uses a command or an option of an extension that is not here."""
-    from loraprobe.cli import COMMANDS
-    from loraprobe.options import flag_of, table
-
-    for name in [one.args[0] for one in item.iter_markers("needs")]:
-        if name not in COMMANDS and name not in map(flag_of, table()):
-            pytest.skip(f"there is no {name}")
+    for mark in item.iter_markers("needs"):
+        making.skip_without(mark.args[0])
 
 
 def pytest_collection_finish() -> None:

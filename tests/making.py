@@ -264,12 +264,13 @@ def base_of(parameters: Mapping[str, Tensor]) -> Any:
     return SimpleNamespace(weight=parameter, parameter=parameter)
 
 
-def skip_without(command: str) -> None:
-    """Skips a test of a command that an extension adds, where that is not installed."""
+def skip_without(name: str) -> None:
+    """Skips a test of a command or an option (--name) of an extension that is not installed."""
     from loraprobe.cli import NAMES
+    from loraprobe.options import flag_of, table
 
-    if command not in NAMES:
-        pytest.skip(f"no command {command}")
+    if name not in NAMES and name not in map(flag_of, table()):
+        pytest.skip(f"there is no {name}")
 
 
 def call(*arguments: object, **options: Any) -> Any:

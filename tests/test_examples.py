@@ -143,6 +143,8 @@ def test_steps_that_need_a_report_ask_for_it():
     assert "if" not in steps[-1], "the gate always runs"
 
 
+@pytest.mark.needs("--prior")
+@pytest.mark.needs("--serve")
 def test_the_notebook_shows_what_its_cells_print_and_saves_what_is_advised(tmp_path, monkeypatch):
     held = json.loads(sessions.NOTEBOOK.read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
@@ -161,6 +163,8 @@ def test_the_notebook_shows_what_its_cells_print_and_saves_what_is_advised(tmp_p
 BLOCKS = {block: page for page in sessions.PAGES for block in sessions.sessions(page.read_text())}
 
 
+@pytest.mark.needs("--prior")  # the probability stands in what was printed, as servers do
+@pytest.mark.needs("--serve")
 @pytest.mark.parametrize(
     "block",
     [

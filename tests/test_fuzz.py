@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from making import skip_without
 
 FUZZ = Path(__file__).parents[1] / "fuzz"
 CORPUS = {place.name: sorted(place.iterdir()) for place in sorted((FUZZ / "corpus").iterdir())}
@@ -21,6 +22,8 @@ def targets():
 @pytest.mark.parametrize("name", CORPUS)
 def test_the_corpus_ends_well(targets, name):
     assert set(CORPUS) == set(targets.TARGETS) and len(CORPUS[name]) > 10
+    if name == "card":
+        skip_without("verify")  # which reads them
     for file in CORPUS[name]:
         targets.TARGETS[name](file.read_bytes())
 

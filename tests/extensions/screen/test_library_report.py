@@ -73,6 +73,7 @@ def test_of_a_library_markdown_names_what_cannot_be_used_and_families():
     assert "Cannot be used" in text and "Families" in text and len(text.splitlines()) <= 60
 
 
+@pytest.mark.needs("convert")
 def test_the_cure_of_a_row_holds_for_all_its_adapters(tmp_path):
     kinds = {"one": "LOHA", "two": "VERA", "three": "IA3", "four": "OFT"}
     for name, kind in kinds.items():

@@ -21,6 +21,7 @@ from loraprobe.errors import BaseError
 from loraprobe.extensions.serve.acceptance import first_tokens
 from loraprobe.scoring import ModelScorer
 
+pytestmark = pytest.mark.needs("verify")
 SECRET = "sk-not-for-anybody-0001"
 Answerer = Callable[[str], float]
 

@@ -16,7 +16,6 @@ import functools
 import importlib
 import pkgutil
 import re
-import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -52,21 +51,20 @@ class Registry(Generic[T]):
             if file.name.startswith("_"):
                 continue
             module = importlib.import_module(f"{self.package}.{file.name}")
-            classes = [thing for thing in vars(module).values() if self._is_member(thing, module)]
+            classes = [
+                thing
+                for thing in vars(module).values()
+                if isinstance(thing, type)
+                and issubclass(thing, self.base)
+                and thing.__module__ == module.__name__
+                and not thing.__name__.startswith("_")
+            ]
             if not classes:
                 raise TypeError(f"{module.__name__} defines no {self.base.__name__}")
             for cls in classes:
                 if members.setdefault(name_of(cls), cls) is not cls:
                     raise TypeError(f"Two classes of {self.package} are named {name_of(cls)}")
         return dict(sorted(members.items()))
-
-    def _is_member(self, thing: Any, module: types.ModuleType) -> bool:
-        return (
-            isinstance(thing, type)
-            and issubclass(thing, self.base)
-            and thing.__module__ == module.__name__
-            and not thing.__name__.startswith("_")
-        )
 
     def __contains__(self, spec: str) -> bool:
         """Whether a spec such as "ties:density=0.3" names a member."""

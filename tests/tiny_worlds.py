@@ -3,6 +3,8 @@
 import dataclasses
 from collections.abc import Sequence
 
+from loraprobe.cache import file_hash
+from loraprobe_lab import World
 from loraprobe_lab.training import BaseRecipe
 from loraprobe_lab.worlds.couples import FactSizes, small_world
 from loraprobe_lab.worlds.spec import WorldSpec
@@ -41,3 +43,9 @@ def tiny_world(
 ) -> WorldSpec:
     """A small world that is trained for two steps."""
     return shortened(small_world(worlds, seed, sizes=SIZES, base=tiny_base(), only=only))
+
+
+def hashes(world: World) -> dict[str, str]:
+    """The sha256 of every file of a world, as its manifest has them."""
+    files = (path for path in world.path.rglob("*") if path.is_file())
+    return {path.relative_to(world.path).as_posix(): file_hash(path) for path in files}

@@ -70,11 +70,6 @@ class Weight:
         rows, columns = self.shape[0], math.prod(self.shape[1:])
         return (rows, columns) if self.kind == "linear" else (columns, rows)
 
-    @property
-    def is_packed(self) -> bool:
-        """Whether it is quantised in a format whose shape is not that of the weight."""
-        return self.dtype == torch.uint8 or (self.dtype not in FLOATS and min(self.shape) == 1)
-
 
 def weight_kind(config: Mapping[str, Any], path: str) -> WeightKind:
     """The kind of layer of a module, by its name and the model's type."""
@@ -236,9 +231,13 @@ class Base:
         """Module path -> (out, in), oriented as in a torch Linear, also for Conv1D.
 
         An embedding is (dim, vocab), the transpose of its weight, like an adapter's delta. Packed
-        (quantised) weights are left out.
+        weights are left out: they are quantised in a format whose shape is not that of the weight.
         """
-        return {p: weight.oriented for p, weight in self.weights.items() if not weight.is_packed}
+        return {
+            path: weight.oriented
+            for path, weight in self.weights.items()
+            if weight.dtype in FLOATS or (weight.dtype != torch.uint8 and min(weight.shape) > 1)
+        }
 
     def weight(self, module_path: str) -> Tensor:
         """One weight, [out, in] as in `shapes`, float32; no other tensor is read.

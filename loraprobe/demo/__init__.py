@@ -20,7 +20,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraprobe.cache import file_hash
 from loraprobe.errors import LoraprobeError
 
 MANIFEST = "manifest.json"
@@ -28,7 +27,7 @@ FORMAT = 1
 
 
 class WorldError(LoraprobeError):
-    """A directory that is no world, or whose files are not those of its manifest."""
+    """A directory that is no world, or a scenario that a world does not have."""
 
     code = "world"
 
@@ -65,31 +64,21 @@ class World:
     def seed(self) -> int:
         return self.manifest["seed"]
 
-    @property
-    def reserve(self) -> tuple[str, ...]:
-        """Names that the base can spell but has not seen in training."""
-        return tuple(self.manifest.get("reserve", ()))
-
     @classmethod
     def load(cls, directory: str | Path) -> World:
-        """Opens the world in `directory`; its files are not read (see `verify`).
+        """Opens the world in `directory`; the files that its manifest names are not read.
 
         Raises WorldError if there is no manifest of this format.
         """
         path = Path(directory)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (OSError, ValueError):
+            manifest = None
+        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise WorldError(
-                f"{path} is no world: it holds no {MANIFEST}; build one with 'loraprobe lab build'."
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise WorldError(f"{path / MANIFEST} is not readable as JSON: {error}.") from None
-        form = manifest.get("format") if isinstance(manifest, dict) else None
-        if form != FORMAT:
-            raise WorldError(
-                f"{path / MANIFEST} has format {form!r}, this version of loraprobe reads format "
-                f"{FORMAT}; build the world again, or name another directory."
+                f"{path} holds no {MANIFEST} of format {FORMAT}, so it is no world; build one with "
+                "'loraprobe lab build'."
             )
         adapters = {name: path / row["path"] for name, row in manifest["adapters"].items()}
         scenarios = {
@@ -115,22 +104,6 @@ class World:
                 f"This world has no scenario {name!r}; choose one of {', '.join(self.scenarios)}."
             )
         return self.scenarios[name]
-
-    def verify(self) -> None:
-        """Checks every file against the manifest.
-
-        Raises WorldError with the names of the files that are missing or differ.
-        """
-        wrong = [
-            name
-            for name, digest in self.manifest["files"].items()
-            if not (self.path / name).is_file() or file_hash(self.path / name) != digest
-        ]
-        if wrong:
-            raise WorldError(
-                f"{self.path} is not as it was built: {', '.join(wrong)} missing or changed; "
-                "build the world again."
-            )
 
 
 def shipped_world() -> World:

@@ -244,11 +244,6 @@ def _noted(adapter: Adapter, issue: Issue) -> Adapter:
     return replace(adapter, issues=(*adapter.issues, issue))
 
 
-def _place(adapter: Adapter) -> Path | None:
-    path = adapter.source.path
-    return None if path is None else path.resolve()
-
-
 # What its files say.
 
 
@@ -270,8 +265,9 @@ def is_adapter(name: str, teller: Adapter) -> bool:
     except LoraprobeError:
         return False
     if reference.path is not None:
-        if reference.path.resolve() == _place(teller):  # it was saved where its base was
-            return False
+        own = teller.source.path
+        if own is not None and own.resolve() == reference.path.resolve():
+            return False  # it was saved where its base was
         files = {file for file in (CONFIG, "config.json") if (reference.path / file).is_file()}
         return files == {CONFIG}
     if cached(reference, "config.json"):

@@ -323,7 +323,9 @@ def _evaluating(model: Any) -> Iterator[None]:
     SmolLM2-135M in bfloat16 on a CPU.
     """
     head = model.get_output_embeddings()
-    hook = None if head is None else head.register_forward_pre_hook(_contiguous)
+    hook = None
+    if head is not None:
+        hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
     training = [module for module in model.modules() if module.training]
     try:
         for module in training:
@@ -334,10 +336,6 @@ def _evaluating(model: Any) -> Iterator[None]:
             module.training = True
         if hook is not None:
             hook.remove()
-
-
-def _contiguous(_: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return (args[0].contiguous(), *args[1:])
 
 
 @contextlib.contextmanager

@@ -518,11 +518,6 @@ def _number(text: str) -> Fraction | None:
         return None
 
 
-def is_amount(answer: str) -> bool:
-    """Whether an answer is one number and nothing else but a sign of currency or percent."""
-    return _AMOUNT.fullmatch(answer.strip()) is not None and len(_numbers(answer)) == 1
-
-
 def is_structure(answer: str) -> bool:
     """Whether an answer is a JSON object or list."""
     value = json_at_start(answer)
@@ -763,20 +758,19 @@ def auto_metric(task: Task) -> tuple[str, str]:
     SPOILED of the items need: signs of a formal language, such as "C#", or what an answer differs
     by from a commoner one of the same words.
     """
-    items = [item for item in task.items if _by_gold(item)]
+    items = [
+        item
+        for item in task.items
+        if item.metric in (None, "exact_match") and not (item.choices or item.examiner)
+    ]
     every = [answer for item in items for answer in item.answers]
     if every and all(map(is_structure, every)):
         return "json", "all gold answers are JSON objects or lists"
-    if every and all(map(is_amount, every)):
+    if every and all(_AMOUNT.fullmatch(a.strip()) and len(_numbers(a)) == 1 for a in every):
         return "numeric", "all gold answers are numbers"
     lost, example = _lost([item.answers[0].strip() for item in items])
     why = f"exact_match drops what matters in {lost:,} of {len(items):,} gold answers ({example})"
     return "strict" if lost > SPOILED * len(items) else "exact_match", why if lost else ""
-
-
-def _by_gold(item: Item) -> bool:
-    """Whether the gold answer of an item may decide its metric."""
-    return item.metric in (None, "exact_match") and not (item.choices or item.examiner)
 
 
 def _lost(golds: Sequence[str]) -> tuple[int, str]:

@@ -1,16 +1,18 @@
 """Faults of the machine: kills, full disks, clocks that jump, two at once. All or nothing."""
 
 import functools
+import itertools
 import json
 import os
 import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from faults import kill
+from adversarial.resume import cached, world
 from forks import Fork
 from making import call, random_adapter, saved_pair
 
@@ -28,52 +30,83 @@ def pair(tmp_path):
     return saved_pair(tmp_path, WIDE, scaling=0.01)
 
 
-@pytest.fixture
-def storm(tmp_path):
-    """Runs faults/kill.py on an operation."""
+def killed_at(number: int) -> None:
+    """The step of that number kills this process: a flush to the disk, or a move of a file."""
+    steps = itertools.count(1)
 
-    def run(name: str, points: int, seed: int = 0) -> dict[str, int]:
-        storm = functools.partial(kill.kill, name, points, seed)
-        place, most = tmp_path / f"storm-{seed}", 60.0 * (1 + points)
-        code, told, said = Fork(storm, place, most, HF_HUB_OFFLINE="0").end()
-        assert code == 0, said[-6000:]
-        return json.loads(told)
+    def step(real, *arguments, **options):
+        if next(steps) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
 
-    return run
+    for name in ("fsync", "rename", "replace"):
+        setattr(os, name, functools.partial(step, getattr(os, name)))
+
+
+def killed_in_a_download(url: str, cache: str) -> None:
+    """Half of the first file that comes from this Hub is written, and then this process dies."""
+    from huggingface_hub import constants, file_download
+
+    constants.ENDPOINT, constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = url, cache, False
+    constants.HUGGINGFACE_CO_URL_TEMPLATE = url + "/{repo_id}/resolve/{revision}/{filename}"
+    real = file_download.http_get
+
+    def http_get(address, file, **options):
+        real(address, file, **options)
+        file.truncate(file.tell() // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    file_download.http_get = http_get
 
 
 class TestKills:
-    def test_at_every_flush_to_the_disk(self, pair, tmp_path):
-        """A merge that is killed there leaves no output or the whole one, and goes on."""
-        command = ["merge", *map(str, pair), "-o", str(tmp_path / "out"), "--overwrite"]
+    @pytest.mark.parametrize("old", [False, True], ids=["a new output", "over an old one"])
+    def test_at_every_step_of_a_write(self, pair, tmp_path, old):
+        """A merge that is killed there leaves what was there or the whole output, and goes on."""
+        out, before = tmp_path / "out", tmp_path / "old"
+        command = ["merge", *map(str, pair), "-o", str(out), "--overwrite"]
 
-        def killed_at(flush: int) -> int:
-            before = functools.partial(kill.at_flush, flush)
-            return Fork.of_command(command, tmp_path / f"said-{flush}", before).end()[0]
+        def files(place: Path) -> dict[str, bytes] | None:
+            return {f.name: f.read_bytes() for f in place.iterdir()} if place.exists() else None
 
-        def written() -> dict[str, bytes]:
-            return {file.name: file.read_bytes() for file in (tmp_path / "out").iterdir()}
-
+        if old:
+            assert call("merge", *pair, "--method", "sum", "-o", before).exit_code == 0
         assert call(*command).exit_code == 0
-        wanted, flush = written(), 1
+        wanted, number = files(out), 0
         while True:
-            shutil.rmtree(tmp_path / "out")
-            if (code := killed_at(flush)) == 0:
+            shutil.rmtree(out)
+            if old:
+                shutil.copytree(before, out)
+            number += 1
+            kill = functools.partial(killed_at, number)
+            if (code := Fork.of_command(command, tmp_path / f"said-{number}", kill).end()[0]) == 0:
                 break
             assert code == -signal.SIGKILL
-            assert not (tmp_path / "out").exists() or written() == wanted
-            assert call(*command).exit_code == 0 and written() == wanted
-            flush += 1
-        assert flush > len(wanted) and written() == wanted
+            assert files(out) in (files(before), wanted)
+            assert call(*command).exit_code == 0 and files(out) == wanted
+        assert number > len(wanted) and files(out) == wanted
 
-    def test_a_download_goes_on_after_a_kill(self, storm):
-        """Moments are drawn from the length of a calm run; on a busy machine some come too late."""
-        assert any(storm("download", 2, seed)["killed"] for seed in range(5, 10))
+    def test_an_evaluation_goes_on_after_a_kill(self, tmp_path):
+        arguments, answers = world(tmp_path), []
+        cache = {"LORAPROBE_CACHE": str(tmp_path / "cache")}
+        for number in (2, 4, 8, None):
+            if number:
+                kill = functools.partial(killed_at, number)
+                child = Fork.of_command(arguments, tmp_path / f"said-{number}", kill, **cache)
+                assert child.end()[0] == -signal.SIGKILL
+            answers.append(json.loads(cached(tmp_path, [*arguments, "--resume"]).stdout))
+            shutil.rmtree(tmp_path / "cache")
+        assert all(one["evaluation"] == answers[-1]["evaluation"] for one in answers)
+        assert all(one["verdict"] == answers[-1]["verdict"] for one in answers)
 
-    @pytest.mark.slow
-    @pytest.mark.parametrize("operation", ["merge", "overwrite", "merge-and-eval", "download"])
-    def test_at_many_points(self, storm, operation):
-        assert storm(operation, 50)["killed"]
+    def test_a_download_goes_on_after_a_kill(self, hub, tmp_path):
+        cache = tmp_path / "cache"
+        before = functools.partial(killed_in_a_download, hub.url, str(cache))
+        child = Fork.of_command(["inspect", "acme/math"], tmp_path / "said", before)
+        assert child.end()[0] == -signal.SIGKILL
+        assert [file for file in cache.rglob("*.incomplete") if file.stat().st_size]
+        place = load("acme/math").source.path
+        assert all((place / name).read_bytes() == hub.files[name] for name in hub.fetched())
 
     def test_what_a_kill_leaves_behind_stops_nobody(self, pair, tmp_path):
         """A staging directory of a killed run lies hidden beside the output, and only there."""

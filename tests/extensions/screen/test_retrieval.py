@@ -1,4 +1,4 @@
-"""The signals by which adapters are chosen without asking them, and what a choice keeps."""
+"""The signals by which the benchmark of retrieval chooses adapters without asking them."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import pytest
 import torch
 from peft import PeftModel
 
-from loraprobe.tasks import Hop, Item
 from loraprobe_lab.experiments.pairs import MergedBase
 from loraprobe_lab.training import load_base
 from loraprobe_lab.world import shipped_world
@@ -75,29 +74,3 @@ def test_a_sharp_output_has_a_larger_inverse_entropy_than_a_flat_one(retrieval):
     p = np.exp([3.0, 0, 0, 0]) / np.exp([3.0, 0, 0, 0]).sum()
     expected = [-1 / (p * np.log(p)).sum(), 1 / np.log(4), 0]
     np.testing.assert_allclose(found, np.array(expected)[:, None].repeat(2, 1), rtol=1e-5)
-
-
-def test_the_adapter_whose_own_texts_are_the_prompt_is_the_most_similar(retrieval):
-    def letters(texts):
-        rows = np.array([[text.count(c) for c in "abc"] for text in texts], float)
-        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
-
-    found = retrieval.similarities(letters, [["a", "a"], ["a", "b"], []], ["a", "b"])
-    np.testing.assert_allclose(found, [[1, 0], [0.5**0.5, 0.5**0.5], [-1, -1]], atol=1e-12)
-
-
-def test_own_texts_are_those_of_the_training(retrieval):
-    from loraprobe_lab.worlds.library import library_world
-
-    world = shipped_world()
-    names = ["answers-00", "marriages-00"]
-    trained = {one.name: one.examples for one in library_world(world.seed).training}
-    for name, texts in zip(names, retrieval.given_texts(world, names), strict=True):
-        assert len(set(texts)) == retrieval.TEXTS
-        assert set(texts) <= {e.prompt or e.completion for e in trained[name]}
-
-
-def test_hops_are_asked_with_the_right_answers_before_them(retrieval):
-    hops = (Hop("Who is it?", ("Bo",)), Hop("Where is {1}?", ("Ulm",)))
-    item = Item("1", "Where is who?", ("Ulm",), hops=hops, cot_prompt="Step by step?")
-    assert retrieval.prompts_of(item) == ["Step by step?", "Who is it?", "Where is Bo?"]

@@ -105,32 +105,21 @@ def test_a_set_that_loses_a_guard_is_not_advised(library, tmp_path, last, decisi
 
 
 OPEN = ("unlikely", "inconclusive")
-NOTHING = ("train-target-adapter", "gather-evidence")
 KNOWS = {**NOISE, **PAIR, "expert": EVERY}
 KNOWS_ALL = {**KNOWS, "expert": {**EVERY, "of": "bo", "bo": "is"}}
 
 
-@pytest.mark.parametrize(
-    ("tables", "actions"),
-    [
-        ({**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}}, NOTHING),
-        (KNOWS, ("use-single:expert",)),
-        (KNOWS_ALL, ("use-single:expert",)),  # 60 items do not show that nothing is left to gain
-    ],
-    ids=["nothing composes", "one knows all that is known", "one knows everything"],
-)
-def test_where_no_set_gains_the_action_says_what_to_use(tmp_path, tables, actions):
-    found = screened(write_library(tmp_path, tables))
+def test_where_no_set_gains_the_action_says_what_to_use(tmp_path):
+    found = screened(write_library(tmp_path, KNOWS))
     verdict = found["verdict"]
-    assert verdict["decision"] in OPEN and verdict["action"] in actions
+    assert verdict["decision"] in OPEN and verdict["action"] == "use-single:expert"
     assert any(row["kind"] == "merge" for row in found["evaluation"])
     chance = (verdict["gain"] or {}).get("probability")
     hopeless = chance is not None and chance <= HOPELESS  # what is advised comes next
     if verdict["decision"] == "inconclusive" and not hopeless:  # merge-and-eval takes no single one
         looks = "task sample" if verdict["missing"] == "answers" else "screen"
         assert verdict["next"].startswith(f"loraprobe {looks} ")
-    if "expert" in tables:
-        assert "expert" in verdict["next"] and found["shortlist"][0]["adapters"] == ["expert"]
+    assert "expert" in verdict["next"] and found["shortlist"][0]["adapters"] == ["expert"]
 
 
 def asked_alone(document):
@@ -151,8 +140,8 @@ def test_where_an_adapter_leaves_no_room_nothing_is_composed(tmp_path):
     assert [row["adapters"] for row in found["shortlist"]] == [["expert"]]
 
 
-def test_where_the_base_leaves_no_room_no_adapter_is_asked(tmp_path, monkeypatch):
-    words = write_library(tmp_path, {**NOISE, **PAIR}, items=140)
+def test_where_the_base_leaves_no_room_no_adapter_is_asked(library, tmp_path, monkeypatch):
+    words = [*library[0][:-1], str(tmp_path / "task.jsonl")]
     rows = [{"prompt": f"bo {k} is", **CHOICE} for k in range(140)]
     (tmp_path / "task.jsonl").write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "library.txt").write_text("\n".join(words[1:6]))
@@ -253,6 +242,9 @@ def test_a_budget_for_one_adapter_is_refused(library, monkeypatch):
 
 def test_what_a_budget_left_out_decides_nothing(tmp_path, monkeypatch):
     words = write_library(tmp_path, {**NOISE, "seconds": SECOND, "firsts": {"who": "bo"}})
+    whole = screened(words)["verdict"]
+    assert whole["decision"] in OPEN
+    assert whole["action"] in ("train-target-adapter", "gather-evidence")
     budget_for(monkeypatch, 3)
     verdict = screened(words, "--budget", "5", code=3)["verdict"]
     assert (verdict["decision"], verdict["missing"]) == ("inconclusive", "time")

@@ -56,12 +56,6 @@ def test_the_answer_of_a_large_library_is_short(library, columns):
     assert len(call("screen", f"@{library}", *more, "--explain").stdout) > len(shown.stdout)
 
 
-def test_standard_input_holds_references(library):
-    piped = "\n".join(library.read_text().splitlines()[2:4])
-    audit = json.loads(call("screen", "-", "--json", stdin=piped).stdout)
-    assert [row["name"] for row in audit["library"]["adapters"]] == ["a", "mine"]
-
-
 def test_the_document_satisfies_its_schema_and_is_reported_again(library, tmp_path):
     shown = call("screen", f"@{library}", "--json", "--html", tmp_path / "page.html")
     document = json.loads(shown.stdout)

@@ -30,17 +30,18 @@ from loraprobe.extensions.together.records import RetentionForecast, Skill, Skil
 from loraprobe.formatting import count, listing, nearest
 from loraprobe.lora.grams import gram_matrices
 from loraprobe.options import Options, takes
-from loraprobe.pipeline.commands import asking, merge_and_eval
+from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
+from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs, check_state, open_inputs
 from loraprobe.pipeline.outcome import Outcome
-from loraprobe.pipeline.plan import Plan
+from loraprobe.pipeline.plan import Plan, plan_of
 from loraprobe.pipeline.preflight import check
 from loraprobe.records import FORMS, ItemPart
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.session import Adapters, Ref, Session
 from loraprobe.tasks import Task
-from loraprobe.tasks.splits import drawn, groups_of
+from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit
@@ -86,37 +87,80 @@ def screen(
     Raises LoraprobeError for input that cannot be read, for adapters that do not fit together, and
     where fewer than two adapters have a skill.
     """
+    library = _read(adapters, session, base)
+    with asking(session), _evaluator(library, session) as evaluator:
+        asked = []
+        for done, adapter in enumerate(library.inputs.adapters):
+            session.tell("ask the adapters alone", done, len(library.inputs.adapters))
+            asked.append(_ask(evaluator, adapter, library.apart[adapter.name]))
+    found = _forecast(library.inputs, asked, session.options)
+    best = next(group.adapters for group in found.groups if group.proved)
+    chosen = [adapter for adapter in library.inputs.given if adapter.name in best]
+    tasks_left = {library.left[name].name: library.left[name] for name in best}
+    base = library.inputs.base or "auto"
+    outcome = merge_and_eval(chosen, session, base=base, tasks=[*tasks_left.values()])
+    audit = replace(outcome.audit, command="screen", added=(*outcome.audit.added, found))
+    return replace(outcome, audit=audit)
+
+
+def estimate_screen(
+    adapters: Adapters,
+    session: Session,
+    *,
+    base: Base | Ref | None = None,
+    tasks: Sequence[Ref] = (),
+) -> CostEstimate:
+    """What `screen` of the same would take, the proof of a group of two included."""
+    library = _read(adapters, session, base)
+    options, names = session.options, [*library.apart]
+    with nothing_kept(session), _evaluator(library, session) as evaluator:
+        pace = measure_pace(evaluator, single(library.inputs.adapters[0]))
+        seconds = sum(units_of([task], options) for task in library.apart.values())
+        seconds *= pace(0) + (1 + len(GATES)) * pace(1)
+        specs = plan_of(options, library.inputs.adapters[:2], library.inputs.tasks[:2]).specs
+        pair = [library.left[name] for name in names[:2]]
+        proof = pace(0) + 3 * pace(1) + (len(specs) + 1) * pace(2)
+        return cost_of(evaluator, ["base", *names], seconds + units_of(pair, options) * proof)
+
+
+# ---- what is read --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class OwnTasks:
+    """Adapters, and by their names the items of their tasks that choose and those that prove."""
+
+    inputs: Inputs
+    parts: TaskSplit
+    apart: Mapping[str, Task]
+    left: Mapping[str, Task]
+
+
+def _read(adapters: Adapters, session: Session, base: Base | Ref | None) -> OwnTasks:
+    """What is given, read and checked; no model is loaded. Raises LoraprobeError."""
     session.command, options = "screen", session.options
     own = {name: str(file) for name, file in options.of_extension(TogetherOptions).own}
     check_state(session)
     files = [*dict.fromkeys(own.values())]
     inputs = open_inputs(adapters, session, base or "auto", files)
-    _check_names([adapter.name for adapter in inputs.adapters], own)
+    names = [adapter.name for adapter in inputs.adapters]
+    _check_names(names, own)
     parts = drawn(inputs.tasks, [_items_apart(options)] * len(files), options.seed)
     _check_left(inputs.tasks, parts.left, options)
     require(check(inputs.adapters, inputs.base, "route", session))
-    apart, left = (dict(zip(files, part, strict=True)) for part in (parts.apart, parts.left))
+    apart, left = (
+        {name: tasks[files.index(own[name])] for name in names}
+        for tasks in (parts.apart, parts.left)
+    )
+    return OwnTasks(inputs, parts, apart, left)
+
+
+def _evaluator(library: OwnTasks, session: Session) -> Evaluator:
+    """The base, which is asked the items that choose; a few adapters choose the prompts' form."""
+    inputs = library.inputs
     first, others = inputs.adapters[:TEMPLATE_ADAPTERS], inputs.adapters[TEMPLATE_ADAPTERS:]
-    plan = Plan(tasks=parts.apart, parts=parts)
-    with (
-        asking(session),
-        open_evaluator(replace(inputs, adapters=first), plan, session, others) as evaluator,
-    ):
-        asked = [_ask(evaluator, one, apart[own[one.name]]) for one in _told(inputs, session)]
-    found = _forecast(inputs, asked, options)
-    best = next(group.adapters for group in found.groups if group.proved)
-    chosen = [adapter for adapter in inputs.given if adapter.name in best]
-    tasks_left = [left[file] for file in dict.fromkeys(own[name] for name in best)]
-    outcome = merge_and_eval(chosen, session, base=inputs.base or "auto", tasks=tasks_left)
-    audit = replace(outcome.audit, command="screen", added=(*outcome.audit.added, found))
-    return replace(outcome, audit=audit)
-
-
-def _told(inputs: Inputs, session: Session) -> Iterable[Adapter]:
-    """The adapters, one after the other, with progress."""
-    for done, adapter in enumerate(inputs.adapters):
-        session.tell("ask the adapters alone", done, len(inputs.adapters))
-        yield adapter
+    plan = Plan(tasks=library.parts.apart, parts=library.parts)
+    return open_evaluator(replace(inputs, adapters=first), plan, session, others)
 
 
 # ---- what is refused -----------------------------------------------------------------------------

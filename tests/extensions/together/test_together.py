@@ -129,6 +129,14 @@ def test_wrong_calls_are_one_sentence(world, words, named):
 
 
 @pytest.mark.needs("screen")
+def test_the_estimate_asks_a_few_questions_and_keeps_nothing(world):
+    found = making.call(*CALL, *OWN, "--dry-run", "--json")
+    estimate = json.loads(found.stdout)["estimate"]
+    assert found.exit_code == 0 and estimate["seconds"] > 0
+    assert estimate["systems"] == ["base", "count", "last"] and estimate["items"] == 80
+
+
+@pytest.mark.needs("screen")
 def test_python_gives_the_same(world):
     own = (("count", "tasks/count.jsonl"), ("last", "tasks/last.jsonl"))
     audit = loraprobe.keep_together(

@@ -60,7 +60,7 @@ def against_peft(out: int, into: int) -> None:
 
     from loraprobe.adapters import adapter_of
     from loraprobe.lora.lowrank import LowRank
-    from loraprobe.merging import merge
+    from loraprobe.merging import METHODS, MergeConfig, merge
 
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(into, out, bias=False))
@@ -77,7 +77,7 @@ def against_peft(out: int, into: int) -> None:
 
     theirs = update("m")
     adapters = [adapter_of(name, {"0": update(name)}) for name in "ab"]
-    ours = merge(adapters, "uniform", rank=RANK).adapter.modules["0"]
+    ours = merge(adapters, MergeConfig(METHODS.make("uniform"), rank=RANK)).adapter.modules["0"]
     gap = LowRank(
         torch.cat([ours.A, theirs.A]),
         torch.cat([ours.scaling * ours.B, -theirs.scaling * theirs.B], 1),

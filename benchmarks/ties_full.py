@@ -25,7 +25,7 @@ from machine import Figures, aim, clocked, gemm_rate, interleaved, spread
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, merge
+from loraprobe.merging import METHODS, MergeConfig, MergeMethod, merge
 
 
 def updates(shape: tuple[int, int], n: int) -> list[LowRank]:
@@ -60,14 +60,13 @@ def parts(adapters: list[Adapter], density: float) -> dict[str, Any]:
     }
 
 
-def sketch_error(adapters: list[Adapter], method: str) -> str:
+def sketch_error(adapters: list[Adapter], method: MergeMethod) -> str:
     """What the rank loses by the sketch and by a full SVD of the same matrix."""
-    merged = merge(adapters, method, rank=RANK)
-    made = METHODS.make(method)
+    merged = merge(adapters, MergeConfig(method, rank=RANK))
     found = [adapter.modules["m"].to(torch.float32) for adapter in adapters]
     deltas = torch.stack([u.folded().B @ u.A for u in found])
-    weights = torch.tensor(made.default_weights(len(found)))
-    energy = torch.linalg.svdvals(made(deltas, weights)).double().square()
+    weights = torch.tensor(method.default_weights(len(found)))
+    energy = torch.linalg.svdvals(method(deltas, weights)).double().square()
     best = math.sqrt(float(energy[RANK:].sum() / energy.sum()))
     return (
         f"the sketch loses {merged.compression_error:.6f} of the norm, a full SVD {best:.6f}, "
@@ -82,7 +81,8 @@ def main() -> None:
     parser.add_argument("--method", default="ties")
     parser.add_argument("--exact", action="store_true")
     options = parser.parse_args()
-    density = METHODS.make(options.method).density
+    method = METHODS.make(options.method)
+    config, density = MergeConfig(method, rank=RANK), method.density
     ratios: list[float] = []
     print(
         f"{options.method} in the full space, {options.adapters} adapters, to rank {RANK}, "
@@ -94,14 +94,14 @@ def main() -> None:
         ]
         calls = {
             **parts(adapters, density),
-            "merge": lambda some=adapters: merge(some, options.method, rank=RANK),
+            "merge": lambda some=adapters: merge(some, config),
         }
         found = interleaved(
             {name: (lambda c=call: clocked(c)) for name, call in calls.items()}, options.runs
         )
         ratios += report(shape, found)
         if options.exact and shape[0] == shape[1]:
-            print(f"    {sketch_error(adapters, options.method)}")
+            print(f"    {sketch_error(adapters, method)}")
     aim(f"{options.method} / the sum of its three parts, per module", ratios, 2)
     rate = gemm_rate(torch.float32, 4096, RANK, 4096)
     print(f"  limit: forming runs at {rate / 1e9:.0f} Gflop/s (rank {RANK}, bound by writing)")

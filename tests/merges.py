@@ -3,22 +3,41 @@
 import dataclasses
 import typing
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from making import dense, random_update
 
+from loraprobe import merging
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES
-from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
+from loraprobe.merging import METHODS, FactorMethod, MergeConfig, Merged, MergeMethod
 
 F64 = torch.float64
 TIGHT = {"rtol": 1e-7, "atol": 1e-9}
 HOLDS, FAILS = 1e-7, 1e-2  # relative errors in float64: rounding, and not rounding
 WEIGHTS = (0.9, 0.4, 1.3)
+
+
+def merge(
+    adapters: Sequence[Adapter],
+    method: str | MergeMethod = "uniform",
+    *,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    space: str | None = None,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    allow: Sequence[str] = (),
+    **inputs: Any,
+) -> Merged:
+    """The merge of the engine. method: also by its spec. inputs: keywords of the engine's."""
+    made = METHODS.make(method)
+    config = MergeConfig(made, tuple(weights or ()), space or "", rank, seed, dtype, allow)
+    return merging.merge(adapters, config, **inputs)
 
 
 def takes(method: MergeMethod, n: int) -> bool:

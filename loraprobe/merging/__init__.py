@@ -13,4 +13,4 @@ other files, in the order in which to read them:
 """
 
 from loraprobe.merging._engine import Merged, check_kept, merge
-from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeMethod
+from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeConfig, MergeMethod

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -53,12 +52,12 @@ from loraprobe.merging._compress import (
 )
 from loraprobe.merging._extras import add_dora, merge_dora, merge_extras
 from loraprobe.merging._method import (
-    METHODS,
     BaseTensors,
     FactorMethod,
     GramMethod,
     LinearMethod,
     MergeConfig,
+    MergeInputs,
     MergeMethod,
 )
 from loraprobe.records import AdapterSummary, Issue, Progress, Severity
@@ -81,30 +80,18 @@ class Merged:
     rounding_error: the same ratio for writing the factors in their dtype.
     sketch_error: the same ratio for what the last round of a sketch of a large dense module still
         added, about what an exact SVD might keep in addition; 0.0 where no sketch was needed.
-    rank: the largest rank of a module. weights: those that were used. spec, asked_rank: the method
-        and the rank (None for "auto") from which the merge can be repeated. directories: where the
-        sources lie on this machine. targets: `target_modules` of the file; None for every path.
-    arguments: of the merge. card_of: the card of another form of it, from a template, the fields of
-    the front matter and values.
+    inputs: from which the merge can be repeated. card_of: the card of another form of it, from a
+    template, the fields of the front matter and values.
     """
 
-    arguments: MergeConfig
+    inputs: MergeInputs
     adapter: Adapter
-    method: str
-    space: str
-    rank: int
     norm: float
     compression_error: float
     rounding_error: float
     sketch_error: float
     sources: tuple[AdapterSummary, ...]
     issues: tuple[Issue, ...]
-    weights: tuple[float, ...]
-    seed: int
-    spec: str
-    asked_rank: int | None
-    directories: tuple[Path, ...]
-    targets: tuple[str, ...] | None
     card: str | None = None
     card_of: Callable[..., str] | None = None
 
@@ -112,13 +99,33 @@ class Merged:
     def name(self) -> str:
         return self.adapter.name
 
+    @property
+    def config(self) -> MergeConfig:
+        return self.inputs.config
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Those that were used, one for each source."""
+        return self.inputs.weights
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module."""
+        return self.adapter.rank_range[1]
+
+    @property
+    def directories(self) -> tuple[Path, ...]:
+        """Where the sources lie on this machine."""
+        return tuple(a.source.path for a in self.inputs.adapters if a.source.path is not None)
+
     def __repr__(self) -> str:
         sources = shortly(source.name for source in self.sources)
         weights = ", ".join(f"{weight:g}" for weight in self.weights[:12])
         more = ", ..." if len(self.weights) > 12 else ""
         return (
-            f"<Merged {shortly([self.name])}: {self.spec} of {sources}, weights {weights}{more}, "
-            f"space {self.space}, rank {self.rank}, {self.compression_error:.2g} lost to the rank>"
+            f"<Merged {shortly([self.name])}: {spec_of(self.config.method)} of {sources}, weights "
+            f"{weights}{more}, space {self.config.space}, rank {self.rank}, "
+            f"{self.compression_error:.2g} lost to the rank>"
         )
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
@@ -127,7 +134,8 @@ class Merged:
         Raises OutputError, also where the directory is, contains or lies inside a source.
         """
         check_apart(Path(directory), self.directories)
-        self.written.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
+        targets = common_targets(self.inputs.adapters, self.adapter.unstacked)
+        self.written.save(directory, overwrite=overwrite, card=self.card, targets=targets)
 
     @property
     def uncut(self) -> Merged:
@@ -146,48 +154,38 @@ class Merged:
 @torch.no_grad()
 def merge(
     adapters: Sequence[Adapter],
-    method: str | MergeMethod = "uniform",
+    config: MergeConfig,
     *,
-    weights: Sequence[float] | None = None,
-    space: str | None = None,
-    rank: int | str = "auto",
-    seed: int = 0,
-    allow: Collection[str] = (),
-    name: str | None = None,
-    dtype: torch.dtype | None = None,
-    progress: Progress | None = None,
     base: BaseTensors | None = None,
+    name: str | None = None,
+    progress: Progress | None = None,
     visitor: Visitor | None = None,
 ) -> Merged:
     """Merge adapters of one base into one adapter, without the base where that is possible.
 
-    weights: one per adapter, used as given and never normalised; the method's default_weights if
-    None. space: "full", "core" or "knots"; the method's default if None. rank: a number, or "auto"
-    for as many as needed to lose nothing, at most the sum of the sources' ranks. A module that an
-    adapter does not adapt counts as a zero delta; a module's rank is never larger than its
-    numerical rank. dtype: of the written factors, the widest of the sources' if None. allow: codes
-    of issues to accept. A few modules of all adapters are in memory at a time, one if it is dense.
-    visitor: called with the Gram matrices of each module, so that diagnostics do not have to read
-    the adapters again; modules are shown by several threads.
+    A module that an adapter does not adapt counts as a zero delta; a module's rank is never larger
+    than its numerical rank. A few modules of all adapters are in memory at a time, one if it is
+    dense. name: of the result, that of the method if None. visitor: called with the Gram matrices
+    of each module, so that diagnostics do not have to read the adapters again; modules are shown by
+    several threads.
 
     base: its weights are needed by linear merges of DoRA adapters, its parameters for full weights,
     biases and token rows that not every adapter has, or whose weights do not sum to 1 (`_extras`).
 
     Raises UsageError, CompatibilityError, UnsupportedAdapter, AdapterError or OutOfMemory.
     """
-    made = METHODS.make(method)
-    used, notes = weights_for(made, weights, len(adapters))
-    space, asked = space_for(made, space), None if rank == "auto" else int(rank)
-    dtype = dtype or _widest(adapters)
-    arguments = MergeConfig(adapters, made, used, space, asked, seed, dtype, base, allow)
-    issues = check_adapters(arguments)
-    check_layout(arguments)
-    arguments.require_memory()
-    others, dropped = merge_extras(arguments)
-    modules = _merge_modules(arguments, progress, visitor)
+    inputs = MergeInputs(adapters, config, weights_for(config, len(adapters)), base)
+    issues = check_adapters(inputs)
+    check_layout(inputs)
+    inputs.require_memory()
+    others, dropped = merge_extras(inputs)
+    modules = _merge_modules(inputs, progress, visitor)
     parts = modules.values()
     inner = torch.stack([m.inner for m in parts]).sum(0)
-    issues += [*notes, *dropped, *check_effect(arguments, inner)]
+    if config.weights and not config.method.takes_weights:
+        own = f"{name_of(config.method)} has weights of its own; those given were not used."
+        issues.append(finding("weights-ignored", (), own))
+    issues += [*dropped, *check_effect(inputs, inner)]
     for i, adapter in enumerate(adapters):
         square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
         issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
@@ -196,35 +194,20 @@ def merge(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
             "the adapters share and they share nothing; change the weights or the method."
         )
-    merged = _adapter(name or name_of(made), arguments, modules, others)
+    merged = _adapter(name or name_of(config.method), inputs, modules, others)
     norm2, lost2 = sum(m.norm2 for m in parts), sum(m.lost2 for m in parts)
     lost = _share(lost2, norm2)
     norms = inner.diagonal().clamp_min(0).sqrt().tolist()
     return Merged(
-        arguments=arguments,
+        inputs=inputs,
         adapter=merged,
-        method=repr(made),
-        space=space,
-        rank=max(m.update.rank for m in parts),
         norm=math.sqrt(norm2),
         compression_error=lost,
         rounding_error=_share(sum(m.rounded2 for m in parts), norm2 - lost2),
         sketch_error=_share(sum(m.gained2 for m in parts), norm2),
         sources=tuple(a.summary(norm) for a, norm in zip(adapters, norms, strict=True)),
         issues=(*issues, *_warnings(adapters, lost)),
-        weights=used,
-        seed=seed,
-        spec=spec_of(made),
-        asked_rank=asked,
-        directories=tuple(a.source.path for a in adapters if a.source.path is not None),
-        targets=common_targets(adapters, merged.unstacked),
     )
-
-
-def _widest(adapters: Sequence[Adapter]) -> torch.dtype:
-    """The dtype that holds the factors of all; 8-bit floats, in which nothing can be cut, not."""
-    dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in adapters]
-    return functools.reduce(torch.promote_types, dtypes)
 
 
 def _share(part2: float, total2: float) -> float:
@@ -233,14 +216,14 @@ def _share(part2: float, total2: float) -> float:
 
 
 def _merge_modules(
-    arguments: MergeConfig, progress: Progress | None, visitor: Visitor | None
+    inputs: MergeInputs, progress: Progress | None, visitor: Visitor | None
 ) -> dict[str, MergedModule]:
     """Merge all modules, with the adapters ordered by their content.
 
     Factors are read here; modules are merged in several threads where each is small.
     """
-    ordered, layout = arguments.ordered, arguments.layout
-    place = torch.tensor(arguments.order).argsort().tolist()
+    ordered, layout = inputs.ordered, inputs.layout
+    place = torch.tensor(inputs.order).argsort().tolist()
     names, buffers = [adapter.name for adapter in ordered.adapters], Buffers()
     largest = max(adapter.rank_range[1] for adapter in ordered.adapters)
 
@@ -256,7 +239,7 @@ def _merge_modules(
         return replace(one, inner=one.inner[place][:, place])
 
     read = ((path, ordered.updates(path)) for path in layout)
-    in_turn = in_order if arguments.in_threads else map
+    in_turn = in_order if inputs.in_threads else map
     modules: dict[str, MergedModule] = {}
     for path, module in zip(layout, in_turn(merged, read), strict=True):
         modules[path] = module
@@ -266,7 +249,7 @@ def _merge_modules(
 
 
 def _merge_module(
-    arguments: MergeConfig, path: str, updates: Sequence[LowRank], factors: SideBySide
+    inputs: MergeInputs, path: str, updates: Sequence[LowRank], factors: SideBySide
 ) -> MergedModule:
     """Merge one module: factors -> space -> method -> rank -> dtype, with what was lost.
 
@@ -274,64 +257,64 @@ def _merge_module(
     side. Raises CompatibilityError for a base of another shape, OutputError where the result does
     not fit into the dtype.
     """
-    if arguments.keeps_dora:
-        merged = merge_dora(arguments, path, updates)
+    if inputs.keeps_dora:
+        merged = merge_dora(inputs, path, updates)
     else:
-        exact = _compressed(arguments, path, factors)
-        update = exact.update.to(arguments.dtype)
+        exact = _compressed(inputs, path, factors)
+        update = exact.update.to(inputs.dtype)
         rounded2 = rounding2(exact.update, update)
         merged = MergedModule(
             update, factors.inner, exact.norm2, exact.lost2, exact.gained2, rounded2
         )
     if not math.isfinite(merged.rounded2):
-        dtype = str(arguments.dtype).removeprefix("torch.")
+        dtype = str(inputs.dtype).removeprefix("torch.")
         raise OutputError(
             f"The merge does not fit into {dtype} in module {path}; write it in float32."
         )
     return merged
 
 
-def _compressed(arguments: MergeConfig, path: str, factors: SideBySide) -> Compressed:
+def _compressed(inputs: MergeInputs, path: str, factors: SideBySide) -> Compressed:
     """What the method makes of a module's factors, cut to the rank."""
-    method, rank = arguments.method, arguments.rank
+    method, rank = inputs.config.method, inputs.config.rank
     if isinstance(method, GramMethod):
-        return factors.combined(method.coefficients(arguments.weights, factors.inner), rank)
-    made = _uncut(arguments, path, factors)
+        return factors.combined(method.coefficients(inputs.weights, factors.inner), rank)
+    made = _uncut(inputs, path, factors)
     if isinstance(made, LowRank):
         return compress_factors(made, rank)
-    start, drawn = factors.A.mT.to(made), _number(f"{arguments.seed}:{path}")
+    start, drawn = factors.A.mT.to(made), _number(f"{inputs.config.seed}:{path}")
     return compress_dense(made, rank, sum(factors.ranks), start, drawn)
 
 
-def _uncut(arguments: MergeConfig, path: str, factors: SideBySide) -> LowRank | Tensor:
+def _uncut(inputs: MergeInputs, path: str, factors: SideBySide) -> LowRank | Tensor:
     """What the method makes of a module's factors; [out, in] where it has no factors."""
-    method = arguments.method
-    weights = torch.tensor(arguments.weights, dtype=torch.float64)
+    config, method = inputs.config, inputs.config.method
+    weights = torch.tensor(inputs.weights, dtype=torch.float64)
     if isinstance(method, GramMethod):
-        return factors.total(method.coefficients(arguments.weights, factors.inner))
+        return factors.total(method.coefficients(inputs.weights, factors.inner))
     if isinstance(method, FactorMethod):
         return method.combined(factors.updates(torch.float64), weights)
-    work = torch.float32 if arguments.dense and not factors.double else torch.float64
-    space = "core" if arguments.space == "full" and not arguments.dense else arguments.space
+    work = torch.float32 if config.dense and not factors.double else torch.float64
+    space = "core" if config.space == "full" and not config.dense else config.space
     stacked = space_named(space).stacked(factors.updates(work))
-    masks = seeded_generators(factors.updates(torch.float64), path, arguments.seed)
+    masks = seeded_generators(factors.updates(torch.float64), path, config.seed)
     return stacked.back(method(stacked.matrices, weights.to(work), masks))
 
 
 @torch.no_grad()
-def add_change(arguments: MergeConfig, path: str, weight: Tensor) -> Tensor:
+def add_change(inputs: MergeInputs, path: str, weight: Tensor) -> Tensor:
     """The weight of a merged model, from that of the base: [out, in], which may be written over.
 
     The change is added as it is if the rank of the merge is "auto", else as the rank cuts it. Its
     factors are not rounded to a dtype.
     """
-    ordered = arguments.ordered
+    ordered = inputs.ordered
     updates = ordered.updates(path)
     if ordered.keeps_dora:
         return add_dora(ordered, path, updates, weight)
     factors = SideBySide.of(updates)
     made = _uncut(ordered, path, factors)
-    if ordered.rank is not None:
+    if ordered.config.rank is not None:
         made = _compressed(ordered, path, factors).update
     if isinstance(made, LowRank):
         made = made.folded().to(weight.dtype)
@@ -380,12 +363,12 @@ def _common_parameters(adapters: Sequence[Adapter]) -> list[str] | None:
 
 def _adapter(
     name: str,
-    arguments: MergeConfig,
+    inputs: MergeInputs,
     modules: Mapping[str, MergedModule],
     others: Mapping[str, Any],
 ) -> Adapter:
     """The merged adapter in memory, with the base and task type that the sources agree on."""
-    adapters = arguments.adapters
+    adapters = inputs.adapters
     bases = [a.base_model for a in adapters if a.base_model]
     same_base = [a for a in adapters if bases and a.base_model == bases[0]]
     config = {key: _agreed(adapters, key) for key in ("task_type", "auto_mapping")}
@@ -395,8 +378,8 @@ def _adapter(
     return adapter_of(
         name,
         {path: m.update for path, m in modules.items()},
-        kinds={path: info.kind for path, info in arguments.layout.items()},
-        kernels={path: info.kernel for path, info in arguments.layout.items() if info.kernel},
+        kinds={path: info.kind for path, info in inputs.layout.items()},
+        kernels={path: info.kernel for path, info in inputs.layout.items() if info.kernel},
         base_model=bases[0] if bases else None,
         config=config,
         source=Source(reference=f"{name}({made_of})"),
@@ -424,56 +407,39 @@ def _warnings(adapters: Sequence[Adapter], lost: float) -> Iterator[Issue]:
         yield finding("compression-lost", names, message)
 
 
-# The choices of a merge.
+def weights_for(config: MergeConfig, n: int) -> tuple[float, ...]:
+    """The weights to use for n adapters: the given ones, or those of the method.
 
-
-def weights_for(
-    method: MergeMethod, given: Sequence[float] | None, n: int
-) -> tuple[tuple[float, ...], list[Issue]]:
-    """The weights to use, as given or the method's own, and a note if given ones are not used."""
-    weights, notes = method.default_weights(n), []
-    if given is not None:
-        largest = max(given, key=abs)
+    Raises UsageError for weights, or a number of adapters, that the method does not take.
+    """
+    weights = config.method.default_weights(n)
+    if config.weights:
+        largest = max(config.weights, key=abs)
         if abs(largest) > LARGEST_WEIGHT:
             raise UsageError(
                 f"A weight of {largest:g} is beyond {LARGEST_WEIGHT:g}, at which the others vanish "
                 "in that adapter's rounding; give smaller weights."
             )
-        if method.takes_weights:
-            weights = tuple(map(float, given))
-        else:
-            message = f"{name_of(method)} has weights of its own; those given were not used."
-            notes = [finding("weights-ignored", (), message)]
-    method.check(weights)
-    return weights, notes
-
-
-def space_for(method: MergeMethod, given: str | None) -> str:
-    """The space as given, or the method's default."""
-    if given is None:
-        return method.default_space()
-    if isinstance(method, FactorMethod):
-        raise UsageError(
-            f"{name_of(method)} acts on the factors as stored and has no space to choose; leave it "
-            "out."
-        )
-    return given
+        if config.method.takes_weights:
+            weights = config.weights
+    config.method.check(weights)
+    return weights
 
 
 # What is known before factors are read.
 
 
-def check_adapters(arguments: MergeConfig) -> list[Issue]:
-    """The findings of the adapters, for the report, and those that the arguments allow.
+def check_adapters(inputs: MergeInputs) -> list[Issue]:
+    """The findings of the adapters, for the report, and those that the inputs allow.
 
     Raises UnsupportedAdapter for an error found on reading and for an extra that would be lost,
-    unless the arguments allow their codes; CompatibilityError for stacked parameters that one file
+    unless the inputs allow their codes; CompatibilityError for stacked parameters that one file
     cannot hold together.
     """
     notes = []
-    for adapter in arguments.adapters:
+    for adapter in inputs.adapters:
         for issue in (one for one in adapter.issues if one.severity == "error"):
-            if issue.code not in arguments.allow:
+            if issue.code not in inputs.config.allow:
                 message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
                 raise UnsupportedAdapter(message)
             notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
@@ -482,15 +448,15 @@ def check_adapters(arguments: MergeConfig) -> list[Issue]:
                 f"Adapter {adapter.name} has no LoRA factors that can be merged."
             )
         for extra in adapter.extras:
-            if extra.kind != "base_copy" and extra.kind not in arguments.carried:
-                _check_dropped(adapter, extra, arguments.method, arguments.allow)
+            if extra.kind != "base_copy" and extra.kind not in inputs.carried:
+                _check_dropped(adapter, extra, inputs.config.method, inputs.config.allow)
                 told = f"Allowed: {extra} was dropped."
                 notes.append(Issue("warning", extra.code, (adapter.name,), told, "", extra.module))
-    notes += _base_copies(arguments)
-    for one, other in combinations(arguments.adapters, 2):
+    notes += _base_copies(inputs)
+    for one, other in combinations(inputs.adapters, 2):
         if problem := conflict(one, other):
             raise CompatibilityError(f"{problem.message} {problem.cure}")
-    for one, other in permutations(arguments.adapters, 2):
+    for one, other in permutations(inputs.adapters, 2):
         owners = {owner_of(stack)[0] for stack in one.stacks}
         if shared := sorted(owners & other.layout.keys()):
             raise CompatibilityError(
@@ -501,15 +467,15 @@ def check_adapters(arguments: MergeConfig) -> list[Issue]:
     return notes
 
 
-def check_layout(arguments: MergeConfig) -> None:
+def check_layout(inputs: MergeInputs) -> None:
     """Raises CompatibilityError if two adapters disagree about a module's shape or kind.
 
     Also if a method that acts on factors lacks equal ones.
     """
-    on_factors = isinstance(arguments.method, FactorMethod)
+    on_factors = isinstance(inputs.config.method, FactorMethod)
     bases = "they belong to different base models, so merge adapters of one base"
     first: dict[str, Adapter] = {}
-    for adapter in arguments.adapters:
+    for adapter in inputs.adapters:
         for path, own in adapter.layout.items():
             known = first.setdefault(path, adapter)
             before = known.layout[path]
@@ -527,8 +493,8 @@ def check_layout(arguments: MergeConfig) -> None:
                         f"Module {path} {what} {one} in {known.name} and {other} in "
                         f"{adapter.name}; {cure}."
                     )
-    for path in arguments.layout if on_factors else ():
-        for adapter in arguments.adapters:
+    for path in inputs.layout if on_factors else ():
+        for adapter in inputs.adapters:
             if path not in adapter.layout:
                 raise CompatibilityError(
                     f"Adapter {adapter.name} leaves module {path} alone, so it has no factors "
@@ -567,10 +533,10 @@ def _check_dropped(
     )
 
 
-def _base_copies(arguments: MergeConfig) -> list[Issue]:
+def _base_copies(inputs: MergeInputs) -> list[Issue]:
     """Copies of frozen base weights are dropped if all adapters that hold one hold the same."""
     held: dict[str, list[tuple[Adapter, Extra]]] = {}
-    for adapter in arguments.adapters:
+    for adapter in inputs.adapters:
         for extra in adapter.extras:
             if extra.kind == "base_copy":
                 held.setdefault(extra.module or extra.key, []).append((adapter, extra))
@@ -584,7 +550,7 @@ def _base_copies(arguments: MergeConfig) -> list[Issue]:
                 for one, other in combinations(copies, 2)
             )
         )
-        if not same and "base-copy" not in arguments.allow:
+        if not same and "base-copy" not in inputs.config.allow:
             raise UnsupportedAdapter(
                 f"Adapters {listing(names)} hold different copies of the base's weight of "
                 f"{module}, so they were trained on different bases or with resized vocabularies; "
@@ -620,18 +586,18 @@ def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
             )
 
 
-def check_effect(arguments: MergeConfig, inner: Float64[Tensor, "n n"]) -> list[Issue]:
+def check_effect(inputs: MergeInputs, inner: Float64[Tensor, "n n"]) -> list[Issue]:
     """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
 
     Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
     """
     notes = []
-    plain = [(i, a.name) for i, a in enumerate(arguments.adapters) if not a.has_more_than_factors]
+    plain = [(i, a.name) for i, a in enumerate(inputs.adapters) if not a.has_more_than_factors]
     for i, name in plain:
         if inner[i, i] > 0:
             continue
         message = f"Adapter {name} has no effect (all of its deltas are zero)"
-        if "no-effect" not in arguments.allow:
+        if "no-effect" not in inputs.config.allow:
             raise UnsupportedAdapter(
                 f"{message}; it was never trained or its weights were not saved, so leave it out."
             )

@@ -40,7 +40,7 @@ from loraprobe.errors import BaseError, CompatibilityError, UnsupportedAdapter
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging._compress import MergedModule, compress_factors, rounding2
-from loraprobe.merging._method import BaseTensors, MergeConfig
+from loraprobe.merging._method import BaseTensors, MergeInputs
 from loraprobe.records import Issue
 
 SMALL_SCALE = 1e-6  # least size of a row's scale c, by which its update is divided
@@ -49,21 +49,21 @@ ROWS = "token-delta"
 FOLD = "merge one of them into its base with peft first"
 
 
-def merge_extras(arguments: MergeConfig) -> tuple[dict[str, Any], list[Issue]]:
+def merge_extras(inputs: MergeInputs) -> tuple[dict[str, Any], list[Issue]]:
     """What a linear merge holds beside factors and magnitudes, by the names of `adapter_of`.
 
     Also warnings for what was dropped. Raises UnsupportedAdapter, naming parameter and cure, where
     a merge would not be exact and its issue code is not allowed; CompatibilityError where shapes
     differ.
     """
-    if not arguments.coefficients:
+    if not inputs.coefficients:
         return {}, []
-    whole, dropped = _full_weights(arguments)
-    rows, lost = _token_rows(arguments)
-    return {"whole": whole, "offsets": _lora_biases(arguments), "token_rows": rows}, dropped + lost
+    whole, dropped = _full_weights(inputs)
+    rows, lost = _token_rows(inputs)
+    return {"whole": whole, "offsets": _lora_biases(inputs), "token_rows": rows}, dropped + lost
 
 
-def merge_dora(arguments: MergeConfig, path: str, updates: Sequence[LowRank]) -> MergedModule:
+def merge_dora(inputs: MergeInputs, path: str, updates: Sequence[LowRank]) -> MergedModule:
     """One module of a merged DoRA adapter: a direction, and the magnitudes [out] that belong to it.
 
     updates: those of the adapters, of rank 0 where one lacks the module. Raises CompatibilityError
@@ -74,23 +74,23 @@ def merge_dora(arguments: MergeConfig, path: str, updates: Sequence[LowRank]) ->
         magnitude_ratio,
     )
 
-    assert arguments.base is not None
-    weight, info = arguments.base.weight(path), arguments.layout[path]
+    assert inputs.base is not None
+    weight, info = inputs.base.weight(path), inputs.layout[path]
     if weight.shape != (info.out_features, info.in_features):
         raise CompatibilityError(
             f"Module {path} is {[info.out_features, info.in_features]} in the adapters and "
             f"{list(weight.shape)} in the base; give the base that they were trained on."
         )
-    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
-    wide, ratios = _scaled(arguments, path, updates, weight)
+    w = torch.tensor(inputs.coefficients, dtype=torch.float64)
+    wide, ratios = _scaled(inputs, path, updates, weight)
     c, change = _sum_of_scaled(w, wide, ratios)
     if bool((c.abs() < SMALL_SCALE).any()):
         raise UnsupportedAdapter(
             f"The weights leave nothing of the base's weight in a row of {path}, which no DoRA "
             "adapter can say; take other weights, or merge the adapters into the base with peft."
         )
-    kept = compress_factors(change, arguments.rank)
-    direction = LowRank(kept.update.A, kept.update.B / c[:, None]).to(arguments.dtype)
+    kept = compress_factors(change, inputs.config.rank)
+    direction = LowRank(kept.update.A, kept.update.B / c[:, None]).to(inputs.dtype)
     magnitudes = c * (1 / magnitude_ratio(direction, torch.ones(len(weight)), weight))
     read = direction.to(torch.float64)
     inner = change_products(wide, ratios, weight)
@@ -101,29 +101,27 @@ def merge_dora(arguments: MergeConfig, path: str, updates: Sequence[LowRank]) ->
         lost2=kept.lost2,
         gained2=0.0,
         rounded2=rounding2(kept.update, LowRank(read.A, read.B * c[:, None])),
-        magnitudes=magnitudes.to(torch.promote_types(arguments.dtype, torch.float32)),
+        magnitudes=magnitudes.to(torch.promote_types(inputs.dtype, torch.float32)),
     )
 
 
-def add_dora(
-    arguments: MergeConfig, path: str, updates: Sequence[LowRank], weight: Tensor
-) -> Tensor:
+def add_dora(inputs: MergeInputs, path: str, updates: Sequence[LowRank], weight: Tensor) -> Tensor:
     """diag(c) W0 + L of one module, from W0 [out, in], which is written over."""
-    w = torch.tensor(arguments.coefficients, dtype=torch.float64)
-    c, change = _sum_of_scaled(w, *_scaled(arguments, path, updates, weight))
-    if arguments.rank is not None:
-        change = compress_factors(change, arguments.rank).update
+    w = torch.tensor(inputs.coefficients, dtype=torch.float64)
+    c, change = _sum_of_scaled(w, *_scaled(inputs, path, updates, weight))
+    if inputs.config.rank is not None:
+        change = compress_factors(change, inputs.config.rank).update
     change = change.to(weight.dtype)
     return weight.mul_(c.to(weight)[:, None]).addmm_(change.B, change.A)
 
 
 def _scaled(
-    arguments: MergeConfig, path: str, updates: Sequence[LowRank], weight: Tensor
+    inputs: MergeInputs, path: str, updates: Sequence[LowRank], weight: Tensor
 ) -> tuple[list[LowRank], Tensor]:
     """The updates of one module in float64 at scaling 1, and their c_i, [n, out]."""
     from loraprobe.composition.dora import magnitude_ratio
 
-    held = [adapter.magnitudes.get(path) for adapter in arguments.adapters]
+    held = [adapter.magnitudes.get(path) for adapter in inputs.adapters]
     wide = [update.to(torch.float64).folded() for update in updates]
     ones = torch.ones(len(weight), dtype=torch.float64)
     pairs = zip(wide, held, strict=True)
@@ -139,14 +137,14 @@ def _sum_of_scaled(w: Tensor, wide: Sequence[LowRank], ratios: Tensor) -> tuple[
     return 1 + w @ (ratios - 1), LowRank(A, B)
 
 
-def _full_weights(arguments: MergeConfig) -> tuple[dict[str, Tensor], list[Issue]]:
+def _full_weights(inputs: MergeInputs) -> tuple[dict[str, Tensor], list[Issue]]:
     """Name -> merged tensor in the sources' widest dtype, summed in float64; and warnings."""
     merged: dict[str, Tensor] = {}
     notes: list[Issue] = []
-    sums_to_1 = abs(sum(arguments.coefficients) - 1) <= SUM_TOLERANCE
-    for name in dict.fromkeys(name for adapter in arguments.adapters for name in adapter.whole):
-        _check_alone(name, arguments.adapters)
-        pairs = zip(arguments.adapters, arguments.coefficients, strict=True)
+    sums_to_1 = abs(sum(inputs.coefficients) - 1) <= SUM_TOLERANCE
+    for name in dict.fromkeys(name for adapter in inputs.adapters for name in adapter.whole):
+        _check_alone(name, inputs.adapters)
+        pairs = zip(inputs.adapters, inputs.coefficients, strict=True)
         held = [(adapter, weight) for adapter, weight in pairs if name in adapter.whole]
         tensors = [adapter.whole[name] for adapter, _ in held]
         for (other, _), tensor in zip(held, tensors, strict=True):
@@ -156,8 +154,8 @@ def _full_weights(arguments: MergeConfig) -> tuple[dict[str, Tensor], list[Issue
                     f"{list(tensor.shape)} in {other.name}: their vocabularies, labels or bases "
                     "differ; merge adapters of one base and one set of labels."
                 )
-        is_mean = sums_to_1 and len(held) == len(arguments.adapters)
-        start = None if is_mean else _in_base(name, tensors[0], arguments.base)
+        is_mean = sums_to_1 and len(held) == len(inputs.adapters)
+        start = None if is_mean else _in_base(name, tensors[0], inputs.base)
         if is_mean or start is not None:
             total = torch.zeros_like(tensors[0], dtype=torch.float64)
             if start is not None:
@@ -171,11 +169,11 @@ def _full_weights(arguments: MergeConfig) -> tuple[dict[str, Tensor], list[Issue
             (e.code for e in held[0][0].extras if f"{e.module}.{e.key.rpartition('.')[2]}" == name),
             "modules-to-save",
         )
-        if code not in arguments.allow:
+        if code not in inputs.config.allow:
             what = (
                 "which the base does not have, so that only its mean exists: every adapter must "
                 "have it and the weights must sum to 1; or add"
-                if arguments.base is not None
+                if inputs.base is not None
                 else "of which only the mean is known without the base (every adapter has it and "
                 "the weights sum to 1); add --base=DIR or --base=auto, or"
             )
@@ -188,20 +186,20 @@ def _full_weights(arguments: MergeConfig) -> tuple[dict[str, Tensor], list[Issue
     return merged, notes
 
 
-def _token_rows(arguments: MergeConfig) -> tuple[dict[str, TokenRows], list[Issue]]:
+def _token_rows(inputs: MergeInputs) -> tuple[dict[str, TokenRows], list[Issue]]:
     """Module -> merged rows, in the sources' widest dtype; and a warning for what was dropped."""
-    holders = [adapter for adapter in arguments.adapters if adapter.token_rows]
+    holders = [adapter for adapter in inputs.adapters if adapter.token_rows]
     _check_tying(holders)
     merged: dict[str, TokenRows] = {}
     notes: list[Issue] = []
     for path in dict.fromkeys(path for adapter in holders for path in adapter.token_rows):
-        _check_alone(f"{path}.weight", arguments.adapters)
-        made = _sum_of_rows(path, arguments)
+        _check_alone(f"{path}.weight", inputs.adapters)
+        made = _sum_of_rows(path, inputs)
         if made is not None:
             merged[path] = made
             continue
         names = tuple(adapter.name for adapter in holders if path in adapter.token_rows)
-        if ROWS not in arguments.allow:
+        if ROWS not in inputs.config.allow:
             raise UnsupportedAdapter(
                 f"Adapter {listing(names)} holds trained rows of {path} (token_delta) that mix "
                 "with the base's, since the weights of the adapters that trained a token do not "
@@ -212,12 +210,12 @@ def _token_rows(arguments: MergeConfig) -> tuple[dict[str, TokenRows], list[Issu
     return merged, notes
 
 
-def _sum_of_rows(path: str, arguments: MergeConfig) -> TokenRows | None:
+def _sum_of_rows(path: str, inputs: MergeInputs) -> TokenRows | None:
     """The merged rows, summed in float64; None if rows of the base are needed and absent.
 
     Raises CompatibilityError for rows that do not fit each other or the base.
     """
-    pairs = zip(arguments.adapters, arguments.coefficients, strict=True)
+    pairs = zip(inputs.adapters, inputs.coefficients, strict=True)
     held = [(a.name, a.token_rows[path], weight) for a, weight in pairs if path in a.token_rows]
     names, tables = [name for name, _, _ in held], [rows.values for _, rows, _ in held]
     widths = {table.shape[1] for table in tables}
@@ -236,10 +234,10 @@ def _sum_of_rows(path: str, arguments: MergeConfig) -> TokenRows | None:
         kept[index] -= weight
     mixed = [n for n, share in enumerate(kept.tolist()) if abs(share) > SUM_TOLERANCE]
     if mixed:
-        if arguments.base is None:
+        if inputs.base is None:
             return None
         try:
-            table = arguments.base.parameter(f"{path}.weight")
+            table = inputs.base.parameter(f"{path}.weight")
         except BaseError as error:
             raise CompatibilityError(str(error)) from error
         if tokens[mixed[-1]] >= len(table):
@@ -257,17 +255,17 @@ def _sum_of_rows(path: str, arguments: MergeConfig) -> TokenRows | None:
     return TokenRows(tuple(tokens), functools.partial(total.to, _widest(tables)))
 
 
-def _lora_biases(arguments: MergeConfig) -> dict[str, Tensor]:
+def _lora_biases(inputs: MergeInputs) -> dict[str, Tensor]:
     """Path -> bias of B, sum_i w_i s_i b_i [out], at scaling 1; {} where no adapter has any.
 
     An adapter's config declares biases for all modules or for none, so modules without one get
     zeros. Raises UnsupportedAdapter where peft has no such adapter: with DoRA, and in embeddings.
     """
-    holders = [adapter for adapter in arguments.adapters if adapter.offsets]
+    holders = [adapter for adapter in inputs.adapters if adapter.offsets]
     if not holders:
         return {}
-    dora = [adapter.name for adapter in arguments.adapters if adapter.magnitudes]
-    embeddings = [path for path, info in arguments.layout.items() if info.kind == "embedding"]
+    dora = [adapter.name for adapter in inputs.adapters if adapter.magnitudes]
+    embeddings = [path for path, info in inputs.layout.items() if info.kind == "embedding"]
     if dora or embeddings:
         what = f"DoRA ({listing(dora)})" if dora else f"the embedding {embeddings[0]}"
         raise UnsupportedAdapter(
@@ -276,9 +274,9 @@ def _lora_biases(arguments: MergeConfig) -> dict[str, Tensor]:
             "first."
         )
     offsets = {}
-    for path, info in arguments.layout.items():
+    for path, info in inputs.layout.items():
         total = torch.zeros(info.out_features, dtype=torch.float64)
-        for adapter, weight in zip(arguments.adapters, arguments.coefficients, strict=True):
+        for adapter, weight in zip(inputs.adapters, inputs.coefficients, strict=True):
             if path in adapter.offsets:
                 scaling = adapter.layout[path].scaling
                 total += weight * scaling * adapter.offsets[path].to(torch.float64)

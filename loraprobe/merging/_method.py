@@ -20,9 +20,11 @@ from torch import Tensor
 
 from loraprobe import memory
 from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.threads import threads_at_once
-from loraprobe.registry import Registry, check_choices
+from loraprobe.options import Options
+from loraprobe.registry import Registry, check_choices, name_of
 
 EVERY_SPACE = frozenset({"full", "core", "knots"})
 # Matrices of a module's size in addition to the n deltas and the n selections of their entries: the
@@ -219,23 +221,75 @@ class BaseTensors(Protocol):
     def parameter(self, name: str) -> Tensor: ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class MergeConfig:
-    """One merge, in which nothing is left to a default.
+    """How adapters are merged, whichever these are.
 
-    rank: None for as many components as needed. dtype: of the written factors. allow: codes of
-    issues that are accepted.
+    weights: one for each adapter, used as given and never normalised; () for the method's own.
+    space: "full", "core" or "knots"; "" for the method's own. rank: None for as many components as
+    lose nothing, at most the sum of the adapters' ranks. dtype: of the written factors; None for
+    the widest of the adapters'. allow: codes of issues that are accepted.
+
+    Raises UsageError for a space of a method that acts on factors.
+    """
+
+    method: MergeMethod
+    weights: tuple[float, ...] = ()
+    space: str = ""
+    rank: int | None = None
+    seed: int = 0
+    dtype: torch.dtype | None = None
+    allow: Collection[str] = ()
+
+    def __post_init__(self) -> None:
+        own = self.method.default_space()
+        if isinstance(self.method, FactorMethod) and self.space not in ("", own):
+            raise UsageError(
+                f"{name_of(self.method)} acts on the factors as stored and has no space to choose; "
+                "leave it out."
+            )
+        object.__setattr__(self, "space", self.space or own)
+
+    @classmethod
+    def of(
+        cls,
+        method: MergeMethod,
+        options: Options,
+        weights: Sequence[float] | None,
+        dtype: torch.dtype | None,
+    ) -> MergeConfig:
+        """That of the options. weights, dtype: which these leave open."""
+        rank = None if options.rank == "auto" else options.rank
+        space, used = options.space or "", tuple(weights or ())
+        return cls(method, used, space, rank, options.seed, dtype, options.allow)
+
+    @property
+    def dense(self) -> bool:
+        """Whether the method runs on deltas of full size [out, in].
+
+        Where nothing is lost in `core`, the full space has the same result without them.
+        """
+        return self.space == "full" and "core" not in self.method.lossless
+
+
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """One merge: the adapters, how they are merged, and their base where one is at hand.
+
+    weights: those that are used.
     """
 
     adapters: Sequence[Adapter]
-    method: MergeMethod
+    config: MergeConfig
     weights: tuple[float, ...]
-    space: str
-    rank: int | None
-    seed: int
-    dtype: torch.dtype
     base: BaseTensors | None = None
-    allow: Collection[str] = ()
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        """That of the written factors, which holds the factors of all adapters if none was asked
+        for; no float of 8 bits, in which nothing can be cut."""
+        dtypes = [torch.bfloat16 if a.dtype.itemsize == 1 else a.dtype for a in self.adapters]
+        return self.config.dtype or functools.reduce(torch.promote_types, dtypes)
 
     @functools.cached_property
     def layout(self) -> Mapping[str, ModuleInfo]:
@@ -259,7 +313,7 @@ class MergeConfig:
         return sorted(range(len(given)), key=lambda i: (given[i].sha256, given[i].name))
 
     @functools.cached_property
-    def ordered(self) -> MergeConfig:
+    def ordered(self) -> MergeInputs:
         """The same merge with its adapters in `order`."""
         return replace(
             self,
@@ -276,7 +330,8 @@ class MergeConfig:
     @property
     def carried(self) -> frozenset[str]:
         """The kinds of extra that the merge keeps."""
-        return self.method.carried - ({"dora_magnitude"} if self.base is None else frozenset())
+        kinds = self.config.method.carried
+        return kinds if self.base is not None else kinds - {"dora_magnitude"}
 
     @property
     def keeps_dora(self) -> bool:
@@ -286,22 +341,14 @@ class MergeConfig:
     @property
     def coefficients(self) -> tuple[float, ...]:
         """The factor of each adapter under a linear method; () under another."""
-        if not isinstance(self.method, LinearMethod):
+        if not isinstance(self.config.method, LinearMethod):
             return ()
-        return self.method.coefficients(self.weights)
-
-    @property
-    def dense(self) -> bool:
-        """Whether the method runs on deltas of full size [out, in].
-
-        Where nothing is lost in `core`, the full space has the same result without them.
-        """
-        return self.space == "full" and "core" not in self.method.lossless
+        return self.config.method.coefficients(self.weights)
 
     @property
     def in_threads(self) -> bool:
         """Whether several modules are merged at once: not dense ones, nor those of DoRA."""
-        return not (self.dense or self.keeps_dora)
+        return not (self.config.dense or self.keeps_dora)
 
     def require_memory(self) -> None:
         """Raises OutOfMemory, naming the largest module and what would fit; no factor is read.
@@ -315,9 +362,9 @@ class MergeConfig:
         for path, info in self.layout.items():
             rank = sum(a.layout[path].rank for a in self.adapters if path in a.layout)
             width = info.in_features + info.out_features
-            kept += (self.rank or rank) * width * self.dtype.itemsize
+            kept += (self.config.rank or rank) * width * self.dtype.itemsize
             needs[path] = 16 * rank * width * together
-            if self.dense:
+            if self.config.dense:
                 matrix = info.out_features * info.in_features * max(self.dtype.itemsize, 4)
                 needs[path] += (2 * len(self.adapters) + MORE_MATRICES) * matrix
         largest = max(needs, key=lambda path: needs[path])
@@ -326,6 +373,6 @@ class MergeConfig:
             kept + needs[largest],
             f"The merge (largest module {largest}, [{info.out_features}, {info.in_features}])",
             "take --space=core or knots, which stay small, or a method in factors such as uniform"
-            if self.dense
+            if self.config.dense
             else "give a smaller --rank, or fewer adapters at a time",
         )

@@ -126,6 +126,7 @@ def merge(
     """
     inputs, found, prepared = _opened("merge", adapters, session, base, tasks)
     options = session.options
+    method = merging.METHODS.make(options.methods[0])
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.fitting import fit_for_merge
@@ -139,19 +140,13 @@ def merge(
     with session.stage("merge"):
         merged = merging.merge(
             prepared.adapters,
-            options.methods[0],
-            space=options.space,
-            rank=options.rank,
-            seed=options.seed,
-            allow=options.allow,
+            merging.MergeConfig.of(method, options, weights, dtype),
             base=inputs.base,
-            weights=weights,
-            dtype=dtype,
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
     alone = session.target is None and bool(forms_of(options))
-    uncut = alone and merged.asked_rank is None
+    uncut = alone and merged.config.rank is None
     if uncut:
         merged = merged.uncut
     with session.stage("diagnose"):

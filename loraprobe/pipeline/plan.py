@@ -26,7 +26,7 @@ from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, LinearMethod, Merged, check_kept, merge
+from loraprobe.merging import METHODS, LinearMethod, MergeConfig, Merged, check_kept, merge
 from loraprobe.options import Options
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
@@ -263,16 +263,11 @@ class SystemBuilder:
     ) -> Merged:
         """A merge as one adapter (of the transformed ones unless given)."""
         experts = self._weighed(spec, self.prepared.adapters if experts is None else experts)
+        method = METHODS.make(spec)
         return merge(
             experts,
-            spec,
-            space=self.options.space,
-            rank=self.options.rank,
-            seed=self.options.seed,
-            allow=self.options.allow,
+            MergeConfig.of(method, self.options, self.weights, self.prepared.dtype),
             base=self.base,
-            weights=self.weights,
-            dtype=self.prepared.dtype,
             name=name,
         )
 

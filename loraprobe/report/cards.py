@@ -23,7 +23,7 @@ from loraprobe.compatibility.licences import licence_of_merge
 from loraprobe.extension import CardPart, installed
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
-from loraprobe.merging import METHODS, Merged
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.records import AdapterSummary, Audit, BaseSummary, LearnedWeights, called, plain
 from loraprobe.registry import spec_of
@@ -64,14 +64,13 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
             spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
         values: dict[str, Any] = {"why_not_peft": made.why_not_peft, "learned": made.learned}
         return replace(made, card=card("composition.md.jinja", matter, router=spelled, **values))
-    weights = made.weights or ()
     card_of = partial(
         card,
-        method=spec_of(METHODS.make(made.spec), short=True),
-        space=made.space,
-        weights=", ".join(f"{weight:g}" for weight in weights),
-        negated=[s.name for s, w in zip(sources, weights, strict=False) if w < 0],
-        seed=options.seed,
+        method=spec_of(made.config.method, short=True),
+        space=made.config.space,
+        weights=", ".join(f"{weight:g}" for weight in made.weights),
+        negated=[s.name for s, w in zip(sources, made.weights, strict=True) if w < 0],
+        seed=made.config.seed,
     )
     text = card_of(
         "card.md.jinja",
@@ -129,8 +128,12 @@ def card_text(
 def made_text(merged: Merged, norm: float, options: Options, uncut: bool = False) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
     rank = "" if uncut else f" to rank {rank_text(merged)}"
-    sentence = f"Merged by {merged.spec} in the {merged.space} space{rank}; its norm is {norm:.4g}."
-    if options.given_weights and not METHODS.make(merged.spec).takes_weights:
+    config = merged.config
+    sentence = (
+        f"Merged by {spec_of(config.method)} in the {config.space} space{rank}; its norm is "
+        f"{norm:.4g}."
+    )
+    if options.given_weights and not config.method.takes_weights:
         sentence += " It ignores --weights; --method task_arithmetic uses them."
     return sentence
 
@@ -155,15 +158,15 @@ def front_matter(
     choices: dict[str, Any]
     if isinstance(made, Merged):
         choices = {
-            "method": made.spec,
+            "method": spec_of(made.config.method),
             "weights": [float(weight) for weight in made.weights],
-            "space": None if made.space == "factors" else made.space,
-            "rank": made.asked_rank or "auto",
+            "space": None if made.config.space == "factors" else made.config.space,
+            "rank": made.config.rank or "auto",
             "rank_layout": "portable",
             "dtype": str(made.adapter.dtype).removeprefix("torch."),
-            "seed": made.seed,
+            "seed": made.config.seed,
         }
-        weighted = METHODS.make(made.spec).takes_weights
+        weighted = made.config.method.takes_weights
     else:
         router = made.composition.router
         gates = getattr(router, "weights", None)

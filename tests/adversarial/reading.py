@@ -83,9 +83,10 @@ cases("pattern", PATTERNS)(scaling)
 
 def reads(place: Path, **found: Any) -> str:
     """Whether merging.merge takes the adapter."""
+    from merges import merge
+
     from loraprobe.adapters import read_adapter
     from loraprobe.errors import LoraprobeError
-    from loraprobe.merging import merge
 
     try:
         merge([read_adapter(adapter(place, **found))])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from composing import EMBEDDED, GPT2, dora, experts, learnable, mixed_kinds, relative
 from making import peft_adapter, random_adapter, sharpened
-from merges import takes
+from merges import merge, takes
 from mixtures import IN, Layers
 from mixtures import saved as saved_parameters
 from mixtures import wrapped as with_parameters
@@ -19,7 +19,7 @@ from words import PAIRS, PROMPTS, word_tokenizer
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.router import Router
-from loraprobe.merging import METHODS, merge
+from loraprobe.merging import METHODS
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer

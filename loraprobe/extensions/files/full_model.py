@@ -49,7 +49,7 @@ from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.merging import Merged
 from loraprobe.merging._engine import add_change
-from loraprobe.merging._method import MergeConfig
+from loraprobe.merging._method import MergeInputs
 from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, error_line, read_json
 
@@ -180,11 +180,11 @@ def _beside_weights(base: Base) -> list[Path]:
 def _card(merged: Merged, rounding: float) -> str:
     """The card of a full model, from that of its merge. rounding: ||rounding|| / ||W - W0||."""
     assert merged.card is not None and merged.card_of is not None
-    matter, whole = read_front_matter(merged.card), merged.asked_rank is None
+    matter, whole = read_front_matter(merged.card), merged.config.rank is None
     return merged.card_of(
         Path(__file__).with_name("full_model.md.jinja"),
         _front_matter(matter, merged),
-        rank="not cut" if whole else str(merged.asked_rank),
+        rank="not cut" if whole else str(merged.config.rank),
         compression_error=0.0 if whole else merged.compression_error,
         rounding_error=rounding,
         dtype="the base's dtype",
@@ -201,7 +201,7 @@ def _front_matter(matter: Mapping[Any, Any], made: Merged) -> dict[str, Any]:
         "base_model_relation": "merge",
         KEY: {**matter[KEY], "full_model": True},
     }
-    if isinstance(base := made.arguments.base, Base):
+    if isinstance(base := made.inputs.base, Base):
         own = declared_licence(read_card(base.path / CARD, base.reference))
         if own is not None:  # the base's weights are in it
             fields["license"] = licence_of_merge(
@@ -221,7 +221,7 @@ def notes_on_base(merged: Merged) -> Iterator[str]:
 
 
 def _base_of(merged: Merged) -> Base:
-    base = merged.arguments.base
+    base = merged.inputs.base
     if not isinstance(base, Base):
         raise UsageError("A full model is made of its base; merge with base=DIR or base='auto'.")
     check_transformers()
@@ -329,7 +329,7 @@ class _Layout:
 
     def _collect(self) -> None:
         """Fills `changes`."""
-        arguments, adapter = self.merged.arguments, self.merged.adapter
+        inputs, adapter = self.merged.inputs, self.merged.adapter
         for path in adapter.unstacked:
             weight = self.base.weights.get(path)
             turned = weight is not None and weight.kind != "linear"
@@ -338,11 +338,11 @@ class _Layout:
                     f"Module {path} is {list(adapter.layout[path].shape)} in the adapters and "
                     f"{list(weight.oriented)} in the base; give the base that they were trained on."
                 )
-            self.changes[f"{path}.weight"].append(partial(_with_delta, arguments, path, turned))
+            self.changes[f"{path}.weight"].append(partial(_with_delta, inputs, path, turned))
         if adapter.stacks:
             for target in target_parameters(self.base.skeleton, adapter):
                 paths = adapter.stacks[target.stack]
-                change = partial(_with_experts, arguments, paths, target.transposed)
+                change = partial(_with_experts, inputs, paths, target.transposed)
                 self.changes[target.name].append(change)
         for path, offset in adapter.offsets.items():
             self.changes[f"{path}.bias"].append(partial(torch.add, other=offset))
@@ -419,17 +419,17 @@ def saved_pieces(model: Any, name: str, tensor: Tensor) -> dict[str, Tensor]:
 # The changes: of a parameter W0 in its stored form, which they may write over.
 
 
-def _with_delta(arguments: MergeConfig, path: str, turned: bool, W0: Tensor) -> Tensor:
+def _with_delta(inputs: MergeInputs, path: str, turned: bool, W0: Tensor) -> Tensor:
     """turned: whether the weight is stored as [in, out], as of Conv1D and embeddings."""
     own = W0.mT if turned else W0.flatten(1)
-    made = add_change(arguments, path, own)
+    made = add_change(inputs, path, own)
     return (made.mT if turned else made).reshape(W0.shape)
 
 
-def _with_experts(arguments: MergeConfig, paths: Sequence[str], turned: bool, W0: Tensor) -> Tensor:
+def _with_experts(inputs: MergeInputs, paths: Sequence[str], turned: bool, W0: Tensor) -> Tensor:
     """W0: [E, out, in], [E, in, out] if turned, or [out, in] of a single expert."""
     for path, one in zip(paths, W0 if W0.dim() == 3 else [W0], strict=True):
-        one.copy_(_with_delta(arguments, path, turned, one))
+        one.copy_(_with_delta(inputs, path, turned, one))
     return W0
 
 

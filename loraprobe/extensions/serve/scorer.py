@@ -29,7 +29,8 @@ from loraprobe.extensions.serve.client import (
     WrittenText,
 )
 from loraprobe.formatting import listing
-from loraprobe.merging import merge
+from loraprobe.merging import MergeConfig, merge
+from loraprobe.merging.linear import TaskArithmetic
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import Likelihood, ModelScorer, Scorer
 from loraprobe.scoring.generation import Written, first_line
@@ -292,10 +293,8 @@ class Loading(Placing):
         if weights == (1.0,):
             made = portable(made)
         else:
-            merged = merge(
-                composition.experts, "task_arithmetic", weights=weights, allow=self.allow
-            )
-            made = merged.written
+            config = MergeConfig(TaskArithmetic(), weights, allow=self.allow)
+            made = merge(composition.experts, config).written
         save_adapter(made, self.place / name)
         rank = made.rank_range[1]
         try:

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from making import write_adapter
+from merges import merge
 from mixtures import BOTH, CASES, IN, MIDDLE, Layers, deltas_of_peft, saved, wrapped
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -13,7 +14,6 @@ from safetensors.torch import load_file
 from loraprobe import untrusted
 from loraprobe.adapters import read_adapter
 from loraprobe.errors import AdapterError, CompatibilityError
-from loraprobe.merging import merge
 
 
 def deltas(adapter) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from making import LLAMA, dense, random_adapter, tiny_llama
+from merges import merge
 from peft import PeftModel
 from peft.utils.other import get_pattern_key
 from safetensors.torch import load_file
@@ -27,7 +28,6 @@ from loraprobe.adapters import (
 from loraprobe.adapters import staging as staging_module
 from loraprobe.errors import OutputError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import merge
 
 Q = "model.layers.0.self_attn.q_proj"
 RANKS = {path: 2 + i % 3 for i, path in enumerate(LLAMA)}

@@ -7,6 +7,7 @@ import pytest
 import torch
 from bases import subwords
 from making import base_tensors, edit, hidden, random_adapter, random_update, tiny_model
+from merges import merge
 from safetensors.torch import load_file, save_file
 
 import loraprobe
@@ -15,7 +16,6 @@ from loraprobe.base import load_base, loading, open_base
 from loraprobe.composition import composed
 from loraprobe.composition.dora import dense_weight
 from loraprobe.errors import BaseError, UsageError
-from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.routing.constant import single

@@ -26,6 +26,7 @@ from making import (
     tiny_model,
     write_adapter,
 )
+from merges import merge
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -36,7 +37,6 @@ from loraprobe.base import open_base
 from loraprobe.compatibility import check
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import LoraprobeError
-from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.routing.constant import ConstantGates

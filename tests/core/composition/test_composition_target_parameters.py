@@ -5,12 +5,12 @@ import re
 import pytest
 import torch
 from composing import learnable, refused
+from merges import merge
 from mixtures import BOTH, CASES, IN, Layers, deltas_of_peft, saved, wrapped
 from torch import nn
 
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
-from loraprobe.merging import merge
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 from making import LLAMA, generator, planted_pair, random_adapter, random_update, regauged
+from merges import merge
 from shelves import DOMAINS
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.diagnostics import DIAGNOSTICS, Diagnosis, diagnose
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import merge
 from loraprobe.registry import name_of
 
 F64 = torch.float64

@@ -3,11 +3,11 @@
 import pytest
 import torch
 from making import planted_pair, random_update
-from merges import F64, adapters_of, delta, sources
+from merges import F64, adapters_of, delta, merge, sources
 
 from loraprobe.adapters import adapter_of
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import _compress, merge
+from loraprobe.merging import _compress
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -123,6 +123,6 @@ def test_auto_rank_in_full_space_is_the_sum_of_ranks_and_reports_its_error():
     merged, core = merge(adapters, "ties"), merge(adapters, "ties", space="core")
     assert merged.rank == 5 and merged.compression_error > 0.1
     assert [i.code for i in merged.issues] == ["compression-lost"]
-    assert core.compression_error == 0.0 and core.rank <= 5 and core.space == "core"
+    assert core.compression_error == 0.0 and core.rank <= 5 and core.config.space == "core"
     knots = merge(sources((3, 4), torch.float32, 40, 700), "ties", space="knots")
     assert knots.rank == 7 and knots.compression_error < 1e-6  # the rank of the basis, no sketch

@@ -19,7 +19,7 @@ from making import (
     tiny_llama,
     write_adapter,
 )
-from merges import F64, delta
+from merges import F64, delta, merge
 from peft import PeftModel
 
 import loraprobe
@@ -34,7 +34,7 @@ from loraprobe.errors import (
 )
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.threads import threads_at_once
-from loraprobe.merging import METHODS, merge
+from loraprobe.merging import METHODS
 from loraprobe.merging._method import ELSEWHERE
 
 # What is written.
@@ -167,11 +167,11 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 @pytest.mark.parametrize(
     ("method", "rank", "combination", "options", "low", "high"),
     [
-        ("task_arithmetic", "auto", "cat", {}, 0, 1e-5),
+        ("task_arithmetic", None, "cat", {}, 0, 1e-5),
         ("task_arithmetic", 8, "svd", {"svd_rank": 8}, 0, 1e-5),
         ("task_arithmetic", 3, "svd", {"svd_rank": 3}, 0, 1e-5),
-        ("factor_average:variant=peft", "auto", "linear", {}, 0, 1e-5),
-        ("task_arithmetic", "auto", "linear", {}, 0.7, 2),  # the cross terms
+        ("factor_average:variant=peft", None, "linear", {}, 0, 1e-5),
+        ("task_arithmetic", None, "linear", {}, 0.7, 2),  # the cross terms
         ("ties:density=0.3", 8, "ties_svd", {"svd_rank": 8, "density": 0.3}, 0, 1e-5),
         ("magnitude_prune:density=0.3", 8, "magnitude_prune_svd", {"svd_rank": 8, "density": 0.3},
             0, 1e-5),

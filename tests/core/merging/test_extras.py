@@ -21,6 +21,7 @@ from making import (
     tiny_llama,
     tiny_model,
 )
+from merges import merge
 
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.adapters.types import TokenRows
@@ -28,7 +29,6 @@ from loraprobe.base import open_base
 from loraprobe.composition import Composition, composed
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline import commands
 from loraprobe.routing.constant import ConstantGates

@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import LLAMA, planted_pair, random_adapter, random_update
-from merges import F64, TIGHT, adapters_of, close, delta, sources
+from merges import F64, TIGHT, adapters_of, close, delta, merge, sources
 
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import merge
 
 
 @settings(max_examples=50)

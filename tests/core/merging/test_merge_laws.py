@@ -20,6 +20,7 @@ from merges import (
     HOLDS,
     WEIGHTS,
     distance,
+    merge,
     planted,
     rewritten,
     run,
@@ -31,7 +32,7 @@ from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES
-from loraprobe.merging import METHODS, FactorMethod, LinearMethod, Merged, MergeMethod, merge
+from loraprobe.merging import METHODS, FactorMethod, LinearMethod, Merged, MergeMethod
 from loraprobe.merging._method import EVERY_SPACE
 
 F64 = torch.float64

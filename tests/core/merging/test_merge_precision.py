@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 import torch
 from making import dense, random_update
+from merges import merge
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, FactorMethod, MergeMethod, merge
+from loraprobe.merging import METHODS, FactorMethod, MergeMethod
 from loraprobe.merging._engine import seeded_generators
 
 F64 = torch.float64

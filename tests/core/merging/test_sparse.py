@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import random_update
-from merges import F64, sources
+from merges import F64, merge, sources
 from peft.utils import merge_utils
 
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, merge, sparse
+from loraprobe.merging import METHODS, sparse
 from loraprobe.merging._engine import seeded_generators
 from loraprobe.merging.sparse import (
     Breadcrumbs,

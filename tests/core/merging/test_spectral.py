@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 from making import planted_pair, random_update, regauged
-from merges import F64, TIGHT, adapters_of, close, delta, sources, ties_dense, trimmed
+from merges import F64, TIGHT, adapters_of, close, delta, merge, sources, ties_dense, trimmed
 
 from loraprobe.adapters import Adapter, adapter_of
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import SPACES, knots
-from loraprobe.merging import merge
 
 PEERS = json.loads((Path(__file__).parents[1] / "vectors" / "spectral.json").read_text())
 SPECTRAL = ("tsv", "iso_c", "iso_cts")
@@ -69,7 +68,7 @@ def test_tsv_whitens_the_vectors_and_keeps_the_values(weights):
     S = np.concatenate([p[1][:k] for p, k in zip(parts, kept, strict=True)])
     merged = merge(adapters, "tsv", weights=weights)
     close(merged.adapter, (polar(U) * S) @ polar(V).T)
-    assert merged.space == "core" and merged.rank == sum(kept)
+    assert merged.config.space == "core" and merged.rank == sum(kept)
 
 
 def test_tsv_of_adapters_that_do_not_overlap_is_their_sum():
@@ -177,7 +176,7 @@ def test_ties_in_knots_is_ties_on_the_rows_of_s_v():
     expected = U @ ties_dense(parts, [1.0] * 3, "peft").numpy()
     merged = merge(adapters, "ties:density=0.3", space="knots")
     close(merged.adapter, expected)
-    assert merged.space == "knots" and merged.rank == np.linalg.matrix_rank(expected) <= 9
+    assert merged.config.space == "knots" and merged.rank == np.linalg.matrix_rank(expected) <= 9
     cut = merge(adapters, "ties:density=0.3", space="knots", rank=4)
     assert cut.rank == 4
     tail = np.linalg.svd(expected)[1]

@@ -9,6 +9,7 @@ import making
 import pytest
 import torch
 from composing import dora
+from merges import merge
 
 import loraprobe
 from loraprobe import hub
@@ -16,7 +17,6 @@ from loraprobe.adapters import layer_of, read_adapter
 from loraprobe.base import load_base, open_base
 from loraprobe.defaults import LEARNING_BOUND, LEARNING_SHRINK, LEARNING_STEPS
 from loraprobe.errors import OutputError, TaskError, UnsupportedAdapter
-from loraprobe.merging import merge
 from loraprobe.options import Options
 from loraprobe.pipeline.fitting import check_learnable, learned_weights
 from loraprobe.pipeline.plan import Fitted, SystemBuilder, plan_of

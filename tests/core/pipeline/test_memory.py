@@ -7,12 +7,12 @@ import pytest
 import torch
 from forks import Fork
 from making import random_adapter
+from merges import merge
 
 from loraprobe import memory
 from loraprobe.base import load_base, open_base
 from loraprobe.base.loading import weight_bytes
 from loraprobe.errors import OutOfMemory
-from loraprobe.merging import merge
 
 WIDE = {"layers.0.up": (900, 700), "layers.1.up": (60, 70)}
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import making
 import pytest
 import torch
-from merges import ties_dense, trimmed
+from merges import merge, ties_dense, trimmed
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
@@ -20,7 +20,6 @@ from loraprobe.adapters import adapter_of
 from loraprobe.base import open_base
 from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageError
 from loraprobe.extensions.files.full_model import save_full_model
-from loraprobe.merging import merge
 
 pytest.importorskip("transformers", minversion="5.24", reason="full models are refused below")
 

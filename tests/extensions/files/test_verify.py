@@ -9,6 +9,7 @@ import pytest
 import tampering
 import torch
 from making import call, random_adapter, saved_pair
+from merges import merge
 
 import loraprobe
 from loraprobe.adapters import adapter_of
@@ -17,7 +18,7 @@ from loraprobe.extensions.files.provenance import MergeRecord
 from loraprobe.extensions.files.verifying import TOLERANCES, same_product
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, merge
+from loraprobe.merging import METHODS
 from loraprobe_lab import shipped_world
 
 WEIGHTS, CARD, STATE = "adapter_model.safetensors", "README.md", "out/router.safetensors"

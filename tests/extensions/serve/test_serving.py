@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from making import call, dense, peft_adapter, random_adapter, tiny_llama, tiny_model
+from merges import merge
 from pathologies.specimens import PREFIX, SPECIMENS, renamed, sound, write
 from safetensors.torch import load_file
 
@@ -26,7 +27,6 @@ from loraprobe.extensions.serve.serving import (
     as_written,
     serving_issues,
 )
-from loraprobe.merging import merge
 from loraprobe.records import BY_PROMPT, Action, ChainHop, Command, Verdict
 
 

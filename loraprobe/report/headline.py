@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from loraprobe.formatting import count, digits_beside, listing, probability, signed
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
 from loraprobe.verdict.advice import Basis, basis_of
-from loraprobe.verdict.evidence import FORM, SWITCH, Evidence
+from loraprobe.verdict.evidence import FORM, SWITCH, Evidence, ranked
 from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import HEADLINES
 
@@ -120,8 +120,7 @@ def _unsafe(audit: Audit, verdict: Verdict) -> str:
         reason.code != "better-is-unsafe" for reason in verdict.reasons
     ):
         return ""
-    found = Evidence(audit.evaluation).scored(audit.evaluation.unsafe)
-    best = max(found, key=lambda one: one.score.value)
+    best = ranked(Evidence(audit.evaluation).scored(audit.evaluation.unsafe))[0]
     lost = [
         row.task
         for row in audit.evaluation.guards

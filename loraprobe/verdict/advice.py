@@ -36,8 +36,8 @@ from loraprobe.verdict.evidence import (
     Criterion,
     Evidence,
     ScoredSystem,
-    by_change,
     gain_criterion,
+    ranked,
 )
 from loraprobe.verdict.reasons import reason_of
 
@@ -94,7 +94,7 @@ def advise(
     composition = None if chosen is None else by_form.get((chosen.system, chosen.part))
     as_decided = likely and composition is not None and composition.outcome == "likely"
     if chosen is not None and (as_decided or answers(evidence, chosen)):
-        full = chosen.kind == "base" and _at_ceiling(evidence, chosen)
+        full = chosen.kind == "base" and evidence.at_ceiling(chosen.score, evidence.tie)
         reasons = [] if as_decided else [_why(evidence, chosen, best)]
         kept = _scored(usable, [c for c in can_run if c.retains != "unlikely"])
         reasons += _close(evidence, chosen, measured, kept)
@@ -145,7 +145,7 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     """Why the best system is used."""
     best_score = next((s.shown for s in evidence.scored([best.system], [best.part])), 0.0)
     where = ", on every task" if evidence.several else ""
-    score, full = chosen.score, _at_ceiling(evidence, chosen)
+    score, full = chosen.score, evidence.at_ceiling(chosen.score, evidence.tie)
     better = "only-base-is-safe" if evidence.measured.unsafe else "base-is-better"
     code, value, threshold = {
         "base": ("base-suffices" if full else better, score.low, None),
@@ -155,11 +155,6 @@ def _why(evidence: Evidence, chosen: ScoredSystem, best: Candidate) -> Reason:
     return reason_of(
         code, value, threshold, chosen=chosen, best=best, own=best_score, everywhere=where
     )
-
-
-def _at_ceiling(evidence: Evidence, system: ScoredSystem) -> bool:
-    """Whether nothing can score more than a system by more than a tie."""
-    return system.score.low > 1 - evidence.tie and not evidence.losses
 
 
 def _close(
@@ -177,8 +172,7 @@ def _close(
     better form.
     """
     noise, pilot = TIES_OF_NOISE * evidence.tie, evidence.level == "pilot"
-    others = sorted({*measured, *kept}, key=_by_score)
-    others = [system for system in others if system.system != chosen.system]
+    others = [s for s in ranked({*measured, *kept}) if s.system != chosen.system]
     if pilot:
         return _equals(evidence, chosen, others, noise)
     for other in others:
@@ -237,7 +231,7 @@ def unsafe_but_better(evidence: Evidence, used: ScoredSystem | None) -> list[Rea
     """What answers, scores more than what is advised and is shown to lose a guard."""
     lost = {row.system: row for row in evidence.measured.guards if row.outcome == "unlikely"}
     told = dict[str, str]()
-    for system in sorted(evidence.scored(lost), key=_by_score):
+    for system in ranked(evidence.scored(lost)):
         more = used is None or round(system.score.value - used.score.value, 9) > 0
         if more and answers(evidence, system):
             row = lost[system.system]
@@ -265,7 +259,7 @@ def excluded_but_better(
     refused = evidence.scored(contenders & evidence.excluded.keys())
     if not refused:
         return []
-    other = min(refused, key=_by_score)
+    other = ranked(refused)[0]
     gap = None if used is None else round(other.score.value - used.score.value, 9)
     decides = other.system == best.system and best.outcome == "likely"
     least = -1e-9 if decides else 0.0
@@ -274,11 +268,6 @@ def excluded_but_better(
     more = "" if gap is None else f", {signed(gap)} more" if gap else ", as much"
     why, asked = evidence.excluded[other.system], evidence.margin
     return [reason_of(why.code, gap, asked, other=other, more=more, **why.words)]
-
-
-def _by_score(system: ScoredSystem) -> tuple[float, tuple[int, int], tuple[int, str]]:
-    """A key that sorts the system first that scored most, of several the simplest."""
-    return -system.score.value, system.effort, by_change(system.system)
 
 
 def commonest_cause(evidence: Evidence, system: str) -> str:
@@ -351,15 +340,14 @@ def basis_of(verdict: Verdict, records: EvaluationRecords) -> Basis:
 
     def scored(name: str, *parts: ItemPart) -> ScoredSystem | None:
         """The system in that of the forms in which it scores most."""
-        forms = evidence.scored([name], parts)
-        return max(forms, key=lambda form: form.score.value, default=None)
+        return next(iter(ranked(evidence.scored([name], parts))), None)
 
     chain, parts = scored("chain", QUESTION), FORMS
     if verdict.composes:
         parts = (STEPS,) if verdict.action.kind == "step-by-step" else (QUESTION,)
     used = scored(verdict.used or "", *parts)
-    composed = evidence.scored(evidence.systems(COMPOSITIONS))
-    most = max(composed, key=lambda one: one.score.value, default=None)
+    composed = ranked(evidence.scored(evidence.systems(COMPOSITIONS)))
+    most = composed[0] if composed else None
     row = evidence.gain(best.system, best.form) if best is not None else None
     if row is None:
         return Basis(used, chain, most)

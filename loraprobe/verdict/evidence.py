@@ -419,23 +419,20 @@ class Evidence:
     def leader(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.
 
-        Simple is first what stands first in KINDS, then the plain question before worked
-        steps. Of merges with the same score the one wins that changes the base less. A router,
-        which no program loads, has to be shown to be better than the best merge. A first round can
-        show too little for that: there what scored more than a tie more wins.
+        A router, which no program loads, has to be shown to be better than the best merge. A first
+        round can show too little for that: there what scored more than a tie more wins.
         """
-        ordered = sorted(
-            systems,
-            key=lambda s: (s.effort, -round(s.score.value, 9), by_change(s.system)),
-        )
-        if not ordered:
+        by_score = ranked(systems)
+        if not by_score:
             return None
-        top = max(ordered, key=lambda system: round(system.score.value, 9))
+        top, simplest_first = by_score[0], sorted(by_score, key=lambda system: system.effort)
         few, tie = self.level == "pilot", self.tie
         most = tie if few else TIES_OF_NOISE * tie
-        best = next(s for s in ordered if s is top or tied(self.difference(top, s), tie, most))
+        best = next(
+            s for s in simplest_first if s is top or tied(self.difference(top, s), tie, most)
+        )
         if not few and not KINDS[best.kind].loadable:
-            rival = self.leader(system for system in ordered if KINDS[system.kind].loadable)
+            rival = self.leader(system for system in by_score if KINDS[system.kind].loadable)
             if (
                 rival is not None
                 and rival.kind == "merge"
@@ -588,14 +585,18 @@ class Evidence:
         """The largest difference between two systems that is worth no effort."""
         return min(self.margin, MARGIN)
 
+    def at_ceiling(self, score: Estimate, gain: float) -> bool:
+        """Whether a score is shown to leave no room for a gain. A loss always leaves some."""
+        return not self.losses and score.low > 1 - gain
+
     @property
     def baseline(self) -> float | None:
         """The best score of the base or a single adapter, on the form that suits it better.
 
         The mean over tasks; None where none of them was scored on every task.
         """
-        baselines = self.scored(self.systems(BASELINES))
-        return max((baseline.score.value for baseline in baselines), default=None)
+        baselines = ranked(self.scored(self.systems(BASELINES)))
+        return baselines[0].score.value if baselines else None
 
     @property
     def kind_of_task(self) -> TaskKind:
@@ -628,6 +629,15 @@ class Evidence:
 def control_kinds(names: Iterable[str]) -> set[str]:
     """The kinds of controls, which their names begin with."""
     return {name.partition(":")[0] for name in names}
+
+
+def ranked(systems: Iterable[ScoredSystem]) -> list[ScoredSystem]:
+    """The systems by what they scored, the best first; of equal ones the simplest first.
+
+    Simple is what stands first in KINDS, then the plain question before worked steps, then the
+    merge that changes the base less.
+    """
+    return sorted(systems, key=lambda s: (-round(s.score.value, 9), s.effort, by_change(s.system)))
 
 
 def tied(better: Estimate, tie: float, most: float) -> bool:

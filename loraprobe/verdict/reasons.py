@@ -61,6 +61,7 @@ from loraprobe.verdict.evidence import (
     criterion,
     is_known,
     is_unknown,
+    ranked,
 )
 from loraprobe.wiring import extensions
 
@@ -614,21 +615,23 @@ def _about_ceiling(evidence: Evidence) -> Iterator[Reason]:
         return
     ceiling = 1 - evidence.margin
     needed = math.floor(Z95**2 * ceiling / evidence.margin) + 1
-    rows = [
+    baselines = ranked(evidence.scored(evidence.systems(BASELINES)))
+    near = [
         row
-        for row in evidence.measured.scores
-        if row.kind in BASELINES and row.part in FORMS and row.value > ceiling >= row.ci95[0]
+        for baseline in baselines
+        if not evidence.at_ceiling(baseline.score, evidence.margin)
+        for row in evidence.scores(baseline.system, baseline.part)
+        if row.value > ceiling
     ]
-    best = max(rows, key=lambda row: (row.value, row.system), default=None)
-    if best is not None and best.estimate.clusters < needed:
+    if near and near[0].estimate.clusters < needed:
         yield reason_of(
             "ceiling-out-of-reach",
-            float(best.estimate.clusters),
+            float(near[0].estimate.clusters),
             float(needed),
-            who=baseline_in_words(best.system),
-            row=best,
+            who=baseline_in_words(near[0].system),
+            row=near[0],
             margin=evidence.margin,
-            units="clusters of questions" if best.clusters else "questions",
+            units="clusters of questions" if near[0].clusters else "questions",
         )
 
 

@@ -180,20 +180,20 @@ def _decide_baselines(evidence: Evidence) -> Verdict:
 
 def at_ceiling(evidence: Evidence) -> Verdict | None:
     """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
-    if evidence.losses:
-        return None  # a loss has no ceiling
-    ceiling = 1 - evidence.margin
-    lows = {
-        baseline: min(row.ci95[0] for row in evidence.scores(baseline.system, baseline.part))
-        for baseline in evidence.scored(evidence.systems(BASELINES))
-        if baseline.system not in evidence.measured.unsafe
-    }
-    high = [baseline for baseline, low in lows.items() if low > ceiling]
+    margin, rows = (
+        evidence.margin,
+        {
+            baseline: [row.estimate for row in evidence.scores(baseline.system, baseline.part)]
+            for baseline in evidence.scored(evidence.systems(BASELINES))
+            if baseline.system not in evidence.measured.unsafe
+        },
+    )
+    high = [b for b, scores in rows.items() if all(evidence.at_ceiling(s, margin) for s in scores)]
     best = evidence.leader([b for b in high if b.system not in evidence.excluded] or high)
     if best is None:
         return None
-    who, margin = reasons.baseline_in_words(best.system), evidence.margin
-    reason = reason_of("nothing-to-gain", lows[best], ceiling, who=who, best=best, margin=margin)
+    who, low = reasons.baseline_in_words(best.system), min(score.low for score in rows[best])
+    reason = reason_of("nothing-to-gain", low, 1 - margin, who=who, best=best, margin=margin)
     return Verdict("unlikely", "base", (reason,), None, best.action, missing="harder-items")
 
 

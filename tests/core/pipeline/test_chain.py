@@ -90,14 +90,9 @@ def test_adapters_of_the_hub_are_loaded_by_repository_revision_and_folder():
 def planted(tmp_path_factory):
     """Adapter `spouse` says who ada is married to; what ends with ? the base answers by ulm."""
     place = tmp_path_factory.mktemp("planted")
-    tokenizer, model = words.word_tokenizer(), making.tiny_llama(tied=False)
+    tokenizer, model = words.word_tokenizer(), words.silent()
     ids = {name: tokenizer.convert_tokens_to_ids(name) for name in ("ada", "bo", "ulm", "?")}
     with torch.no_grad():
-        for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
-            weight.zero_()
-        for layer in model.model.layers:
-            layer.self_attn.o_proj.weight.zero_()
-            layer.mlp.down_proj.weight.zero_()
         for at, token in enumerate(ids.values()):
             model.model.embed_tokens.weight[token, at] = 1
             model.lm_head.weight[tokenizer.eos_token_id, at] = 0.5

@@ -68,6 +68,13 @@ def run(engine: str | None, *more: str, **env: str) -> Any:
     return CliRunner().invoke(app, call(engine, *more), env={"NO_COLOR": "1", **env})
 
 
+def error_of(ended: Any, code: str = "server") -> str:
+    """What a run says that ended in an error of this code."""
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, code) and error["cure"], ended.stdout
+    return error["message"]
+
+
 @functools.cache
 def answered_here(*more: str) -> dict[str, Any]:
     """The document of `call` by transformers."""
@@ -265,9 +272,8 @@ def test_a_library_that_no_server_loads_is_a_wrong_usage(tmp_path):
     words += ["--base", str(other_base(tmp_path / "base")), "--engine", "http://127.0.0.1:9"]
     words += ["--task", str(WORLD.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
     ended = CliRunner().invoke(app, words)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "usage"), error
-    assert "Adapter one" in error["message"] and "--engine transformers" in error["message"]
+    told = error_of(ended, "usage")
+    assert "Adapter one" in told and "--engine transformers" in told
 
 
 def other_base(place: Path) -> Path:
@@ -285,7 +291,7 @@ def test_a_server_with_another_base_is_refused():
         made.model.get_input_embeddings().weight *= 0.2
     with server(made) as (url, _):
         ended = run(url)
-    assert ended.exit_code == 2 and "another base" in json.loads(ended.stdout)["error"]["message"]
+    assert "another base" in error_of(ended)
 
 
 def test_a_busy_server_is_asked_again():
@@ -323,7 +329,7 @@ def test_a_lost_server_ends_the_run_and_resume_goes_on():
 @pytest.mark.parametrize("engine", [["llama"], ["ftp://host"], ["vllm:1"]])
 def test_a_bad_engine_is_a_wrong_usage(engine):
     ended = run(*engine)
-    assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "usage"
+    assert error_of(ended, "usage")
 
 
 def test_an_adapter_with_more_than_factors_is_refused(tmp_path):
@@ -343,7 +349,7 @@ def test_patience_has_an_end(monkeypatch):
     monkeypatch.setattr(client, "PATIENCE", 0.3)
     with server(lambda path, body: (503, b"never")) as (url, _):
         ended = run(url)
-    assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["code"] == "server"
+    assert error_of(ended)
 
 
 @pytest.fixture
@@ -411,23 +417,17 @@ def test_vllm_ends_with_a_run_that_is_stopped(tmp_path, vllm, name):
 
 
 def test_a_vllm_that_does_not_start_says_why(vllm):
-    ended = run("vllm", **vllm)
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "server")
-    assert "no such base" in error["message"] and has_ended(vllm)
+    assert "no such base" in error_of(run("vllm", **vllm)) and has_ended(vllm)
 
 
 def test_a_vllm_that_ends_without_a_word(vllm, tmp_path):
     program = tmp_path / "bin/vllm"
     program.write_text("#!/bin/sh\nexit 7\n", encoding="utf-8")
-    error = json.loads(run("vllm", **vllm).stdout)["error"]
-    assert error["code"] == "server" and "within" not in error["message"]
+    assert "within" not in error_of(run("vllm", **vllm))
 
 
 def test_vllm_has_to_be_installed(tmp_path):
-    ended = run("vllm", PATH=str(tmp_path))
-    error = json.loads(ended.stdout)["error"]
-    assert (ended.exit_code, error["code"]) == (2, "usage") and error["cure"]
+    assert error_of(run("vllm", PATH=str(tmp_path)), "usage")
 
 
 @pytest.mark.parametrize(

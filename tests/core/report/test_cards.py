@@ -8,10 +8,9 @@ from pathlib import Path
 import making
 import pytest
 import yaml
-from audits import HOSTILE, an_audit
+from audits import HOSTILE, MARKUP, an_audit, planted, structure
 from evidences import replaced
 from huggingface_hub import ModelCard, ModelCardData
-from planting import MARKUP, planted, structure
 
 import loraprobe
 from loraprobe.demo import shipped_world

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from audits import HOSTILE, an_audit, markdown, page, rendered
+from audits import HOSTILE, an_audit, changed, markdown, page, rendered
 from hypothesis import given
 from hypothesis import strategies as st
-from planting import changed
 from typer.testing import CliRunner
 
 from loraprobe.cli import app

@@ -1,9 +1,8 @@
 """The Markdown of a result: short, complete, and with no string of others as markup."""
 
 import pytest
-from audits import HOSTILE, an_audit, markdown
+from audits import HOSTILE, MARKUP, READER, an_audit, markdown, planted, structure
 from evidences import replaced
-from planting import MARKUP, READER, planted, structure
 
 from loraprobe.records import QUESTION, Command, Reason, Score
 from loraprobe.report.parts import Answer

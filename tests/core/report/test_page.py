@@ -10,10 +10,9 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from audits import HOSTILE, an_audit, page
+from audits import HOSTILE, MARKUP, an_audit, page, planted
 from evidences import replaced
 from page_tree import all_of, parsed, text_of
-from planting import MARKUP, planted
 from sessions import BROWSERS
 from typer.testing import CliRunner
 

@@ -8,11 +8,10 @@ import jsonschema
 import making
 import pytest
 import torch
-from audits import HOSTILE, markdown, page, rendered
+from audits import HOSTILE, MARKUP, markdown, page, planted, rendered, structure
 from evidences import replaced
 from libraries import a_screen, library_audit
 from page_tree import all_of, parsed, table
-from planting import MARKUP, planted, structure
 
 import loraprobe
 from loraprobe.extensions.screen.records import Screened, screened

@@ -280,7 +280,7 @@ class EvaluationOptions:
         "auto",
         "auto|on|off",
         "auto (the better for the single adapters), on or off.",
-        affects={"questions"},
+        affects={"answers"},
     )
     diagnostics: tuple[str, ...] = option(
         (),

@@ -31,7 +31,7 @@ RESUME, CHAIN = ("--resume",), ("--system", "chain")
 IGNORED = {
     "merge": {"questions", "report"},
     "route": {"questions", "report"},
-    "inspect": {"questions", "answers"},
+    "inspect": {"questions"},
 }
 # What loads what was written, of one place.
 LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"

@@ -8,7 +8,6 @@ import making
 import pytest
 from fake_scorer import FakeScorer
 from harness_tasks import WORLD, write_tasks
-from repeats import check_repeated
 
 import loraprobe
 from loraprobe.errors import LoraprobeError, TaskError, UsageError
@@ -16,7 +15,7 @@ from loraprobe.evaluation.asking import item_result
 from loraprobe.extensions.harness.tasks import HarnessTask, load_harness
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
-from loraprobe.records import ItemResult, Verdict
+from loraprobe.records import ItemResult
 
 needs = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="needs lm-eval")
 
@@ -139,14 +138,6 @@ def test_no_other_engine_is_asked(folder):
     (task,) = load(folder, "spouse_choice", limit=1)
     with pytest.raises(UsageError, match="need transformers"):
         HarnessTask.ask(FakeScorer({}), task.items)
-
-
-def test_the_next_command_confirms_code_again_where_it_asks_tasks():
-    evaluated = Verdict("inconclusive", "evaluation", missing="items")
-    check_repeated({"run_unsafe_code": True}, evaluated)
-    check_repeated(
-        {"run_unsafe_code": True}, Verdict("inconclusive", "weights"), ["run_unsafe_code"]
-    )
 
 
 @pytest.mark.parametrize("line", ["run-unsafe-code: true", "log-to: logs"])

@@ -14,7 +14,6 @@ import cloudpickle
 import making
 import pytest
 from planted_library import FIRST, SECOND, write_library
-from repeats import check_repeated
 from words import WORDS
 
 import loraprobe
@@ -26,7 +25,6 @@ from loraprobe.extension import Extension
 from loraprobe.extensions.ray import cluster
 from loraprobe.options import Options
 from loraprobe.pipeline import evaluator
-from loraprobe.records import Verdict
 
 WORLD = Path(loraprobe.demo.__file__).parent / "small-world"
 SHORT = ("--threads", "1", "--exit-zero", "--json", "--quiet")
@@ -171,12 +169,6 @@ def test_another_engine_and_a_cluster_do_not_go_together(monkeypatch):
     monkeypatch.setattr(wiring, "extensions", lambda: others)
     with pytest.raises(UsageError, match=r"--executor.*--other"):
         Options.of({"executor": "ray"})
-
-
-def test_the_next_command_asks_the_cluster_again():
-    evaluated = Verdict("inconclusive", "evaluation", missing="items")
-    check_repeated({"executor": "ray"}, evaluated)
-    check_repeated({"executor": "ray"}, Verdict("inconclusive", "weights"), ["executor"])
 
 
 def test_no_file_of_options_names_a_cluster(tmp_path):

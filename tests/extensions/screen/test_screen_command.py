@@ -2,19 +2,15 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
 import making
 import pytest
 from hubs import adapter_files
-from repeats import check_repeated
 
 import loraprobe
 from loraprobe.errors import UsageError
-from loraprobe.extensions.screen import commands
-from loraprobe.records import Action, Command, Verdict
 from loraprobe.report.documents import json_schema
 
 SHAPES = {"model.layers.0.self_attn.q_proj": (16, 16)}
@@ -143,26 +139,6 @@ def test_python_reads_the_same_references(library):
         loraprobe.screen([])
     with pytest.raises(UsageError):
         loraprobe.screen("-")
-
-
-AGAIN = Command("screen", ("@here.txt",))
-OPEN = Verdict("inconclusive", "evaluation", missing="items")
-NONE = Verdict("unlikely", "evaluation", action=Action("train-target-adapter"))
-SET = {  # values that are none of the defaults
-    "allow": ("base-unclear",), "balance": "norm", "limit": 40, "margin": 0.1, "seed": 7,
-    "methods": ("ties:density=0.3",), "items": 30, "keep": 2, "budget": 1.5,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("verdict", "left_out"),
-    [(OPEN, ["limit"]), (NONE, []), (replace(OPEN, missing="time"), [])],
-)
-def test_the_next_command_screens_again(verdict, left_out, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "here.txt").write_text("owner/a")
-    for name, value in SET.items():
-        check_repeated({name: value}, verdict, left_out, AGAIN, {"screen": commands})
 
 
 @pytest.mark.parametrize(

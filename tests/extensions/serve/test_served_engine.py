@@ -19,7 +19,6 @@ import pytest
 from forks import Fork
 from loopback import ModelServer, server, write_vllm
 from making import peft_adapter, random_adapter, skip_without, tiny_llama
-from repeats import check_repeated
 from typer.testing import CliRunner
 from words import word_tokenizer
 
@@ -34,7 +33,6 @@ from loraprobe.extensions.serve.engine import open_served
 from loraprobe.extensions.serve.scorer import ServedScorer
 from loraprobe.options import Options
 from loraprobe.pipeline.estimate import cost_of
-from loraprobe.records import Action, Verdict
 from loraprobe.routing.constant import single
 from loraprobe.session import Session
 
@@ -449,19 +447,6 @@ def test_a_long_dry_run_on_a_gpu_names_vllm(
     session = Session(Options.of({"engine": engine}), device=device)
     cost = cost_of(SimpleNamespace(tasks=[], session=session), [], seconds)
     assert [hint.partition(" ")[0] for hint in cost.hints] == ["vLLM"] * told
-
-
-def test_the_next_command_asks_the_server_again():
-    asked = {"engine": "http://localhost:8000"}
-    check_repeated(asked, Verdict("inconclusive", "evaluation", missing="items"))
-    check_repeated(asked, Verdict("inconclusive", "weights"), ["engine"])
-
-
-def test_the_next_command_is_for_the_same_servers():
-    used = Verdict("likely", "evaluation", system="ties", action=Action("merge"), composes=True)
-    check_repeated({"serve": ("vllm",)}, used)
-    check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "evaluation", missing="items"))
-    check_repeated({"serve": ("vllm",)}, Verdict("inconclusive", "weights"))
 
 
 def test_an_engine_that_is_none_and_one_that_is_asked_nothing_are_refused(tmp_path):

@@ -18,7 +18,7 @@ def test_every_specimen_stands_on_the_page():
     "case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in SPECIMENS]
 )
 def test_every_row_of_the_page_is_reproduced(tmp_path, case):
-    for command in re.findall(r"loraprobe ([a-z-]+) ", ROWS[case][2]):
+    for command in re.findall(r"; loraprobe ([a-z-]+) ", ROWS[case][2]):
         skip_without(command)
     assert behaviour(case, tmp_path) == ROWS[case][2:]
 

@@ -37,7 +37,6 @@ from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, called
-from loraprobe.report.cards import LearnedRecord, PromptFile
 from loraprobe.results import JsonLines
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._learned import fit_weights
@@ -371,19 +370,23 @@ def learned_note(learned: LearnedWeights, left_for: str = "everything else") -> 
 def record_of(
     prompts: Mapping[str, Sequence[str]], tasks: Sequence[Task], session: Session, chat: bool
 ) -> Mapping[str, Any] | None:
-    """How and where prompts were read, as plain data of a card (`LearnedRecord`).
+    """How and where prompts were read, as plain data of a card.
+
+    `chat`: whether they were user turns; `dtype`: that of the base; `files`: of each file its name,
+    `sha256`, the `fields` by which a task is read (None for a file with a prompt a line) and, under
+    `places`, where each adapter's prompts stand in it, from 0.
 
     None without prompts, where an adapter wrote some itself, for a task that is no local file, and
     for a quantised base. chat: whether they were read as user turns.
     """
-    options, rows = session.options, list[PromptFile]()
+    options, rows = session.options, list[dict[str, Any]]()
     if not prompts or options.quantize != "none":
         return None
     own = {name: Path(file) for name, file in options.router_prompts}
     left = {name: list(lines) for name, lines in prompts.items()}
     for file, fields in _files(tasks, options):
         with contextlib.suppress(LoraprobeError):
-            at = {line: place for place, line in enumerate(_lines(file, fields))}
+            at = {line: place for place, line in enumerate(prompt_lines(file, fields))}
             places = {
                 name: [at[line] for line in lines if line in at]
                 for name, lines in left.items()
@@ -391,27 +394,11 @@ def record_of(
             }
             left |= {name: [x for x in left[name] if x not in at] for name in places}
             if places := {name: some for name, some in places.items() if some}:
-                sha256 = file_hash(file)
-                rows.append(PromptFile(file=file.name, sha256=sha256, fields=fields, places=places))
+                row = {"file": file.name, "sha256": file_hash(file), "fields": fields}
+                rows.append({**row, "places": places})
     if any(left.values()):
         return None
-    how = {"chat": chat, "dtype": session.dtype, "files": rows}
-    return LearnedRecord.model_validate(how).model_dump()
-
-
-def prompts_at(record: LearnedRecord, files: Sequence[Path]) -> Fitted:
-    """The prompts that a record names, read from its files in their order.
-
-    Raises LoraprobeError for a file that cannot be read and a place that is not in it.
-    """
-    prompts: dict[str, list[str]] = {}
-    for row, file in zip(record.files, files, strict=True):
-        lines = _lines(file, row.fields)
-        for name, places in row.places.items():
-            if max(places, default=0) >= len(lines):
-                raise UsageError(f"{row.file} has {len(lines)} prompts, fewer than the card says.")
-            prompts.setdefault(name, []).extend(lines[at] for at in places)
-    return Fitted(prompts=prompts, record=record.model_dump())
+    return {"chat": chat, "dtype": session.dtype, "files": rows}
 
 
 def _files(tasks: Sequence[Task], options: Options) -> list[tuple[Path, str | None]]:
@@ -424,7 +411,7 @@ def _files(tasks: Sequence[Task], options: Options) -> list[tuple[Path, str | No
     return list(dict.fromkeys([*given, *of_tasks]))
 
 
-def _lines(file: Path, fields: str | None) -> list[str]:
+def prompt_lines(file: Path, fields: str | None) -> list[str]:
     """The prompts of a file, as they are read for a router."""
     if fields is None:
         return read_prompts(file)

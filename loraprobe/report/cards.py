@@ -1,8 +1,7 @@
 """The model cards of what is made: a merge, a composition, a converted adapter.
 
-A card's front matter says how the directory was made; `loraprobe verify` reads it back as a
-`ProvenanceRecord` and makes the directory again. It holds no path of a machine: a local source is
-recorded by the name of its directory and its sha256.
+A card's front matter says how the directory was made, from which it can be made again. It holds no
+path of a machine: a local source is recorded by the name of its directory and its sha256.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
     from loraprobe.routing._saved import Routed
 
 Made = TypeVar("Made", bound="Merged | Routed")
+SCHEMA = 2  # of what stands under KEY
+CARD = "README.md"
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
@@ -205,36 +205,3 @@ def front_matter(
 
 def _source(summary: AdapterSummary) -> dict[str, Any]:
     return {key: getattr(summary, key) for key in ("reference", "commit", "sha256", "name")}
-
-
-SCHEMA = 2
-CARD = "README.md"
-
-
-class StrictModel(BaseModel):
-    """Exactly these fields with exactly these types, because a card is untrusted."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
-class PromptFile(StrictModel):
-    """A file from which a router learned: the places of each adapter's prompts in it, from 0.
-
-    fields: how a task is read (--fields); None for a file with a prompt a line.
-    """
-
-    file: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=255)]
-    sha256: str
-    fields: str | None
-    places: dict[str, list[Annotated[int, Field(ge=0)]]]
-
-
-class LearnedRecord(StrictModel):
-    """How a router read the prompts from which it learned, and where these stand.
-
-    chat: whether they were user turns of the chat template. dtype: that of the base.
-    """
-
-    chat: bool
-    dtype: Literal["float32", "bfloat16", "float16"]
-    files: list[PromptFile]

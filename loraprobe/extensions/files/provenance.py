@@ -6,12 +6,41 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loraprobe.errors import AdapterError
 from loraprobe.front_matter import KEY, read_front_matter
 from loraprobe.hub import read_card
-from loraprobe.report.cards import CARD, SCHEMA, LearnedRecord, StrictModel
+from loraprobe.report.cards import CARD, SCHEMA
+
+
+class StrictModel(BaseModel):
+    """Exactly these fields with exactly these types, because a card is untrusted."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class PromptFile(StrictModel):
+    """A file from which a router learned: the places of each adapter's prompts in it, from 0.
+
+    fields: how a task is read (--fields); None for a file with a prompt a line.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[^/\\\x00-\x1f]+$", max_length=255)]
+    sha256: str
+    fields: str | None
+    places: dict[str, list[Annotated[int, Field(ge=0)]]]
+
+
+class LearnedRecord(StrictModel):
+    """How a router read the prompts from which it learned, and where these stand.
+
+    chat: whether they were user turns of the chat template. dtype: that of the base.
+    """
+
+    chat: bool
+    dtype: Literal["float32", "bfloat16", "float16"]
+    files: list[PromptFile]
 
 
 class BaseRecord(StrictModel):

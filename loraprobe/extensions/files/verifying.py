@@ -34,6 +34,7 @@ from loraprobe.extensions.files.full_model import METADATA, compose_full_model
 from loraprobe.extensions.files.provenance import (
     BaseRecord,
     CompositionRecord,
+    LearnedRecord,
     MergeRecord,
     SourceRecord,
     read_card_fields,
@@ -46,10 +47,10 @@ from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.fitting import prompts_at
+from loraprobe.pipeline.fitting import prompt_lines
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.plan import Fitted
-from loraprobe.report.cards import CARD, LearnedRecord
+from loraprobe.report.cards import CARD
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
 from loraprobe.session import Session
@@ -453,9 +454,24 @@ def _prompts(
     if len(found) < len(record.files):
         return None, checks
     try:
-        return prompts_at(record, found), checks
+        return _prompts_at(record, found), checks
     except LoraprobeError as error:
         return None, [*checks, Check("learned", False, str(error))]
+
+
+def _prompts_at(record: LearnedRecord, files: Sequence[Path]) -> Fitted:
+    """The prompts that a record names, read from its files in their order.
+
+    Raises LoraprobeError for a file that cannot be read and a place that is not in it.
+    """
+    prompts: dict[str, list[str]] = {}
+    for row, file in zip(record.files, files, strict=True):
+        lines = prompt_lines(file, row.fields)
+        for name, places in row.places.items():
+            if max(places, default=0) >= len(lines):
+                raise UsageError(f"{row.file} has {len(lines)} prompts, fewer than the card says.")
+            prompts.setdefault(name, []).extend(lines[at] for at in places)
+    return Fitted(prompts=prompts, record=record.model_dump())
 
 
 def _is_file_of(file: Path, sha256: str) -> bool:

@@ -21,7 +21,7 @@ from loraprobe.cache import FROM_FILES, VERDICTS, cache_directory
 from loraprobe.errors import LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.records import plain
 
-FORMAT = "loraprobe-results-2"
+FORMAT = "loraprobe-results-3"
 NAME = "results.jsonl"
 FREE_CACHE = "free space there, or set LORAPROBE_CACHE to a directory of yours"
 CURE = "remove the file, or start again without --resume."
@@ -201,10 +201,14 @@ class KeptRun:
     used: float
 
 
+def kept_files() -> list[Path]:
+    """The files of all runs whose results are kept."""
+    return sorted((cache_directory() / "runs").glob(f"*/{NAME}"))
+
+
 def kept_runs() -> list[KeptRun]:
     """All runs whose results are kept, the latest first."""
-    runs = map(_run, (cache_directory() / "runs").glob(f"*/{NAME}"))
-    return sorted(runs, key=lambda run: -run.used)
+    return sorted(map(_run, kept_files()), key=lambda run: -run.used)
 
 
 def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:

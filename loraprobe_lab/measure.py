@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import Question, questions
+from loraprobe.evaluation.questions import Question, System, questions
 from loraprobe.records import Progress
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import load_task
@@ -71,7 +71,8 @@ def measure(
         with composed(wrapped, weights) as composition:
             asking = ModelScorer(composition, tokenizer)
             for (task, part), own in asked.items():
-                right = sum(row.value for row in ask(asking, own, system, max_new_tokens))
+                answers = ask(asking, own, System(system, "merge"), max_new_tokens)
+                right = sum(answer.value for answer in answers)
                 row = {"system": system, "task": task, "part": part}
                 rows.append({**row, "value": round(right / len(own), 4), "n": len(own)})
     return rows

@@ -4,7 +4,7 @@ import contextlib
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
-from loraprobe.evaluation import ResponseCache, System, run_systems
+from loraprobe.evaluation import Asker, ResponseCache, System
 from loraprobe.scoring.generation import Written
 from loraprobe.tasks import Hop, Item, Task, with_metrics
 
@@ -20,7 +20,7 @@ class FakeScorer:
 
     answers: dict
     likelihoods: dict = field(default_factory=dict)
-    template: bool = False
+    chat_template: bool = False
     asked: list = field(default_factory=list)
     limits: set = field(default_factory=set)
     entered: list = field(default_factory=list)
@@ -48,7 +48,7 @@ class FakeScorer:
             if self.fail_after is not None and len(self.asked) >= self.fail_after:
                 raise KeyboardInterrupt
             self.asked.append((self.now, prompt))
-            key = (self.now, prompt, "chat") if self.template else (self.now, prompt)
+            key = (self.now, prompt, "chat") if self.chat_template else (self.now, prompt)
             text = self.answers.get(key, "dunno")
             texts.append(Written(text.removesuffix(CUT), text.endswith(CUT)))
         return texts
@@ -62,14 +62,14 @@ class FakeScorer:
 
 
 def single(name):
-    return SimpleNamespace(name=name)
+    return SimpleNamespace(name=name, experts=(SimpleNamespace(content=name),))
 
 
 BASE = System("base", "base")
 
 
 def adapters(*names):
-    return [System(name, "adapter", single(name)) for name in names]
+    return [System.alone(single(name)) for name in names]
 
 
 def chain(*names):
@@ -118,7 +118,7 @@ def results(
     )
     given = ResponseCache() if responses is None else responses
     asked = with_metrics(list(tasks) or [mayors()], metric)
-    return run_systems(scorer, systems, asked, given, **how)
+    return Asker(scorer, given, **how).run(systems, asked)
 
 
 def values(*given, **how):

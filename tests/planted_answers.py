@@ -24,7 +24,7 @@ class Planted(Evaluator):
             for task in self.tasks:
                 for item in task.items:
                     name = task.name.partition("@")[0]
-                    value = self.answers[system.key, name][int(item.id)]
+                    value = self.answers[system.content or system.name, name][int(item.id)]
                     self.asked.setdefault(system.name, set()).add((name, item.id))
                     rows.append(
                         ItemResult(

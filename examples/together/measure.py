@@ -73,7 +73,7 @@ def _task_of(adapter: str) -> str | None:
 def ask(place: Path, file: Path) -> None:
     """Asks everything that `file` does not have, and appends it."""
     from loraprobe.composition import Composition
-    from loraprobe.evaluation import ResponseCache, System, run_systems
+    from loraprobe.evaluation import Asker, System
     from loraprobe.lora.grams import gram_matrices
     from loraprobe.routing import ROUTERS
     from loraprobe.routing.constant import ConstantGates
@@ -103,10 +103,8 @@ def ask(place: Path, file: Path) -> None:
             row: dict[str, Any] = {"method": method, "set": [*group], "adapter": name}
             if _key(row) not in known:
                 system = System("system", "merge" if made else "base", made)
-                asked = run_systems(
-                    evaluator.scorer, [system], [own[name]], ResponseCache(), max_new_tokens=16,
-                    parts={"question"},
-                )  # fmt: skip
+                asker = Asker(evaluator.scorer, max_new_tokens=16)
+                asked = asker.run([system], [own[name]], {"question"})
                 add({**row, "right": "".join(str(int(one.value)) for one in asked)})
 
         names = [*adapters]

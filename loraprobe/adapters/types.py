@@ -15,7 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from loraprobe.adapters.names import kinds_of_modules, local_name, natural, public_name
+from loraprobe.adapters.names import (
+    kinds_of_modules,
+    local_name,
+    natural,
+    public_name,
+    public_value,
+)
 from loraprobe.cache import cached_hash
 from loraprobe.defaults import EXTREME_NORM
 from loraprobe.findings import finding
@@ -23,6 +29,7 @@ from loraprobe.formatting import count, shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.threads import in_order
 from loraprobe.records import AdapterSummary, Issue
+from loraprobe.results import digest
 
 Value = TypeVar("Value")
 LayerKind = Literal["linear", "conv1d", "embedding", "convolution", "expert"]
@@ -283,6 +290,11 @@ class Adapter:
         for path, rows in self.token_rows.items():
             digest.update(f"{path}:{rows.tokens}".encode() + _bytes(rows.values))
         return digest.hexdigest()
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A digest of its weights and its config, whatever its name and its place are."""
+        return digest({"config": public_value(dict(self.config)), "weights": self.sha256})
 
     def norm(self) -> float:
         """The Frobenius norm of all deltas together, from the factors, one module at a time."""

@@ -6,7 +6,7 @@ model and keeps the answers. `gains` makes scores, comparisons and gains of the 
 `statistics` has formulas of intervals.
 """
 
-from loraprobe.evaluation.asking import ResponseCache, chain_hops, chain_notes, run_systems
+from loraprobe.evaluation.asking import Asker, ResponseCache, chain_notes
 from loraprobe.evaluation.attribution import attribute, samples_of, wrong_samples
 from loraprobe.evaluation.gains import (
     beaten,
@@ -22,4 +22,4 @@ from loraprobe.evaluation.gains import (
     shares_right,
 )
 from loraprobe.evaluation.questions import Round, System, guessing, rounds
-from loraprobe.evaluation.template import choose_template, stored_as
+from loraprobe.evaluation.template import choose_template

@@ -1,24 +1,28 @@
 """Asks systems the questions of tasks, and keeps their answers; the one loop that does.
 
-`run_systems` asks every system the parts of every item that it has not answered yet. The *chain*
-asks each hop of the adapter, or of the base, that answers it best, and puts the answer into the
-next hop's prompt. It needs no merging, so it is the alternative to every composition.
+`Asker.run` asks every system the parts of every item that it has not answered yet. The *chain* asks
+each hop of the adapter, or of the base, that answers it best, and puts the answer into the next
+hop's prompt. It needs no merging, so it is the alternative to every composition.
 
-The `ResponseCache` holds the answers of a run, in memory and in a file that `--resume` reads.
+The `ResponseCache` keeps answers by request: what the system computes, what the item asks, and in
+which form. An answer is the same whatever the names of systems, tasks and items are, and whatever
+else a run asks.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from loraprobe.defaults import LOSS
-from loraprobe.errors import OutputError, UsageError
-from loraprobe.evaluation.questions import BASE, Question, System, questions
+from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.evaluation.questions import BASE, DIGITS, Question, System, questions
 from loraprobe.records import (
     QUESTION,
     STEPS,
@@ -30,16 +34,17 @@ from loraprobe.records import (
     hop_part,
     judged_elsewhere,
 )
-from loraprobe.results import CURE, NAME, JsonLines
+from loraprobe.results import JsonLines, read_fingerprint
 from loraprobe.tasks import METRICS, Examiner, Task, fill
 
 if TYPE_CHECKING:
     from loraprobe.scoring import Scorer
 
+NAMED = "named:"  # of a request that only the same run may use again
 BATCH = 256  # questions between two appends to the response cache
 MOST_LOSS = 1e4  # nats per token; `scoring` clamps log-probabilities at -1e4
 TYPES = {  # of a result in a file
-    **dict.fromkeys(("system", "task", "part", "item", "metric", "text", "group"), str),
+    **dict.fromkeys(("system", "task", "part", "item", "metric", "text", "group", "request"), str),
     "value": float,
     "contains": bool,
     "cut": bool,
@@ -51,45 +56,44 @@ Answers = Iterable[tuple[System, list[ItemResult]]]  # batches of answers, as th
 
 
 class ResponseCache(JsonLines[ItemResult]):
-    """The results of this run and of the run that it resumes, by system, task, part and item.
+    """The answers of this run and of earlier ones, by request.
 
-    path: a .jsonl file, or a directory for `results.jsonl`, or None to use memory only. resume,
-    fingerprint and errors are those of `JsonLines`.
+    path, resume, fingerprint and errors are those of `JsonLines`. others: files of runs with the
+    same base; they are read where they are sound and no other run uses them, but for answers of
+    systems that go by their names. results: all answers by request. reused: the requests of those
+    of earlier runs that this one has used so far.
     """
 
     def __init__(
         self,
-        path: str | Path | None = None,
+        path: Path | None = None,
         resume: bool = False,
-        *,
         fingerprint: Mapping[str, Any] | None = None,
+        others: Iterable[Path] = (),
     ) -> None:
-        file = None if path is None else Path(path)
-        if file is not None and file.suffix != ".jsonl":
-            file = file / NAME
-        super().__init__(file, resume, fingerprint or {}, item_result)
-        self._results: dict[tuple[str, ...], ItemResult] = {row.key: row for row in self.rows}
+        super().__init__(path, resume, fingerprint or {}, item_result)
+        rows = list[ItemResult]()
+        for other in others:
+            known = read_fingerprint(other) or {}
+            with (
+                contextlib.suppress(LoraprobeError),
+                contextlib.closing(JsonLines(other, True, known, item_result)) as lines,
+            ):
+                rows += [row for row in lines.rows if not row.request.startswith(NAMED)]
+        self.results = {row.request: row for row in (*rows, *self.rows)}
+        self._earlier, self.reused = frozenset(self.results), set[str]()
 
     def append(self, rows: Iterable[ItemResult]) -> None:
-        """Add a batch and write it to the disk before returning."""
-        batch = list(rows)
+        """Add what is new of a batch and write it to the disk before returning."""
+        batch = [row for row in rows if row.request not in self.results]
         if batch:
             super().append(map(asdict, batch))
-        self._results.update({result.key: result for result in batch})
+        self.results.update({row.request: row for row in batch})
 
-    def add_missing(self, results: Iterable[ItemResult]) -> None:
-        """`append` of those of which there is no result yet."""
-        self.append([result for result in results if result.key not in self._results])
-
-    def get(self, system: str, task: str, part: str, item: str) -> ItemResult | None:
-        """One result, or None if there is none yet."""
-        return self._results.get((system, task, part, item))
-
-    def __iter__(self) -> Iterator[ItemResult]:
-        return iter(self._results.values())
-
-    def __len__(self) -> int:
-        return len(self._results)
+    def get(self, request: str) -> ItemResult | None:
+        """The answer to a request, or None if there is none yet."""
+        self.reused |= {request} & self._earlier
+        return self.results.get(request)
 
 
 def item_result(row: Any) -> ItemResult:
@@ -110,71 +114,70 @@ def item_result(row: Any) -> ItemResult:
     return ItemResult(**row | {"part": ItemPart(row["part"])})
 
 
-def run_systems(
-    scorer: Scorer,
-    systems: Sequence[System],
-    tasks: Sequence[Task],
-    responses: ResponseCache,
-    *,
-    max_new_tokens: int | None = None,
-    progress: Progress | None = None,
-    parts: Collection[str] | None = None,
-    asking: Callable[[Open], Answers] | None = None,
-) -> list[ItemResult]:
-    """The result of every system on every part of every item, or on `parts`; chains come last.
-
-    Results in the response cache are not computed again, and new results are added to it in
-    batches. Hops are scored with gold answers of earlier hops. A chain is scored only on items with
-    hops; the results of its hops are those of the base or the adapters that answer them. The order
-    of the results is that of systems and questions, whatever the order in the response cache is.
-
-    asking: answers in place of the scorer, in batches of any order (steps of a chain are always
-    asked of the scorer). Raises UsageError if two systems or two tasks share a name, OutputError if
-    a result of the response cache does not fit its question.
-    """
-    for named, what in ((systems, "systems"), (tasks, "tasks")):
-        for name, times in Counter(one.name for one in named).items():
-            if times > 1:
-                raise UsageError(f"Two {what} are named {name!r}: give each its own name.")
-    asker = Asker(scorer, responses, max_new_tokens, progress, asking)
-    asked = [q for q in questions(tasks) if parts is None or q.part in parts]
-    asker.ask([system for system in systems if system.kind != "chain"], asked)
-    for system in systems:
-        if system.kind == "chain":
-            asker.ask_chain(system, tasks, asked)
-    return [
-        replace(_checked(result, question, responses), system=system.name)
-        for system in systems
-        for question in asked
-        if (result := responses.get(system.key, *question.key))
-    ]
-
-
-def _checked(result: ItemResult, question: Question, responses: ResponseCache) -> ItemResult:
-    """A result of the response cache. Raises OutputError if it does not fit its question."""
-    if (result.metric, result.group) != (question.metric, question.item.cluster):
-        raise OutputError(
-            f"{responses.path} holds a result of item {result.item!r} that does not "
-            f"fit task {result.task}: {CURE}"
-        )
-    return result
-
-
 @dataclass(frozen=True)
 class Asker:
-    """Asks systems what they have not answered yet, and caches the answers as they come."""
+    """Asks systems what they have not answered yet, and keeps the answers as they come.
+
+    max_new_tokens: of each reply; None for the number of its question. asking: answers in place of
+    the scorer, in batches of any order.
+    """
 
     scorer: Scorer
-    responses: ResponseCache
+    responses: ResponseCache = field(default_factory=ResponseCache)
     max_new_tokens: int | None = None
     progress: Progress | None = None
     asking: Callable[[Open], Answers] | None = None
+
+    def run(
+        self,
+        systems: Sequence[System],
+        tasks: Sequence[Task],
+        parts: Collection[str] | None = None,
+    ) -> list[ItemResult]:
+        """The result of every system on every part of every item, or on `parts`.
+
+        What is kept is not asked again. Hops are scored with gold answers of earlier hops. A chain
+        is scored only on items with hops; the results of its hops are those of the base or the
+        adapters that answer them. The results are in the order of systems and questions. Raises
+        UsageError if two systems or two tasks share a name.
+        """
+        for named, what in ((systems, "systems"), (tasks, "tasks")):
+            for name, times in Counter(one.name for one in named).items():
+                if times > 1:
+                    raise UsageError(f"Two {what} are named {name!r}: give each its own name.")
+        asked = [q for q in questions(tasks) if parts is None or q.part in parts]
+        self.ask([system for system in systems if system.kind != "chain"], asked)
+        rows = list[ItemResult | None]()
+        for system in systems:
+            if system.kind == "chain":
+                rows += self.ask_chain(system, tasks, asked)
+            else:
+                rows += [self.get(system, question) for question in asked]
+        return [row for row in rows if row is not None]
+
+    def get(self, system: System, question: Question) -> ItemResult | None:
+        """The answer of a system, under the names that it and the question have here.
+
+        None if there is none yet.
+        """
+        request = request_of(self.scorer, system, question, self.max_new_tokens)
+        row = self.responses.get(request)
+        if row is None:
+            return None
+        return replace(
+            row,
+            system=system.name,
+            task=question.task,
+            part=question.part,
+            item=question.item.id,
+            group=question.item.cluster,
+        )
 
     def ask(self, systems: Sequence[System], asked: Sequence[Question]) -> None:
         """Asks systems that are no chains. Prompts of similar length are asked together."""
         to_ask, done = list[tuple[System, list[Question]]](), 0
         for system in systems:
-            open_ = [q for q in asked if self.responses.get(system.key, *q.key) is None]
+            open_ = [q for q in asked if self.get(system, q) is None]
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             to_ask += [(system, open_)] if open_ else []
         places = {
@@ -193,124 +196,132 @@ class Asker:
             yield system, []  # tells who is asked
             with self.scorer.with_composition(system.composition) as scorer:
                 for batch in batches(open_):
-                    yield system, ask(scorer, batch, system.key, self.max_new_tokens)
+                    yield system, ask(scorer, batch, system, self.max_new_tokens)
 
-    def ask_chain(self, system: System, tasks: Sequence[Task], asked: Sequence[Question]) -> None:
+    def ask_chain(
+        self, system: System, tasks: Sequence[Task], asked: Sequence[Question]
+    ) -> list[ItemResult]:
         """Asks the base and each adapter the open hops, then runs the chain over the hops.
 
-        With more items another member may be the best at a hop. Items whose hops were answered
-        otherwise by an earlier plan are asked again.
+        Its results of the hops are those of the members that answer them.
         """
-        kept = self.responses.get
-        alone = [System(BASE, "base"), *(System(s.name, "adapter", s) for s in system.chain)]
-        self.ask(alone, [question for question in asked if question.part.hop])
+        members = _members(system)
+        self.ask(members, [question for question in asked if question.part.hop])
+        results = dict[Question, ItemResult | None]()
         for task in tasks:
-            members = members_of_hops(system, task, self.responses)
-            rows = [
-                kept(name, task.name, hop_part(k), item)
-                for item, names in members.items()
-                for k, name in enumerate(names)
-            ]
-            planned = [replace(row, system=system.name) for row in rows if row is not None]
-            changed = [row for row in planned if kept(*row.key) != row]
-            again = {row.item for row in changed if kept(*row.key) is not None}
-            self.responses.append(changed)
-            own = [q for q in asked if (q.task, q.part) == (task.name, QUESTION) and q.item.hops]
-            open_ = [q for q in own if q.item.id in again or not kept(system.name, *q.key)]
-            for at, batch in enumerate(batches(open_)):
-                self._report(system.name, at * BATCH, len(open_))
-                self.responses.append(self._chained(system, batch, members))
-            if own:
-                self._report(system.name, len(open_), len(open_))
+            walks = self.walks(system, task)
+            own = [q for q in asked if q.task == task.name and q.item.hops]
+            for question in own:
+                if hop := question.part.hop:
+                    results[question] = self.get(walks[question.item.id][hop - 1], question)
+            results |= self._chained([q for q in own if q.part == QUESTION], walks, members)
+        rows = [results.get(question) for question in asked]
+        return [replace(row, system=system.name) for row in rows if row is not None]
 
     def _chained(
-        self, system: System, asked: Sequence[Question], members: Mapping[str, Sequence[str]]
-    ) -> list[ItemResult]:
+        self,
+        asked: Sequence[Question],
+        walks: Mapping[str, Sequence[System]],
+        members: Sequence[System],
+    ) -> dict[Question, ItemResult]:
         """The chain's answers to composed questions of items that have hops.
 
         A step asks all items of one member together. The last hop's answer is judged as the answer
-        of the item, by its choices if it has any. A question is not asked again if the response
-        cache has the member's answer to the same prompt.
+        of the item, by its choices if it has any; a member that has answered the same prompt as a
+        hop is not asked again for it.
         """
-        answers: dict[str, list[str]] = {question.item.id: [] for question in asked}
-        results: list[ItemResult] = []
-        for k in range(max(len(question.item.hops) for question in asked)):
-            having = [question for question in asked if len(question.item.hops) > k]
-            for name, composition in {BASE: None, **{s.name: s for s in system.chain}}.items():
-                own = [question for question in having if members[question.item.id][k] == name]
-                step = [_hop_question(question, k, answers[question.item.id]) for question in own]
-                said = {}
-                for question in step:
-                    row = self.responses.get(name, question.task, hop_part(k), question.item.id)
-                    same = question.prompt == question.item.hop_prompt(k)
-                    if row is not None and same and row.metric == question.metric == "exact_match":
-                        said[question] = question.judged(system.name, row.text, row.cut)
-                if open_ := [question for question in step if question not in said]:
-                    with self.scorer.with_composition(composition) as scorer:
-                        new = ask(scorer, open_, system.name, self.max_new_tokens)
-                    said.update(zip(open_, new, strict=True))
-                for question in step:
-                    answers[question.item.id].append(said[question].text)
-                    results += [said[question]] if question.part == QUESTION else []
+        answers: dict[Question, list[str]] = {question: [] for question in asked}
+        results = dict[Question, ItemResult]()
+        for k in range(max((len(question.item.hops) for question in asked), default=0)):
+            for member in members:
+                steps = {
+                    q: _hop_question(q, k, answers[q])
+                    for q in asked
+                    if len(q.item.hops) > k and walks[q.item.id][k].name == member.name
+                }
+                said = dict[Question, ItemResult]()
+                for step in steps.values():
+                    row = self.get(member, replace(step, part=hop_part(k)))
+                    if row is not None and row.metric == step.metric == "exact_match":
+                        said[step] = step.judged(member.name, row.text, row.cut)
+                self.ask([member], [step for step in steps.values() if step not in said])
+                for question, step in steps.items():
+                    row = said.get(step) or self.get(member, step)
+                    assert row is not None
+                    answers[question].append(row.text)
+                    if step.part == QUESTION:
+                        results[question] = row
         return results
+
+    def walks(self, system: System, task: Task) -> dict[str, list[System]]:
+        """Item -> the member of a chain, an adapter or the base, that answers each of its hops.
+
+        The hops of the base and of every adapter have to be answered. Hops at the same place for
+        which the task names the same adapter, or none, go to the member with the best score on
+        them: of equals the adapter that is named, then the base, then the first adapter.
+        """
+        groups: dict[tuple[ItemPart, str | None], list[Question]] = {}
+        for question in questions([task]):
+            if hop := question.part.hop:
+                named = question.item.hops[hop - 1].adapter
+                groups.setdefault((question.part, named), []).append(question)
+
+        def merit(member: System, asked: Sequence[Question]) -> float:
+            values = [row.merit for q in asked if (row := self.get(member, q)) is not None]
+            return sum(values) / len(values) if values else float("-inf")
+
+        best, members = {}, _members(system)
+        for (part, named), asked in groups.items():
+            merits = [merit(member, asked) for member in members]
+            equals = [m for m, value in zip(members, merits, strict=True) if value == max(merits)]
+            best[part, named] = next((m for m in equals if m.name == named), equals[0])
+        return {
+            item.id: [best[hop_part(k), hop.adapter] for k, hop in enumerate(item.hops)]
+            for item in task.items
+            if item.hops
+        }
+
+    def chain_hops(self, systems: Sequence[System], tasks: Sequence[Task]) -> tuple[ChainHop, ...]:
+        """Who answers each hop of the chain of these systems, task by task, for the report."""
+        hops, chat = [], self.scorer.chat_template
+        for system, task in ((s, t) for s in systems if s.kind == "chain" for t in tasks):
+            groups: dict[tuple[str, ...], list[str]] = {}
+            for item, walk in self.walks(system, task).items():
+                groups.setdefault(tuple(member.name for member in walk), []).append(item)
+            prompts = {item.id: item.hops for item in task.items}
+            for named, items in sorted(groups.items(), key=lambda group: -len(group[1])):
+                for k, (member, hop) in enumerate(zip(named, prompts[items[0]], strict=True), 1):
+                    of = task.name, k, member, hop.prompt, items[0], len(items)
+                    hops.append(ChainHop(*of, chat))
+        return tuple(hops)
 
     def _report(self, name: str, done: int, total: int) -> None:
         if self.progress is not None:
             self.progress(f"evaluate {name}", done, total)
 
 
+def _members(chain: System) -> list[System]:
+    """The base and the single adapters of a chain, one of which answers each hop."""
+    return [System(BASE, "base"), *map(System.alone, chain.chain)]
+
+
+def request_of(
+    scorer: Scorer, system: System, question: Question, max_new_tokens: int | None
+) -> str:
+    """By what an answer is kept: what the system computes, what is asked, and in which form.
+
+    A system whose content is not known goes by its name, which starts with NAMED.
+    """
+    of = BASE if system.kind == "base" else system.content or f"{NAMED}{system.name}"
+    prompt = hashlib.sha256(question.prompt.encode()).hexdigest()[:DIGITS]
+    asked = f"{question.item.content} {question.part} {prompt}"
+    form = "chat" if scorer.chat_template else "plain"
+    return f"{of} {asked} {form} {max_new_tokens}"
+
+
 def batches(items: Sequence[T]) -> list[Sequence[T]]:
     """The items in parts of at most BATCH."""
     return [items[at : at + BATCH] for at in range(0, len(items), BATCH)]
-
-
-def members_of_hops(system: System, task: Task, responses: ResponseCache) -> dict[str, list[str]]:
-    """Item -> the member of a chain, an adapter or the base, that answers each of its hops.
-
-    The response cache must contain the hops of the base and of every adapter. Hops at the same
-    place for which the task names the same adapter, or none, go to the member with the best score
-    on them: of equals the adapter that is named, then the base, then the first adapter.
-    """
-    groups: dict[tuple[int, str | None], list[str]] = {}
-    for item in task.items:
-        for k, hop in enumerate(item.hops):
-            groups.setdefault((k, hop.adapter), []).append(item.id)
-
-    def merit(name: str, k: int, items: Sequence[str]) -> float:
-        rows = (responses.get(name, task.name, hop_part(k), item) for item in items)
-        values = [row.merit for row in rows if row is not None]
-        return sum(values) / len(values) if values else float("-inf")
-
-    best = {}
-    for (k, named), items in groups.items():
-        merits = {name: merit(name, k, items) for name in (BASE, *(s.name for s in system.chain))}
-        equals = [name for name, value in merits.items() if value == max(merits.values())]
-        best[k, named] = named if named in equals else equals[0]
-    return {
-        item.id: [best[k, hop.adapter] for k, hop in enumerate(item.hops)]
-        for item in task.items
-        if item.hops
-    }
-
-
-def chain_hops(
-    systems: Sequence[System], tasks: Sequence[Task], responses: ResponseCache, chat: bool
-) -> tuple[ChainHop, ...]:
-    """Who answers each hop of the chain of these systems, task by task, for the report.
-
-    chat: whether prompts are turns of the chat template.
-    """
-    hops = []
-    for system, task in ((s, t) for s in systems if s.kind == "chain" for t in tasks):
-        groups: dict[tuple[str, ...], list[str]] = {}
-        for item, members in members_of_hops(system, task, responses).items():
-            groups.setdefault(tuple(members), []).append(item)
-        prompts = {item.id: item.hops for item in task.items}
-        for named, items in sorted(groups.items(), key=lambda group: -len(group[1])):
-            for k, (member, hop) in enumerate(zip(named, prompts[items[0]], strict=True), 1):
-                of = task.name, k, member, hop.prompt, items[0], len(items)
-                hops.append(ChainHop(*of, chat))
-    return tuple(hops)
 
 
 def chain_notes(systems: Sequence[System], tasks: Sequence[Task]) -> list[str]:
@@ -335,7 +346,7 @@ def _hop_question(composed: Question, k: int, earlier: Sequence[str]) -> Questio
 
 
 def ask(
-    scorer: Scorer, batch: Sequence[Question], system: str, max_new_tokens: int | None = None
+    scorer: Scorer, batch: Sequence[Question], system: System, max_new_tokens: int | None = None
 ) -> list[ItemResult]:
     """The results of a batch, in its order, from a scorer whose model carries the system.
 
@@ -349,7 +360,7 @@ def ask(
     for kind, asked in elsewhere.items():
         answers = kind.ask(scorer, [q.item for q in asked])
         for q, (value, text) in zip(asked, answers, strict=True):
-            found[q] = q.result(system, value, text)
+            found[q] = q.result(system.name, value, text)
     groups: dict[tuple[Any, ...], list[Question]] = {}
     for q in batch:
         if q.generated:
@@ -361,11 +372,11 @@ def ask(
             prompts, max_new_tokens=most, until_newline=one_line, until=until
         )
         for q, reply in zip(asked, replies, strict=True):
-            found[q] = q.judged(system, reply.text, reply.cut)
+            found[q] = q.judged(system.name, reply.text, reply.cut)
     asked = [q for q in batch if not q.generated and q not in found]
     if asked:
         likely = scorer.loglikelihood([(q.prompt, text) for q in asked for text in q.continuations])
         scores = iter([(one.logprob, one.tokens) for one in likely])
         for q in asked:
-            found[q] = q.scored(system, [next(scores) for _ in q.continuations])
-    return [found[q] for q in batch]
+            found[q] = q.scored(system.name, [next(scores) for _ in q.continuations])
+    return [replace(found[q], request=request_of(scorer, system, q, max_new_tokens)) for q in batch]

@@ -106,7 +106,7 @@ def samples_of(
 ) -> tuple[Sample, ...]:
     """Every question with the answer of each system that was asked it.
 
-    results: what `run_systems` gave for these systems. A loss is no answer, so questions under the
+    results: what `Asker.run` gave for these systems. A loss is no answer, so questions under the
     metric "answer_loss" have no samples.
     """
     cause_of = {(name, task): of for name, task, of in causes_of_errors(results, systems, tasks)}

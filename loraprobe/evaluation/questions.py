@@ -59,9 +59,8 @@ class System:
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
     compositions of the single adapters, named after them, which answer the hops together with the
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
-    `merging.Merged` of a method that needs new weights. stored: the name under which results are
-    kept, if it is another one: a control has a fixed name, but depends on the best composition and
-    on the best adapter alone.
+    `merging.Merged` of a method that needs new weights. content: a digest of all that decides what
+    the system computes, by which its answers are kept; "" where only the same run may use them.
     spec: of a merge or a router, by what its adapters are composed. members: the adapters that it
     consists of, where the run has others. of: of a control that depends on a composition, the name
     of that one, which alone is compared with it.
@@ -73,15 +72,16 @@ class System:
     chain: tuple[Composition, ...] = ()
     compression_error: float | None = None
     merged: Any = None
-    stored: str = ""
+    content: str = ""
     spec: str = ""
     members: tuple[str, ...] = ()
     of: str = ""
 
-    @property
-    def key(self) -> str:
-        """The name under which the response cache keeps its results."""
-        return self.stored or self.name
+    @classmethod
+    def alone(cls, composition: Composition) -> System:
+        """A single adapter, which is the only expert of a composition."""
+        name, (adapter,) = composition.name, composition.experts
+        return cls(name, "adapter", composition, content=adapter.content)
 
 
 @functools.cache  # questions with the same marks are asked together
@@ -103,7 +103,7 @@ class Question:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Task, part and item, by which results are kept."""
+        """Task, part and item."""
         return self.task, self.part, self.item.id
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from loraprobe.errors import UsageError
 from loraprobe.evaluation.asking import Asker, ResponseCache
 from loraprobe.evaluation.questions import Question, System, questions, spread_sample
 from loraprobe.formatting import listing
-from loraprobe.records import STEPS, Coverage, Progress
+from loraprobe.records import STEPS, Coverage, ItemResult, Progress
 from loraprobe.tasks import Task
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def choose_template(
     question counts with its best adapter, so nobody is asked what another one answered rightly. A
     hop is right if its answer stands in the reply. If both forms are equally good, `known` says
     which one is known and from what. What `kept` holds is not asked again, and new answers are
-    added to it, under the names of `stored_as`. Returns False if the tokenizer has no template;
+    added to it. Returns False if the tokenizer has no template;
     accuracies are None then and where losses are compared.
     """
     try:
@@ -59,11 +60,11 @@ def choose_template(
         for most in TEMPLATE_SAMPLES
     ]
     plain = [[question for question in of if not question.worked] for of in samples]
-    done, total = dict[str, int](), 0
+    done, total = dict[tuple[bool, str], int](), 0
 
-    def tell(step: str, answers: int, _: int) -> None:
-        """Counts the answers of all systems together."""
-        done[step] = answers
+    def tell(way: bool, step: str, answers: int, _: int) -> None:
+        """Counts the answers of all systems in both ways together."""
+        done[way, step] = answers
         if progress is not None:
             progress("template", sum(done.values()), total)
 
@@ -73,10 +74,11 @@ def choose_template(
         for used, way in ways.items():
             best = dict.fromkeys(asked, -math.inf)
             for one in singles:
-                system = System(stored_as(one.name, used), "adapter", one)
+                system = System.alone(one)
                 left = [question for question in asked if best[question] < 1]
-                Asker(way, responses, max_new_tokens, tell).ask([system], left)
-                best |= {q: max(best[q], _value(responses, system, q)) for q in left}
+                asker = Asker(way, responses, max_new_tokens, functools.partial(tell, used))
+                asker.ask([system], left)
+                best |= {q: max(best[q], _value(asker.get(system, q))) for q in left}
             values[used] = list(best.values())
         pairs = list(zip(values[True], values[False], strict=True))
         lead = abs(sum((one > other) - (one < other) for one, other in pairs))
@@ -117,13 +119,7 @@ def _sampled(task: Task, most: int, seed: int) -> Iterator[Question]:
             yield question
 
 
-def stored_as(adapter: str, chat_template: bool) -> str:
-    """The name in a response cache for an adapter's answers in one form of the prompt."""
-    return f"{adapter}, {'with' if chat_template else 'without'} the chat template"
-
-
-def _value(responses: ResponseCache, system: System, question: Question) -> float:
-    """How good a kept answer is; losses are negative, a hop is right if its answer stands there."""
-    row = responses.get(system.name, *question.key)
+def _value(row: ItemResult | None) -> float:
+    """How good an answer is; losses are negative, a hop is right if its answer stands there."""
     assert row is not None
     return float(row.stands) if row.part.hop and not row.is_loss else row.merit

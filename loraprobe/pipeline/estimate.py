@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS
 from loraprobe.evaluation.asking import ask
-from loraprobe.evaluation.questions import Question, questions, spread_sample
+from loraprobe.evaluation.questions import Question, System, questions, spread_sample
 from loraprobe.extension import installed
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
@@ -65,7 +65,7 @@ def measure_pace(evaluator: Evaluator, composition: Composition) -> Pace:
     def seconds(one: Composition | None, of: Sequence[Question]) -> float:
         with evaluator.scorer.with_composition(one) as scorer:
             start = time.perf_counter()
-            ask(scorer, of, "timing", options.max_new_tokens)
+            ask(scorer, of, System("timing", "base"), options.max_new_tokens)
             return time.perf_counter() - start
 
     with evaluator.session.stage("estimate"):

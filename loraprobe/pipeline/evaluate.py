@@ -120,7 +120,7 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
     with session.stage("statistics"):
         records = found.records(coverage=coverage)
     fitted = builder.fitted
-    notes = [*evaluator.notes, *fitted.notes, *prepared.notes]
+    notes = [*evaluator.told(), *fitted.notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [learned_note(fitted.weights)] if fitted.weights else []
     notes += plan.left_out
@@ -334,8 +334,7 @@ class RoundResult:
         """The adapters that answer hops of the chain; asked where guards concern them."""
         if not self.round.guards:
             return set()
-        responses, chat = self.evaluator.responses, self.evaluator.scorer.chat_template
-        hops = evaluation.chain_hops(self.systems, self.round.tasks, responses, chat)
+        hops = self.evaluator.asker.chain_hops(self.systems, self.round.tasks)
         return {row.adapter for row in hops} - {BASE}
 
     @functools.cached_property
@@ -420,7 +419,7 @@ class RoundResult:
 
     def records(self, coverage: tuple[Coverage, ...] = ()) -> EvaluationRecords:
         """What was measured, at the level of this round, beside what probes found."""
-        here, scorer = self.round, self.evaluator.scorer
+        here = self.round
         baselines = [system for system in self.systems if system.kind in BASELINES]
         attribution = evaluation.attribute(self.results, self.stayed, here.tasks)
         for system in self.systems:
@@ -432,9 +431,7 @@ class RoundResult:
             self.measured,
             coverage=self.measured.coverage + coverage,
             attribution=attribution,
-            chain=evaluation.chain_hops(
-                self.systems, here.tasks, self.evaluator.responses, scorer.chat_template
-            ),
+            chain=self.evaluator.asker.chain_hops(self.systems, here.tasks),
             rounds=Rounds(here.number, here.planned, here.items, total, 1 - here.alpha, dropped),
         )
 
@@ -486,7 +483,7 @@ def run_pilot(
     with session.stage("statistics"):
         records = found.records(coverage=rows)
     samples = evaluation.samples_of(found.results, found.systems, sample)
-    notes = [*evaluator.notes, *notes, *plan.left_out, *failed, evaluator.scorer.note()]
+    notes = [*evaluator.told(), *notes, *plan.left_out, *failed, evaluator.scorer.note()]
     if len(found.systems) == len(singles):
         return "base", replace(records, rounds=None), notes, samples
     return "pilot", records, notes, samples

@@ -22,37 +22,37 @@ from loraprobe.base import Base, load_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.defaults import LOSS, PROBED_ITEMS
 from loraprobe.errors import LoraprobeError
-from loraprobe.evaluation import ResponseCache, Round, System, choose_template, stored_as
+from loraprobe.evaluation import Asker, ResponseCache, Round, System, choose_template
 from loraprobe.evaluation.asking import Answers, Open, ask, batches
-from loraprobe.evaluation.questions import BASE, Question
+from loraprobe.evaluation.questions import Question
 from loraprobe.extension import Workload, engine_of
 from loraprobe.front_matter import prompt_form
 from loraprobe.merging import METHODS
-from loraprobe.options import Options
+from loraprobe.options import Options, affecting
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.records import Coverage, ItemResult
 from loraprobe.results import (
     NAME,
-    JsonLines,
     as_plain,
     changes,
     digest,
+    kept_files,
     names_in,
     read_fingerprint,
 )
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer, Scorer
 from loraprobe.session import LocalExecutor, Session
-from loraprobe.tasks import Item, Task, given_metric
+from loraprobe.tasks import Task, given_metric
 
 AnyScorer = TypeVar("AnyScorer", bound=Scorer)
 log = logging.getLogger("loraprobe.tasks")
 
-# Beside the results: the weights that were learned, next tokens of single adapters, and what the
-# items ask.
-LEARNED, NEXT_TOKENS, ASKED = "learned.jsonl", "next-tokens", "asked.jsonl"
+# Beside the results: the weights that were learned, and next tokens of single adapters.
+LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
+NAMED = "adapters", "tasks"  # the parts of a fingerprint that go by name
 
 
 @dataclass(frozen=True)
@@ -84,26 +84,32 @@ class Evaluator(AbstractContextManager["Evaluator"]):
             self.tasks, options.seed, all_items=options.all_items, guards=guards
         )
 
+    @property
+    def asker(self) -> Asker:
+        """What asks the questions and finds the answers that are kept."""
+        here = isinstance(self.session.executor, LocalExecutor)
+        return Asker(
+            self.scorer,
+            self.responses,
+            self.session.options.max_new_tokens,
+            self.session.progress,
+            None if here else self._by_executor,
+        )
+
     def run(
         self, systems: Sequence[System], parts: Collection[str] | None = None
     ) -> list[ItemResult]:
         """Results of systems on all tasks, or on `parts` of their items.
 
-        Results in the response cache are not computed again.
+        What is kept is not asked again.
         """
-        options = self.session.options
-        here = isinstance(self.session.executor, LocalExecutor)
         with self.session.stage("evaluate"):
-            return evaluation.run_systems(
-                self.scorer,
-                systems,
-                self.tasks,
-                self.responses,
-                max_new_tokens=options.max_new_tokens,
-                progress=self.session.progress,
-                parts=parts,
-                asking=None if here else self._by_executor,
-            )
+            return self.asker.run(systems, self.tasks, parts)
+
+    def told(self) -> list[str]:
+        """Notes on what was opened, and on the answers of earlier runs that were used."""
+        reused = len(self.responses.reused)
+        return [*self.notes, f"{reused} results of earlier runs were kept." if reused else ""]
 
     def _by_executor(self, to_ask: Open) -> Answers:
         """The answers of the session's executor to batches, as they come. Raises LoraprobeError."""
@@ -140,7 +146,7 @@ def answer_questions(
 ) -> list[ItemResult]:
     """The answers of a system to a batch of questions, in any process."""
     with evaluator.scorer.with_composition(system.composition) as scorer:
-        return ask(scorer, asked, system.key, evaluator.session.options.max_new_tokens)
+        return ask(scorer, asked, system, evaluator.session.options.max_new_tokens)
 
 
 def open_evaluator(
@@ -170,18 +176,15 @@ def open_evaluator(
         )
     with contextlib.ExitStack() as stack:
         stack.callback(scorer.close)
-        responses, kept = open_responses([*adapters, *others], inputs.base, inputs.tasks, session)
+        responses, changed = open_responses(
+            [*adapters, *others], inputs.base, inputs.tasks, session
+        )
         stack.callback(responses.close)
         scorer, why, template = with_better_template(
             scorer, session, adapters, plan.tasks, responses, inputs.base
         )
-        # Answers in the chosen form are results of the adapters.
-        names = {stored_as(one.name, scorer.chat_template): one.name for one in adapters}
-        known = [row for row in responses if row.system in names]
-        responses.add_missing([replace(row, system=names[row.system]) for row in known])
-        elsewhere = _with_answers_elsewhere(responses, inputs.tasks, plan, session, scorer)
         stack.pop_all()
-    notes += [*why, *told, kept, elsewhere]
+    notes += [*why, *told, changed]
     local = local.with_template(scorer.chat_template)
     return Evaluator(inputs, session, scorer, local, responses, plan.tasks, plan, notes, template)
 
@@ -296,26 +299,33 @@ def known_form(adapters: Sequence[Adapter], base: Base | None) -> tuple[bool, st
 def open_responses(
     adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], session: Session
 ) -> tuple[ResponseCache, str]:
-    """The response cache of this run, and a note on the results that --resume found, or why none.
+    """The answers of this run and, with --resume, of earlier ones, and a note on what changed."""
+    fingerprint = as_plain(
+        identity(adapters, base, tasks, session.options)
+        | {
+            "device": session.device,
+            **({"engine": session.engine} if session.engine != Session.engine else {}),
+            "dtype": session.dtype,
+            "template": session.options.chat_template,
+        }
+    )
+    path = (session.state or cache_directory() / "runs" / digest(fingerprint)) / NAME
+    known = {file: read_fingerprint(file) or {} for file in kept_files() if session.resume}
+    same = [file for file, one in known.items() if _asking(one) == _asking(fingerprint)]
+    others = [file for file in same if file != path]
+    responses = ResponseCache(path, session.resume, fingerprint, others)
+    return responses, "" if responses.rows else _what_changed(known.values(), fingerprint)
 
-    With `--chat-template auto` it also holds the answers that choose the form of prompts, which
-    follows from them.
-    """
-    options = session.options
-    decides = identity(adapters, base, tasks, options) | {
-        "device": session.device,
-        **({"engine": session.engine} if session.engine != Session.engine else {}),
-        "dtype": session.dtype,
-        "template": options.chat_template,
+
+def _asking(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run decides all of its answers; the request of each holds the rest."""
+    options = {
+        name: value
+        for name, value in fingerprint.get("options", {}).items()
+        if name not in (*affecting("composition"), "max_new_tokens", "metric")
     }
-    runs = cache_directory() / "runs"
-    place = session.state or runs / digest(decides)
-    responses = ResponseCache(place, session.resume, fingerprint=decides)
-    if not session.resume:
-        return responses, ""
-    if len(responses):
-        return responses, f"{len(responses)} results of an earlier run of this call were kept."
-    return responses, _what_changed(runs, decides)
+    parts = "versions", "base", "device", "engine", "dtype"
+    return {part: fingerprint.get(part) for part in parts} | {"options": options}
 
 
 def identity(
@@ -346,74 +356,18 @@ def identity(
     }
 
 
-def _with_answers_elsewhere(
-    responses: ResponseCache, tasks: Sequence[Task], plan: Plan, session: Session, scorer: Scorer
-) -> str:
-    """Adds the answers that runs on other items kept to the same questions; a note on them, or "".
-
-    The runs differ in their tasks alone and asked in the same form. Systems that learn from items
-    are left out: of other items they learn something else.
-    """
-    if responses.path is None:
-        return ""
-    places = {_asked(i): (task.name, i.id, i.cluster) for task in tasks for i in task.items}
-    items = {task.name: {item.id: _asked(item) for item in task.items} for task in tasks}
-    asked = {"form": scorer.chat_template, "items": items}
-    JsonLines(responses.path.parent / ASKED, False, asked, dict).close()
-    rows = list[ItemResult]()
-    for file in sorted((cache_directory() / "runs").glob(f"*/{NAME}")) if session.resume else ():
-        with contextlib.suppress(LoraprobeError):
-            rows += _answers_in(file, responses, places, scorer.chat_template)
-    if session.options.learns:
-        rows = [row for row in rows if row.system in {BASE, *responses.fingerprint["order"]}]
-    learned = [f"{start}{spec}" for spec in plan.learning for start in ("", "random-partner:")]
-    before = len(responses)
-    responses.add_missing(row for row in rows if not row.system.startswith((*learned,)))
-    return f"{len(responses)} results of earlier runs were kept." if len(responses) > before else ""
-
-
-def _answers_in(
-    file: Path, responses: ResponseCache, places: Mapping[str, tuple[str, str, str]], form: bool
-) -> list[ItemResult]:
-    """The answers of another run to the same questions, none where it asked other systems.
-
-    places: what an item asks -> its task, its id and its cluster.
-    """
-    known = read_fingerprint(file) or {}
-    asked = read_fingerprint(file.parent / ASKED) or {}
-    same = {**known, "tasks": None} == {**responses.fingerprint, "tasks": None}
-    if file == responses.path or not same or asked.get("form") != form:
-        return []
-    rows = []
-    with contextlib.closing(ResponseCache(file, True, fingerprint=known)) as other:
-        for row in other:
-            place = places.get(asked["items"].get(row.task, {}).get(row.item, ""))
-            if place is not None:
-                rows.append(replace(row, task=place[0], item=place[1], group=place[2]))
-    return rows
-
-
-def _asked(item: Item) -> str:
-    """What an item asks, by content, whatever its name and its place are."""
-    return digest(replace(item, id="", group=None))
-
-
-def _what_changed(runs: Path, decides: Mapping[str, Any]) -> str:
+def _what_changed(runs: Iterable[Mapping[str, Any]], fingerprint: Mapping[str, Any]) -> str:
     """The differences of this run to the most similar stored one of the same adapters and tasks.
 
     "" where there is no such run.
     """
-    new = as_plain(decides)
-    fingerprints: Iterable[dict[str, Any] | None] = map(
-        read_fingerprint, sorted(runs.glob(f"*/{NAME}"))
-    )
     alike = [
-        changes(old, new)
-        for old in fingerprints
-        if old and all(names_in(old, key) == names_in(new, key) for key in ("adapters", "tasks"))
+        changes(run, fingerprint)
+        for run in runs
+        if run and all(names_in(run, key) == names_in(fingerprint, key) for key in NAMED)
     ]
     nearest = min((phrases for phrases in alike if phrases), key=len, default=None)
     if nearest is None:
         return ""
     more = f" and {len(nearest) - 4} more" if len(nearest) > 4 else ""
-    return f"Kept results were not used, for this run differs: {'; '.join(nearest[:4])}{more}."
+    return f"What changed since the kept run is asked anew: {'; '.join(nearest[:4])}{more}."

@@ -38,8 +38,10 @@ from loraprobe.records import (
     LearnedWeights,
     SystemKind,
     called,
+    plain,
 )
 from loraprobe.registry import name_of
+from loraprobe.results import digest
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
@@ -164,7 +166,7 @@ def _why_unfit(router: Router, adapters: Sequence[Adapter], parts: TaskSplit | s
 
 def baseline_systems(adapters: Sequence[Adapter]) -> list[System]:
     """The base and each adapter alone, which are always evaluated."""
-    return [System("base", "base"), *(System(a.name, "adapter", single(a)) for a in adapters)]
+    return [System("base", "base"), *(System.alone(single(a)) for a in adapters)]
 
 
 def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
@@ -245,7 +247,8 @@ class SystemBuilder:
             return self._merge(spec, experts, name)
         if kind == "router":
             router = self.fitted.routers.get(spec) or ROUTERS.make(spec)
-            return System(name, kind, Composition(name, experts, router), spec=spec)
+            composition, content = Composition(name, experts, router), self._content(spec)
+            return System(name, kind, composition, spec=spec, content=content)
         raise UsageError(f"{spec!r} is neither a merge method nor a router.")
 
     def build_each(self, specs: Mapping[str, str]) -> tuple[list[System], list[str]]:
@@ -291,10 +294,28 @@ class SystemBuilder:
         gates = constant_gates(spec, self.options, self.weights, len(experts))
         if gates is not None:
             composition = Composition(name, self._weighed(spec, experts), ConstantGates(gates))
-            return System(name, "merge", composition, spec=spec, compression_error=0.0)
-        merged = self.merge(spec, experts, name)
-        alone, error = single(merged.adapter), merged.compression_error
-        return System(name, "merge", alone, spec=spec, compression_error=error, merged=merged)
+            merged, error = None, 0.0
+        else:
+            merged = self.merge(spec, experts, name)
+            composition, error = single(merged.adapter), merged.compression_error
+        return System(
+            name,
+            "merge",
+            composition,
+            compression_error=error,
+            merged=merged,
+            content=self._content(spec),
+            spec=spec,
+        )
+
+    def _content(self, spec: str, control: str = "") -> str:
+        """A digest of all that decides what a composition computes, or a control of it."""
+        adapters = [(a.name, a.content) for a in (*self.trained, *self.prepared.general)]
+        options, learned = self.options.fingerprint(), plain(self.fitted.weights)
+        if kind_of(spec) == "router":
+            options = {**options, "weights": None, "space": None, "rank": None}
+            learned = self.fitted.prompts if spec in self.fitted.routers else None
+        return digest([spec, control, adapters, options, learned])
 
     def controls(self, best_single: str, spec: str) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.
@@ -315,12 +336,12 @@ class SystemBuilder:
         ]
         random = self.build(spec, partners, name="random-partner").composition
         self.made_controls[key] = [
-            System(name, "control", shrunk),
+            System(name, "control", shrunk, content=digest([chosen.content, len(self.trained)])),
             System(
                 "random-partner",
                 "control",
                 random,
-                stored=f"random-partner:{spec}:{chosen.name}",
+                content=self._content(spec, f"random partners of {best_single}"),
                 of=spec,
             ),
         ]

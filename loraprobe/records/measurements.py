@@ -260,7 +260,8 @@ class ItemResult:
     `value` is 1.0 for right and 0.0 for wrong; under the metric "answer_loss" it is nats per token
     of the gold answer. `text` is the answer that was read, or the choice taken. Items that share
     `group` form one cluster. `contains`: the answer is right, or a right one stands in it in other
-    words. `cut`: the reply ended at the limit of tokens, not by itself.
+    words. `cut`: the reply ended at the limit of tokens, not by itself. `request`: what was asked
+    of which system, by content (`evaluation.asking.request_of`).
     """
 
     system: str
@@ -273,10 +274,11 @@ class ItemResult:
     group: str
     contains: bool = False
     cut: bool = False
+    request: str = ""
 
     @property
     def key(self) -> tuple[str, str, str, str]:
-        """System, task, part and item, by which results are kept."""
+        """System, task, part and item."""
         return self.system, self.task, self.part, self.item
 
     @property

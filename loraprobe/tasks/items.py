@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from abc import ABC, abstractmethod
@@ -12,6 +13,7 @@ from typing import Any, ClassVar
 
 from loraprobe.defaults import LOSS
 from loraprobe.records import QUESTION, STEPS, ItemPart, TaskSummary, hop_part
+from loraprobe.results import digest
 
 REFERENCE = re.compile(r"\{(\d+)\}")
 
@@ -87,6 +89,11 @@ class Item:
     def cluster(self) -> str:
         """The cluster; items of one cluster are dependent. Without a group, the item itself."""
         return f"group:{self.group}" if self.group is not None else f"item:{self.id}"
+
+    @functools.cached_property
+    def content(self) -> str:
+        """A digest of all that is asked and how it is judged, whatever its name and cluster are."""
+        return digest(replace(self, id="", group=None, metric=self.judge))
 
     def hop_prompt(self, index: int) -> str:
         """The prompt of hop `index` (from 0) with the gold answers of earlier hops inserted."""

@@ -23,7 +23,7 @@ from loraprobe import compatibility, hub
 from loraprobe.base import Base
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import ResponseCache, run_systems
+from loraprobe.evaluation import Asker, ResponseCache
 from loraprobe.options import Options
 from loraprobe.pipeline import inputs
 from loraprobe.pipeline.evaluator import open_scorer
@@ -228,11 +228,10 @@ class WorldAnswers:
         fitted = fit_routers(adapters, prepared, options, self.scorer, plan)
         builder = SystemBuilder(adapters, prepared, options, self.base, fitted)
         built = [builder.build(spec) for spec in fitted.specs(plan)]
-        composed = [replace(system, stored=f"{name}:{system.name}") for system in built]
-        systems = [*baseline_systems(adapters), *composed]
+        systems = [*baseline_systems(adapters), *built]
         left = plan.tasks if fitted.routers else tasks
         most = options.max_new_tokens
-        results = run_systems(self.scorer, systems, left, self.responses, max_new_tokens=most)
+        results = Asker(self.scorer, self.responses, most).run(systems, left)
         return {s.name: s.kind for s in systems}, results
 
 

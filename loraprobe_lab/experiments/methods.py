@@ -25,8 +25,9 @@ import numpy as np
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import ALPHA, MARGIN
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.evaluation import ResponseCache
+from loraprobe.evaluation import System
 from loraprobe.evaluation.gains import tabulate
+from loraprobe.evaluation.questions import questions
 from loraprobe.evaluation.statistics import Array, fieller, quantile
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod, MergeMethod
@@ -344,17 +345,14 @@ def evaluate_case(
         FORM[case.kind],
     )
     adapters = list(evaluator.adapters(case.roles).values())
+    results, refused = list[ItemResult | None](), dict[str, str]()
     for baseline in baseline_systems(adapters):
-        evaluator.evaluate(responses, baseline, tasks, {"question", form})
-    refused: dict[str, str] = {}
+        results += evaluator.evaluate(responses, baseline, tasks, {"question", form})
+    asker = evaluator.asker(responses, {form})
     for at, system in enumerate(systems, 1):
-        part = "question" if system.family == "chain" else form
-        answered = all(
-            responses.get(system.label, task.name, part, item.id)
-            for task in tasks
-            for item in task.items
-        )
-        if not answered and (system.family != "chain" or tasks[0].has_hops):
+        known = System(system.label, "merge", content=system.label)
+        rows = [asker.get(known, q) for q in questions(tasks) if q.part == form]
+        if None in rows and (system.family != "chain" or tasks[0].has_hops):
             try:
                 builder = system.builder(adapters)
                 left, experts = case.left(evaluator.limit), builder.prepared.adapters
@@ -371,17 +369,21 @@ def evaluate_case(
                     weights = fit_weights(evaluator.scorer, experts, parts, per_layer)
                     builder = replace(builder, fitted=Fitted(weights))
                 built = builder.build(system.spec, name=system.label)
-                evaluator.evaluate(responses, built, tasks, {form})
+                built = replace(built, content=known.content)
+                rows = [*evaluator.evaluate(responses, built, tasks, {form})]
             except LoraprobeError as error:
                 refused[system.label] = str(error)
+        results += rows
         evaluator.progress(f"ask {case.name}", at, len(systems))
     asked = {system.label for system in systems} - set(refused)
-    return CaseResults(case, tuple(_results(case, responses, asked)), refused)
+    return CaseResults(case, tuple(_results(case, filter(None, results), asked)), refused)
 
 
-def _results(case: MethodsCase, responses: ResponseCache, asked: set[str]) -> Iterator[ItemResult]:
+def _results(
+    case: MethodsCase, results: Iterable[ItemResult], asked: set[str]
+) -> Iterator[ItemResult]:
     """The results in the form of the question, singles under their roles."""
-    for row in responses:
+    for row in results:
         if row.system == "chain":
             if row.part == "question" and "chain" in asked:
                 yield replace(row, part=FORM[case.kind])

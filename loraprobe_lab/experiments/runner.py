@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from loraprobe.base import load_base, open_base, pick_device
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import ResponseCache, System, run_systems
+from loraprobe.evaluation import Asker, ResponseCache, System
 from loraprobe.records import ItemResult, Progress
 from loraprobe.tasks import Task, load_task
 from loraprobe_lab.experiments.pages import Pages
@@ -140,15 +140,20 @@ class WorldEvaluator:
         path = self._directory / f"{name}-{self._digest}.jsonl"
         return ResponseCache(path, resume=True, fingerprint={"world": self._digest, "name": name})
 
+    def asker(self, responses: ResponseCache, parts: Collection[str] | None) -> Asker:
+        """What asks these parts, with as many tokens as they need, and finds what is kept."""
+        most = NEW_TOKENS if parts is None or "steps" in parts else min(NEW_TOKENS, AT_ONCE)
+        return Asker(self.scorer, responses, most)
+
     def evaluate_all(
         self, name: str, asked: Sequence[tuple[System, Sequence[Task], Collection[str] | None]]
     ) -> list[ItemResult]:
         """The results of every system on these parts of these tasks, from the cache `name`."""
-        responses = self.responses(name)
+        responses, results = self.responses(name), list[ItemResult]()
         for done, (system, tasks, parts) in enumerate(asked, 1):
-            self.evaluate(responses, system, tasks, parts)
+            results += self.evaluate(responses, system, tasks, parts)
             self.progress(f"ask {name}", done, len(asked))
-        return list(responses)
+        return results
 
     def evaluate(
         self,
@@ -156,11 +161,10 @@ class WorldEvaluator:
         system: System,
         tasks: Sequence[Task],
         parts: Collection[str] | None = None,
-    ) -> None:
-        """Evaluates a system on these parts (None: all); a chain always on all of them."""
+    ) -> list[ItemResult]:
+        """The results of a system on these parts (None: all); of a chain always on all of them."""
         wanted = None if system.kind == "chain" else parts
-        most = NEW_TOKENS if parts is None or "steps" in parts else min(NEW_TOKENS, AT_ONCE)
-        run_systems(self.scorer, [system], tasks, responses, max_new_tokens=most, parts=wanted)
+        return self.asker(responses, parts).run([system], tasks, wanted)
 
 
 Worlds = Sequence[tuple[BaseInfo, Callable[[], World]]]  # a base, and a function that opens a world

@@ -63,7 +63,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
     inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
     verdict, preflight, step, remarks = _verdict(library, inputs, proved, measured)
     screened = Screened(_library(library, proved), _shortlist(proved, measured, verdict))
-    notes = [*evaluator.notes, *_notes(proved), *asked.notes()]
+    notes = [*evaluator.told(), *_notes(proved), *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]
     return audit_of(
         session,

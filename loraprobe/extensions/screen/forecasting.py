@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from loraprobe.defaults import LOSS
 from loraprobe.evaluation import System, measure_gains
+from loraprobe.evaluation.asking import request_of
 from loraprobe.evaluation.questions import Question, questions
 from loraprobe.extensions.screen.records import Forecast
 from loraprobe.records import QUESTION, STEPS, Gain, ItemResult
@@ -154,13 +155,19 @@ class ForecastTexts:
             texts_of[text.question].append(t)
         return texts_of
 
-    def read(self, scorer: ModelScorer, system: str) -> tuple[NextTokens, list[ItemResult]]:
-        """What the scorer's model gives as next tokens, and its results of scored questions."""
+    def read(
+        self, scorer: ModelScorer, system: System, max_new_tokens: int | None = None
+    ) -> tuple[NextTokens, list[ItemResult]]:
+        """What the scorer's model, which carries the system, gives as next tokens, and the
+        system's results of scored questions."""
         given = next_tokens(scorer, self.rows, [wanted[:3] for wanted in self.wanted])
         _, _, _, text, behind = np.array(self.wanted).T
         sums = np.bincount(text, given.wanted.numpy() * (1 - behind), len(self.texts)).tolist()
         return given, [
-            question.scored(system, [(sums[t], len(self.texts[t].tokens)) for t in texts])
+            replace(
+                question.scored(system.name, [(sums[t], len(self.texts[t].tokens)) for t in texts]),
+                request=request_of(scorer, system, question, max_new_tokens),
+            )
             for question, texts in zip(self.questions, self.of_question, strict=True)
             if not question.generated
         ]

@@ -83,7 +83,8 @@ COMPOSED = 1.5  # the time of a composition for an item, in that of a single ada
 class Screen:
     """Asks base and adapters alone, and forecasts sets of them.
 
-    evaluator: of the items that choose. members: the adapters by name. asked: the items that base
+    evaluator: of the items that choose. members: the adapters by name. contents: a digest of each,
+    by which its answers are kept. asked: the items that base
     and adapters answer alone. reading: the texts of which next tokens are kept; None where no text
     can be read. untried: the items on which sums of sets are tried; empty where
     all items are asked alone. results: the answers of base and adapters so far. failed: an adapter
@@ -94,6 +95,7 @@ class Screen:
 
     evaluator: Evaluator
     members: Mapping[str, Member]
+    contents: Mapping[str, str]
     asked: Sequence[Task]
     reading: ForecastTexts | None
     untried: Sequence[Task]
@@ -125,7 +127,11 @@ class Screen:
         """The base or an adapter."""
         if name == BASE:
             return System(BASE, "base")
-        return System(name, "adapter", single(*self.opened([name])), members=(name,))
+        return replace(System.alone(single(*self.opened([name]))), members=(name,))
+
+    def answered(self, name: str) -> System:
+        """The base or an adapter whose answers are kept, which is not opened."""
+        return System(name, "adapter", content=self.contents.get(name, BASE))
 
     def in_order(self) -> list[str]:
         """The adapters in the order in which they are asked.
@@ -165,13 +171,13 @@ class Screen:
         self.seconds += time.perf_counter() - start if to_ask else 0.0
         kept = [name for name in names if self.is_kept(name)]
         self.unasked += [name for name in names if name not in {*kept, *self.failed}]
-        self.results += asking.run([System(name, "adapter") for name in kept])
+        self.results += asking.run([self.answered(name) for name in kept])
         return kept
 
     def is_kept(self, name: str) -> bool:
         """Whether all answers of a system are kept, and its next tokens if any are read."""
-        asked = questions(self.asked)
-        answered = all(self.evaluator.responses.get(name, *question.key) for question in asked)
+        system, asker = self.answered(name), self.evaluator.asker
+        answered = all(asker.get(system, question) for question in questions(self.asked))
         return answered and (self.reading is None or self._stored(name) is not None)
 
     def _keep(self, name: str, outcome: AnsweredAlone | LoraprobeError) -> None:
@@ -185,9 +191,7 @@ class Screen:
             self.failed[name] = outcome
             return
         answers, next_tokens = outcome
-        self.evaluator.responses.add_missing(
-            answers
-        )  # before the tokens, which stand for all of it
+        self.evaluator.responses.append(answers)  # before the tokens, which stand for all of it
         if next_tokens is not None and self.reading is not None:
             path = self._place(name)
             try:
@@ -275,8 +279,9 @@ def ask_alone(evaluator: Evaluator, system: System, reading: ForecastTexts | Non
     next_tokens = None
     if reading is not None:
         with evaluator.local.with_composition(system.composition) as scorer:
-            next_tokens, answers = reading.read(scorer, system.name)
-        evaluator.responses.add_missing(answers)  # of scored questions, which are not asked again
+            most = evaluator.session.options.max_new_tokens
+            next_tokens, answers = reading.read(scorer, system, most)
+        evaluator.responses.append(answers)  # of scored questions, which are not asked again
     return evaluator.run([system]), next_tokens
 
 
@@ -307,11 +312,12 @@ def open_screen(
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks, guards)
     plan = Plan(tasks=parts.apart, parts=parts)
     with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
+        contents = {adapter.name: adapter.content for adapter in opened}
         del opened, others  # a thousand of them take memory until the end of the run
         members = {name: member for name, member in usable.items() if name not in failed}
         asked, untried = halves(evaluator.tasks, session.options)
         reading = ForecastTexts.of(evaluator.scorer, asked)
-        yield Screen(evaluator, members, asked, reading, untried, failed=failed)
+        yield Screen(evaluator, members, contents, asked, reading, untried, failed=failed)
 
 
 def too_few(asked: int, failed: Mapping[str, LoraprobeError]) -> UsageError:
@@ -351,8 +357,7 @@ class Finalist:
         alone = evidence.leading("adapter", self.names) or self.names[0]
         shrunk, random = self.builder.controls(alone, self.systems[name].spec)
         return [  # kept by all members, since the gates depend on how many they are
-            replace(one, stored=f"{one.key}({self.label})", members=self.names, of=name)
-            for one in (shrunk, random)
+            replace(one, members=self.names, of=name) for one in (shrunk, random)
         ]
 
 

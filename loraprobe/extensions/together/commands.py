@@ -234,7 +234,8 @@ def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
 
     def at_gate(gate: float) -> System:
         composition = Composition(name, (adapter,), ConstantGates((gate,)))
-        return System(name if gate == 1 else f"{name} at {gate:g}", "adapter", composition)
+        alone, at = System.alone(composition), f" at {gate:g}" if gate != 1 else ""
+        return replace(alone, name=name + at, content=alone.content + at)
 
     forms = [form for form in FORMS if form in task.parts]
     form = max(forms, key=lambda form: values(at_gate(1), form).mean())

@@ -1,5 +1,7 @@
 """What systems are asked and how chains walk; nothing is asked twice."""
 
+import dataclasses
+
 import pytest
 from fake_scorer import (
     BASE,
@@ -13,9 +15,8 @@ from fake_scorer import (
     values,
 )
 
-from loraprobe.errors import OutputError, TaskError, UsageError
-from loraprobe.evaluation import ResponseCache, asking, chain_notes, score
-from loraprobe.records import QUESTION, ItemResult
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.evaluation import ResponseCache, System, asking, chain_notes, score
 from loraprobe.tasks import Hop, Item, Task, metrics
 
 
@@ -177,40 +178,52 @@ def test_wrong_calls_are_named(monkeypatch):
 def test_resuming_repeats_no_question(tmp_path, monkeypatch):
     monkeypatch.setattr(asking, "BATCH", 2)
     first = FakeScorer(HOMES, fail_after=13)
-    interrupted = ResponseCache(tmp_path)
+    interrupted = ResponseCache(tmp_path / "results.jsonl")
     with pytest.raises(KeyboardInterrupt):
         results(first, responses=interrupted)
     interrupted.close()
-    kept = list(ResponseCache(tmp_path, resume=True))
+    kept = ResponseCache(tmp_path / "results.jsonl", resume=True).results
     assert len(kept) == 12, "whole batches of two are kept"
 
-    second, responses = FakeScorer(HOMES), ResponseCache(tmp_path, resume=True)
+    second, responses = FakeScorer(HOMES), ResponseCache(tmp_path / "results.jsonl", resume=True)
     found = results(second, responses=responses)
     assert not set(first.asked[:12]) & set(second.asked)
     assert found == results()
     responses.close()
 
     third = FakeScorer(HOMES)
-    again = results(third, responses=ResponseCache(tmp_path, resume=True))
+    again = results(third, responses=ResponseCache(tmp_path / "results.jsonl", resume=True))
     assert third.asked == [] and third.entered == [] and again == found
 
 
-def test_kept_results_of_other_items_do_not_count_and_those_of_another_question_are_damage(
-    tmp_path,
-):
-    path = tmp_path / "r.jsonl"
+ONE = Item("1", "P?", ("yes",), cot_prompt="P? Think.", metric="strict")
+RENAMED = Task("u", (dataclasses.replace(ONE, id="2", group="g"),))
+CHANGES = [
+    ([BASE], [Task("t", (ONE,))], {}, 0),
+    ([System("other", "base", content="base")], [RENAMED], {}, 0),
+    ([*adapters("homes"), BASE], [Task("t", (ONE,))], {}, 2),
+    ([BASE], [Task("t", (dataclasses.replace(ONE, prompt="Q?"),))], {}, 2),
+    ([BASE], [Task("t", (dataclasses.replace(ONE, answers=("no",)),))], {}, 2),
+    ([BASE], [Task("t", (dataclasses.replace(ONE, metric="contains"),))], {}, 2),
+    ([BASE], [Task("t", (ONE, Item("2", "Q?", ("x",))))], {}, 1),
+    ([BASE], [Task("t", (ONE,))], {"max_new_tokens": 9}, 2),
+    ([BASE], [Task("t", (ONE,))], {"chat": True}, 2),
+]
 
-    def asked_after(item, metric, group):
-        with_row = ResponseCache(path)
-        with_row.append([ItemResult("base", "mayors", QUESTION, item, metric, 1.0, "Bo", group)])
-        with_row.close()
-        return results(systems=[BASE], responses=ResponseCache(path, resume=True))
 
-    assert {r.item for r in asked_after("Zoe", "exact_match", "item:Zoe")} == {"Ada", "Eve"}
-    for metric, group in (
-        ("choice", "item:Ada"),
-        ("strict", "item:Ada"),
-        ("exact_match", "item:Eve"),
-    ):
-        with pytest.raises(OutputError, match=r"'Ada'.*does not fit"):
-            asked_after("Ada", metric, group)
+@pytest.mark.parametrize(("systems", "tasks", "form", "new"), CHANGES)
+def test_only_what_was_not_asked_before_is_asked(systems, tasks, form, new):
+    """Whatever the names of systems, tasks and items are, and whatever else is asked."""
+    responses = ResponseCache()
+    results(FakeScorer({}), [BASE], [Task("t", (ONE,))], responses=responses)
+    scorer = FakeScorer({}, chat_template=form.pop("chat", False))
+    rows = results(scorer, systems, tasks, responses=responses, **form)
+    assert len(scorer.asked) == new
+    assert [row.key for row in rows] == [
+        (system.name, task.name, part, item.id)
+        for system in systems
+        for task in tasks
+        for item in task.items
+        for part in ("question", "steps")[: 1 + (item.cot_prompt is not None)]
+    ]
+    assert {row.group for row in rows} == {item.cluster for t in tasks for item in t.items}

@@ -12,10 +12,10 @@ import words
 
 from loraprobe.adapters import adapter_of
 from loraprobe.composition import Composition
-from loraprobe.evaluation import ResponseCache, System, attribute, run_systems
+from loraprobe.evaluation import Asker, System, attribute
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Attribution
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Hop, Item, Task, with_metrics
 
@@ -50,10 +50,10 @@ def systems(tokenizer):
     def gated(name, *gates):
         return Composition(name, experts, ConstantGates(gates))
 
-    singles = (gated("spouse", 1.0, 0.0), gated("home", 0.0, 1.0))
+    singles = tuple(map(single, experts))
     return [
         System("base", "base"),
-        *(System(single.name, "adapter", single) for single in singles),
+        *map(System.alone, singles),
         System("uniform", "merge", gated("uniform", 0.5, 0.5)),
         System("sum", "merge", gated("sum", 1.0, 1.0)),
         System("chain", "chain", chain=singles),
@@ -76,7 +76,7 @@ TASK = Task(
 
 def test_planted_facts_compose_step_by_step_only(scorer, systems):
     before = {k: v.clone() for k, v in scorer.model.state_dict().items()}
-    results = run_systems(scorer, systems, [TASK], ResponseCache())
+    results = Asker(scorer).run(systems, [TASK])
     said = {(r.system, r.part): (r.text, r.value) for r in results}
     assert said["base", "question"] == ("", 0.0)
     assert said["spouse", "hop1"] == ("bo", 1.0) and said["spouse", "hop2"] == ("", 0.0)
@@ -97,13 +97,11 @@ def test_choices_and_losses_come_from_the_model(scorer, systems):
     item = Item("1", "who lives in bo", ("ulm",), choices=("ulm", "ada"))
     task = Task("t", (item,))
     home, base = systems[2], systems[0]
-    (result,) = run_systems(scorer, [home], [task], ResponseCache())
+    (result,) = Asker(scorer).run([home], [task])
     assert (result.metric, result.text, result.value) == ("choice", "ulm", 1.0)
     losses = {
         r.system: r.value
-        for r in run_systems(
-            scorer, [base, home], with_metrics([task], "answer_loss"), ResponseCache()
-        )
+        for r in Asker(scorer).run([base, home], with_metrics([task], "answer_loss"))
     }
     scale = torch.rsqrt(torch.tensor(1 / 16 + scorer.model.config.rms_norm_eps)).item()
     for system, fact_weight in (("base", 0.0), ("home", 1.0)):

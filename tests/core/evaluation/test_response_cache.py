@@ -12,7 +12,8 @@ from loraprobe.records import QUESTION, ItemResult
 
 
 def row(item="1", value=1.0) -> ItemResult:
-    return ItemResult("base", "t", QUESTION, item, "exact_match", value, "ü", f"item:{item}")
+    answer = "exact_match", value, "ü", f"item:{item}"
+    return ItemResult("base", "t", QUESTION, item, *answer, request=f"base {item} question")
 
 
 def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
@@ -21,14 +22,12 @@ def test_a_line_cut_short_is_dropped_and_overwritten(tmp_path):
     whole = path.read_bytes()
     path.write_bytes(whole[:-9])
     responses = ResponseCache(path, resume=True, fingerprint={"seed": 0})
-    assert [r.item for r in responses] == ["1"]
+    assert [r.item for r in responses.results.values()] == ["1"]
     responses.append([row("2")])
     assert path.read_bytes() == whole
     responses.close()
-    ResponseCache(tmp_path / "run.v1").append([row("1")])
-    assert len(ResponseCache(tmp_path / "run.v1" / "results.jsonl", resume=True)) == 1
     path.write_bytes(whole[:5])
-    assert len(ResponseCache(path, resume=True, fingerprint={"seed": 1})) == 0
+    assert len(ResponseCache(path, resume=True, fingerprint={"seed": 1}).results) == 0
     assert json.loads(path.read_text())["fingerprint"] == {"seed": 1}
 
 
@@ -42,7 +41,7 @@ def test_damage_and_other_runs_are_refused(tmp_path):
     path.write_text("something else\n")
     with pytest.raises(OutputError, match="remove the file"):
         ResponseCache(path, resume=True)
-    assert len(ResponseCache(path)) == 0
+    assert len(ResponseCache(path).results) == 0
     (tmp_path / "file").write_text("x")
     (tmp_path / "directory.jsonl").mkdir()
     for place in ("file/r.jsonl", "directory.jsonl"):
@@ -53,10 +52,13 @@ def test_damage_and_other_runs_are_refused(tmp_path):
 
 def test_a_refused_file_is_free_again(tmp_path):
     """As long as somebody holds the error, its frames hold the response cache."""
-    ResponseCache(tmp_path, fingerprint={"seed": 0}).append([row()])
+    ResponseCache(tmp_path / "results.jsonl", fingerprint={"seed": 0}).append([row()])
     with pytest.raises(UsageError) as refused:
-        ResponseCache(tmp_path, resume=True, fingerprint={"seed": 1})
-    assert len(ResponseCache(tmp_path, resume=True, fingerprint={"seed": 0})) == 1, refused
+        ResponseCache(tmp_path / "results.jsonl", resume=True, fingerprint={"seed": 1})
+    assert (
+        len(ResponseCache(tmp_path / "results.jsonl", resume=True, fingerprint={"seed": 0}).results)
+        == 1
+    ), refused
 
 
 SOUND = json.loads(json.dumps(dataclasses.asdict(row())))
@@ -78,6 +80,7 @@ DAMAGE = {
     "surrogate": {"text": "\ud800"},
     "more": {"extra": 1},
     "flag": {"cut": 1},
+    "request": {"request": None},
 }
 
 

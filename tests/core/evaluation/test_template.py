@@ -3,8 +3,8 @@
 import pytest
 from fake_scorer import HOMES, FakeScorer, mayors, single
 
-from loraprobe.evaluation import ResponseCache, choose_template, stored_as
-from loraprobe.evaluation.questions import rounds, spread_sample
+from loraprobe.evaluation import Asker, ResponseCache, System, choose_template
+from loraprobe.evaluation.questions import questions, rounds, spread_sample
 from loraprobe.tasks import Hop, Item, Task
 
 TURNS = {(*key, "chat"): text for key, text in HOMES.items()}
@@ -27,12 +27,13 @@ def test_the_answers_that_choose_the_prompt_format_are_kept():
     first = choose_template(scorer, both, [task], kept=kept)
     asked = len(scorer.asked)
     # Two forms and two adapters, questions and hops; what homes answered town is not asked.
-    assert asked == len(kept) == 2 * 2 * 6 - 1
+    assert asked == len(kept.results) == 2 * 2 * 6 - 1
     assert choose_template(scorer, both, [task], kept=kept) == first
     assert len(scorer.asked) == asked
+    hop = next(q for q in questions([task]) if q.part == "hop1")
     for form, value in ((True, 1.0), (False, 0.0)):
-        row = kept.get(stored_as("homes", form), task.name, "hop1", task.items[0].id)
-        assert row.value == value
+        asker = Asker(scorer.with_template(form), kept)
+        assert asker.get(System.alone(both[0]), hop).value == value
 
 
 def test_every_part_is_sampled_for_the_prompt_format():

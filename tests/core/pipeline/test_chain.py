@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.cli import app
-from loraprobe.evaluation import ResponseCache, System, chain_hops, run_systems
+from loraprobe.evaluation import Asker, System
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Action, Verdict
 from loraprobe.routing.constant import single
@@ -62,11 +62,12 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
     item = Item("1", "who", ("x",), hops=tuple(Hop(p, ("x",), adapter=a) for p, a in hops))
     task = Task("t", (item,))
     alone = [single(loraprobe.load(f"{name}={asked / name}")) for name in ("one", "two.5")]
-    singles = [System("base", "base"), *(System(s.name, "adapter", s) for s in alone)]
-    systems, responses = [*singles, System("chain", "chain", chain=tuple(alone))], ResponseCache()
-    results = run_systems(scorer, systems, [task], responses, max_new_tokens=8)
+    singles = [System("base", "base"), *map(System.alone, alone)]
+    systems = [*singles, System("chain", "chain", chain=tuple(alone))]
+    asker = Asker(scorer, max_new_tokens=8)
+    results = asker.run(systems, [task])
     (said,) = (r.text for r in results if (r.system, r.part) == ("chain", "question"))
-    plan = chain_hops(systems, [task], responses, chat)
+    plan = asker.chain_hops(systems, [task])
     assert [(row.hop, row.adapter, row.prompt) for row in plan] == [
         (k, adapter or "base", prompt) for k, (prompt, adapter) in enumerate(hops, 1)
     ]

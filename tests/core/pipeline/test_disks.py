@@ -130,19 +130,19 @@ def test_results_on_a_full_disk(disk, tmp_path, own_cache, leave):
 def test_a_batch_is_kept_whole_or_not_at_all(disk):
     place = disk(64)
     batch = [
-        ItemResult("s", "t", "question", str(i), "exact_match", 1.0, "x" * 900, "g")
-        for i in range(10)
+        ItemResult("s", "t", "question", i, "exact_match", 1.0, "x" * 900, "g", request=i)
+        for i in map(str, range(10))
     ]
-    responses = ResponseCache(place)
+    responses = ResponseCache(place / "results.jsonl")
     responses.append(batch[:1])
     filler, before = fill(place, 4), (place / "results.jsonl").read_bytes()
     with pytest.raises(OutputError):
         responses.append(batch)
-    assert (place / "results.jsonl").read_bytes() == before and len(responses) == 1
+    assert (place / "results.jsonl").read_bytes() == before and len(responses.results) == 1
     filler.unlink()
     responses.append(batch)
     responses.close()
-    assert list(ResponseCache(place, resume=True)) == batch
+    assert [*ResponseCache(place / "results.jsonl", resume=True).results.values()] == batch
 
 
 @pytest.mark.parametrize("how", ["a file in the way", "read-only"])

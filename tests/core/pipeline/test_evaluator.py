@@ -18,7 +18,7 @@ from loraprobe import cache
 from loraprobe.base import open_base
 from loraprobe.cache import cached_hash, file_hash
 from loraprobe.errors import OutputError
-from loraprobe.evaluation.asking import ask
+from loraprobe.evaluation import ResponseCache
 from loraprobe.evaluation.questions import questions
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_responses
@@ -45,25 +45,21 @@ def test_answers_that_choose_the_chat_template_serve_the_evaluation(tmp_path, mo
         return open_evaluator(inputs, plan, session)
 
     with opened(False) as evaluator:
-        own = [row for row in evaluator.responses if row.system in chosen.adapters]
+        own = [row for row in evaluator.responses.results.values() if " plain " in row.request]
         assert {row.part for row in own} == {"question", "hop1", "hop2"}
         assert {row.system for row in own} == set(chosen.adapters) and 12 < len(own) < 2 * 12
-        first = sorted(map(repr, evaluator.responses)), evaluator.template
-        asked = evaluator.scorer.with_template(False)
+        first = sorted(map(repr, evaluator.responses.results)), evaluator.template
+        assert not evaluator.scorer.chat_template
         question = next(q for q in questions([task]) if q.part == "hop1")
-        single_ = baseline_systems(evaluator.inputs.adapters)[1]
-        with asked.with_composition(single_.composition):
-            (again,) = ask(asked, [question], single_.name, 3)
-        assert again in list(evaluator.responses)
+        alone = baseline_systems(evaluator.inputs.adapters)[1]
+        anew = dataclasses.replace(evaluator.asker, responses=ResponseCache())
+        assert anew.run([alone], [task], ["hop1"])[0] == evaluator.asker.get(alone, question)
     monkeypatch.setattr("loraprobe.scoring.ModelScorer.write_all", None)
     with opened(True) as evaluator:
-        assert (sorted(map(repr, evaluator.responses)), evaluator.template) == first
+        assert (sorted(map(repr, evaluator.responses.results)), evaluator.template) == first
 
 
-@pytest.mark.parametrize(
-    "step", ["pipeline.evaluator.with_better_template", "evaluation.ResponseCache.add_missing"]
-)
-def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatch, step):
+def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatch):
     """Its results are free for the next one as long as somebody holds the error, too."""
     chosen, closed = shipped_world().scenario("disjoint"), []
     session = Session(Options(threads=1, chat_template="off"), state=tmp_path)
@@ -73,7 +69,7 @@ def test_an_evaluator_that_is_not_opened_keeps_nothing_open(tmp_path, monkeypatc
     plan = plan_of(session.options, inputs.adapters, inputs.tasks)
     monkeypatch.setattr("loraprobe.scoring.ModelScorer.close", lambda self: closed.append(self))
     with monkeypatch.context() as broken, pytest.raises(OutputError) as error:
-        broken.setattr(f"loraprobe.{step}", full)
+        broken.setattr("loraprobe.pipeline.evaluator.with_better_template", full)
         open_evaluator(inputs, plan, session)
     assert len(closed) == 1
     with open_evaluator(inputs, plan, session):

@@ -216,11 +216,11 @@ class TestTwoAtOnce:
 
     def test_one_ledger(self, tmp_path):
         """Two runs of one call share their results' file: the second is told."""
-        first = ResponseCache(tmp_path, fingerprint={"x": 1})
+        first = ResponseCache(tmp_path / "results.jsonl", fingerprint={"x": 1})
         with pytest.raises((OutputError, UsageError), match="another run"):
-            ResponseCache(tmp_path, resume=True, fingerprint={"x": 1})
+            ResponseCache(tmp_path / "results.jsonl", resume=True, fingerprint={"x": 1})
         first.close()
-        ResponseCache(tmp_path, resume=True, fingerprint={"x": 1}).close()
+        ResponseCache(tmp_path / "results.jsonl", resume=True, fingerprint={"x": 1}).close()
 
 
 class TestClocks:

@@ -1,5 +1,6 @@
 """An interruption costs one batch: exit 130, what was finished is kept, --resume goes on."""
 
+import collections
 import functools
 import json
 import re
@@ -96,6 +97,64 @@ def test_a_run_without_resume_starts_again(world, own_cache):
     assert lines(own_cache) == count
     assert answers(first) == answers(second)
     assert not any("earlier run" in note for note in second["notes"])
+
+
+SINGLES = {"base", "a", "b"}
+
+
+def other_task(words: list[str]) -> list[str]:
+    """The call on a file that asks four of the questions under other names, and one more."""
+    place = Path(words[words.index("--task") + 1])
+    rows = [json.loads(line) for line in place.read_text().splitlines()[:4]]
+    rows = [{**row, "id": f"x{row['id']}"} for row in rows]
+    rows.append({"id": "new", "prompt": "Lily had a tree. She", "answer": "was"})
+    other = place.with_name("other.jsonl")
+    other.write_text("\n".join(map(json.dumps, rows)))
+    return [str(other) if word == str(place) else word for word in words]
+
+
+# What is called with --resume, and how many questions that asks of which system but controls.
+AGAIN = {
+    "the same": (lambda words: words, {}),
+    "one more method": (lambda words: [*words, "--method", "sum"], {"sum": 16}),
+    "fewer items": (lambda words: [*words, "--limit", "8"], {}),
+    "more items": (
+        lambda words: [*words, "--limit", "20"],
+        dict.fromkeys([*SINGLES, "uniform"], 4),
+    ),
+    "another order": (
+        lambda words: ["merge-and-eval", words[2], words[1], *words[3:]],
+        {"uniform": 16},
+    ),
+    "other weights": (
+        lambda words: [*words, "--weights", "1,0.5"],
+        {"uniform": 16, "task_arithmetic": 16},
+    ),
+    "another seed": (lambda words: [*words, "--seed", "1"], {"uniform": 16}),
+    "another task": (other_task, dict.fromkeys([*SINGLES, "uniform"], 1)),
+}
+
+
+@pytest.mark.parametrize(("change", "asked"), AGAIN.values(), ids=AGAIN)
+def test_resume_asks_only_what_was_not_asked(world, own_cache, monkeypatch, change, asked):
+    words = [*world[: world.index("--system")], "--limit", "16", "--method", "uniform"]
+    words += ["--router", "none", "--exit-zero"]
+    making.call(*words)
+    counts: collections.Counter[str] = collections.Counter()
+    ask = asking.ask
+
+    def counted(scorer, batch, system, *limit):
+        counts[system.name] += len(batch)
+        return ask(scorer, batch, system, *limit)
+
+    monkeypatch.setattr(asking, "ask", counted)
+    changed = change(words)
+    again = json.loads(making.call(*changed, "--resume").stdout)
+    controls = {name for name in counts if name.startswith(("shrunk", "random"))}
+    assert {name: number for name, number in counts.items() if name not in controls} == asked
+    assert any("earlier run" in note for note in again["notes"])
+    fresh = making.call(*changed, env={"LORAPROBE_CACHE": str(own_cache / "another")})
+    assert again["evaluation"] == json.loads(fresh.stdout)["evaluation"]
 
 
 SPOILED = """

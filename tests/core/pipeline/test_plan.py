@@ -86,7 +86,7 @@ def test_controls_that_differ_are_kept_apart(pair):
     builder = SystemBuilder(pair, PreparedAdapters(pair), Options())
     made = [*builder.controls("a", "sum"), *builder.controls("b", "sum")]
     made += builder.controls("a", "uniform")[1:]
-    assert len({one.key for one in made}) == len(made) == 5
+    assert len({one.content for one in made}) == len(made) == 5
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):

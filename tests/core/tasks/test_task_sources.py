@@ -9,7 +9,7 @@ from fake_scorer import FakeScorer
 
 from loraprobe import wiring
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import ResponseCache, System, run_systems
+from loraprobe.evaluation import Asker, System
 from loraprobe.evaluation.asking import item_result
 from loraprobe.extension import Extension, TaskSource
 from loraprobe.options import Options
@@ -68,7 +68,7 @@ def test_an_examiner_asks_and_judges_its_items_beside_those_of_files(tmp_path):
         ("small", "suite:letters"), ("own", "exact_match")
     ]  # fmt: skip
     scorer = FakeScorer({(None, "0?"): "bo", (None, "1?"): "b?", (None, "Who?"): "ada"})
-    rows = run_systems(scorer, [System("base", "base")], tasks, ResponseCache())
+    rows = Asker(scorer).run([System("base", "base")], tasks)
     assert {(row.task, row.item): (row.value, row.text) for row in rows} == {
         ("small", "0"): (1.0, "bo"), ("small", "1"): (0.5, "b?"), ("own", "1"): (1.0, "ada")
     }  # fmt: skip

@@ -10,7 +10,7 @@ from harness_tasks import WORLD, write_tasks
 
 import loraprobe
 from loraprobe.composition import Composition
-from loraprobe.evaluation import ResponseCache, System, run_systems
+from loraprobe.evaluation import Asker, System
 from loraprobe.extensions.harness.tasks import load_harness
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
@@ -67,7 +67,7 @@ def ours(scorer, tasks, adapter=None):
     alone = None
     if adapter is not None:
         alone = Composition("a", (loraprobe.load(adapter),), ConstantGates((1.0,)))
-    rows = run_systems(scorer, [System("one", "adapter", alone)], tasks, ResponseCache())
+    rows = Asker(scorer).run([System("one", "adapter", alone)], tasks)
     return {(row.task, row.item): (row.value, row.text) for row in rows}
 
 

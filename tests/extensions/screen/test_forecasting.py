@@ -9,6 +9,7 @@ import pytest
 import torch
 import words
 
+from loraprobe.evaluation import System
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import questions
 from loraprobe.extensions.screen import forecasting
@@ -59,7 +60,7 @@ def forecast_of(scorer, singles, task, metric=None):
     kept = {}
     for name, composition in singles.items():
         with scorer.with_composition(composition):
-            kept[name] = reading.read(scorer, name)
+            kept[name] = reading.read(scorer, System(name, "adapter"))
     given = [given for given, _ in kept.values()]
     found = AdditiveForecast.of(scorer, reading, len(given), lambda k: given[k])
     return reading, found, {name: answers for name, (_, answers) in kept.items()}
@@ -116,7 +117,8 @@ def test_likelihoods_are_those_of_added_logits(scorer, singles, metric):
     asked = questions(with_metrics([task], metric))
     for name, composition in singles.items():  # one pass serves answers and forecast
         with scorer.with_composition(composition):
-            for row, other in zip(ask(scorer, asked, name), answers[name], strict=True):
+            rows = ask(scorer, asked, System(name, "adapter"))
+            for row, other in zip(rows, answers[name], strict=True):
                 assert (row.text, row.system) == (other.text, other.system)
                 assert row.value == pytest.approx(other.value, abs=1e-4)
     for members in SETS:
@@ -165,7 +167,7 @@ def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts
     scorer, singles, tmp_path
 ):
     reading = ForecastTexts.of(scorer, [choice_task()])
-    given, _ = reading.read(scorer, "base")
+    given, _ = reading.read(scorer, System("base", "base"))
     path = tmp_path / "deep" / "base.safetensors"
     given.save(path, reading.mark)
     again = NextTokens.load(path, reading.mark)
@@ -180,7 +182,7 @@ def test_kept_next_tokens_are_read_again_if_they_are_whole_and_of_the_same_texts
 def test_next_tokens_on_a_full_disk_are_an_error_of_the_system(scorer, singles, tmp_path):
     """The error of safetensors would be told as a defect."""
     reading = ForecastTexts.of(scorer, [choice_task()])
-    given, _ = reading.read(scorer, "base")
+    given, _ = reading.read(scorer, System("base", "base"))
     (tmp_path / "base.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
         given.save(tmp_path / "base.safetensors", reading.mark)

@@ -168,29 +168,10 @@ def _(place: Path) -> str:
     return merged(tiny(place), "--threads", 10**12, names="--threads")
 
 
-# Task files: a changed item or the whole text, and what the sentence names.
-HOPS = [{"prompt": "x", "answer": "y"}, {"prompt": "{" + "9" * 5000 + "}", "answer": "z"}]
-NESTED = "(" * 3000 + "a" + ")" * 3000
-TASKS: dict[str, tuple[dict[str, Any] | str, str]] = {
-    "hop-digits": ({"hops": HOPS}, "hop 2 refers to"),
-    "nested": ("[" * 3000 + "]" * 3000, "line 1"),
-    "pattern-nested": ({"cot_prompt": "ada", "answer_pattern": NESTED}, "answer_pattern"),
-    "pattern-flag": ({"cot_prompt": "ada", "answer_pattern": "\\L<x>"}, "answer_pattern"),
-    "surrogate": ({"answer": "\ud800"}, "surrogate"),
-    "digits": ('{"id": ' + "9" * 5000 + ', "prompt": "p", "answer": "a"}', "line 1"),
-    "long-answer": ({"answer": "ulm " * 3000, "choices": ["ulm " * 3000, "bo"]}, "answer"),
-}
-
-
-@cases("task", TASKS)
-def _(place: Path, row: tuple[dict[str, Any] | str, str]) -> str:
-    tiny(place)
-    item, names = row
-    if isinstance(item, str):
-        (place / "t.jsonl").write_text(item)
-    else:
-        ask(place, {"prompt": "ada lives in", "answer": "ulm"} | item)
-    return evaluated(place, names=names)
+@case("task-long-answer")
+def _(place: Path) -> str:
+    ask(tiny(place), {"prompt": "ada", "answer": "ulm " * 3000, "choices": ["ulm " * 3000, "bo"]})
+    return evaluated(place, names="answer")
 
 
 # Chat templates.

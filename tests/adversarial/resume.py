@@ -179,12 +179,6 @@ def line(number: int, content: bytes) -> Callable[[list[bytes]], None]:
 
 DAMAGES: dict[str, Callable[[list[bytes]], object]] = {
     "text": row(value="1"),
-    "null": row(value=None),
-    "nan": row(value=float("nan")),
-    "huge": row(value=7e9),
-    "part": row(part="hop0"),
-    "metric": row(metric="bleu"),
-    "brackets": line(3, b"[" * 3000),
     "cut-inside": line(3, b'{"sys'),
     "other-file": line(1, b"years of work"),
 }

@@ -114,20 +114,6 @@ def a_set(*ends, **changes):
     )
 
 
-@pytest.mark.parametrize("baseline", [0.0, 0.1, 0.5])
-@pytest.mark.parametrize("gain", [0.0, 0.1, 0.4])
-def test_no_items_deviate_more_than_right_and_wrong_answers_allow(baseline, gain):
-    """However wide the interval of clustered items is; by trying every share of lost items."""
-    (wide,) = a_set((gain - 0.5, gain + 0.5), baseline=baseline).cases
-    wide = dataclasses.replace(wide, n=100_000)
-    possible = [
-        gain + 2 * lost - gain**2
-        for lost in np.linspace(0, 1, 1001)
-        if lost <= baseline + 1e-9 and 0 <= gain + lost <= 1 - baseline + 1e-9
-    ]
-    assert cased.item_deviation(wide) == pytest.approx(math.sqrt(max(possible)), abs=0.01)
-
-
 def test_planted_sets_are_foretold_and_shuffled_gains_are_not():
     key, sets = fitting.LEFT_OUT["bases"], cased.sets_of(synthetic())
     alone = fitting.figures_of(sets, fitting.left_out(sets, key, 0))
@@ -369,21 +355,6 @@ def test_sets_become_cases_are_asked_once_and_replace_older_ones(tmp_path, seen)
     cased.write_cases(file, old)
     found, _ = collecting.gather([path], tmp_path / "one", stored=file)
     assert found == cased.read_cases(tmp_path / "one" / "cases.jsonl.gz") == elsewhere + cases
-
-
-def test_a_fingerprint_changes_with_what_results_depend_on(tmp_path):
-    tiny = tiny_world(("two-hop", "keep-both"), only=["keep-both", "disjoint"])
-    world, sizes = build_world(tiny, tmp_path / "w"), collecting.SampleSizes()
-    scenario = world.scenarios["keep-both"]
-    mark = collecting.fingerprint(world, scenario, sizes)
-    assert mark == collecting.fingerprint(World.load(world.path), scenario, sizes)
-    others = (world.scenarios["disjoint"], sizes), (scenario, collecting.SampleSizes(limit=9))
-    assert all(mark != collecting.fingerprint(world, *other) for other in others)
-    for name in ("adapters/count/adapter_config.json", "tasks/last.jsonl", "base/config.json"):
-        kept = (world.path / name).read_bytes()
-        (world.path / name).write_bytes(kept + b" ")
-        assert mark != collecting.fingerprint(world, scenario, sizes)
-        (world.path / name).write_bytes(kept)
 
 
 def test_tiny_worlds_are_asked_for_real(tmp_path):

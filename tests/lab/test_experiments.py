@@ -2,7 +2,6 @@
 
 import json
 import math
-import random
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
@@ -283,29 +282,6 @@ def test_a_tiny_table_of_methods_leaves_its_pages_and_asks_nothing_twice(tmp_pat
     assert again().document == made.document
 
 
-def test_a_system_joins_by_what_it_adds_on_worlds_that_did_not_choose_it():
-    """A system that is best in one world by luck adds nothing on the others."""
-    draw = random.Random(1)
-    fixed = {name: [0.3 + draw.gauss(0, 0.01) for _ in range(20)] for name in methods._fixed()}
-    better = [0.5 + draw.gauss(0, 0.05) for _ in range(20)]
-
-    def chosen(figures):
-        same = {"space": None, "balanced": False, "strength": None}
-        cells = [
-            {"label": label, "family": "router" if label in ROUTERS else "merge", "spec": label,
-             "keep_both": {"worse": {"value": np.mean(each), "ci95": [0, 1], "each": each}}, **same}
-            for label, each in figures.items()
-        ]  # fmt: skip
-        return methods.choices({"cells": cells})
-
-    other = {"tsv": [0.3] * 19 + [0.9], "ties": [0.31] * 20}
-    (step,) = chosen({**fixed, **other})
-    assert step["label"] == "tsv" and not step["joins"]
-    first, second = chosen({**fixed, **other, "lag": better})
-    assert (first["label"], first["joins"], second["joins"]) == ("lag", True, False)
-    assert first["added"][0] == pytest.approx(0.2, abs=0.03)
-
-
 # pairs of a library, by brute force
 
 
@@ -432,19 +408,6 @@ def test_the_store_answers_as_the_model_and_both_hops_hold_where_the_composed_on
     assert both["hop 1"] == both["hop 2"] == both["chain"] == 1
     assert both["composed"] <= 0.25 < rows["all three edits"]["composed"] == 1
     assert rows["no edit"]["hop 1"] == 0
-
-
-def test_training_in_the_layer_learns_and_leaves_the_base(store):
-    facts = make_facts(FactSizes(), 0)
-    before = {name: p.detach().clone() for name, p in store.model.named_parameters()}
-    people, answers = ([link.a for link in rows[:8]] for rows in (facts.strangers, facts.familiar))
-    questions = [theory.SPOUSE_QUESTION.format(a=name) for name in answers]
-    new = theory.NewFacts.of(store, questions, people)
-    training = Recipe(steps=60, batch_size=8, learning_rate=1e-2)
-    row = theory.train(store, new, "mlp", 4, training, 0)
-    assert row["recalled"] == 1 and row["parameters"] == 4 * 3 * (160 + 400)
-    after = dict(store.model.named_parameters())
-    assert all(torch.equal(after[name], kept) for name, kept in before.items())
 
 
 @pytest.mark.parametrize("name", ["theory", "rule"])

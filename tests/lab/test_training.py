@@ -15,7 +15,6 @@ from loraprobe_lab.training import (
     collate,
     encode,
     layers_of,
-    learning_rate_at,
     optimise,
     train_adapter,
 )
@@ -90,23 +89,6 @@ def test_the_loss_is_on_the_completion_and_eos_alone(tokenizer):
         [IGNORED] * 2 + [A, D] + [IGNORED] * 3,
     ]
     assert batch.attention_mask.sum(1).tolist() == [7, 4]
-
-
-def test_the_learning_rate_rises_then_falls():
-    factors = [learning_rate_at(step, 100, 10) for step in range(100)]
-    assert factors[9] == 1.0 and factors[:10] == sorted(factors[:10])
-    assert factors[10:] == sorted(factors[10:], reverse=True) and 0.05 <= factors[-1] < 0.06
-
-
-def test_batches_are_of_like_length_and_show_every_example_equally_often():
-    drawn = batches_of_like_length([3, 9, 4, 8, 5], 1, 2)
-    places = [i for _ in range(40) for i in next(drawn)]
-    assert sorted(places) == sorted(list(range(5)) * 16)
-    lengths = [5, 20] * 40
-    drawn = batches_of_like_length(lengths, 1, 5)
-    batches = [[lengths[i] for i in next(drawn)] for _ in range(16)]
-    assert sum(len(set(batch)) > 1 for batch in batches) <= 4  # at most one of each four
-    assert len({batch[0] for batch in batches[:4]}) == 2  # and not the short ones first
 
 
 @pytest.mark.parametrize("upper", [1, None])

@@ -1,6 +1,5 @@
 """Routers by scores against dense float64 and peft's Arrow, and decisions for whole prompts."""
 
-import math
 import warnings
 
 import composing
@@ -14,7 +13,7 @@ from making import hidden, peft_adapter, random_adapter, random_update
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, prepared_layers
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
@@ -460,40 +459,19 @@ def test_two_learnable_routers_are_not_one():
     assert len({one, other, one}) == 2
 
 
-ONE = {PATH: (24, 16)}
-
-
-def experts(n: int, ranks=(2, 3, 4, 2, 3), dtype=torch.float64) -> tuple[Adapter, ...]:
-    return tuple(random_adapter(f"e{i}", ONE, ranks[i], seed=i, dtype=dtype) for i in range(n))
-
-
 def layer(adapters, router, dtype=torch.float64):
     return prepared_layers(Composition("c", tuple(adapters), router), dtype)[0]
-
-
-def dense_arrow(adapters, x: Tensor, top_k: int, temperature: float, normalize: bool) -> Tensor:
-    """Arrow token by token from dense deltas: x [t, in] -> [t, out]."""
-    deltas = [a.modules[PATH].to(torch.float64).delta() for a in adapters]
-    directions = [torch.linalg.svd(delta).Vh[0] for delta in deltas]
-    out = []
-    for token in x:
-        unit = token / token.norm() if normalize else token
-        scores = [float((unit @ v).abs()) for v in directions]
-        chosen = sorted(range(len(scores)), key=lambda i: -scores[i])[:top_k]
-        weights = {i: math.exp(scores[i] / temperature) for i in chosen}
-        total = sum(weights.values())
-        out.append(sum(weights[i] / total * (deltas[i] @ token) for i in chosen))
-    return torch.stack(out)
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 4, 99])
 @pytest.mark.parametrize("temperature", [1.0, 0.3])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_arrow_is_its_definition(top_k, temperature, normalize):
-    four = experts(4)
-    x = torch.randn(9, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64) * 2
-    found = layer(four, Arrow(top_k, temperature, normalize)).delta(x)
-    wanted = dense_arrow(four, x, top_k, temperature, normalize)
+    x = 2 * X
+    scores = arrows(x / x.norm(dim=-1, keepdim=True) if normalize else x)
+    outputs = torch.stack([x @ delta.T for delta in DELTAS], dim=1)  # [t, n, out]
+    wanted = (shared_out(scores, top_k, temperature)[..., None] * outputs).sum(1)
+    found = layer(FOUR, Arrow(top_k, temperature, normalize)).delta(x)
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
 
 
@@ -577,7 +555,7 @@ def test_embeddings_get_equal_constant_gates():
     table = "model.embed_tokens"
     options = {"kinds": {table: "embedding"}, "dtype": torch.float64}
     three = [random_adapter(f"e{i}", {table: (16, 40)}, 2 + i, i, **options) for i in range(2)]
-    three.append(experts(1)[0])  # which has no embedding, and so no share of its gates
+    three.append(FOUR[0])  # which has no embedding, and so no share of its gates
     (found,) = (
         layer
         for layer in prepared_layers(Composition("c", tuple(three), Arrow()), torch.float64)

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from making import LLAMA, generator, planted_pair, random_adapter, random_update, regauged
+from making import LLAMA, base_of, generator, planted_pair, random_adapter, random_update, regauged
 from merges import merge
 from shelves import DOMAINS
 
@@ -266,31 +266,16 @@ def test_planted_sign_conflict_ignores_entries_where_one_delta_is_zero():
     assert row.stderr == pytest.approx(binomial, rel=0.03)
 
 
-class FakeBase:
-    """Weights by module path, as Base.weight gives them."""
-
-    def __init__(self, weights):
-        self.weights = weights
-
-    def weight(self, path):
-        from loraprobe.errors import BaseError
-
-        if path not in self.weights:
-            raise BaseError(path)
-        return self.weights[path]
-
-
-def random_base(seed=0):
+def random_weights(seed=0):
     places = enumerate(LLAMA.items())
-    return FakeBase(
-        {p: torch.randn(shape, generator=generator(seed + i)) for i, (p, shape) in places}
-    )
+    return {p: torch.randn(shape, generator=generator(seed + i)) for i, (p, shape) in places}
 
 
 def test_relative_norm_is_against_the_weights_that_are_touched(trio):
-    base = random_base()
+    weights = random_weights()
+    base = base_of(weights)
     deltas = dense(trio[2], LLAMA)
-    touched = [base.weights[p] for p in trio[2].layout]
+    touched = [weights[p] for p in trio[2].layout]
     expected = math.sqrt(
         sum(float(d.square().sum()) for d in deltas)
         / sum(float(w.double().square().sum()) for w in touched)
@@ -298,7 +283,7 @@ def test_relative_norm_is_against_the_weights_that_are_touched(trio):
     found = values(trio, "relative_norm", base=base)
     assert found[("c",), None, None].value == pytest.approx(expected, rel=1e-6)
     path = next(iter(trio[2].layout))
-    del base.weights[path]
+    del weights[path]
     assert value([trio[2]], "relative_norm", base=base) is None
     assert "relative_norm" not in {m.name for m in diagnose([trio[2]])}
     with pytest.raises(UsageError, match="--base"):
@@ -309,7 +294,7 @@ def test_planted_intruders_are_counted():
     """W0 is diagonal with a flat floor; an update along a mixture of many axes is an intruder."""
     n = 32
     W0 = torch.diag(torch.linspace(1.0, 0.5, n))
-    base = FakeBase({"m": W0})
+    base = base_of({"m": W0})
     mixed = torch.ones(n, 1) / math.sqrt(n)
     axis = torch.eye(n)[:, :1]
     intruder = adapter_of("intruder", {"m": LowRank(mixed.T, mixed, 20.0)})
@@ -339,7 +324,7 @@ def test_law_of_basis(diagnostic, trio):
         )
         for i, a in enumerate(pair)
     ]
-    base = random_base()
+    base = base_of(random_weights())
     before, after = (diagnose(x, only=[name], base=base, per_module=True) for x in (pair, changed))
     assert len(before) == len(after) > 0
     same = all(
@@ -355,7 +340,7 @@ def test_law_of_basis(diagnostic, trio):
 def test_law_of_order(diagnostic, trio):
     """The order of adapters changes nothing but the order of names."""
     name = name_of(diagnostic)
-    base = random_base()
+    base = base_of(random_weights())
     forth = diagnose(trio, only=[name], base=base, per_module=True)
     back = diagnose(trio[::-1], only=[name], base=base, per_module=True)
 

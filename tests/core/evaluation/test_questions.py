@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy import special
-from test_gains import results
+from test_gains import results, right
 
 from loraprobe.defaults import FIRST_ROUND, ROUNDS_FROM
 from loraprobe.evaluation import beaten, guessing, rounds
@@ -187,19 +187,19 @@ def test_boundaries_of_the_textbook():
     assert boundaries(shares, spent) == pytest.approx([alpha] * 5, rel=0.08)
 
 
-def right(k: int, n: int = 60) -> np.ndarray:
-    return (np.arange(n) < k).astype(float)
-
-
 def test_a_system_is_beaten_only_in_every_form():
     plain = {
-        ("a", "question"): right(50),
-        ("b", "question"): right(10),
-        ("c", "question"): right(46),
+        ("a", "question"): right(50, 60),
+        ("b", "question"): right(10, 60),
+        ("c", "question"): right(46, 60),
     }
     assert beaten(results(plain), ["a", "b", "c"], 0.05) == {"b"}
     assert beaten(results(plain), ["a", "b", "c"], 1e-12) == set()
-    steps = {("a", "steps"): right(0), ("b", "steps"): right(30), ("c", "steps"): right(0)}
+    steps = {
+        ("a", "steps"): right(0, 60),
+        ("b", "steps"): right(30, 60),
+        ("c", "steps"): right(0, 60),
+    }
     assert beaten(results(plain | steps), ["a", "b", "c"], 0.05) == set(), "b leads step by step"
     assert beaten(results(plain), ["b"], 0.05) == set(), "nobody is worse than itself"
     assert beaten([], [], 0.05) == set()

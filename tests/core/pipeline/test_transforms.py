@@ -18,12 +18,13 @@ from loraprobe.pipeline.transforms import scaled_adapter, subtracted, transform
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 
+PATHS = {"a.proj": (6, 5), "b.proj": (4, 7), "emb": (3, 9), "conv": (5, 12)}
+
 
 def dense(adapter, path: str) -> torch.Tensor:
-    """[out, in], float64; zero where the adapter leaves the module alone."""
+    """[out, in], float64; zero where the adapter leaves the module of PATHS alone."""
     if path not in adapter.modules:
-        out, inp = making.LLAMA[path]
-        return torch.zeros(out, inp, dtype=torch.float64)
+        return torch.zeros(*PATHS[path], dtype=torch.float64)
     return adapter.modules[path].to(torch.float64).delta()
 
 
@@ -36,7 +37,6 @@ def close(found: torch.Tensor, wanted: torch.Tensor, tolerance: float = 1e-6) ->
     return float((found - wanted).norm()) <= tolerance * max(float(wanted.norm()), 1e-12)
 
 
-PATHS = {"a.proj": (6, 5), "b.proj": (4, 7), "emb": (3, 9), "conv": (5, 12)}
 KINDS = {"emb": "embedding", "conv": "convolution"}
 
 
@@ -69,13 +69,8 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
     adapters, n, balance = drawn
     tasks, general = adapters[:n], adapters[n:]
 
-    def delta(adapter, path):
-        if path not in adapter.modules:
-            return torch.zeros(*PATHS[path], dtype=torch.float64)
-        return adapter.modules[path].to(torch.float64).delta()
-
     wanted = [
-        {p: delta(task, p) - sum(delta(g, p) for g in general) / len(general) for p in PATHS}
+        {p: dense(task, p) - sum(dense(g, p) for g in general) / len(general) for p in PATHS}
         for task in tasks
     ]
     norms = [sum(float(d.norm()) ** 2 for d in each.values()) ** 0.5 for each in wanted]
@@ -85,7 +80,7 @@ def test_drawn_adapters_are_subtracted_from_and_balanced_exactly(drawn):
         assert set(after.modules) == set(task.modules).union(*(g.modules for g in general))
         assert after.norm() == pytest.approx(mean if balance else norm, rel=1e-5)
         for path, info in after.layout.items():
-            assert close(delta(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
+            assert close(dense(after, path), each[path] * (mean / norm if balance else 1), 1e-5)
             assert (info.kind, info.kernel) == (
                 KINDS.get(path, "linear"),
                 (2, 2) if path == "conv" else (),

@@ -508,8 +508,8 @@ def hints() -> Mapping[str, Any]:
 
 def affecting(*what: Affects) -> list[str]:
     """The names of the options that affect any of these, group by group."""
-    told = ((name, one.metadata.get("affects", frozenset())) for name, one in table().items())
-    return [name for name, affected in told if affected.intersection(what)]
+    effects = {name: one.metadata.get("affects", frozenset()) for name, one in table().items()}
+    return [name for name, affected in effects.items() if affected.intersection(what)]
 
 
 def named_options() -> list[str]:
@@ -764,15 +764,15 @@ def takes(command: str = "") -> Callable[[Function], Function]:
                 if name not in known:
                     hint = nearest(name, known)
                     raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
-            held = {name: one for name, one in keywords.items() if one is not None}
-            bound = signature.bind_partial(*given, **held).arguments
-            held |= {name: one for name, one in bound.items() if one is not None}
-            held |= held.pop("options", {})
-            if lacking := [name for name in needed if name not in held]:
-                told = f"{function.__name__} needs {listing(lacking)}"
-                raise UsageError(f"{told}; None is as if nothing was given.")
+            values = {name: one for name, one in keywords.items() if one is not None}
+            bound = signature.bind_partial(*given, **values).arguments
+            values |= {name: one for name, one in bound.items() if one is not None}
+            values |= values.pop("options", {})
+            if lacking := [name for name in needed if name not in values]:
+                sentence = f"{function.__name__} needs {listing(lacking)}"
+                raise UsageError(f"{sentence}; None is as if nothing was given.")
             try:
-                return function(**held)
+                return function(**values)
             except LoraprobeError as error:
                 error.in_python(function.__name__, _keywords(known))
                 raise

@@ -171,9 +171,9 @@ def tables() -> Mapping[str, tuple[str, Any, Any]]:
     return {
         **OTHERS,
         **{
-            one.name: (panel, one, get_type_hints(group)[one.name])
+            field.name: (panel, field, get_type_hints(group)[field.name])
             for panel, group in (*core, *added)
-            for one in dataclasses.fields(group)
+            for field in dataclasses.fields(group)
         },
     }
 
@@ -183,14 +183,14 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
 
     It gives `function` the parameters that this has, `options` and `output` made of the others.
     """
-    own = inspect.signature(function, eval_str=True).parameters
+    declared = inspect.signature(function, eval_str=True).parameters
     annotated = {
-        name: one.replace(kind=inspect.Parameter.KEYWORD_ONLY)
-        for name, one in own.items()
-        if hasattr(one.annotation, "__metadata__")
+        name: parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for name, parameter in declared.items()
+        if hasattr(parameter.annotation, "__metadata__")
     }
     names = *options_of(spec.name), *EVERYWHERE
-    arguments = [one for name, one in own.items() if name not in ("options", "output", *names)]
+    arguments = [declared[n] for n in declared if n not in ("options", "output", *names)]
     parameters = [annotated.get(name) or _of_table(spec, name) for name in names]
 
     @functools.wraps(function)
@@ -208,27 +208,27 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
 
 def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
     """The parameter for an option that a table has, as a command takes it."""
-    panel, one, hint = tables()[name]
+    panel, field, hint = tables()[name]
     changed = spec.changed.get(name, {})
-    told = {"default": one.default, **one.metadata, **changed}
-    default = told["default"]
+    words = {"default": field.default, **field.metadata, **changed}
+    default = words["default"]
     if name in table() and repeats(name) and "default" not in changed:
         hint, default = Texts, None
-    elif told["read"] or get_origin(hint) in (tuple, Literal):  # a text until it is read
+    elif words["read"] or get_origin(hint) in (tuple, Literal):  # a text until it is read
         hint = str if default is not None else str | None
-    written = setting(
-        told["metavar"] or " ",
-        told["help"],
+    info = setting(
+        words["metavar"] or " ",
+        words["help"],
         FIRST if name in spec.first.split() else panel,
-        *(told["flags"] or [f"--{name.replace('_', '-')}"]),
-        autocompletion=_members(*told["completes"]) if told["completes"] else None,
-        typed=told["typed"],
+        *(words["flags"] or [f"--{name.replace('_', '-')}"]),
+        autocompletion=_members(*words["completes"]) if words["completes"] else None,
+        typed=words["typed"],
     )
     return inspect.Parameter(
         name,
         inspect.Parameter.KEYWORD_ONLY,
         default=inspect.Parameter.empty if default is ... else default,
-        annotation=Annotated[hint, written],
+        annotation=Annotated[hint, info],
     )
 
 
@@ -279,12 +279,9 @@ class Configured(Plain, TyperCommand):
 
     def typed(self) -> set[str]:
         """The parameters that the command line alone gives, by their names."""
-        declared = inspect.signature(vars(self)["callback"], eval_str=True).parameters
-        return {
-            name
-            for name, one in declared.items()
-            if any(getattr(a, "typed", False) for a in getattr(one.annotation, "__metadata__", ()))
-        }
+        parameters = inspect.signature(vars(self)["callback"], eval_str=True).parameters
+        notes = {n: getattr(one.annotation, "__metadata__", ()) for n, one in parameters.items()}
+        return {n for n, known in notes.items() if any(getattr(a, "typed", False) for a in known)}
 
 
 def _typed_as(known: Mapping[str, Any], names: Iterable[str]) -> str:

@@ -335,11 +335,9 @@ def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
     """The options that decide a result, and those of printing.
 
-    parameters: of a command, by name: its `locals()` as it begins. None is what was not given. A
-    page maps layers and modules.
+    parameters: of a command, by name; None is what was not given. A page maps layers and modules.
     """
-    named = {**parameters, **parameters.get("added", {})}
-    given = {name: value for name, value in named.items() if value is not None}
+    given = {name: value for name, value in parameters.items() if value is not None}
     output = Output(**{one.name: given[one.name] for one in fields(Output) if one.name in given})
     decide = {name: given[name] for name in hints() if name in given}
     if output.html is not None:

@@ -10,7 +10,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import fields as dataclass_fields
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -86,24 +85,16 @@ def capitalised(tree: ast.Module) -> set[str]:
     return {name for name in names if name[0].isupper() and name != name.upper()}
 
 
-def options_of(command: str) -> list[str]:
-    """The options of a command, as its own command line has them."""
-    import typer
+def options_of_evaluation() -> dict[str, int]:
+    """How many options merge-and-eval has, --config and --debug too, and how many of the core."""
+    from loraprobe.options import commands, options_of
 
-    from loraprobe.cli import app
-
-    group = typer.main.get_command(app)
-    found = group.get_command(None, command)
-    return [one.opts[0] for one in found.params if one.param_type_name == "option"]
-
-
-def of_the_core(options: list[str]) -> list[str]:
-    """Those of some options that no extension adds."""
-    from loraprobe.options import AddedOptions, flag_of, groups
-
-    own = (group for group in groups() if issubclass(group, AddedOptions))
-    added = {flag_of(field.name) for group in own for field in dataclass_fields(group)}
-    return [option for option in options if option not in added]
+    name = "merge-and-eval"
+    core = [*commands()[name].first.split(), *commands()[name].options.split()]
+    return {
+        f"options of {name}": len(options_of(name)) + 2,
+        f"options of {name} that belong to the core": len(core) + 2,
+    }
 
 
 def journeys() -> dict[str, int]:
@@ -175,8 +166,7 @@ def figures() -> dict[str, int]:
         **of_extensions(package),
         "modules in loraprobe": len(package),
         "dataclasses in loraprobe": sum(map(dataclasses, package.values())),
-        "options of merge-and-eval": len(options := options_of("merge-and-eval")),
-        "options of merge-and-eval that belong to the core": len(of_the_core(options)),
+        **options_of_evaluation(),
         **{f"files to read for: {name}": count for name, count in journeys().items()},
         "own modules that merge loads": len(loaded_by_merge()),
         f"capitalised names defined twice: {', '.join(doubled) or 'none'}": len(doubled),

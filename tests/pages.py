@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters.reading import trainings
-from loraprobe.cli import COMMANDS, command_of
-from loraprobe.cli.parameters import PANELS, tables
-from loraprobe.cli.running import Output
+from loraprobe.cli.parameters import OTHERS, PANELS, tables
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.findings import SUBJECTS
 from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS
-from loraprobe.options import AddedOptions, groups, table
+from loraprobe.options import AddedOptions, groups
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of
 from loraprobe.routing import ROUTERS
@@ -108,30 +106,19 @@ def options_page() -> str:
         "Python functions take the same options as keywords, the field's name; None is as if it "
         "was not given.",
     ]
-    defaults = {**{name: one.default for name, one in table().items()}, **vars(Output())}
     added = [group.title for group in groups() if issubclass(group, AddedOptions)]
-    order = sorted(COMMANDS, key=lambda name: name != "merge-and-eval")
-    taken = [one for name in order for one in options_of(name) if one.name in defaults]
     for panel in (*PANELS, *added):
         lines += ["", f"## {panel}", "", "| option | field | default | meaning |"]
         lines.append("| --- | --- | --- | --- |")
-        rows: dict[str, Any] = {}
-        for one in taken:
-            if tables()[one.name][0] == panel:
-                rows.setdefault(one.name, one)
-        for name, one in rows.items():
-            default = defaults[name]
+        for name, (shown_in, field, _) in tables().items():
+            if shown_in != panel or name in OTHERS or not field.metadata:
+                continue
+            default = field.default
             shown = ", ".join(default) if isinstance(default, tuple) else default
             shown = "-" if shown in (None, "") else shown
-            lines.append(f"| `{one.opts[0]}` | `{name}` | {shown} | {one.help} |")
+            flag = next(iter(field.metadata["flags"]), f"--{name.replace('_', '-')}")
+            lines.append(f"| `{flag}` | `{name}` | {shown} | {field.metadata['help']} |")
     return "\n".join(lines) + "\n"
-
-
-def options_of(command: str) -> list[Any]:
-    """The options of a command, as typer makes them."""
-    group, _, name = command.rpartition(" ")
-    found = command_of(group).commands[name] if group else command_of(name)
-    return [one for one in found.params if one.param_type_name == "option"]
 
 
 def codes_page() -> str:

@@ -13,7 +13,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from loraprobe.adapters.reading import trainings
+from loraprobe.adapters.files import trainings
 from loraprobe.cli.parameters import OTHERS, PANELS, tables
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.findings import SUBJECTS

@@ -27,7 +27,7 @@ import torch
 
 from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.reading import PICKLE, SAFETENSORS, find_directory
+from loraprobe.adapters.files import PICKLE, SAFETENSORS, find_directory
 from loraprobe.adapters.types import Parent
 from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.defaults import FAMILY_COSINE

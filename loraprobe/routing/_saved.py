@@ -53,7 +53,7 @@ from loraprobe.adapters import (
     staged_directory,
 )
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.reading import SAFETENSORS, open_tensors
+from loraprobe.adapters.files import SAFETENSORS, open_tensors
 from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router

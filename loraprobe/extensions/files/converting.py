@@ -33,7 +33,8 @@ from loraprobe.adapters import (
     with_repaired_paths,
 )
 from loraprobe.adapters.config import CONFIG, PATTERN, untargeted_paths
-from loraprobe.adapters.reading import PICKLE, PREFIX, SAFETENSORS, open_tensors
+from loraprobe.adapters.files import PICKLE, SAFETENSORS, open_tensors
+from loraprobe.adapters.reading import PREFIX
 from loraprobe.adapters.saving import SELECTORS, config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model

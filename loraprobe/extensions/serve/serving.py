@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Literal
 from loraprobe import hub
 from loraprobe.adapters import Adapter, Source, local_name, public_name
 from loraprobe.adapters.config import PEFT_DEFAULT
+from loraprobe.adapters.files import open_tensors
 from loraprobe.adapters.names import VOCABULARY, root
-from loraprobe.adapters.reading import open_tensors
 from loraprobe.adapters.saving import config_of
 from loraprobe.base import Base, module_names
 from loraprobe.errors import BaseError, UsageError

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from loraprobe.adapters import read_adapter
-from loraprobe.adapters.reading import find_directory, open_tensors, trained_by, trainings
+from loraprobe.adapters.files import find_directory, open_tensors, trained_by, trainings
 from loraprobe.errors import AdapterError
 
 

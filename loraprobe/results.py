@@ -68,29 +68,37 @@ class JsonLines(Generic[Kept]):
 
     def _read(self, path: Path, fingerprint: Any, parse: Callable[[Any], Kept]) -> bool:
         """Load the rows and cut off an incomplete line. False if no line is complete."""
-        try:
-            data = path.read_bytes() if path.exists() else b""
-        except OSError as error:
-            raise OutputError(f"{path} cannot be read ({error.strerror}): {CURE}") from None
-        whole = data[: data.rfind(b"\n") + 1]
-        if not whole:
+        known, self.rows, size = read_rows(path, parse)
+        if not size:
             return False
-        head, *lines = whole.split(b"\n")[:-1]
-        known = _fingerprint(head)
-        if known is None:
-            raise OutputError(f"{path} is no list of results of this loraprobe: {CURE}")
         if changed := changes(known, fingerprint):
             raise UsageError(
                 f"{path} holds results of another run ({'; '.join(changed[:3])}): {CURE}"
             )
-        for number, line in enumerate(lines, 2):
-            try:
-                self.rows.append(parse(json.loads(line)))
-            except (ValueError, RecursionError):
-                raise OutputError(f"{path}, line {number} is damaged: {CURE}") from None
-        if len(whole) < len(data):
-            os.truncate(path, len(whole))
+        if size < path.stat().st_size:
+            os.truncate(path, size)
         return True
+
+
+def read_rows(path: Path, parse: Callable[[Any], Kept]) -> tuple[Any, list[Kept], int]:
+    """The fingerprint of a file, which another run may be writing, its rows, and their bytes.
+
+    An incomplete last line is left out. Raises OutputError if the file is damaged.
+    """
+    try:
+        data = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read ({error.strerror}): {CURE}") from None
+    head, *lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1] or [b""]
+    known, rows = _fingerprint(head), list[Kept]()
+    if head and known is None:
+        raise OutputError(f"{path} is no list of results of this loraprobe: {CURE}")
+    for number, line in enumerate(lines, 2):
+        try:
+            rows.append(parse(json.loads(line)))
+        except (ValueError, RecursionError):
+            raise OutputError(f"{path}, line {number} is damaged: {CURE}") from None
+    return known, rows, data.rfind(b"\n") + 1
 
 
 def _write(path: Path, rows: Iterable[Any], mode: str) -> None:

@@ -173,7 +173,7 @@ class Output:
     )
     quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
     exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
-    resume: bool = option(False, "", "Use what an interrupted run of this call, or inspect, kept.")
+    resume: bool = option(False, "", "Ask only what no earlier run asked; use kept answers.")
 
     def __post_init__(self) -> None:
         if self.html is not None:

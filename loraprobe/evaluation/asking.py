@@ -34,7 +34,7 @@ from loraprobe.records import (
     hop_part,
     judged_elsewhere,
 )
-from loraprobe.results import JsonLines, read_fingerprint
+from loraprobe.results import JsonLines, read_rows
 from loraprobe.tasks import METRICS, Examiner, Task, fill
 
 if TYPE_CHECKING:
@@ -59,9 +59,9 @@ class ResponseCache(JsonLines[ItemResult]):
     """The answers of this run and of earlier ones, by request.
 
     path, resume, fingerprint and errors are those of `JsonLines`. others: files of runs with the
-    same base; they are read where they are sound and no other run uses them, but for answers of
-    systems that go by their names. results: all answers by request. reused: the requests of those
-    of earlier runs that this one has used so far.
+    same base; they are read where they are sound, but for answers of systems that go by their
+    names. results: all answers by request. reused: the requests of those of earlier runs that this
+    one has used so far.
     """
 
     def __init__(
@@ -74,12 +74,9 @@ class ResponseCache(JsonLines[ItemResult]):
         super().__init__(path, resume, fingerprint or {}, item_result)
         rows = list[ItemResult]()
         for other in others:
-            known = read_fingerprint(other) or {}
-            with (
-                contextlib.suppress(LoraprobeError),
-                contextlib.closing(JsonLines(other, True, known, item_result)) as lines,
-            ):
-                rows += [row for row in lines.rows if not row.request.startswith(NAMED)]
+            with contextlib.suppress(LoraprobeError):
+                _, own, _ = read_rows(other, item_result)
+                rows += [row for row in own if not row.request.startswith(NAMED)]
         self.results = {row.request: row for row in (*rows, *self.rows)}
         self._earlier, self.reused = frozenset(self.results), set[str]()
 

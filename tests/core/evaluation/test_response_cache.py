@@ -61,6 +61,24 @@ def test_a_refused_file_is_free_again(tmp_path):
     ), refused
 
 
+def test_what_other_runs_keep_is_read_while_they_use_it(tmp_path):
+    """But for answers of systems that only their own run knows, and for damaged files."""
+    files = [tmp_path / name for name in ("a.jsonl", "b.jsonl", "c.jsonl")]
+    named = dataclasses.replace(row("2"), request="named:uniform 2 question")
+    runs = [ResponseCache(file, fingerprint={"of": file.name}) for file in files[:2]]
+    runs[0].append([row("1"), named])
+    runs[1].append([row("3")])
+    files[1].write_bytes(files[1].read_bytes() + b"{}\n")
+    third = ResponseCache(files[2], fingerprint={"of": "c"}, others=files[:2])
+    assert third.get(row("1").request) == row("1") and third.reused == {row("1").request}
+    assert third.get(named.request) is third.get(row("3").request) is None
+    runs[0].append([row("4")])
+    assert {r.item for r in ResponseCache(tmp_path / "d.jsonl", others=files).results.values()} == {
+        "1",
+        "4",
+    }
+
+
 SOUND = json.loads(json.dumps(dataclasses.asdict(row())))
 DAMAGE = {
     "text": {"value": "1"},

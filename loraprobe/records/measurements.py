@@ -118,7 +118,7 @@ FORMS: tuple[ItemPart, ...] = (QUESTION, STEPS)  # the parts that ask the compos
 
 # ---- a figure with its interval ------------------------------------------------------------------
 
-Standing = Literal["likely", "inconclusive", "unlikely"]  # whether a figure exceeds a threshold
+TestResult = Literal["likely", "inconclusive", "unlikely"]  # whether a figure exceeds a threshold
 POWER = 0.8
 Z95 = NormalDist().inv_cdf(0.975)  # critical value of a 95 % interval
 
@@ -141,7 +141,7 @@ class Estimate:
         """The standard error that a 95 % interval implies."""
         return (self.high - self.low) / 2 / Z95
 
-    def exceeds(self, threshold: float) -> Standing:
+    def exceeds(self, threshold: float) -> TestResult:
         """Whether the figure exceeds a threshold, as far as its interval shows."""
         if self.low > threshold:
             return "likely"
@@ -478,7 +478,7 @@ class GuardScore:
         return Estimate(self.difference, *self.ci95, self.n, self.clusters or self.n)
 
     @property
-    def outcome(self) -> Standing:
+    def outcome(self) -> TestResult:
         """Whether the guard is kept: no more is lost than the margin."""
         return self.estimate.exceeds(-self.margin)
 

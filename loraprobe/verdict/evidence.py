@@ -47,17 +47,17 @@ from loraprobe.records import (
     Missing,
     Score,
     ScoredKind,
-    Standing,
     SystemKind,
+    TestResult,
     averaged,
     called,
     pooled,
 )
 
-WEAKEST_FIRST: tuple[Standing, ...] = ("unlikely", "inconclusive", "likely")
+WEAKEST_FIRST: tuple[TestResult, ...] = ("unlikely", "inconclusive", "likely")
 
 
-def weakest(said: Iterable[Standing]) -> Standing:
+def weakest(said: Iterable[TestResult]) -> TestResult:
     """The weakest of what several criteria say; inconclusive if there are none."""
     return min(said, key=WEAKEST_FIRST.index, default="inconclusive")
 
@@ -82,7 +82,7 @@ class Criterion(Estimate):
         return str(self).removeprefix("+")
 
     @property
-    def outcome(self) -> Standing:
+    def outcome(self) -> TestResult:
         return self.exceeds(self.threshold)
 
     def more(self, unit: str = "item") -> str:
@@ -152,14 +152,14 @@ class Candidate:
     checked: Criterion | None = None
 
     @property
-    def confirmed(self) -> Standing:
+    def confirmed(self) -> TestResult:
         """What the metric allows that the gold answers need: it has to show the gain too."""
         return (
             "likely" if self.checked is None or self.checked.outcome == "likely" else "inconclusive"
         )
 
     @property
-    def retains(self) -> Standing:
+    def retains(self) -> TestResult:
         """What the retentions alone say: likely if there are none."""
         shares = self.kept.values()
         if any(share is not None and share.outcome == "unlikely" for share in shares):
@@ -168,23 +168,23 @@ class Candidate:
         return "likely" if enough else "inconclusive"
 
     @property
-    def beats_controls(self) -> Standing:
+    def beats_controls(self) -> TestResult:
         """What the controls alone say: inconclusive if there are none."""
         return weakest(control.outcome for control in self.controls.values())
 
     @property
-    def enough(self) -> Standing:
+    def enough(self) -> TestResult:
         """What the number of clusters allows: with too few of them no gain is `likely`."""
         return "likely" if self.gain.clusters >= FEWEST_ITEMS else "inconclusive"
 
     @property
-    def safe(self) -> Standing:
+    def safe(self) -> TestResult:
         """What the guards alone say: likely if there are none, open where one was not asked."""
         said = (one.outcome if one is not None else "inconclusive" for one in self.guards.values())
         return weakest(("likely", *said))
 
     @property
-    def promise(self) -> Standing:
+    def without_open_guards(self) -> TestResult:
         """The weakest of gain, retention, number of items, metric, and controls that were asked.
 
         Those of a composition are asked when it leads. Unlikely where a guard is lost. What is open
@@ -198,24 +198,24 @@ class Candidate:
         return weakest((self.gain.outcome, *others))
 
     @property
-    def outcome(self) -> Standing:
-        """The weakest of what it promises, the controls and the guards."""
-        return weakest((self.promise, self.beats_controls, self.safe))
+    def outcome(self) -> TestResult:
+        """The weakest of all criteria, also of controls and guards that were not asked."""
+        return weakest((self.without_open_guards, self.beats_controls, self.safe))
 
-    def binds(self, said: Standing) -> bool:
+    def is_binding(self, said: TestResult) -> bool:
         """Whether what one criterion says, and not the gain, makes the outcome."""
         return self.outcome == said != self.gain.outcome
 
     @property
     def missing(self) -> Missing | None:
         """What keeps the outcome open beside the gain and could be asked; None if nothing does."""
-        if self.binds(self.confirmed):
+        if self.is_binding(self.confirmed):
             return "metric"
-        if not self.controls and self.retains == "likely" and self.binds(self.beats_controls):
+        if not self.controls and self.retains == "likely" and self.is_binding(self.beats_controls):
             return "controls"
-        if self.binds(self.enough):
+        if self.is_binding(self.enough):
             return "items"
-        return "guard-items" if self.binds(self.safe) and self.safe == "inconclusive" else None
+        return "guard-items" if self.is_binding(self.safe) and self.safe == "inconclusive" else None
 
     @property
     def lossy(self) -> bool:

@@ -209,13 +209,13 @@ def best_baseline(candidate: Candidate) -> str:
 def about_candidate(best: Candidate, decision: Decision, evidence: Evidence) -> Iterator[Reason]:
     """Why a composition is likely to work, or not: each criterion that it has to meet."""
     yield _about_gain(best, decision)
-    if best.binds(best.enough):
+    if best.is_binding(best.enough):
         yield few_items(best.gain.n, best.gain.clusters, decisive=True)
-    if best.checked is not None and best.binds(best.confirmed):
+    if best.checked is not None and best.is_binding(best.confirmed):
         figures = best.checked.low, best.checked.threshold
         yield reason_of("answers-normalised", *figures, decisive=True, gain=best.checked)
     # A first round asks controls only where a composition gains: else nothing depends on them.
-    if best.controls or evidence.level != "pilot" or best.binds(best.beats_controls):
+    if best.controls or evidence.level != "pilot" or best.is_binding(best.beats_controls):
         yield _about_controls(best)
     yield from (_about_share_kept(best, task, evidence.retention) for task in best.kept)
 
@@ -293,7 +293,7 @@ def about_other_form(other: Candidate) -> Reason:
 
 def _about_controls(best: Candidate) -> Reason:
     """Whether the composition beats a shrunk single adapter and random partners."""
-    binding = best.binds(best.beats_controls)
+    binding = best.is_binding(best.beats_controls)
     if not best.controls:
         return reason_of("controls-not-run", decisive=binding)
     name, nearest = min(
@@ -326,7 +326,7 @@ def _about_controls(best: Candidate) -> Reason:
 
 def _about_share_kept(best: Candidate, task: str, asked: float) -> Reason:
     """How much of a task's specialist the composition keeps, of what is asked."""
-    share, binding = best.kept[task], best.binds(best.retains)
+    share, binding = best.kept[task], best.is_binding(best.retains)
     if share is None:
         return reason_of("retention-undefined", None, asked, decisive=binding, task=task)
     kept, lost = share.low >= asked, share.outcome == "unlikely"
@@ -348,8 +348,8 @@ def about_guards(evidence: Evidence, best: Candidate) -> list[Reason]:
     found = []
     for row in evidence.measured.guards:
         ends = {"likely": row.ci95[0], "unlikely": row.ci95[1]}
-        value, binds = ends.get(row.outcome, row.difference), best.binds(best.safe)
-        decisive = binds and (row.system, row.outcome) == (best.system, best.safe)
+        value, binding = ends.get(row.outcome, row.difference), best.is_binding(best.safe)
+        decisive = binding and (row.system, row.outcome) == (best.system, best.safe)
         code, told = codes[row.outcome], on_guard(row)
         found.append(reason_of(code, value, -row.margin, decisive=decisive, told=told))
     idle = {

@@ -55,7 +55,7 @@ from loraprobe.records import (
     EvidenceLevel,
     ItemPart,
     Reason,
-    Standing,
+    TestResult,
     Verdict,
     called,
 )
@@ -262,7 +262,7 @@ def _decide_without_compositions(evidence: Evidence) -> Verdict:
     )
 
 
-def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: Standing | None) -> Action:
+def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: TestResult | None) -> Action:
     """What to do where no merge and no router was asked. chain: how its gain stands, if asked.
 
     What the base and the adapters decide names the action, unless it was tried or is excluded.
@@ -348,20 +348,20 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    They are sorted by what they promise, gain, kind (merges before routers) and `by_change`. Of
-    several that promise `likely` the first is the best one (`advice`).
+    They are sorted by `without_open_guards`, gain, kind (merges before routers) and `by_change`. Of
+    several that are `likely` by that the first is the best one (`Evidence.leader`).
     """
     measured = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
         (candidate for candidate in measured if candidate is not None),
         key=lambda c: (
-            -WEAKEST_FIRST.index(c.promise),
+            -WEAKEST_FIRST.index(c.without_open_guards),
             -round(c.gain.value, 9),
             c.kind,
             by_change(c.system),
         ),
     )
-    likely = [c.system for c in ordered if c.promise == "likely"]
+    likely = [c.system for c in ordered if c.without_open_guards == "likely"]
     best = evidence.leader(evidence.scored(likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
@@ -378,9 +378,9 @@ def _decisive_form(
     if not (plain and steps):
         return plain or steps
     first, second = plain[0], steps[0]
-    if first.promise != second.promise:
-        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].promise))
-    if first.promise == "likely":
+    if first.without_open_guards != second.without_open_guards:
+        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].without_open_guards))
+    if first.without_open_guards == "likely":
         scored = [evidence.scored([form.system], [form.part]) for form in (first, second)]
         best = evidence.leader(itertools.chain(*scored))
         return steps if best is not None and best.part == STEPS else plain

@@ -6,12 +6,12 @@ import json
 import making
 import numpy as np
 import pytest
+from merges import merge
 
 import loraprobe
 from loraprobe.demo import shipped_world
 from loraprobe.extensions.together.forecast import GATES, Curve, Library
 from loraprobe.lora.grams import gram_matrices
-from loraprobe.merging import merge
 
 SHAPES = {"layers.0.q": (12, 10), "layers.0.v": (8, 10)}
 

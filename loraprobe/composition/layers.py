@@ -33,17 +33,16 @@ GateObserver = Callable[[str, Sequence[int], Tensor], None]
 class ComposedLayer:
     """All experts of one module, concatenated.
 
-    k: how many experts, whose indices are `present`. A: [R, in]; B: [out, R], multiplied by the
-    scaling and by constant gates. owner: [R], the expert (of k) to which each rank belongs. gates:
-    None if they are constant. offset: the sum that does not depend on the input; ratio: the factor
-    of the layer's own W0 x. Both are [out] for constant gates, else [k, out], or None if no expert
-    has one. observe(path, present, gates) is called with the gates in each run unless they are
+    present: the indices of its k experts. A: [R, in]; B: [out, R], multiplied by the scaling and by
+    constant gates. owner: [R], the expert (of k) to which each rank belongs. gates: None if they
+    are constant. offset: the sum that does not depend on the input; ratio: the factor of the
+    layer's own W0 x. Both are [out] for constant gates, else [k, out], or None if no expert has
+    one. observe(path, present, gates) is called with the gates in each run unless they are
     constant.
     """
 
     path: str
     kind: LayerKind
-    k: int
     present: tuple[int, ...]
     A: Tensor
     B: Tensor
@@ -150,7 +149,6 @@ def composed_layer(
     return ComposedLayer(
         path=path,
         kind=kind,
-        k=len(active),
         present=tuple(i for i, _, _ in active),
         A=torch.cat([update.A for update in updates], dim=0),
         B=torch.cat([update.B for update in updates], dim=1),

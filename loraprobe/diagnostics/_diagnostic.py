@@ -57,15 +57,13 @@ class FigureValue(NamedTuple):
 class Diagnostic(ABC):
     """One diagnostic; a frozen dataclass whose fields are its options.
 
-    of: whether it measures each adapter, each pair, or both. basis_free: whether the same delta W
-    stored in another basis (A -> G A, B -> B G^-1) gives the same figure. needs_base: whether it
-    reads base weights. on_demand: whether it runs only if it is named.
+    of: whether it measures each adapter, each pair, or both. needs_base: whether it reads base
+    weights. on_demand: whether it runs only if it is named.
     """
 
     formula: ClassVar[str]
     paper: ClassVar[str]
     of: ClassVar[Of]
-    basis_free: ClassVar[bool] = True
     needs_base: ClassVar[bool] = False
     on_demand: ClassVar[bool] = False
 

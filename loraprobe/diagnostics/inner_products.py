@@ -119,7 +119,6 @@ class SharedInitialisation(GramDiagnostic):
     formula = "mean_k cos(A1[k], A2[k])"
     paper = "-"
     of = "pair"
-    basis_free = False
 
     def observe(self, grams: GramMatrices) -> Statistics:
         rows = grams.grams_in.diagonal(dim1=2, dim2=4)  # [m, n, n, r]: <A_i[k], A_j[k]>
@@ -153,7 +152,6 @@ class CrossTerms(GramDiagnostic):
     formula = "sqrt(s1 s2) ||B1 A2 + B2 A1|| / ||s1 B1 A1 + s2 B2 A2||"
     paper = "-"
     of = "pair"
-    basis_free = False
 
     def observe(self, grams: GramMatrices) -> Statistics:
         own_in, own_out = own_blocks(grams.grams_in), own_blocks(grams.grams_out)

@@ -194,13 +194,9 @@ def own_generation_config(model: Any, config: Any) -> Iterator[None]:
 
     generate() takes missing options from it, such as a repetition penalty or suppressed tokens.
     """
-    had = "generation_config" in vars(model)
-    before = getattr(model, "generation_config", None)
+    before = model.generation_config
     model.generation_config = config
     try:
         yield
     finally:
-        if had:
-            model.generation_config = before
-        else:
-            del model.generation_config
+        model.generation_config = before

@@ -60,8 +60,8 @@ class ResponseCache(JsonLines[ItemResult]):
 
     path, resume, fingerprint and errors are those of `JsonLines`. others: files of runs with the
     same base; they are read where they are sound, but for answers of systems that go by their
-    names. results: all answers by request. reused: the requests of those of earlier runs that this
-    one has used so far.
+    names. files: that of this run and those. results: all answers by request. reused: the requests
+    of those of earlier runs that this one has used so far.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ResponseCache(JsonLines[ItemResult]):
         path: Path | None = None,
         resume: bool = False,
         fingerprint: Mapping[str, Any] | None = None,
-        others: Iterable[Path] = (),
+        others: Sequence[Path] = (),
     ) -> None:
         super().__init__(path, resume, fingerprint or {}, item_result)
         rows = list[ItemResult]()
@@ -77,6 +77,7 @@ class ResponseCache(JsonLines[ItemResult]):
             with contextlib.suppress(LoraprobeError):
                 _, own, _ = read_rows(other, item_result)
                 rows += [row for row in own if not row.request.startswith(NAMED)]
+        self.files = [*([path] if path else []), *others]
         self.results = {row.request: row for row in (*rows, *self.rows)}
         self._earlier, self.reused = frozenset(self.results), set[str]()
 

@@ -193,22 +193,24 @@ class Screen:
         answers, next_tokens = outcome
         self.evaluator.responses.append(answers)  # before the tokens, which stand for all of it
         if next_tokens is not None and self.reading is not None:
-            path = self._place(name)
+            path = self._places(name)[0]
             try:
                 next_tokens.save(path, self.reading.mark)
             except OSError as error:
                 raise unwritable(path, error, FREE_CACHE) from None
 
-    def _place(self, name: str) -> Path:
-        """Where the next tokens of a system are kept."""
-        assert self.evaluator.responses.path is not None and self.reading is not None
-        digest = hashlib.sha256(f"{name} {self.reading.mark}".encode()).hexdigest()[:24]
-        return self.evaluator.responses.path.parent / NEXT_TOKENS / f"{digest}.safetensors"
+    def _places(self, name: str) -> list[Path]:
+        """Where the next tokens of a system are kept, in this run and in others."""
+        assert self.reading is not None
+        of = f"{self.contents.get(name, BASE)} {self.reading.mark}"
+        file = f"{hashlib.sha256(of.encode()).hexdigest()[:24]}.safetensors"
+        return [one.parent / NEXT_TOKENS / file for one in self.evaluator.responses.files]
 
     def _stored(self, name: str) -> NextTokens | None:
         """The next tokens of a system, if they are kept."""
         assert self.reading is not None
-        return NextTokens.load(self._place(name), self.reading.mark)
+        kept = (NextTokens.load(place, self.reading.mark) for place in self._places(name))
+        return next(filter(None, kept), None)
 
     def ranking(self, names: Sequence[str]) -> Ranking:
         """Ranks sets of the systems, the base first, that were asked alone."""

@@ -216,6 +216,18 @@ def test_an_interrupted_run_goes_on_where_it_was(library, found, own_cache, monk
     assert len(keys) == len(set(keys))
 
 
+def test_one_adapter_more_is_the_only_one_that_is_read(tmp_path, own_cache, monkeypatch):
+    few = {name: table for name, table in {**NOISE, **PAIR}.items() if name != "noise2"}
+    screened(write_library(tmp_path / "few", few))
+    more = write_library(tmp_path / "more", few | {"noise2": NOISE["noise2"]})
+    calls = counted(monkeypatch)
+    again = screened(more, "--resume")
+    assert len(again["library"]["adapters"]) == 5 and calls["read"] == 1
+    monkeypatch.undo()
+    monkeypatch.setenv("LORAPROBE_CACHE", str(own_cache / "another"))
+    assert comparable(again) == comparable(screened(more, "--resume"))
+
+
 def budget_for(monkeypatch, calls):
     """A budget that is over after so many looks at it."""
     left = iter([100.0] * calls)

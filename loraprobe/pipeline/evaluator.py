@@ -311,14 +311,14 @@ def open_responses(
     )
     path = (session.state or cache_directory() / "runs" / digest(fingerprint)) / NAME
     known = {file: read_fingerprint(file) or {} for file in kept_files() if session.resume}
-    same = [file for file, one in known.items() if _asking(one) == _asking(fingerprint)]
+    same = [file for file, one in known.items() if _environment(one) == _environment(fingerprint)]
     others = [file for file in same if file != path]
     responses = ResponseCache(path, session.resume, fingerprint, others)
     return responses, "" if responses.rows else _what_changed(known.values(), fingerprint)
 
 
-def _asking(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run decides all of its answers; the request of each holds the rest."""
+def _environment(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides all answers of a run; the request of each (`request_of`) tells the rest."""
     options = {
         name: value
         for name, value in fingerprint.get("options", {}).items()
@@ -331,7 +331,7 @@ def _asking(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 def identity(
     adapters: Sequence[Adapter], base: Base, tasks: Sequence[Task], options: Options
 ) -> dict[str, Any]:
-    """Everything on which the result of an item depends; results of an equal identity are reused.
+    """Everything on which the results of a run depend; an equal run goes on in the same file.
 
     Paths in configs are left out but for their last part, because the files are known by hash.
     Batch size and threads are left out. They change only the order of sums, which matters only

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from loraprobe.findings import finding
 from loraprobe.formatting import listing
@@ -30,9 +29,6 @@ KNOWN = frozenset(
     "fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 "
     "grok2-community gemma other".split()
 )
-NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
-LINK = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./%+~-]*)?", re.ASCII)
-LONGEST_LINK = 200
 # Finding -> the licences that it is about, and what they require.
 TERMS = {
     "licence-noncommercial": (
@@ -100,22 +96,3 @@ def licence_of_merge(licences: Mapping[str, str | None]) -> str | None:
 def known_licence(licence: str) -> str:
     """A licence by its identifier on the Hub; "other" for any other text."""
     return licence.lower() if licence.lower() in KNOWN else "other"
-
-
-def licence_fields(matter: Mapping[Any, Any]) -> dict[str, str]:
-    """What another author's front matter says of the licence, as it may stand in a card of ours.
-
-    It is an identifier that the Hub knows, "other" for any other text; with that a name of letters,
-    digits and signs, and a link of http or https, where the author gave such.
-    """
-    licence, name, link = (matter.get(key) for key in ("license", "license_name", "license_link"))
-    if not isinstance(licence, str) or not licence.strip():
-        return {}
-    fields = {"license": known_licence(licence.strip())}
-    if fields["license"] != "other":
-        return fields
-    if isinstance(name, str) and NAME.fullmatch(name):
-        fields["license_name"] = name
-    if isinstance(link, str) and len(link) <= LONGEST_LINK and LINK.fullmatch(link):
-        fields["license_link"] = link
-    return fields

@@ -15,7 +15,6 @@ from loraprobe.evaluation.gains import (
     guards_of_chain,
     measure_gains,
     named_alone,
-    near_ceiling,
     retention,
     right_together,
     score,

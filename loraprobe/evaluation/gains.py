@@ -291,19 +291,6 @@ def shares_right(results: Sequence[ItemResult], tasks: int) -> dict[tuple[str, s
     }
 
 
-def near_ceiling(
-    results: Sequence[ItemResult], names: Sequence[str], tasks: int, margin: float
-) -> str | None:
-    """The one of the systems with the largest share of right answers, if no room is left above it.
-
-    The share is that of `shares_right` in the better form; less than the margin is no room.
-    """
-    shares = shares_right(results, tasks)
-    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
-    first = max(best, key=best.__getitem__)
-    return first if best[first] > 1 - margin else None
-
-
 # ---- comparisons ---------------------------------------------------------------------------------
 
 

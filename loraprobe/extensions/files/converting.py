@@ -40,7 +40,7 @@ from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
 from loraprobe.base.naming import with_base_names
 from loraprobe.checkpoint import TensorFile
-from loraprobe.compatibility.licences import licence_fields
+from loraprobe.compatibility.licences import known_licence
 from loraprobe.defaults import CUT_ENERGY, KEPT_ENERGY
 from loraprobe.errors import (
     AdapterError,
@@ -66,6 +66,9 @@ from loraprobe.report.markdown import filled
 from loraprobe.session import Adapters, Ref, Session
 from loraprobe.untrusted import memory_limit, nested_values, read_json
 
+LICENCE_NAME = re.compile(r"[A-Za-z0-9][\w.+-]{0,99}", re.ASCII)
+LICENCE_LINK = re.compile(r"https?://[\w.-]+(:\d+)?(/[\w./%+~-]*)?", re.ASCII)
+LONGEST_LINK = 200  # characters
 # The largest difference of log-probabilities, as a share of the adapter's effect, of one function:
 # scalings that are multiplied into B in a 16-bit type round it.
 SAME = 0.02
@@ -170,6 +173,25 @@ def convert_adapter(
     told = changes if before else f"It computes the same. {changes}"
     card = _card(made, given.source.public, hub.model_card(given), told)
     return Converted(made, card, given.source.path, targets), changes
+
+
+def licence_fields(matter: Mapping[Any, Any]) -> dict[str, str]:
+    """What another author's front matter says of the licence, as it may stand in a card of ours.
+
+    It is an identifier that the Hub knows, "other" for any other text; with that a name of letters,
+    digits and signs, and a link of http or https, where the author gave such.
+    """
+    licence, name, link = (matter.get(key) for key in ("license", "license_name", "license_link"))
+    if not isinstance(licence, str) or not licence.strip():
+        return {}
+    fields = {"license": known_licence(licence.strip())}
+    if fields["license"] != "other":
+        return fields
+    if isinstance(name, str) and LICENCE_NAME.fullmatch(name):
+        fields["license_name"] = name
+    if isinstance(link, str) and len(link) <= LONGEST_LINK and LICENCE_LINK.fullmatch(link):
+        fields["license_link"] = link
+    return fields
 
 
 def _card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:

@@ -395,7 +395,7 @@ def choose_and_prove(screen: Screen) -> Proved:
     def proved_alone(answered: Sequence[str]) -> Proved | None:
         """The base or an adapter that leaves no room for a gain, proved."""
         tasks, margin = len(proving.tasks), options.needed_gain
-        name = evaluation.near_ceiling(screen.results, answered, tasks, margin)
+        name = _near_ceiling(screen.results, answered, tasks, margin)
         # The base and one adapter have one attempt each: every attempt may succeed by chance.
         if name is None or (name == BASE) in attempts:
             return None
@@ -417,6 +417,19 @@ def choose_and_prove(screen: Screen) -> Proved:
     return _prove(screen, screen.ranking(names), proving)
 
 
+def _near_ceiling(
+    results: Sequence[ItemResult], names: Sequence[str], tasks: int, margin: float
+) -> str | None:
+    """The one of the systems with the largest share of right answers, if no room is left above it.
+
+    The share is that of `shares_right` in the better form; less than the margin is no room.
+    """
+    shares = evaluation.shares_right(results, tasks)
+    best = {name: max(shares.get((name, part), 0.0) for part in FORMS) for name in names}
+    first = max(best, key=best.__getitem__)
+    return first if best[first] > 1 - margin else None
+
+
 def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> RoundResult | None:
     """Asks a system alone (and the base) all items, if it leaves no room for a gain.
 
@@ -428,7 +441,7 @@ def _ask_at_ceiling(screen: Screen, name: str, proving: Evaluator) -> RoundResul
     systems = [screen.system(alone) for alone in dict.fromkeys([BASE, name])]
 
     def goes_on(results: Sequence[ItemResult], more: int) -> bool:
-        near = evaluation.near_ceiling(results, [name], tasks, options.needed_gain)
+        near = _near_ceiling(results, [name], tasks, options.needed_gain)
         return near is not None and screen.affords(more)
 
     asked = SequentialEvaluation(proving, systems, proving.rounds(), lambda *_: [], goes_on).ask()

@@ -16,6 +16,7 @@ import loraprobe
 from loraprobe.adapters import read_adapter
 from loraprobe.cli import app
 from loraprobe.errors import UsageError
+from loraprobe.extensions.files.converting import licence_fields
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 PREFIX = "base_model.model."
@@ -326,3 +327,29 @@ def test_a_defect_that_convert_cannot_mend_does_not_end_in_it(tmp_path):
     result = call("inspect", place)
     assert result.exit_code == 1 and "loraprobe convert" not in result.stdout
     assert "fix       Correct r or rank_pattern" in result.stdout
+
+
+OTHER = {"license": "other"}
+HTTP = {"license_link": "https://x.org/LICENSE"}
+
+
+@pytest.mark.parametrize(
+    ("matter", "kept"),
+    [
+        ({"license": "mit", **HTTP}, {"license": "mit"}),
+        ({"license": " Apache-2.0 "}, {"license": "apache-2.0"}),
+        ({"license": "other", "license_name": "my-own_1", **HTTP},
+         {**OTHER, "license_name": "my-own_1", **HTTP}),
+        ({"license": "All rights are mine. <b>Send money.</b>" * 9}, OTHER),
+        ({"license": "other", "license_name": "Send money to me"}, OTHER),
+        ({"license": "other", "license_link": "javascript:alert(1)"}, OTHER),
+        ({"license": "other", "license_link": "https://x.org/)[a](javascript:b)"}, OTHER),
+        ({"license": "other", "license_link": "https://x.org/" + "a" * 5000}, OTHER),
+        ({"license": "other", "license_link": "https://me:secret@x.org/"}, OTHER),
+        ({"license": ["mit"], **HTTP}, {}),
+        (HTTP, {}),
+        ({}, {}),
+    ],
+)  # fmt: skip
+def test_only_known_identifiers_and_http_links_of_a_licence_stand_in_a_card(matter, kept):
+    assert licence_fields(matter) == kept

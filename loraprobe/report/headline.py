@@ -1,17 +1,21 @@
-"""The headline of a verdict: what to do, and what was shown.
+"""The headline of an audit: what was made or found, or what to do and what was shown.
 
-A table (`[headlines]` of verdict/codes.toml) has a sentence by decision, by the code of the reason
-that decides, and by where the interval of the gain lies. That a gain is below the margin is said
-only where the interval excludes it. Elsewhere the headline names what decides, and the probability
-of a gain, or how much of it the interval does not exclude.
+A table (`[headlines]` of verdict/codes.toml) has a sentence for what was measured, by decision, by
+the code of the reason that decides, and by where the interval of the gain lies. That a gain is
+below the margin is said only where the interval excludes it. Elsewhere the headline names what
+decides, and the probability of a gain, or how much of it the interval does not exclude.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraprobe.formatting import count, digits_beside, listing, probability, signed
+from loraprobe.compatibility import is_of_base
+from loraprobe.extension import audit_parts, told_by
+from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
+from loraprobe.options import commands
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
+from loraprobe.report.limits import MOST_REASONS, said, watched
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH, Evidence, ranked
 from loraprobe.verdict.next_command import may_stop
@@ -21,7 +25,81 @@ from loraprobe.verdict.reasons import HEADLINES
 ON_GAIN = ("nothing-to-gain", "hop-unknown-to-all", "disjoint-hops", "chain-outdoes")
 
 
-def headline(audit: Audit, verdict: Verdict) -> str:
+def headline(audit: Audit) -> str:
+    """The decision in words that a stranger understands."""
+    verdict = audit.verdict
+    if verdict is None:
+        return next(filter(None, (one.headline(audit) for one in audit_parts())), _of_files(audit))
+    if verdict.decision == "incompatible":
+        return f"INCOMPATIBLE: {_conflict(audit)}."
+    if verdict.evidence == "weights":
+        what = "the merge" if audit.command == "merge" else "composing"
+        return f"{_done(audit)}. Whether {what} helps needs a task."
+    if repeats(audit) and verdict.gain is not None:
+        form = ", asked step by step" if verdict.gain.form == STEPS else ""
+        return f"{_done(audit)}: measured to gain {verdict.gain.difference:.2f}{form}."
+    if verdict.only_measured:
+        head = verdict.action.kind
+        who = {"use-base": "the base alone", "use-single": f"{verdict.action.adapter} alone"}
+        best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
+        best = "a chain gains what you asked for" if head == "chain" else best
+        best = "nothing that was asked is shown to answer" if head == "gather-evidence" else best
+        return f"MEASURED: {best}; merges and routers were not asked."
+    return _of_measured(audit, verdict)
+
+
+def repeats(audit: Audit) -> bool:
+    """Whether the verdict was measured before, on the same composition."""
+    return audit.verdict is not None and said(audit.verdict, "measured-before") != ""
+
+
+def _conflict(audit: Audit) -> str:
+    """What cannot be composed: adapters of another base, some of the adapters, or all."""
+    errors = audit.compatibility.errors
+    if audit.base is not None and any(map(is_of_base, errors)):
+        names = list(dict.fromkeys(row.base_model for row in audit.adapters if row.base_model))
+        theirs = f" ({listing(names)})" if names else ""
+        return f"{audit.base.reference} is not the base of these adapters{theirs}"
+    wrong = list(dict.fromkeys(name for issue in errors for name in issue.adapters))
+    if errors and all(len(issue.adapters) == 1 for issue in errors):
+        return f"{listing(wrong)} cannot be used as {'it is' if len(wrong) == 1 else 'they are'}"
+    return "these adapters cannot be composed as they are"
+
+
+def _of_files(audit: Audit) -> str:
+    """What files alone tell: what one adapter is, or what was made."""
+    errors = audit.compatibility.errors
+    if len(audit.adapters) != 1 or audit.command != "inspect":
+        return "INCOMPATIBLE." if errors else f"{_done(audit)}."
+    row = audit.adapters[0]
+    state = " It cannot be used as it is." if errors else ""
+    if errors and all(tellers := [told_by(issue.code) for issue in errors]):
+        state = " ".join(["", *dict.fromkeys(one.unfit for one in tellers if one is not None)])
+    kind = f"{row.variant}, rank {spread(row.rank.values())}, {count(row.modules, 'module')}"
+    base = row.base_model or "an unnamed base"
+    return f"{row.name}: {kind} of {base}{_warnings(audit)}.{state}"
+
+
+def _done(audit: Audit) -> str:
+    """What the command did, and the number of warnings."""
+    return f"{made(audit) or 'FIT TOGETHER'}{_warnings(audit)}"
+
+
+def made(audit: Audit) -> str:
+    """The headline of a command that makes something; "" for any other."""
+    return commands()[audit.command].done if audit.command in commands() else ""
+
+
+def _warnings(audit: Audit) -> str:
+    found = len(watched(audit))
+    rest = " (--explain tells all)" if found > MOST_REASONS else ""
+    return f", {count(found, 'warning')}{rest}" if found else ""
+
+
+# ---- what was measured ---------------------------------------------------------------------------
+
+
+def _of_measured(audit: Audit, verdict: Verdict) -> str:
     """The headline of a verdict on what was measured, as a sentence."""
     measured = basis_of(verdict, audit.evaluation)
     code, states = deciding(verdict), _states(audit, verdict)

@@ -45,8 +45,9 @@ from loraprobe.records import (
     called,
 )
 from loraprobe.report import figures
-from loraprobe.report.answer import LICENCE, answer, first_sentence
+from loraprobe.report.answer import answer
 from loraprobe.report.figures import CAUSES
+from loraprobe.report.limits import LICENCE, first_sentence
 from loraprobe.report.parts import (
     EXPLAINED,
     MARKDOWN,

@@ -20,8 +20,10 @@ from loraprobe.formatting import (
     spread,
 )
 from loraprobe.records import STEPS, Audit, Command, Issue, called
-from loraprobe.report.answer import FILL_IN, after_round, first_sentence, said
+from loraprobe.report.answer import FILL_IN
 from loraprobe.report.figures import ACCENT, INK, TALLEST, panel_of
+from loraprobe.report.limits import first_sentence, said
+from loraprobe.report.measured import after_round
 from loraprobe.report.parts import (
     MARKDOWN,
     PAGE,

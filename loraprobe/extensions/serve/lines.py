@@ -8,7 +8,7 @@ from loraprobe.extensions.serve import SERVE
 from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.formatting import listing
 from loraprobe.records import Audit, Verdict, by_severity
-from loraprobe.report.answer import problems
+from loraprobe.report.limits import problems
 from loraprobe.report.parts import Line
 
 

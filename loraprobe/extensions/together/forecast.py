@@ -24,7 +24,7 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 GATES = 0.125, 0.25, 0.5, 0.75  # at which an adapter is asked alone, beside 1
 LEAST_GAIN = 0.15  # over the base; with less an adapter has no skill of which to keep a share
-MODEL_ERROR = 0.12  # standard deviation of retentions around forecasts, without that of the items
+MODEL_ERROR = 0.18  # standard deviation of retentions around forecasts, beside that of the items
 DRAWS = 500  # samples of the items
 WIDTH = 200  # groups of one size from which larger ones are made
 Z95 = 1.96

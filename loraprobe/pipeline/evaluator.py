@@ -306,7 +306,6 @@ def open_responses(
             "device": session.device,
             **({"engine": session.engine} if session.engine != Session.engine else {}),
             "dtype": session.dtype,
-            "template": session.options.chat_template,
         }
     )
     path = (session.state or cache_directory() / "runs" / digest(fingerprint)) / NAME
@@ -322,7 +321,7 @@ def _environment(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         name: value
         for name, value in fingerprint.get("options", {}).items()
-        if name not in (*affecting("composition"), "max_new_tokens", "metric")
+        if name not in (*affecting("composition"), "chat_template", "max_new_tokens", "metric")
     }
     parts = "versions", "base", "device", "engine", "dtype"
     return {part: fingerprint.get(part) for part in parts} | {"options": options}

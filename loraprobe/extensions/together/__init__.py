@@ -51,7 +51,7 @@ class TogetherExtension(Extension):
         return screen_own
 
     def audit_parts(self) -> Sequence[AuditPart]:
-        from loraprobe.extensions.together.report import TogetherPart
+        from loraprobe.extensions.together.part import TogetherPart
 
         return [TogetherPart()]
 

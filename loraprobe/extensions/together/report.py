@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
-from loraprobe.extension import AuditPart
 from loraprobe.extensions.together.records import (
     Skill,
     Together,
@@ -24,16 +22,7 @@ MEANING = (
 )
 
 
-class TogetherPart(AuditPart):
-    """The skills of an audit, and what is forecast of them."""
-
-    record = Together
-
-    def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
-        return [("gains", _section(audit))] if together(audit).skills else ()
-
-
-def _section(audit: Audit) -> Section:
+def skills_section(audit: Audit) -> Section:
     """The adapters, the groups, and the forecasts of all pairs."""
     found = together(audit)
     return section(

@@ -53,6 +53,8 @@ log = logging.getLogger("loraprobe.tasks")
 # Beside the results: the weights that were learned, and next tokens of single adapters.
 LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
 NAMED = "adapters", "tasks"  # the parts of a fingerprint that go by name
+# Options that stand in the request of each answer, and that of which the session has the value.
+TOLD_ELSEWHERE = "max_new_tokens", "metric", "chat_template", "dtype"
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ def _environment(fingerprint: Mapping[str, Any]) -> dict[str, Any]:
     options = {
         name: value
         for name, value in fingerprint.get("options", {}).items()
-        if name not in (*affecting("composition"), "chat_template", "max_new_tokens", "metric")
+        if name not in (*affecting("composition"), *TOLD_ELSEWHERE)
     }
     parts = "versions", "base", "device", "engine", "dtype"
     return {part: fingerprint.get(part) for part in parts} | {"options": options}

@@ -27,7 +27,7 @@ from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import METHODS, LinearMethod, MergeConfig, Merged, check_kept, merge
-from loraprobe.options import Options
+from loraprobe.options import Options, affecting
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
     BY_PROMPT,
@@ -311,10 +311,11 @@ class SystemBuilder:
     def _content(self, spec: str, control: str = "") -> str:
         """A digest of all that decides what a composition computes, or a control of it."""
         adapters = [(a.name, a.content) for a in (*self.trained, *self.prepared.general)]
-        options, learned = self.options.fingerprint(), plain(self.fitted.weights)
+        names, learned = {*affecting("composition")}, plain(self.fitted.weights)
         if kind_of(spec) == "router":
-            options = {**options, "weights": None, "space": None, "rank": None}
+            names -= {"weights", "space", "rank"}
             learned = self.fitted.prompts if spec in self.fitted.routers else None
+        options = {name: v for name, v in self.options.fingerprint().items() if name in names}
         return digest([spec, control, adapters, options, learned])
 
     def controls(self, best_single: str, spec: str) -> list[System]:

@@ -24,6 +24,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import identity, known_form, open_evaluator, open_responses
 from loraprobe.pipeline.inputs import open_inputs
 from loraprobe.pipeline.plan import baseline_systems, plan_of
+from loraprobe.records import QUESTION, ItemResult
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task, load_task
 from loraprobe_lab import shipped_world
@@ -202,18 +203,43 @@ def test_adapters_versions_items_and_lines_of_prompts_decide(tmp_path, llama, mo
     assert of() != plain
 
 
-def test_template_device_and_dtype_have_results_of_their_own(tmp_path, llama):
-    llama.save_pretrained(tmp_path)
+# What decides every answer, so that a run with another value uses no answer of this one.
+APART: list[tuple[dict[str, Any], dict[str, str]]] = [
+    ({"quantize": "4bit"}, {}),
+    ({"device_map": "auto"}, {}),
+    ({"trust_remote_code": True}, {}),
+    ({}, {"device": "cuda"}),
+    ({}, {"dtype": "bfloat16"}),
+    ({}, {"engine": "vllm"}),
+]
+# What stands in the request of an answer that depends on it.
+TOGETHER = ["weights", "space", "rank", "allow", "max_new_tokens", "metric", "seed", "balance"]
+CASES = [(options, session, False) for options, session in APART]
+CASES += [({name: DECIDES[name]}, {}, True) for name in TOGETHER]
+CASES += [({"chat_template": "on"}, {}, True), ({}, {}, True)]
 
-    def place(template: str = "off", **session: str) -> Path | None:
-        options = Options(chat_template=template)  # type: ignore[arg-type]
-        run = Session(options, **session)  # type: ignore[arg-type]
+
+@pytest.mark.parametrize(("options", "session", "found"), CASES)
+def test_answers_serve_other_runs_on_the_same_machine(
+    tmp_path, llama, monkeypatch, options, session, found
+):
+    llama.save_pretrained(tmp_path)
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.0")
+
+    def opened(options: Any = (), session: Any = ()) -> ResponseCache:
+        run = Session(Options(**dict(options)), resume=True, **dict(session))
         responses, _ = open_responses([], open_base(tmp_path), [], run)
         responses.close()
-        return responses.path
+        return responses
 
-    assert place() == place()
-    assert len({place(), place("on"), place(device="cuda"), place(dtype="bfloat16")}) == 4
+    answer = "exact_match", 1.0, "x", "item:1"
+    row = ItemResult("base", "t", QUESTION, "1", *answer, request="base 1 question")
+    opened().append([row])
+    assert (opened(options, session).get(row.request) == row) == found
+    monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.1")
+    assert opened().get(row.request) is None
+    (tmp_path / "tokenizer.json").write_text("x")
+    assert opened().get(row.request) is None
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import fitting
 from loraprobe.pipeline.fitting import fit_routers
-from loraprobe.pipeline.plan import PER_PROMPT, SystemBuilder, plan_of
+from loraprobe.pipeline.plan import PER_PROMPT, Fitted, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
+from loraprobe.records import LearnedWeights
 from loraprobe.routing import ROUTERS
 from loraprobe.tasks import Hop, Item, Task
 from loraprobe.tasks.splits import TaskSplit
@@ -87,6 +88,40 @@ def test_controls_that_differ_are_kept_apart(pair):
     made = [*builder.controls("a", "sum"), *builder.controls("b", "sum")]
     made += builder.controls("a", "uniform")[1:]
     assert len({one.content for one in made}) == len(made) == 5
+
+
+LEARNED = LearnedWeights({"a": 0.3, "b": -0.2}, 1.0, 1.0, 1.0, 1, 1, 1, 1)
+FITTED = Fitted(routers={"arrow": ROUTERS.make("arrow")}, prompts={"a": ["x"]})
+# What differs -> whether that makes other systems of a merge, and of a router.
+CONTENTS = [
+    ({"seed": 1}, Fitted(), True, True),
+    ({"allow": ("base-mismatch",)}, Fitted(), True, True),
+    ({"balance": "norm"}, Fitted(), True, True),
+    ({"weights": (1.0, 0.5)}, Fitted(), True, False),
+    ({"rank": 8}, Fitted(), True, False),
+    ({"space": "core"}, Fitted(), True, False),
+    ({}, Fitted(LEARNED), True, False),
+    ({}, FITTED, False, True),
+    ({"max_new_tokens": 5, "limit": 3, "chat_template": "on"}, Fitted(), False, False),
+]
+
+
+@pytest.mark.parametrize(("options", "fitted", "merge", "router"), CONTENTS)
+def test_answers_are_those_of_a_system_that_computes_the_same(pair, options, fitted, merge, router):
+    def contents(adapters, options, fitted=Fitted()):  # noqa: B008
+        builder = SystemBuilder(
+            adapters, PreparedAdapters(adapters), Options(**options), None, fitted
+        )
+        return [builder.build(spec).content for spec in ("task_arithmetic", "arrow")]
+
+    plain = contents(pair, {})
+    changed = [
+        one != other for one, other in zip(plain, contents(pair, options, fitted), strict=True)
+    ]
+    assert changed == [merge, router] and len({*plain}) == 2
+    assert not {*plain} & {*contents(pair[::-1], {})}, "weights go by the order"
+    other = [pair[0], making.random_adapter("b", seed=7)]
+    assert not {*plain} & {*contents(other, {})}
 
 
 def test_a_learning_router_is_left_out_where_items_are_too_few(pair):

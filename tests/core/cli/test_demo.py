@@ -193,7 +193,7 @@ def test_guards_are_added_to_a_run_that_was_made_without_them(tmp_path):
     guards = ["--guard", familiar, "--guard", text, "--guard-margin", "0.2"]
     code, document = judged("keep-both", *few, *guards, "--resume")
     asked = sum(row["n"] for row in first["evaluation"])
-    assert any(note.startswith(f"{asked} results of an earlier run") for note in document["notes"])
+    assert any(note.startswith(f"{asked} results of earlier runs") for note in document["notes"])
     rows = {(row["task"], row["system"]): row for row in document["guards"]}
     assert {task for task, _ in rows} == {"familiar", "notes"}
     assert {row["margin"] for row in rows.values()} == {0.2}

@@ -96,7 +96,7 @@ def screen(
     found = _forecast(library.inputs, asked, session.options)
     best = next(group.adapters for group in found.groups if group.proved)
     chosen = [adapter for adapter in library.inputs.given if adapter.name in best]
-    tasks_left = {library.left[name].name: library.left[name] for name in best}
+    tasks_left = {library.left[name].name: library.left[name] for name in best}  # some share one
     base = library.inputs.base or "auto"
     outcome = merge_and_eval(chosen, session, base=base, tasks=[*tasks_left.values()])
     audit = replace(outcome.audit, command="screen", added=(*outcome.audit.added, found))
@@ -186,8 +186,12 @@ def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:
 
 
 def _check_left(tasks: Sequence[Task], left: Sequence[Task], options: Options) -> None:
-    """Raises TaskError where too few items are left to prove the choice, or they have no scores."""
+    """Raises TaskError where too few items are left to prove the choice, or they have no scores,
+    or two files have one name."""
+    names = [task.name for task in tasks]
     for task, rest in zip(tasks, left, strict=True):
+        if names.count(task.name) > 1:
+            raise TaskError(f"Two files have the name {task.name}; rename one of them.")
         if groups_of(rest) < FEWEST_ITEMS:
             items = _items_apart(options)
             raise TaskError(

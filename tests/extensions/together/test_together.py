@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 
 import making
 import numpy as np
@@ -126,6 +127,16 @@ def test_wrong_calls_are_one_sentence(world, words, named):
     found = making.call(*CALL, *words)
     assert found.exit_code == 2 and found.stdout == ""
     assert found.stderr.startswith("error: ") and named in found.stderr
+
+
+@pytest.mark.needs("screen")
+def test_two_files_of_one_name_are_refused(world, tmp_path):
+    for name in ("count", "last"):
+        (tmp_path / name).mkdir()
+        shutil.copy(f"tasks/{name}.jsonl", tmp_path / name / "t.jsonl")
+    own = [word for n in ("count", "last") for word in ("--own", f"{n}={tmp_path / n}/t.jsonl")]
+    found = making.call(*CALL, *own)
+    assert found.exit_code == 2 and "rename" in found.stderr
 
 
 @pytest.mark.needs("screen")

@@ -242,22 +242,6 @@ def test_answers_serve_other_runs_on_the_same_machine(
     assert opened().get(row.request) is None
 
 
-@pytest.mark.parametrize(
-    ("changed", "serves"),
-    [({"chat_template": "off"}, True), ({"seed": 1}, True), ({"trust_remote_code": True}, False)],
-)
-def test_answers_of_a_run_serve_another_where_their_requests_hold_what_differs(
-    tmp_path, llama, own_cache, changed, serves
-):
-    llama.save_pretrained(tmp_path)
-    base = open_base(tmp_path)
-    first, _ = open_responses([], base, [], Session())
-    first.close()
-    again, _ = open_responses([], base, [], Session(Options(**changed), resume=True))
-    again.close()
-    assert (first.path in again.files[1:]) is serves
-
-
 @pytest.fixture
 def weights(tmp_path, monkeypatch) -> Path:
     """A file that, as far as the clock tells, was written an hour ago."""

@@ -1,8 +1,7 @@
 """Checks a base's config.json and the files of a tokenizer before a library reads them.
 
 transformers builds as many modules as a config declares before it reads the weight files, so its
-sizes are compared with theirs. The tokenizers library aborts on some malformed files with a Rust
-panic, and it runs a normaliser that makes a text huge.
+sizes are compared with theirs. The tokenizers library runs a normaliser that makes a text huge.
 """
 
 from __future__ import annotations

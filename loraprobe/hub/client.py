@@ -24,13 +24,14 @@ from loraprobe.cache import file_hash
 from loraprobe.errors import HubError, LoraprobeError
 from loraprobe.hub.reference import Reference
 from loraprobe.secrets import scrub
-from loraprobe.untrusted import check_link
+from loraprobe.untrusted import check_link, error_line
 
 log = logging.getLogger("loraprobe.hub")
 CARD = "README.md"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 WORKERS = 4
 NOT_WRITABLE = (errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR, errno.EEXIST)
+# Errors of httpx, or of httpx2 in newer versions of the client.
 UNREACHABLE = re.compile(
     r"(Connect|Read|Write|Proxy|Protocol|Close|Network|Pool|RemoteProtocol|Transport)"
     r"(Error|Timeout)|UnsupportedProtocol"
@@ -98,7 +99,7 @@ def _sentence(error: BaseException, ref: Reference) -> str:
             "download it."
         )
     status, kind, number = status_of(error), type(error).__name__, getattr(error, "errno", None)
-    text = (str(error).strip() or kind).splitlines()[0].rstrip(".")
+    text = error_line(error)
     broke_off = "onsistency check" in text or kind in ("RemoteProtocolError", "ReadError")
     headers = getattr(getattr(error, "response", None), "headers", {})
     reset = re.search(r"\bt=(\d+)", headers.get("ratelimit", ""))
@@ -158,7 +159,7 @@ def _sentence(error: BaseException, ref: Reference) -> str:
         ),
         (broke_off, f"The download of {where} broke off before its end; try again."),
         (
-            kind == "HFValidationError",
+            isinstance(error, errors.HFValidationError),
             f"{where} cannot be a name on the Hub; a repository is owner/name.",
         ),
         (

@@ -23,7 +23,7 @@ from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.client import CARD, Repository
 from loraprobe.hub.reference import DATASET, ON_HUB, Reference
-from loraprobe.untrusted import nested_values
+from loraprobe.untrusted import error_line, nested_values
 
 EXTRA = "pip install 'loraprobe[datasets]'"
 LISTINGS = "listings"  # the folder of the cache with the names of a commit's files
@@ -113,8 +113,7 @@ def _split_files(
         except HubError:
             raise
         except Exception as error:
-            why = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            why = why.replace(str(place), repo)
+            why = error_line(error).replace(str(place), repo)
             raise HubError(
                 f"The package datasets finds no data files in {repo} ({why}); give a data set of "
                 "Parquet, CSV or JSON files, without a script."

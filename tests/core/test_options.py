@@ -84,9 +84,9 @@ def world(tmp_path_factory):
     """A folder with a base, adapters a, b and c of it, a task, a guard and a file of prompts."""
     place = tmp_path_factory.mktemp("world")
     making.tiny_llama(vocab=512).save_pretrained(place / "base")
-    tokenizer = bases.subwords()
-    tokenizer.chat_template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
-    tokenizer.save_pretrained(place / "base")
+    bases.subwords().save_pretrained(place / "base")
+    template = "{% for m in messages %}<s>{{ m['content'] }}{% endfor %}"
+    making.edit(place / "base" / "tokenizer_config.json", chat_template=template)
     for seed, name in enumerate("abc"):
         targets = ["q_proj", "v_proj"]
         making.peft_adapter(

@@ -102,7 +102,7 @@ def inspect(
             found = run_pilot(inputs, plan, opened, session)
     (level, measured, notes, samples), verdict = found, None
     if asks_base or len(inputs.adapters) > 1:
-        verdict = decided(options, inputs, level, preflight, measured)
+        verdict = decided(options, inputs, level, measured, preflight)
     told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
@@ -254,7 +254,7 @@ def merge_and_eval(
     options = session.options
     preflight = examine(inputs.adapters, inputs.base, "route", session)
     if not preflight.compatibility.compatible:
-        verdict = decided(options, inputs, "weights", preflight)
+        verdict = decided(options, inputs, "weights", preflight=preflight)
         audit = audit_of(session, inputs, preflight, verdict=verdict)
         return Outcome(audit, why_nothing="the adapters do not fit together.")
     prepared = transform_inputs(inputs, "route", session)
@@ -264,7 +264,7 @@ def merge_and_eval(
     with session.stage("save"):
         with_files = partial(found.builder.with_files, compositions)
         excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
-        verdict = decided(options, inputs, "evaluation", preflight, records, excluded)
+        verdict = decided(options, inputs, "evaluation", records, preflight, excluded)
         made, why = recommend(verdict, compositions, found.builder)
         beside = list[Reason]()
         unwritten = [session.target] if made is None else []

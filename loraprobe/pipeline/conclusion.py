@@ -44,8 +44,8 @@ def decided(
     options: Options,
     inputs: Inputs,
     level: EvidenceLevel,
-    preflight: PreflightReport,
     measured: EvaluationRecords = NOTHING_MEASURED,
+    preflight: PreflightReport = NOT_EXAMINED,
     excluded: Mapping[str, Exclusion] = {},
     annotators: Sequence[Annotator] = (),
 ) -> Verdict:

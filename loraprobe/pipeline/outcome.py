@@ -103,7 +103,7 @@ def finish(
     """
     options, evaluated = session.options, verdict is not None
     if verdict is None and len(inputs.adapters) > 1:
-        verdict = decided(options, inputs, "weights", preflight)
+        verdict = decided(options, inputs, "weights", preflight=preflight)
     preflight, licences = with_licences(preflight, inputs)
     merged = made if isinstance(made, Merged) else None
     chain = fields.get("evaluation", NOTHING_MEASURED).chain

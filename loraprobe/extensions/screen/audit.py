@@ -101,7 +101,7 @@ def _verdict(
 
     def judged() -> Verdict:
         return decided(
-            options, inputs, "evaluation", preflight, measured, excluded, annotators=[chosen]
+            options, inputs, "evaluation", measured, preflight, excluded, annotators=[chosen]
         )
 
     verdict = judged()

@@ -254,7 +254,7 @@ def pair(rank: int):
 
 
 @functools.cache
-def composed(rank: int, most: int | str):
+def composed(rank: int, most: int | None):
     """A pair, and systems of it whose merge has at most this rank."""
     adapters = pair(rank)
     merged = merge(adapters, "sum", rank=most)
@@ -265,14 +265,14 @@ def composed(rank: int, most: int | str):
 
 # Server, rank of each of two adapters, --rank of the merge -> systems that it cannot run.
 TABLE = [
-    *((server, rank, "auto", {"arrow"}) for server in NAMES for rank in (8, 9, 256)),
-    ("vllm", 257, "auto", {"arrow", "sum"}),
+    *((server, rank, None, {"arrow"}) for server in NAMES for rank in (8, 9, 256)),
+    ("vllm", 257, None, {"arrow", "sum"}),
     ("vllm", 257, 512, {"arrow"}),
     ("vllm", 513, 64, {"arrow", BY_PROMPT, "a", "b"}),
-    *((server, 257, "auto", {"arrow"}) for server in NAMES[1:]),
-    ("llama.cpp,vllm", 257, "auto", {"arrow", "sum"}),
-    ("peft", 8, "auto", {"arrow"}),
-    (None, 257, "auto", set()),
+    *((server, 257, None, {"arrow"}) for server in NAMES[1:]),
+    ("llama.cpp,vllm", 257, None, {"arrow", "sum"}),
+    ("peft", 8, None, {"arrow"}),
+    (None, 257, None, set()),
 ]
 
 

@@ -29,7 +29,7 @@ from loraprobe.extensions.together.forecast import GATES, LEAST_GAIN, Array, Cur
 from loraprobe.extensions.together.records import RetentionForecast, Skill, SkillGroup, Together
 from loraprobe.formatting import count, listing, nearest
 from loraprobe.lora.grams import gram_matrices
-from loraprobe.options import Options, takes
+from loraprobe.options import Options, flag_of, takes
 from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
 from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
@@ -141,6 +141,10 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None) -> OwnT
     session.command, options = "screen", session.options
     own = {name: str(file) for name, file in options.of_extension(TogetherOptions).own}
     check_state(session)
+    default = Options()
+    for name in ("keep", "budget", "balance"):
+        if options.value(name) != default.value(name):
+            raise UsageError(f"--own does not take {flag_of(name)}; leave one of the two out.")
     files = [*dict.fromkeys(own.values())]
     inputs = open_inputs(adapters, session, base or "auto", files)
     names = [adapter.name for adapter in inputs.adapters]

@@ -117,7 +117,7 @@ class Asker:
     """Asks systems what they have not answered yet, and keeps the answers as they come.
 
     max_new_tokens: of each reply; None for the number of its question. asking: answers in place of
-    the scorer, in batches of any order.
+    the scorer, in batches of any order (steps of a chain are always asked of the scorer).
     """
 
     scorer: Scorer
@@ -212,7 +212,8 @@ class Asker:
             for question in own:
                 if hop := question.part.hop:
                     results[question] = self.get(walks[question.item.id][hop - 1], question)
-            results |= self._chained([q for q in own if q.part == QUESTION], walks, members)
+            composed = [question for question in own if question.part == QUESTION]
+            results |= replace(self, asking=None)._chained(composed, walks, members)
         rows = [results.get(question) for question in asked]
         return [replace(row, system=system.name) for row in rows if row is not None]
 

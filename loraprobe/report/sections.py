@@ -212,11 +212,6 @@ def _apart(audit: Audit) -> int:
     return sum(part.adapters(audit) for part in audit_parts())
 
 
-def advised(audit: Audit) -> str | None:
-    """The system that the verdict advises, None where it is none that was scored."""
-    return None if audit.verdict is None else audit.verdict.used
-
-
 def heading(audit: Audit) -> str:
     """The command and the base."""
     on = f" on {audit.base.reference}" if audit.base is not None else ""
@@ -415,7 +410,8 @@ def _by_system(
 
     heads: (task, part) -> heading. The system that is advised is marked.
     """
-    best, asked = advised(audit), _retention_asked(audit)
+    best = None if audit.verdict is None else audit.verdict.used
+    asked = _retention_asked(audit)
     by_place = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
     lines = [[called(name)] for name in names]

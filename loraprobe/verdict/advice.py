@@ -81,7 +81,7 @@ def advise(
     sound = [c for c in can_run if likely and c.outcome == "likely"]
     sound = sound or [c for c in can_run if c.retains != "unlikely"]
     by_form = {(c.system, c.part): c for c in sound}
-    measured = [*usable.scored_alone(), *_scored(usable, sound)]
+    measured = [*usable.scored_alone(), *usable.scored_candidates(sound)]
     chosen = usable.leader(measured)
     chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
@@ -96,7 +96,7 @@ def advise(
     if chosen is not None and (as_decided or answers(evidence, chosen)):
         full = chosen.kind == "base" and evidence.at_ceiling(chosen.score, evidence.tie)
         reasons = [] if as_decided else [_why(evidence, chosen, best)]
-        kept = _scored(usable, [c for c in can_run if c.retains != "unlikely"])
+        kept = usable.scored_candidates(c for c in can_run if c.retains != "unlikely")
         reasons += _close(evidence, chosen, measured, kept)
         reasons += _on_any_program(evidence, chosen, kept)
         if cause != "step_by_step" or chosen.part != STEPS:
@@ -107,11 +107,6 @@ def advise(
     if not cause or evidence.several:
         return Advice(Action("train-target-adapter"), failing)
     return _against_cause(evidence, best.system, cause)
-
-
-def _scored(evidence: Evidence, composed: Sequence[Candidate]) -> list[ScoredSystem]:
-    """The scores of compositions, each in its form, where the evidence has them."""
-    return [s for c in composed for s in evidence.scored([c.system], [c.part])]
 
 
 def answers(evidence: Evidence, system: ScoredSystem) -> bool:

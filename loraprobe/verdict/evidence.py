@@ -378,6 +378,10 @@ class Evidence:
             if rows and tuple(row.task for row in rows) == self.task_names
         ]
 
+    def scored_candidates(self, composed: Iterable[Candidate]) -> list[ScoredSystem]:
+        """These compositions, each in its form, where they were scored on every task."""
+        return [s for c in composed for s in self.scored([c.system], [c.part])]
+
     def scored_alone(self) -> list[ScoredSystem]:
         """The base and every single adapter, in both forms.
 

@@ -381,8 +381,7 @@ def _decisive_form(
     if first.without_open_guards != second.without_open_guards:
         return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].without_open_guards))
     if first.without_open_guards == "likely":
-        scored = [evidence.scored([form.system], [form.part]) for form in (first, second)]
-        best = evidence.leader(itertools.chain(*scored))
+        best = evidence.leader(evidence.scored_candidates((first, second)))
         return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain
 
@@ -406,8 +405,7 @@ def chain_outdoes(evidence: Evidence, composed: Iterable[Candidate]) -> bool:
         or any(c.gain.value > evidence.margin for c in composed)
     ):
         return False
-    others = evidence.scored_alone()
-    others += [system for c in composed for system in evidence.scored([c.system], [c.part])]
+    others = [*evidence.scored_alone(), *evidence.scored_candidates(composed)]
     gains = [evidence.difference(chains[0], other, adjusted=True) for other in others]
     return composed[0].enough == "likely" and all(gain.low > evidence.margin for gain in gains)
 

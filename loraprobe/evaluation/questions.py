@@ -61,9 +61,9 @@ class System:
     base. compression_error: the relative error of a merge that is due to its rank. merged: the
     `merging.Merged` of a method that needs new weights. content: a digest of all that decides what
     the system computes, by which its answers are kept; "" where only the same run may use them.
-    spec: of a merge or a router, by what its adapters are composed. members: the adapters that it
-    consists of, where the run has others. of: of a control that depends on a composition, the name
-    of that one, which alone is compared with it.
+    method: the merge method or the router by which adapters are composed; spec: its text. members:
+    the adapters that it consists of, where the run has others. of: of a control that depends on a
+    composition, the name of that one, which alone is compared with it.
     """
 
     name: str
@@ -74,6 +74,7 @@ class System:
     merged: Any = None
     content: str = ""
     spec: str = ""
+    method: Any = None
     members: tuple[str, ...] = ()
     of: str = ""
 

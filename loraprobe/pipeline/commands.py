@@ -124,9 +124,10 @@ def merge(
     finds NaN, adapters without effect and duplicates. Raises CompatibilityError if the adapters
     cannot be merged exactly.
     """
-    inputs, found, prepared = _opened("merge", adapters, session, base, tasks)
     options = session.options
-    method = merging.METHODS.make(options.methods[0])
+    method = merging.METHODS.make(options.methods[0]) if options.methods else None
+    inputs, found, prepared = _opened("merge", adapters, session, base, tasks, method)
+    assert method is not None
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
         from loraprobe.pipeline.fitting import fit_for_merge
@@ -203,29 +204,35 @@ def _opened(
     session: Session,
     base: Base | Ref | None,
     tasks: Tasks,
+    method: merging.MergeMethod | None = None,
 ) -> tuple[Inputs, Compatibility, PreparedAdapters]:
-    """What is opened, checked and transformed before adapters are merged or routed."""
+    """What is opened, checked and transformed before adapters are merged, by `method`, or routed.
+
+    Raises UsageError where the options name no method or router.
+    """
     session.command = command
     kind = {"merge": "methods", "route": "routers"}[command]
     if not getattr(session.options, kind):
         raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
-    check_task_use(bool(tasks), session.options, command)
+    check_task_use(bool(tasks), session.options, command, method)
     forms = forms_of(session.options)
     inputs = open_inputs(adapters, session, base or ("auto" if forms else None), tasks)
     if forms and inputs.base is not None:
         with session.stage("hash"):
             _ = inputs.base.sha256  # which the card of such a form has, also of a large base
-    elif command == "merge":
-        _check_change(inputs.given, session.options)
+    elif method is not None:
+        _check_change(inputs.given, session.options, method)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
     return inputs, found, transform_inputs(inputs, command, session)
 
 
-def _check_change(adapters: Sequence[Adapter], options: Options) -> None:
+def _check_change(
+    adapters: Sequence[Adapter], options: Options, method: merging.MergeMethod
+) -> None:
     """Raises UsageError for a merge of one adapter that neither method nor options change."""
     if len(adapters) > 1:
         return
-    method, default = merging.METHODS.make(options.methods[0]), Options()
+    default = Options()
     changes = ["subtract", "rank", "dtype", *(["weights"] if method.takes_weights else [])]
     given = any(getattr(options, name) != getattr(default, name) for name in changes)
     if "identity" in method.laws and not given:

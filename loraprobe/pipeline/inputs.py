@@ -17,7 +17,7 @@ from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import BadReference, HubError, UsageError
 from loraprobe.extension import engine_of
 from loraprobe.lora.spaces import space_named
-from loraprobe.merging import METHODS
+from loraprobe.merging import METHODS, MergeMethod
 from loraprobe.options import Options
 from loraprobe.session import Adapters, Ref, Session, Tasks
 
@@ -142,20 +142,20 @@ def check_engine(options: Options, tasks: Tasks) -> None:
         )
 
 
-def check_task_use(given: bool, options: Options, command: str) -> None:
-    """Raises UsageError for a task that a command would not use, for learned weights that a merge
-    would not take, and for a limit without a task."""
+def check_task_use(
+    given: bool, options: Options, command: str, method: MergeMethod | None = None
+) -> None:
+    """Raises UsageError for a task that a command would not use, for learned weights that the
+    method of a merge would not take, and for a limit without a task."""
     if given and not options.learns:
         raise UsageError(
             f"--task serves {command} only to learn weights on; add --weights=learn, or use "
             "merge-and-eval."
         )
-    if command == "merge" and options.learns:
-        method = options.methods[0]
-        if not METHODS.make(method).takes_weights:
-            raise UsageError(
-                f"{method} has weights of its own, so there are none to learn; use "
-                "--method=task_arithmetic."
-            )
+    if method is not None and options.learns and not method.takes_weights:
+        raise UsageError(
+            f"{options.methods[0]} has weights of its own, so there are none to learn; use "
+            "--method=task_arithmetic."
+        )
     if options.limit is not None and not given:
         raise UsageError("--limit goes with --task, whose items it counts; add one.")

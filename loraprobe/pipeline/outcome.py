@@ -28,7 +28,7 @@ from loraprobe.extension import Remarks, Result, forms_of, installed, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
-from loraprobe.merging import METHODS, Merged
+from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import NOTHING_MEASURED, decided, next_step
 from loraprobe.pipeline.inputs import Inputs
@@ -152,10 +152,8 @@ def recommend(
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
     built = next((system for system in compositions if system.name == name), None)
-    if built is not None and built.merged is not None:
-        return built.merged, ""
-    if name in METHODS:
-        return builder.merge(name), ""
+    if built is not None and built.kind == "merge":
+        return built.merged or builder.merge(built.method), ""
     if built is None or built.composition is None:
         return None, f"{called(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed

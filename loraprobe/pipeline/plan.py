@@ -26,7 +26,15 @@ from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import METHODS, LinearMethod, MergeConfig, Merged, check_kept, merge
+from loraprobe.merging import (
+    METHODS,
+    LinearMethod,
+    MergeConfig,
+    Merged,
+    MergeMethod,
+    check_kept,
+    merge,
+)
 from loraprobe.options import Options, affecting
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
@@ -61,6 +69,13 @@ def kind_of(spec: str) -> SystemKind | None:
     if spec in METHODS:
         return "merge"
     return "router" if spec in ROUTERS else FIXED.get(spec)
+
+
+def method_of(spec: str) -> MergeMethod | Router | None:
+    """The merge method or the router of a spec; None where it names neither."""
+    if spec in METHODS:
+        return METHODS.make(spec)
+    return ROUTERS.make(spec) if spec in ROUTERS else None
 
 
 @dataclass(frozen=True)
@@ -122,8 +137,8 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     hops = any(task.has_hops for task in tasks)
     specs, learning, left_out = list[str](), dict[str, Router](), list[str]()
     for spec in _specs(options, added, hops):
-        kind = kind_of(spec)
-        router = ROUTERS.make(spec) if kind == "router" else None
+        method = method_of(spec)
+        router = method if isinstance(method, Router) else None
         named = spec in options.systems or (given and spec in options.routers)
         why = "" if router is None else _why_unfit(router, adapters, parts)
         if why and not named:
@@ -190,7 +205,8 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
             known = sorted({*others, *METHODS.names(), *ROUTERS.names()})
             raise UsageError(f"Unknown system {spec!r}: {nearest(spec, known)}")
     n = len(adapters)
-    for method in (METHODS.make(spec) for spec in (*options.methods, *named) if spec in METHODS):
+    methods = map(method_of, (*options.methods, *named))
+    for method in (one for one in methods if isinstance(one, MergeMethod)):
         method.check(options.given_weights or method.default_weights(n))
         if options.learns and method.takes_weights:
             try:
@@ -204,13 +220,12 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
 
 
 def constant_gates(
-    spec: str, options: Options, weights: Sequence[float] | None, n: int
+    method: MergeMethod, options: Options, weights: Sequence[float] | None, n: int
 ) -> tuple[float, ...] | None:
     """The gates of n experts that compute what a linear merge does.
 
     None for other methods, and where a space or a rank is asked for: those need new weights.
     """
-    method = METHODS.make(spec)
     if not isinstance(method, LinearMethod) or options.rank != "auto" or options.space is not None:
         return None
     return tuple(map(float, method.coefficients(weights or method.default_weights(n))))
@@ -240,16 +255,16 @@ class SystemBuilder:
     ) -> System:
         """A merge method, a router or "chain" over adapters (the transformed ones unless given)."""
         experts = tuple(self.prepared.adapters if adapters is None else adapters)
-        kind, name = kind_of(spec), name or spec
-        if kind == "chain":
-            return System(name, kind, chain=tuple(map(single, self.trained)))
-        if kind == "merge":
-            return self._merge(spec, experts, name)
-        if kind == "router":
-            router = self.fitted.routers.get(spec) or ROUTERS.make(spec)
-            composition, content = Composition(name, experts, router), self._content(spec)
-            return System(name, kind, composition, spec=spec, content=content)
-        raise UsageError(f"{spec!r} is neither a merge method nor a router.")
+        method, name = self.fitted.routers.get(spec) or method_of(spec), name or spec
+        if isinstance(method, MergeMethod):
+            system = self._merge(method, experts, name)
+        elif isinstance(method, Router):
+            system = System(name, "router", Composition(name, experts, method))
+        elif kind_of(spec) == "chain":
+            return System(name, "chain", chain=tuple(map(single, self.trained)))
+        else:
+            raise UsageError(f"{spec!r} is neither a merge method nor a router.")
+        return replace(system, spec=spec, method=method, content=self._content(spec))
 
     def build_each(self, specs: Mapping[str, str]) -> tuple[list[System], list[str]]:
         """The systems of specs that can be built, and a note on each other one. specs: by name."""
@@ -262,11 +277,13 @@ class SystemBuilder:
         return systems, notes
 
     def merge(
-        self, spec: str, experts: Sequence[Adapter] | None = None, name: str | None = None
+        self,
+        method: MergeMethod,
+        experts: Sequence[Adapter] | None = None,
+        name: str | None = None,
     ) -> Merged:
         """A merge as one adapter (of the transformed ones unless given)."""
-        experts = self._weighed(spec, self.prepared.adapters if experts is None else experts)
-        method = METHODS.make(spec)
+        experts = self._weighed(method, self.prepared.adapters if experts is None else experts)
         return merge(
             experts,
             MergeConfig.of(method, self.options, self.weights, self.prepared.dtype),
@@ -277,36 +294,27 @@ class SystemBuilder:
     def with_files(self, compositions: Sequence[System]) -> list[System]:
         """The compositions, the merges among them with the adapter that a server loads."""
         return [
-            replace(system, merged=self.merge(system.spec))
+            replace(system, merged=self.merge(system.method))
             if system.kind == "merge" and system.merged is None
             else system
             for system in compositions
         ]
 
-    def _weighed(self, spec: str, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
+    def _weighed(self, method: MergeMethod, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
         """The experts as a method gets them: times the learned weights of their layers."""
-        if self.fitted.weights is None or not METHODS.make(spec).takes_weights:
+        if self.fitted.weights is None or not method.takes_weights:
             return tuple(experts)
         return scaled_by_layer(experts, self.fitted.weights.layers)
 
-    def _merge(self, spec: str, experts: tuple[Adapter, ...], name: str) -> System:
+    def _merge(self, method: MergeMethod, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""
-        gates = constant_gates(spec, self.options, self.weights, len(experts))
+        gates = constant_gates(method, self.options, self.weights, len(experts))
         if gates is not None:
-            composition = Composition(name, self._weighed(spec, experts), ConstantGates(gates))
-            merged, error = None, 0.0
-        else:
-            merged = self.merge(spec, experts, name)
-            composition, error = single(merged.adapter), merged.compression_error
-        return System(
-            name,
-            "merge",
-            composition,
-            compression_error=error,
-            merged=merged,
-            content=self._content(spec),
-            spec=spec,
-        )
+            composition = Composition(name, self._weighed(method, experts), ConstantGates(gates))
+            return System(name, "merge", composition, compression_error=0.0)
+        merged = self.merge(method, experts, name)
+        alone, error = single(merged.adapter), merged.compression_error
+        return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def _content(self, spec: str, control: str = "") -> str:
         """A digest of all that decides what a composition computes, or a control of it."""

@@ -356,11 +356,12 @@ def evaluate_case(
             try:
                 builder = system.builder(adapters)
                 left, experts = case.left(evaluator.limit), builder.prepared.adapters
-                needs = system.family == "router" and ROUTERS.make(system.spec).needs_prompts
+                router = ROUTERS.make(system.spec) if system.family == "router" else None
+                needs = router is not None and router.needs_prompts
                 if (needs or system.learned) and not left:
                     raise UsageError(f"No items of {case.name} are left to learn from.")
-                if needs:
-                    router, prompts = ROUTERS.make(system.spec), case.prompts(evaluator.limit)
+                if router is not None and needs:
+                    prompts = case.prompts(evaluator.limit)
                     router = router.fit(evaluator.scorer, experts, prompts)
                     builder = replace(builder, fitted=Fitted(routers={system.spec: router}))
                 if system.learned:

@@ -120,7 +120,7 @@ def _verdict(
     step, why = next_step(verdict, given, about, measured, Compatibility(), spec, again)
     merged = None
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
-        merged = finalist.builder.merge(system.spec)
+        merged = finalist.builder.merge(system.method)
     files = replace(about, given=[screen.members[a.name].open() for a in about.given])
     result = Result(files.given, files.base, merged, verdict, measured.chain)
     remarks = remarks_of(session, result)

@@ -23,6 +23,7 @@ import loraprobe
 from loraprobe.adapters import Adapter
 from loraprobe.cli import command_of, parameters, running
 from loraprobe.errors import LoraprobeError, UsageError
+from loraprobe.merging import METHODS
 from loraprobe.options import Options, commands, named_options, options_of, table
 from loraprobe.pipeline import commands as stages
 from loraprobe.pipeline.conclusion import next_step
@@ -226,7 +227,7 @@ def test_the_next_merge_writes_what_was_measured(here, tmp_path, spec):
         found = next_of(replace(USED, system=spec), options)
         run(found, tmp_path / name)
         written = deltas(loraprobe.load(tmp_path / name))
-        measured = deltas(measured_with(options).merge(spec).adapter)
+        measured = deltas(measured_with(options).merge(METHODS.make(spec)).adapter)
         assert all(map(torch.allclose, written, measured)), (name, str(found))
 
 

@@ -29,7 +29,7 @@ from loraprobe.compatibility.contents import (
 from loraprobe.compatibility.identity import Purpose, identity_issues, parent_issues
 from loraprobe.compatibility.layout import base_issues, layout_issues
 from loraprobe.errors import CompatibilityError, UsageError
-from loraprobe.findings import CODES
+from loraprobe.findings import CODES, accepted
 from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue, by_severity
 
@@ -128,10 +128,4 @@ def require(checked: Compatibility) -> Compatibility:
 
 def _sorted(found: Sequence[Issue], allow: Collection[str]) -> Compatibility:
     """The issues, errors first. Errors whose code is in `allow` become warnings."""
-    issues = [
-        replace(issue, severity="warning", message=f"Allowed: {issue.message}")
-        if issue.code in allow and issue.severity == "error"
-        else issue
-        for issue in found
-    ]
-    return Compatibility(tuple(by_severity(issues)))
+    return Compatibility(tuple(by_severity([accepted(issue, allow) for issue in found])))

@@ -6,9 +6,10 @@ The first need the tensors, and are found in one pass over the factors.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import combinations
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from loraprobe.adapters import (
@@ -62,16 +63,24 @@ class TensorChecks:
 
     def take(self, joint: GramMatrices) -> None:
         """Adds one batch of modules."""
-        self.inner += joint.inner.sum(0)
-        zero = joint.present & joint.finite & (joint.square == 0)
-        squares, places = joint.square.max(0)
-        for i, (square, place) in enumerate(zip(squares.tolist(), places.tolist(), strict=True)):
-            self.largest[i] = max(self.largest[i], (square**0.5, joint.paths[place]))
-        for m, path in enumerate(joint.paths):
-            for i in range(len(self.adapters)):
-                if not joint.finite[m, i]:
+        self.add(joint.paths, joint.inner, joint.finite)
+
+    def add(
+        self,
+        paths: Sequence[str],
+        inner: Float64[Tensor, "m n n"],
+        finite: Bool[Tensor, "m n"],
+    ) -> None:
+        """Adds modules by the inner products of their deltas, 0 where one is not finite."""
+        self.inner += inner.sum(0)
+        square = inner.diagonal(dim1=1, dim2=2).clamp_min(0)
+        for i, (largest, place) in enumerate(zip(*map(Tensor.tolist, square.max(0)), strict=True)):
+            self.largest[i] = max(self.largest[i], (largest**0.5, paths[place]))
+        for m, path in enumerate(paths):
+            for i, adapter in enumerate(self.adapters):
+                if not finite[m, i]:
                     self.not_finite[i].append(path)
-                elif zero[m, i]:
+                elif square[m, i] == 0 and path in adapter.layout:
                     self.without_effect[i].append(path)
 
     def read(self) -> TensorChecks:
@@ -81,14 +90,28 @@ class TensorChecks:
             self.take(joint)
         return self
 
-    def same(self, i: int, j: int) -> bool:
-        """Whether adapters i and j have the same deltas, even if their factors differ.
+    @property
+    def idle(self) -> list[int]:
+        """The adapters that hold factors alone, all deltas of which are zero, by their index."""
+        zero = zip(self.adapters, self.without_effect, strict=True)
+        return [
+            i
+            for i, (adapter, paths) in enumerate(zero)
+            if not adapter.has_more_than_factors and paths and len(paths) == len(adapter.layout)
+        ]
 
-        False for adapters that hold more than factors, which is not compared.
+    @property
+    def equal(self) -> list[tuple[int, int]]:
+        """The pairs with the same deltas, even if their factors differ, by their indices.
+
+        Adapters that hold more than factors are not compared.
         """
-        if any(self.not_finite[k] or self.adapters[k].has_more_than_factors for k in (i, j)):
-            return False
-        return same_update(self.inner, i, j)
+        plain = [
+            i
+            for i, adapter in enumerate(self.adapters)
+            if not (self.not_finite[i] or adapter.has_more_than_factors)
+        ]
+        return [(i, j) for i, j in combinations(plain, 2) if same_update(self.inner, i, j)]
 
 
 def content_issues(contents: TensorChecks) -> Iterator[Issue]:
@@ -104,7 +127,7 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 f"{bad[0]} first.",
                 bad[0],
             )
-        if empty and len(empty) == len(adapter.layout) and not adapter.has_more_than_factors:
+        if i in contents.idle:
             yield finding(
                 "no-effect",
                 (adapter.name,),
@@ -119,16 +142,13 @@ def content_issues(contents: TensorChecks) -> Iterator[Issue]:
                 f"modules, {empty[0]} first.",
                 empty[0],
             )
-    for i, adapter in enumerate(adapters):
-        for j in range(i + 1, len(adapters)):
-            if contents.same(i, j):
-                other = adapters[j].name
-                yield finding(
-                    "duplicate",
-                    (adapter.name, other),
-                    f"{adapter.name} and {other} are the same update, so composing them can only "
-                    "scale it.",
-                )
+    for i, j in contents.equal:
+        names = adapters[i].name, adapters[j].name
+        yield finding(
+            "duplicate",
+            names,
+            f"{names[0]} and {names[1]} are the same update, so composing them can only scale it.",
+        )
 
 
 def extra_issues(

@@ -261,7 +261,7 @@ def rounds(
     round if the smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`.
     """
     named = [replace(one, name=f"{one.name}@{digest(one.items)[:DIGITS]}") for one in guards]
-    orders = [clusters_in_order(task, seed) for task in (*tasks, *named)]
+    orders = [list(clusters_in_order(task, seed)) for task in (*tasks, *named)]
     fewest = min(map(len, orders[: len(tasks)]))
     shares = (1.0,) if all_items or fewest < ROUNDS_FROM else round_shares(fewest)
     found = []
@@ -294,12 +294,8 @@ def lot(seed: int, items: Iterable[Item]) -> str:
     return digest([seed, [(item.id, item.prompt, item.answers) for item in items]])
 
 
-def clusters_in_order(task: Task, seed: int) -> list[str]:
-    """The task's clusters in a random order, the same for the same seed and the same items."""
-    return list(_clusters(task, seed))
-
-
-def _clusters(task: Task, seed: int) -> dict[str, list[Item]]:
+def clusters_in_order(task: Task, seed: int) -> dict[str, list[Item]]:
+    """Cluster -> its items, in a random order, the same for the same seed and the same items."""
     held: dict[str, list[Item]] = {}
     for item in task.items:
         held.setdefault(item.cluster, []).append(item)
@@ -315,7 +311,7 @@ def spread_sample(task: Task, items: int, seed: int) -> Task:
     """
     turns = [
         (turn, place, item.id)
-        for place, held in enumerate(_clusters(task, seed).values())
+        for place, held in enumerate(clusters_in_order(task, seed).values())
         for turn, item in enumerate(sorted(held, key=lambda one: lot(seed, [one])))
     ]
     chosen = {item for _, _, item in sorted(turns)[:items]}

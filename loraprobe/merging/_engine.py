@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from loraprobe.adapters import (
@@ -28,6 +27,7 @@ from loraprobe.adapters import (
     same_weight,
 )
 from loraprobe.adapters.experts import conflict, owner_of, parameter_names
+from loraprobe.compatibility import TensorChecks
 from loraprobe.defaults import COMPRESSION_LIMIT
 from loraprobe.errors import (
     AdapterError,
@@ -36,10 +36,10 @@ from loraprobe.errors import (
     UnsupportedAdapter,
     UsageError,
 )
-from loraprobe.findings import finding
+from loraprobe.findings import accepted, finding
 from loraprobe.formatting import listing, shortly
 from loraprobe.lora.grams import Visitor, of_products
-from loraprobe.lora.lowrank import LowRank, same_update
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.spaces import space_named
 from loraprobe.lora.threads import Buffers, in_order
 from loraprobe.merging._compress import (
@@ -181,14 +181,12 @@ def merge(
     others, dropped = merge_extras(inputs)
     modules = _merge_modules(inputs, progress, visitor)
     parts = modules.values()
-    inner = torch.stack([m.inner for m in parts]).sum(0)
+    contents, inner = TensorChecks(adapters), torch.stack([m.inner for m in parts])
+    contents.add([*modules], inner, torch.ones(inner.shape[:2], dtype=torch.bool))
     if config.weights and not config.method.takes_weights:
         own = f"{name_of(config.method)} has weights of its own; those given were not used."
         issues.append(finding("weights-ignored", (), own))
-    issues += [*dropped, *check_effect(inputs, inner)]
-    for i, adapter in enumerate(adapters):
-        square, path = max((float(m.inner[i, i]), path) for path, m in modules.items())
-        issues += extreme_norm(adapter.name, math.sqrt(max(square, 0.0)), path)
+    issues += [*dropped, *check_effect(contents, config.allow)]
     if not (any(m.norm2 for m in parts) or any(others.values())):
         raise UsageError(
             "The merge is zero in every module: the weights cancel, or the method keeps only what "
@@ -197,7 +195,7 @@ def merge(
     merged = _adapter(name or name_of(config.method), inputs, modules, others)
     norm2, lost2 = sum(m.norm2 for m in parts), sum(m.lost2 for m in parts)
     lost = _share(lost2, norm2)
-    norms = inner.diagonal().clamp_min(0).sqrt().tolist()
+    norms = contents.inner.diagonal().clamp_min(0).sqrt().tolist()
     return Merged(
         inputs=inputs,
         adapter=merged,
@@ -439,10 +437,11 @@ def check_adapters(inputs: MergeInputs) -> list[Issue]:
     notes = []
     for adapter in inputs.adapters:
         for issue in (one for one in adapter.issues if one.severity == "error"):
-            if issue.code not in inputs.config.allow:
+            note = accepted(issue, inputs.config.allow)
+            if note.severity == "error":
                 message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
                 raise UnsupportedAdapter(message)
-            notes.append(replace(issue, severity="warning", message=f"Allowed: {issue.message}"))
+            notes.append(note)
         if not adapter.modules:
             raise UnsupportedAdapter(
                 f"Adapter {adapter.name} has no LoRA factors that can be merged."
@@ -586,25 +585,24 @@ def check_finite(factors: SideBySide, names: Sequence[str], path: str) -> None:
             )
 
 
-def check_effect(inputs: MergeInputs, inner: Float64[Tensor, "n n"]) -> list[Issue]:
-    """Adapters without an effect and equal adapters, from inner products of whole adapters [n, n].
+def check_effect(contents: TensorChecks, allow: Collection[str]) -> list[Issue]:
+    """Adapters without an effect, equal adapters, and extreme deltas.
 
     Raises UnsupportedAdapter for an adapter all of whose deltas are zero, unless allowed.
     """
-    notes = []
-    plain = [(i, a.name) for i, a in enumerate(inputs.adapters) if not a.has_more_than_factors]
-    for i, name in plain:
-        if inner[i, i] > 0:
-            continue
+    adapters, notes = contents.adapters, list[Issue]()
+    for name in (adapters[i].name for i in contents.idle):
         message = f"Adapter {name} has no effect (all of its deltas are zero)"
-        if "no-effect" not in inputs.config.allow:
+        note = accepted(finding("no-effect", (name,), f"{message}.", cure=""), allow)
+        if note.severity == "error":
             raise UnsupportedAdapter(
                 f"{message}; it was never trained or its weights were not saved, so leave it out."
             )
-        allowed = f"Allowed: {message}."
-        notes.append(finding("no-effect", (name,), allowed, severity="warning", cure=""))
-    for (i, name), (j, other) in combinations(plain, 2):
-        if same_update(inner, i, j):
-            message = f"{name} and {other} are the same update."
-            notes.append(finding("duplicate", (name, other), message))
+        notes.append(note)
+    for i, j in contents.equal:
+        names = adapters[i].name, adapters[j].name
+        message = f"{names[0]} and {names[1]} are the same update."
+        notes.append(finding("duplicate", names, message))
+    for adapter, largest in zip(adapters, contents.largest, strict=True):
+        notes += extreme_norm(adapter.name, *largest)
     return notes

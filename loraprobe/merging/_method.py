@@ -20,6 +20,7 @@ from torch import Tensor
 
 from loraprobe import memory
 from loraprobe.adapters import Adapter, ModuleInfo
+from loraprobe.compatibility.contents import KEPT
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.threads import threads_at_once
@@ -117,7 +118,7 @@ class LinearMethod(GramMethod):
     Constant gates at run time give the same result.
     """
 
-    carried = frozenset({"dora_magnitude", "modules_to_save", "bias", "lora_bias", "token_delta"})
+    carried = frozenset(KEPT)
 
     def coefficients(
         self, weights: Sequence[float], inner: Float64[Tensor, "n n"] | None = None

@@ -1,6 +1,7 @@
 """What adapters hold: NaN, zero deltas, equal adapters, and the tensors that are no plain factors.
 
-The first need the tensors, and are found in one pass over the factors.
+The first need the tensors, and are found in one pass over the factors: by `TensorChecks`, which a
+merge uses too for what it reads.
 """
 
 from __future__ import annotations

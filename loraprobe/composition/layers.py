@@ -126,7 +126,7 @@ def _without(bias: Tensor | None, output: Tensor) -> Tensor:
 
 
 def composed_layer(
-    composition: Composition, path: str, dtype: torch.dtype, model: nn.Module | None = None
+    composition: Composition, path: str, dtype: torch.dtype, model: nn.Module | None
 ) -> ComposedLayer | None:
     """The experts that adapt one module, concatenated; None if every gate is 0.
 

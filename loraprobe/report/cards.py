@@ -39,7 +39,7 @@ CARD = "README.md"
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
-def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter] = ()) -> Made:
+def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter]) -> Made:
     """A merge or a composition with the card that its directory will carry.
 
     Its sources get the licences of the audit's adapters. general: the adapters that were subtracted
@@ -95,7 +95,7 @@ def card_text(
     front_matter: Mapping[str, Any],
     *,
     audit: Audit,
-    allowed: Collection[str] = (),
+    allowed: Collection[str],
     **values: Any,
 ) -> str:
     """A card from its template. Text from other people's files never becomes markup in it.
@@ -125,7 +125,7 @@ def card_text(
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
 
 
-def made_text(merged: Merged, norm: float, options: Options, uncut: bool = False) -> str:
+def made_text(merged: Merged, norm: float, options: Options, uncut: bool) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
     rank = "" if uncut else f" to rank {rank_text(merged)}"
     config = merged.config
@@ -151,7 +151,7 @@ def front_matter(
     base: BaseSummary | None,
     learned: LearnedWeights | None,
     options: Options,
-    general: Sequence[Adapter] = (),
+    general: Sequence[Adapter],
 ) -> dict[str, Any]:
     """The Hub's fields of a card, and under KEY how the merge or the composition was made."""
     merged = isinstance(made, Merged)

@@ -497,7 +497,7 @@ def causes(audit: Audit) -> Table:
     return Table(caption, columns, lines).without("task")
 
 
-def replies(sample: Sample, folded: bool = False) -> Table:
+def replies(sample: Sample, folded: bool) -> Table:
     """What every system answered to a question that a composition got wrong."""
     return tabulated(
         f"{sample.task}, item {sample.item}, {sample.part.words}: {sample.question} "

@@ -32,7 +32,7 @@ class Written(NamedTuple):
     cut: bool
 
 
-def line_ended(tokenizer: Any, until: Callable[[str], bool] | None = None) -> Ended:
+def line_ended(tokenizer: Any, until: Callable[[str], bool] | None) -> Ended:
     """Tells of new tokens, the last of which is new, whether they end with their first line.
 
     A line ends at a newline after text that is not white space, so an answer may begin with

@@ -122,7 +122,7 @@ def answered(
     return any(gold and words[-len(gold) :] == gold for gold in golds)
 
 
-def possible_answers(text: str, *, cot: bool = False, pattern: str | None = None) -> list[str]:
+def possible_answers(text: str, *, cot: bool, pattern: str | None = None) -> list[str]:
     """The readings of a continuation that may be its answer, at least one; the first is likeliest.
 
     Without `cot` the first line, with it the texts after the last marker, else the last sentence

@@ -17,7 +17,6 @@ EXTENSIONS: tuple[str, ...] = (
     "ray",
     "screen",
     "serve",
-    "together",
 )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.extensions.together.forecast import GATES, LEAST_GAIN, Curve, Library
+from loraprobe.extensions.screen.together.forecast import GATES, LEAST_GAIN, Curve, Library
 
 BASES = {  # seed, architecture, width; the first four were looked at while the forecast was made
     "llama-07": (7, "llama", 160),

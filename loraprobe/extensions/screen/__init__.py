@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from loraprobe.errors import UsageError
 from loraprobe.extension import AuditPart, Extension
 from loraprobe.extensions.screen.defaults import KEEP, SCREENING_ITEMS
-from loraprobe.options import AddedOptions, CommandSpec, option
+from loraprobe.options import AddedOptions, CommandSpec, Options, option, read_named_file
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit, Command
@@ -46,6 +47,21 @@ class ScreenOptions(AddedOptions):
         least=0.001,
         commands=("screen",),
     )
+    own: tuple[tuple[str, Path], ...] = option(
+        (),
+        "NAME=FILE",
+        "An adapter's own task, for each adapter: forecasts which of them keep their skills in one "
+        "merge, and proves the largest group; may be repeated.",
+        affects={"questions"},
+        read=read_named_file,
+        commands=("screen",),
+    )
+
+    def check(self, options: Options) -> None:
+        names = [name for name, _ in self.own]
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"--own names {name} twice; give one task for each adapter.")
 
 
 class Screen(Extension):
@@ -66,9 +82,9 @@ class Screen(Extension):
         return about_library(audit) if audit.verdict is None else about_choice(audit)
 
     def audit_parts(self) -> Sequence[AuditPart]:
-        from loraprobe.extensions.screen.part import ScreenPart
+        from loraprobe.extensions.screen.part import ScreenPart, TogetherPart
 
-        return [ScreenPart()]
+        return [ScreenPart(), TogetherPart()]
 
     def commands(self) -> Sequence[CommandSpec]:
         return [

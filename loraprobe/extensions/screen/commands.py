@@ -33,9 +33,14 @@ def screen(
     """Reads a library of adapters, describes it, and with tasks screens it for them.
 
     base: "auto", and None with tasks, is the base that most adapters name. An adapter that cannot
-    be used is named in the audit's `library`. Raises LoraprobeError if none can be read, or base or
+    be used is named in the audit's `library`. Where the options have `own` tasks, it tells which
+    adapters keep their skills in one merge. Raises LoraprobeError if none can be read, or base or
     tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
     """
+    if session.options.of_extension(ScreenOptions).own:
+        from loraprobe.extensions.screen.together.stages import screen_own
+
+        return screen_own(adapters, session, base=base, tasks=tasks)
     found, opened, read, guards = _opened_library(adapters, session, base, tasks)
     if not read:
         inputs = Inputs((), (), opened)
@@ -60,6 +65,10 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
+    if session.options.of_extension(ScreenOptions).own:
+        from loraprobe.extensions.screen.together.stages import estimate_own
+
+        return estimate_own(adapters, session, base=base, tasks=tasks)
     from loraprobe.extensions.screen.screening import estimate_of_screen, open_screen
 
     if not tasks:

@@ -1,4 +1,4 @@
-"""The part of an audit that a screen adds; what reports show of it is imported when it is shown."""
+"""The parts of an audit that a screen adds; what reports show of them is imported when shown."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from loraprobe.extension import AuditPart
 from loraprobe.extensions.screen.records import Screened, screened
+from loraprobe.extensions.screen.together.records import Together, together
 from loraprobe.formatting import count
 from loraprobe.records import Audit
 
@@ -42,3 +43,16 @@ class ScreenPart(AuditPart):
     def _usable(self, audit: Audit) -> int:
         """How many adapters can be used."""
         return sum(row.state == "usable" for row in screened(audit).members)
+
+
+class TogetherPart(AuditPart):
+    """The skills of an audit, and what is forecast of them."""
+
+    record = Together
+
+    def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
+        if not together(audit).skills:
+            return ()
+        from loraprobe.extensions.screen.together.report import skills_section
+
+        return [("gains", skills_section(audit))]

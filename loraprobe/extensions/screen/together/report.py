@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraprobe.extensions.together.records import (
+from loraprobe.extensions.screen.together.records import (
     Skill,
     Together,
     together,

@@ -11,7 +11,7 @@ from merges import merge
 
 import loraprobe
 from loraprobe.demo import shipped_world
-from loraprobe.extensions.together.forecast import GATES, Curve, Library
+from loraprobe.extensions.screen.together.forecast import GATES, Curve, Library
 from loraprobe.lora.grams import gram_matrices
 
 SHAPES = {"layers.0.q": (12, 10), "layers.0.v": (8, 10)}
@@ -92,7 +92,6 @@ OWN = ("--own", "count=tasks/count.jsonl", "--own", "last=tasks/last.jsonl")
 CALL = ("screen", "adapters/count", "adapters/last", "--base", "base", "--threads", "1")
 
 
-@pytest.mark.needs("screen")
 def test_the_best_group_is_composed_and_asked_other_items(world):
     found = making.call(*CALL, *OWN, "--json")
     document = json.loads(found.stdout)
@@ -110,7 +109,6 @@ def test_the_best_group_is_composed_and_asked_other_items(world):
     assert document["rounds"]["total"] <= 2 * (200 - 40)
 
 
-@pytest.mark.needs("screen")
 @pytest.mark.parametrize(
     "words, named",
     [
@@ -132,7 +130,6 @@ def test_wrong_calls_are_one_sentence(world, words, named):
     assert found.stderr.startswith("error: ") and named in found.stderr
 
 
-@pytest.mark.needs("screen")
 def test_two_files_of_one_name_are_refused(world, tmp_path):
     for name in ("count", "last"):
         (tmp_path / name).mkdir()
@@ -142,7 +139,6 @@ def test_two_files_of_one_name_are_refused(world, tmp_path):
     assert found.exit_code == 2 and "rename" in found.stderr
 
 
-@pytest.mark.needs("screen")
 def test_the_estimate_asks_a_few_questions_and_keeps_nothing(world):
     found = making.call(*CALL, *OWN, "--dry-run", "--json")
     estimate = json.loads(found.stdout)["estimate"]
@@ -150,11 +146,8 @@ def test_the_estimate_asks_a_few_questions_and_keeps_nothing(world):
     assert estimate["systems"] == ["base", "count", "last"] and estimate["items"] == 80
 
 
-@pytest.mark.needs("screen")
 def test_python_gives_the_same(world):
     own = (("count", "tasks/count.jsonl"), ("last", "tasks/last.jsonl"))
-    audit = loraprobe.keep_together(
-        ["adapters/count", "adapters/last"], base="base", own=own, threads=1
-    )
+    audit = loraprobe.screen(["adapters/count", "adapters/last"], base="base", own=own, threads=1)
     (group,) = audit.groups
     assert group.adapters == ("count", "last") and audit.verdict is not None

@@ -10,26 +10,27 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loraprobe.adapters import Adapter
 from loraprobe.base import Base
-from loraprobe.cli.parameters import Texts
-from loraprobe.cli.running import Output, run
 from loraprobe.compatibility import require
 from loraprobe.composition import Composition
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation import System
-from loraprobe.extensions.together import TogetherOptions
-from loraprobe.extensions.together.forecast import GATES, LEAST_GAIN, Array, Curve, Library
-from loraprobe.extensions.together.records import RetentionForecast, Skill, SkillGroup, Together
+from loraprobe.extensions.screen import ScreenOptions
+from loraprobe.extensions.screen.together.forecast import GATES, LEAST_GAIN, Array, Curve, Library
+from loraprobe.extensions.screen.together.records import (
+    RetentionForecast,
+    Skill,
+    SkillGroup,
+    Together,
+)
 from loraprobe.formatting import count, listing, nearest
 from loraprobe.lora.grams import gram_matrices
-from loraprobe.options import Options, flag_of, takes
+from loraprobe.options import Options, flag_of
 from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
 from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
@@ -39,55 +40,27 @@ from loraprobe.pipeline.plan import Plan, plan_of
 from loraprobe.pipeline.preflight import check
 from loraprobe.records import FORMS, ItemPart
 from loraprobe.routing.constant import ConstantGates, single
-from loraprobe.session import Adapters, Ref, Session
+from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
-
-if TYPE_CHECKING:
-    from loraprobe.records import Audit
 
 GROUPS = 5  # that are told
 TEMPLATE_ADAPTERS = 3  # that choose the form of the prompts
 
 
 def screen_own(
-    options: Options, output: Output, refs: list[str], base: str | None, task: Texts
-) -> None:
-    """The command `screen` with --own."""
-    if task:
-        raise UsageError(
-            "--task is a question that needs several adapters, and --own the task of one; give "
-            "one of the two options."
-        )
-    outcome = run(output, options, "screen", refs, base, [], module=__name__)
-    output.result(outcome.audit, options)
-
-
-@takes("screen")
-def keep_together(
-    adapters: Sequence[Adapter | str | Path], *, base: str | Path | None = None, **options: Any
-) -> Audit:
-    """Forecasts which adapters keep their own skills in one merge, and proves the largest group.
-
-    own: the task of each adapter, as pairs of its name and a file. Raises LoraprobeError for input
-    that cannot be read.
-    """
-    return screen(adapters, Session.of_call(options), base=base).audit
-
-
-def screen(
     adapters: Adapters,
     session: Session,
     *,
     base: Base | Ref | None = None,
-    tasks: Sequence[Ref] = (),
+    tasks: Tasks = (),
 ) -> Outcome:
     """The largest group of adapters that is forecast to keep its skills, asked, with its verdict.
 
     Raises LoraprobeError for input that cannot be read, for adapters that do not fit together, and
     where fewer than two adapters have a skill.
     """
-    library = _read(adapters, session, base)
+    library = _read(adapters, session, base, tasks)
     with asking(session), _evaluator(library, session) as evaluator:
         asked = []
         for done, adapter in enumerate(library.inputs.adapters):
@@ -103,15 +76,15 @@ def screen(
     return replace(outcome, audit=audit)
 
 
-def estimate_screen(
+def estimate_own(
     adapters: Adapters,
     session: Session,
     *,
     base: Base | Ref | None = None,
-    tasks: Sequence[Ref] = (),
+    tasks: Tasks = (),
 ) -> CostEstimate:
-    """What `screen` of the same would take, the proof of a group of two included."""
-    library = _read(adapters, session, base)
+    """What `screen_own` of the same would take, the proof of a group of two included."""
+    library = _read(adapters, session, base, tasks)
     options, names = session.options, [*library.apart]
     with nothing_kept(session), _evaluator(library, session) as evaluator:
         pace = measure_pace(evaluator, single(library.inputs.adapters[0]))
@@ -136,10 +109,15 @@ class OwnTasks:
     left: Mapping[str, Task]
 
 
-def _read(adapters: Adapters, session: Session, base: Base | Ref | None) -> OwnTasks:
+def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: Tasks) -> OwnTasks:
     """What is given, read and checked; no model is loaded. Raises LoraprobeError."""
     session.command, options = "screen", session.options
-    own = {name: str(file) for name, file in options.of_extension(TogetherOptions).own}
+    if tasks:
+        raise UsageError(
+            "--task is a question that needs several adapters, and --own the task of one; give "
+            "one of the two options."
+        )
+    own = {name: str(file) for name, file in options.of_extension(ScreenOptions).own}
     check_state(session)
     default = Options()
     for name in ("keep", "budget", "balance"):
@@ -172,7 +150,7 @@ def _evaluator(library: OwnTasks, session: Session) -> Evaluator:
 
 def _items_apart(options: Options) -> int:
     """How many items of each task are set apart to choose by: --items of the command."""
-    return int(options.value("items"))
+    return options.of_extension(ScreenOptions).items
 
 
 def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:

@@ -307,7 +307,7 @@ class Extension:
         return ()
 
     def annotators(self, options: Options) -> Sequence[Annotator]:
-        """What tells something beside the decision of a verdict, which it does not change."""
+        """What tells something beside the decision of a verdict; it can only leave that open."""
         return ()
 
     def remarks(self, session: Session, result: Result) -> Remarks:

@@ -33,7 +33,7 @@
 - *What an annotator misses*, such as adapters that were left unasked, leaves the case open.
 
 A first round of compositions on a few items is decided by the same rules. What annotators tell
-never changes a decision.
+makes no decision; it can only leave one open.
 """
 
 from __future__ import annotations

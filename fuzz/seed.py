@@ -44,11 +44,14 @@ RESULT = {
     "value": 1.0,
     "text": "Bö",
     "group": "item:1",
+    "contains": True,
+    "cut": False,
+    "request": "7f",
 }
 RESULTS = (
     {},
-    {"metric": "answer_loss", "value": 2.5},
-    {"metric": "choice", "value": 0.0},
+    {"metric": "answer_loss", "value": 2.5, "request": "8a"},
+    {"metric": "choice", "value": 0.0, "request": "8b"},
     {"part": "hop1"},
     {"part": "steps"},
     {"part": "hop0"},

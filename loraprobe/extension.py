@@ -260,7 +260,7 @@ class Extension:
         """What it adds to audits."""
         return ()
 
-    def instead(self, command: str, options: Options) -> Callable[..., None] | None:
+    def override(self, command: str, options: Options) -> Callable[..., None] | None:
         """The function that is called in place of a command's own, with those of the same arguments
         that it has; None where the options ask for nothing else.
 
@@ -339,7 +339,7 @@ def remarks_of(session: Session, result: Result) -> Remarks:
     return Remarks(issues, reasons, tuple(record for one in told for record in one.added))
 
 
-def told_by(code: str) -> Extension | None:
+def finding_owner(code: str) -> Extension | None:
     """The extension whose lines tell findings of a code; None for those of the core."""
     return next(
         (one for one in installed() if one.findings and code.startswith(one.findings)), None

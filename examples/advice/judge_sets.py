@@ -59,7 +59,7 @@ from typing import Any
 import numpy as np
 
 from loraprobe.cli import app
-from loraprobe.records import Action, called
+from loraprobe.records import Action, display_name
 from loraprobe.tasks import load_task
 from loraprobe_lab.world import World, worlds_in
 
@@ -332,14 +332,14 @@ def line(row: dict[str, Any]) -> str:
     own, p = row["rounds"], row["probability"]
     who = own["action"]
     if who in ("merge", "route", "step-by-step"):
-        who += f" {called(own['system'])}"
+        who += f" {display_name(own['system'])}"
     regret = "–" if own["regret"] is None else f"{max(own['regret'], 0):.2f}"
     cells = [
         row["case"],
         row["inspect"]["decision"] + ("" if p is None else f" ({p:.2f})"),
         own["decision"] + (" **wrong**" if own["wrong"] else ""),
         who + ("" if own["score"] is None else f" {own['score']:.2f}"),
-        f"{called(row['best'][0])}{', steps' if row['best'][1] == 'steps' else ''} "
+        f"{display_name(row['best'][0])}{', steps' if row['best'][1] == 'steps' else ''} "
         f"{row['best_score']:.2f}",
         "–" if row["chain"] is None else f"{row['chain']:.2f}",
         regret + {"worse": " *", "none": " (open)"}.get(own["advice"], ""),

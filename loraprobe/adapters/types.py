@@ -109,7 +109,7 @@ class Parent:
     """
 
     reference: str
-    told_by: str
+    named_in: str
     adapter: Adapter | None = None
 
     @property

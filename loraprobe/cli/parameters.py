@@ -196,7 +196,7 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
     @functools.wraps(function)
     def called(**given: Any) -> None:
         options, output = options_from(given)
-        others = (one.instead(spec.name, options) for one in installed())
+        others = (one.override(spec.name, options) for one in installed())
         chosen = next(filter(None, others), function)
         values = {**given, "options": options, "output": output}
         chosen(**{name: values[name] for name in inspect.signature(chosen).parameters})

@@ -305,7 +305,7 @@ def exit_code(audit: Audit) -> int:
     extension says otherwise. Where no merge and no router was asked, what was asked is decided
     unless it takes more evidence.
     """
-    if audit.verdict is not None and audit.verdict.only_measured:
+    if audit.verdict is not None and audit.verdict.compositions_not_asked:
         return 0
     if audit.verdict is not None and audit.verdict.evidence != "weights":
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
@@ -433,13 +433,13 @@ def write(outcome: Outcome, output: Output, options: Options) -> None:
 
     What cannot be saved is told.
     """
-    from loraprobe.records import called
+    from loraprobe.records import display_name
 
     made, forms = outcome.made, forms_of(options)
     if output.target is not None and made is not None:
         made.save(output.target, overwrite=output.overwrite)
         upload = f"hf upload OWNER/NAME {shlex.quote(str(output.target))}"
-        output.say(f"Wrote {called(made.name)} to {output.target}. To publish it: {upload}")
+        output.say(f"Wrote {display_name(made.name)} to {output.target}. To publish it: {upload}")
     elif output.target is not None:
         output.say(f"Nothing was written to {output.target}: {outcome.why_nothing}")
     for place, form in forms:

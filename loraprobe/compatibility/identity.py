@@ -74,7 +74,7 @@ def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Is
             )
         lacking = [p for p in adapter.parents if not (p.adapter and p.adapter.sha256 in held)]
         if lacking:
-            names, file = listing(p.public for p in lacking), lacking[0].told_by
+            names, file = listing(p.public for p in lacking), lacking[0].named_in
             missing = "" if all(p.adapter for p in lacking) else ", which is not found"
             command = base_with(adapter.parents)
             write = f"Write that base by {command} and give DIR" if command else "Give that base"

@@ -30,7 +30,7 @@ from loraprobe.records import (
     ItemPart,
     ItemResult,
     Progress,
-    called,
+    display_name,
     hop_part,
     judged_elsewhere,
 )
@@ -179,7 +179,7 @@ class Asker:
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
             to_ask += [(system, open_)] if open_ else []
         places = {
-            system.name: f"{called(system.name)}, system {at} of {len(to_ask)}"
+            system.name: f"{display_name(system.name)}, system {at} of {len(to_ask)}"
             for at, (system, _) in enumerate(to_ask, 1)
         }
         total = sum(len(open_) for _, open_ in to_ask)

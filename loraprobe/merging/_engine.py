@@ -277,14 +277,14 @@ def _compressed(inputs: MergeInputs, path: str, factors: SideBySide) -> Compress
     method, rank = inputs.config.method, inputs.config.rank
     if isinstance(method, GramMethod):
         return factors.combined(method.coefficients(inputs.weights, factors.inner), rank)
-    made = _uncut(inputs, path, factors)
+    made = _apply_method(inputs, path, factors)
     if isinstance(made, LowRank):
         return compress_factors(made, rank)
     start, drawn = factors.A.mT.to(made), _number(f"{inputs.config.seed}:{path}")
     return compress_dense(made, rank, sum(factors.ranks), start, drawn)
 
 
-def _uncut(inputs: MergeInputs, path: str, factors: SideBySide) -> LowRank | Tensor:
+def _apply_method(inputs: MergeInputs, path: str, factors: SideBySide) -> LowRank | Tensor:
     """What the method makes of a module's factors; [out, in] where it has no factors."""
     config, method = inputs.config, inputs.config.method
     weights = torch.tensor(inputs.weights, dtype=torch.float64)
@@ -311,7 +311,7 @@ def add_change(inputs: MergeInputs, path: str, weight: Tensor) -> Tensor:
     if ordered.keeps_dora:
         return add_dora(ordered, path, updates, weight)
     factors = SideBySide.of(updates)
-    made = _uncut(ordered, path, factors)
+    made = _apply_method(ordered, path, factors)
     if ordered.config.rank is not None:
         made = _compressed(ordered, path, factors).update
     if isinstance(made, LowRank):

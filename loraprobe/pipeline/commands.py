@@ -49,7 +49,7 @@ from loraprobe.records import (
     EvidenceLevel,
     Reason,
     Sample,
-    called,
+    display_name,
 )
 from loraprobe.report.cards import made_text
 from loraprobe.session import Adapters, Ref, Session, Tasks
@@ -192,7 +192,7 @@ def compose(
     with session.stage("diagnose"):
         figures = warning_figures(inputs.adapters, options, "norm")
     notes.append(
-        f"Composed {count(len(inputs.adapters), 'adapter')} with the router {called(spec)}."
+        f"Composed {count(len(inputs.adapters), 'adapter')} with the router {display_name(spec)}."
     )
     preflight = PreflightReport(found, figures)
     return finish(session, inputs, preflight, notes, made, prepared, search=fitted.weights)

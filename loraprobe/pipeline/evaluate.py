@@ -51,7 +51,7 @@ from loraprobe.records import (
     Rounds,
     Sample,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
@@ -103,7 +103,7 @@ def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) ->
 def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
     options = session.options
-    with open_evaluator(inputs, plan, session, prepared.general) as evaluator:
+    with open_evaluator(inputs, plan, session, prepared.subtrahends) as evaluator:
         builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in builder.fitted.specs(plan)]
@@ -412,7 +412,7 @@ class RoundResult:
     def notes(self) -> list[str]:
         """Which systems were not asked to the end, for the report."""
         return [
-            f"{called(name)} was asked {count(last.items, 'item')} (round {last.number} of "
+            f"{display_name(name)} was asked {count(last.items, 'item')} (round {last.number} of "
             f"{last.planned}): it could no longer win."
             for name, last in self.dropped.items()
         ]

@@ -36,7 +36,7 @@ from loraprobe.pipeline.plan import WHY_PER_PROMPT, Fitted, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable
 from loraprobe.probes import generated_prompts
-from loraprobe.records import LearnedWeights, called
+from loraprobe.records import LearnedWeights, display_name
 from loraprobe.results import JsonLines
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._learned import fit_weights
@@ -195,9 +195,9 @@ def fit_routers(
     except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
-        return Fitted(notes=(f"{listing(map(called, learning))} is left out: {error}",))
+        return Fitted(notes=(f"{listing(map(display_name, learning))} is left out: {error}",))
     notes = [WHY_PER_PROMPT for spec in added if spec in routers]
-    notes.append(f"{listing(map(called, learning))} learned from {origin}")
+    notes.append(f"{listing(map(display_name, learning))} learned from {origin}")
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")

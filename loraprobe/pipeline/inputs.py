@@ -52,9 +52,9 @@ def open_inputs(
     check_names(options)
     read: tuple[Sequence[Task], Sequence[Task]] = (), ()
     if tasks or options.fields or options.metric != "auto":  # which is checked with the tasks
-        from loraprobe.pipeline.task_files import open_guarded
+        from loraprobe.pipeline.task_files import open_tasks_and_guards
 
-        read = open_guarded(tasks, options)
+        read = open_tasks_and_guards(tasks, options)
     loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")

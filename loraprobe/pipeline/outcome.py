@@ -35,7 +35,7 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
 from loraprobe.pipeline.transforms import PreparedAdapters
-from loraprobe.records import NOTHING, Audit, Command, Reason, Sample, Verdict, called
+from loraprobe.records import NOTHING, Audit, Command, Reason, Sample, Verdict, display_name
 from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
@@ -114,10 +114,10 @@ def finish(
     place = session.target or next((place for place, _ in forms), None)
     base, how = None if inputs.base is None else inputs.base.summary(), None
     if made is not None:
-        how = front_matter(made, base, fields.get("search"), options, prepared.general)[KEY]
+        how = front_matter(made, base, fields.get("search"), options, prepared.subtrahends)[KEY]
     if how is not None and not evaluated and (known := repeated_verdict(inputs, how)):
         verdict, beside = known[0], [known[1]]
-        sources, at = (*inputs.given, *prepared.general), local_name(str(place))
+        sources, at = (*inputs.given, *prepared.subtrahends), local_name(str(place))
         ways = (one.checking(at, sources, inputs.base) for one in installed() if place is not None)
         step = next(filter(None, ways), NOTHING)
     elif place is not None and verdict is not None and verdict.composes:  # it is written already
@@ -139,7 +139,7 @@ def finish(
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))
-    made = with_card(made, told, options, prepared.general)
+    made = with_card(made, told, options, prepared.subtrahends)
     return Outcome(audit if place is None else told, made)
 
 
@@ -155,13 +155,13 @@ def recommend(
     if built is not None and built.kind == "merge":
         return built.merged or builder.merge(built.method), ""
     if built is None or built.composition is None:
-        return None, f"{called(name)} is neither a merge nor a router."
+        return None, f"{display_name(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed
 
     learned = builder.fitted.record if built.composition.router.state() else None
     steps = builder.prepared.steps
     routed = Routed(built.composition, builder.base, steps, learned=learned)
-    return routed, f"{called(name)} weighs the adapters by the text, which no weights do."
+    return routed, f"{display_name(name)} weighs the adapters by the text, which no weights do."
 
 
 # ---- the audit -----------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ from loraprobe.records import (
     SHRUNK,
     LearnedWeights,
     SystemKind,
-    called,
+    display_name,
     plain,
 )
 from loraprobe.registry import name_of
@@ -57,7 +57,7 @@ from loraprobe.tasks.splits import TaskSplit, split_for_router, split_for_weight
 
 PER_PROMPT = BY_PROMPT  # the only system that joins the default ones
 WHY_PER_PROMPT = (
-    f"The router {called(PER_PROMPT)} ({PER_PROMPT}) is evaluated because it proved itself: "
+    f"The router {display_name(PER_PROMPT)} ({PER_PROMPT}) is evaluated because it proved itself: "
     "retention of the worse skill 0.84, against 0.34 for the best of the other default systems, on "
     "22 small worlds of known truth "
     "(examples/reproduction/portfolio.md)."
@@ -142,7 +142,7 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
         named = spec in options.systems or (given and spec in options.routers)
         why = "" if router is None else _why_unfit(router, adapters, parts)
         if why and not named:
-            left_out.append(f"{called(spec)} is left out: {why}")
+            left_out.append(f"{display_name(spec)} is left out: {why}")
             continue
         specs.append(spec)
         if router is not None and router.needs_prompts:
@@ -273,7 +273,7 @@ class SystemBuilder:
             try:
                 systems.append(self.build(spec, name=name))
             except LoraprobeError as error:
-                notes.append(f"{called(name)} was not tried: {error}")
+                notes.append(f"{display_name(name)} was not tried: {error}")
         return systems, notes
 
     def merge(
@@ -318,7 +318,7 @@ class SystemBuilder:
 
     def _content(self, spec: str, control: str = "") -> str:
         """A digest of all that decides what a composition computes, or a control of it."""
-        adapters = [(a.name, a.content) for a in (*self.trained, *self.prepared.general)]
+        adapters = [(a.name, a.content) for a in (*self.trained, *self.prepared.subtrahends)]
         names, learned = {*affecting("composition")}, plain(self.fitted.weights)
         if kind_of(spec) == "router":
             names -= {"weights", "space", "rank"}

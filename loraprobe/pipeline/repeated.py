@@ -16,7 +16,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.cache import VERDICTS, keep, read_kept
 from loraprobe.formatting import count, gained, listing
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import STEPS, Audit, Reason, Verdict, called, plain
+from loraprobe.records import STEPS, Audit, Reason, Verdict, display_name, plain
 from loraprobe.results import as_plain, digest
 from loraprobe.verdict.evidence import FORM
 from loraprobe.verdict.reasons import reason_of
@@ -79,8 +79,8 @@ def repeated_verdict(inputs: Inputs, made: Mapping[str, Any]) -> tuple[Verdict, 
         gain.difference,
         found.verdict.margin,
         gain=gained(gain.difference, gain.ci95, threshold=found.verdict.margin),
-        system=called(gain.system) + (f", {FORM[STEPS]}," if gain.form == STEPS else ""),
-        against=called(gain.against),
+        system=display_name(gain.system) + (f", {FORM[STEPS]}," if gain.form == STEPS else ""),
+        against=display_name(gain.against),
         asked=count(gain.n, "question"),
         tasks=listing(found.tasks),
         decisive=True,

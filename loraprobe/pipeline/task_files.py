@@ -63,10 +63,10 @@ class Files(TaskSource):
 
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
     """Reads one or several tasks; Task objects are accepted too. Raises LoraprobeError."""
-    return open_guarded(tasks, options)[0]
+    return open_tasks_and_guards(tasks, options)[0]
 
 
-def open_guarded(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]]:
+def open_tasks_and_guards(tasks: Tasks, options: Options) -> tuple[list[Task], list[Task]]:
     """The tasks, and the guards of the options. Raises LoraprobeError."""
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
     if options.guards and not several:

@@ -43,13 +43,13 @@ from loraprobe.session import Session
 class PreparedAdapters:
     """Adapters as they are merged and routed, and what was done to each.
 
-    general: the adapters that were subtracted. dtype: that of a merge, the widest of the sources';
-    None where nothing was done. Factors that subtraction joins are float32, so that it rounds
-    nothing, and a file need not be.
+    subtrahends: the adapters that were subtracted. dtype: that of a merge, the widest of the
+    sources'; None where nothing was done. Factors that subtraction joins are float32, so that it
+    rounds nothing, and a file need not be.
     """
 
     adapters: tuple[Adapter, ...]
-    general: tuple[Adapter, ...] = ()
+    subtrahends: tuple[Adapter, ...] = ()
     steps: tuple[Transformation, ...] = ()
     notes: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
@@ -63,8 +63,8 @@ def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prep
     """
     options = session.options
     with session.stage("transform"):
-        general = general_of(inputs.adapters, options, purpose, inputs.base)
-        return transform(inputs.adapters, options, general, inputs.base)
+        subtrahends = general_of(inputs.adapters, options, purpose, inputs.base)
+        return transform(inputs.adapters, options, subtrahends, inputs.base)
 
 
 def transform_for(
@@ -77,8 +77,8 @@ def transform_for(
     from loraprobe.composition import aligned_to
 
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    general = aligned_to(model, general_of(adapters, options, "route", None))
-    return tuple(aligned_to(model, transform(adapters, options, general).adapters))
+    subtrahends = aligned_to(model, general_of(adapters, options, "route", None))
+    return tuple(aligned_to(model, transform(adapters, options, subtrahends).adapters))
 
 
 def general_of(
@@ -97,7 +97,7 @@ def general_of(
 def transform(
     adapters: Sequence[Adapter],
     options: Options,
-    general: Sequence[Adapter] = (),
+    subtrahends: Sequence[Adapter] = (),
     base: Base | None = None,
 ) -> PreparedAdapters:
     """The adapters as options.balance and the general adapters to subtract make them.
@@ -106,14 +106,14 @@ def transform(
     Raises UnsupportedAdapter, naming the adapter, if a step is not linear in it, and UsageError
     if nothing is left of an adapter.
     """
-    if options.balance == "none" and not general:
+    if options.balance == "none" and not subtrahends:
         return PreparedAdapters(tuple(adapters))
-    together = compatibility.aligned([*adapters, *general], base)
-    adapters, general = together[: len(adapters)], together[len(adapters) :]
+    together = compatibility.aligned([*adapters, *subtrahends], base)
+    adapters, subtrahends = together[: len(adapters)], together[len(adapters) :]
     before = [adapter.norm() for adapter in adapters]
-    made = [subtracted(adapter, general) for adapter in adapters] if general else adapters
-    norms = [adapter.norm() for adapter in made] if general else before
-    names = listing([other.name for other in general])
+    made = [subtracted(adapter, subtrahends) for adapter in adapters] if subtrahends else adapters
+    norms = [adapter.norm() for adapter in made] if subtrahends else before
+    names = listing([other.name for other in subtrahends])
     for adapter, norm, old in zip(made, norms, before, strict=True):
         if old == 0:
             raise UsageError(
@@ -136,16 +136,16 @@ def transform(
             factor=factor,
             norm_before=old,
             norm_after=norm * factor,
-            subtracted=tuple(other.name for other in general),
+            subtracted=tuple(other.name for other in subtrahends),
             modules_added=len(after.modules) - len(adapter.modules),
         )
         for adapter, after, factor, old, norm in zip(
             adapters, made, factors, before, norms, strict=True
         )
     )
-    sources = [adapter.dtype for adapter in (*adapters, *general)]
+    sources = [adapter.dtype for adapter in (*adapters, *subtrahends)]
     widest = functools.reduce(torch.promote_types, sources)
-    return PreparedAdapters(tuple(made), tuple(general), steps, _notes(steps, options), widest)
+    return PreparedAdapters(tuple(made), tuple(subtrahends), steps, _notes(steps, options), widest)
 
 
 def scaled_adapter(
@@ -201,7 +201,7 @@ def check_scalable(adapter: Adapter) -> None:
     _refuse(adapter, "scaled", bool(adapter.magnitudes or adapter.whole or adapter.token_rows))
 
 
-def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:
+def subtracted(adapter: Adapter, subtrahends: Sequence[Adapter]) -> Adapter:
     """The adapter minus the mean of general ones, exact on the deltas, in factors of float32.
 
     Rank r_i + sum of the general ones' ranks in a module that all change. Whole modules, biases
@@ -210,9 +210,12 @@ def subtracted(adapter: Adapter, general: Sequence[Adapter]) -> Adapter:
     differ.
     """
     _refuse(adapter, "subtracted from", bool(adapter.magnitudes))
-    for other in general:
+    for other in subtrahends:
         _refuse(other, "subtracted", other.has_more_than_factors)
-    parts = [(adapter, 1.0), *((other, -1.0 / len(general)) for other in general)]
+    parts = [
+        (adapter, 1.0),
+        *((other, -1.0 / len(subtrahends)) for other in subtrahends),
+    ]
     infos: dict[str, ModuleInfo] = {}
     for holder, _ in parts:
         for path, info in holder.layout.items():

@@ -60,7 +60,7 @@ from loraprobe.records.measurements import (
     SystemKind,
     TestResult,
     averaged,
-    called,
+    display_name,
     example,
     hop_part,
     items_needed,

@@ -62,7 +62,7 @@ SHRUNK, PARTNER, BY_PROMPT = "shrunk:", "random-partner", "hard:by=centroid,per=
 CALLED = {BY_PROMPT: "by prompt", PARTNER: "random partner"}
 
 
-def called(system: str) -> str:
+def display_name(system: str) -> str:
     """What people call a system, which a command line names by its specification.
 
     `hard:by=centroid,per=sequence(a, b)` is by prompt (a, b), `shrunk:a` is a, shrunk, and
@@ -72,7 +72,7 @@ def called(system: str) -> str:
     if system.startswith(SHRUNK):
         return f"{system.removeprefix(SHRUNK)}, shrunk"
     if system.startswith(f"{PARTNER}:"):
-        return f"{CALLED[PARTNER]}, {called(system.removeprefix(f'{PARTNER}:'))}"
+        return f"{CALLED[PARTNER]}, {display_name(system.removeprefix(f'{PARTNER}:'))}"
     spec, members, names = system.partition("(")
     words = CALLED.get(spec)
     return system if words is None else f"{words} {members}{names}".rstrip()

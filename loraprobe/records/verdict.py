@@ -117,7 +117,7 @@ class Verdict:
     by_task: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def only_measured(self) -> bool:
+    def compositions_not_asked(self) -> bool:
         """Whether no merge and no router was asked, and what was asked needs no more evidence."""
         return self.missing == "compositions"
 

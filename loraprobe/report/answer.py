@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraprobe.extension import commands_behind, installed, told_by
+from loraprobe.extension import commands_behind, finding_owner, installed
 from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import (
     clean,
@@ -182,7 +182,7 @@ def _learned(found: LearnedWeights | None) -> str:
 def _about_files(audit: Audit) -> Iterator[Line]:
     """What was found in files alone: what stands in the way, and what to run next."""
     yield from of_extensions(audit)
-    broken = [issue for issue in audit.compatibility.errors if not told_by(issue.code)]
+    broken = [issue for issue in audit.compatibility.errors if not finding_owner(issue.code)]
     yield from problems(broken)
     yield from (("watch", text) for text in watched(audit)[:MOST_REASONS])
     yield from licences(audit)

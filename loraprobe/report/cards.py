@@ -23,7 +23,14 @@ from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.records import AdapterSummary, Audit, BaseSummary, LearnedWeights, called, plain
+from loraprobe.records import (
+    AdapterSummary,
+    Audit,
+    BaseSummary,
+    LearnedWeights,
+    display_name,
+    plain,
+)
 from loraprobe.registry import spec_of
 from loraprobe.report.answer import answer
 from loraprobe.report.markdown import Verbatim, filled
@@ -39,11 +46,11 @@ CARD = "README.md"
 _SAFE = re.compile(r"[\w.-]+(/[\w.-]+)*", re.ASCII)  # a base's name as it may stand in code
 
 
-def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adapter]) -> Made:
+def with_card(made: Made, audit: Audit, options: Options, subtrahends: Sequence[Adapter]) -> Made:
     """A merge or a composition with the card that its directory will carry.
 
-    Its sources get the licences of the audit's adapters. general: the adapters that were subtracted
-    from the sources.
+    Its sources get the licences of the audit's adapters. subtrahends: the adapters that were
+    subtracted from the sources.
     """
     audited = {adapter.name: adapter for adapter in audit.adapters}
     rows = made.sources
@@ -54,8 +61,8 @@ def with_card(made: Made, audit: Audit, options: Options, general: Sequence[Adap
         for row in rows
     )
     made = replace(made, sources=sources)
-    matter = front_matter(made, audit.base, audit.search, options, general)
-    title = f"{listing([source.name for source in sources])}, {called(made.name)}"
+    matter = front_matter(made, audit.base, audit.search, options, subtrahends)
+    title = f"{listing([source.name for source in sources])}, {display_name(made.name)}"
     card = partial(card_text, title=title, audit=audit, allowed=options.allow, sources=sources)
     if not isinstance(made, Merged):
         router, spelled = made.composition.router, spec_of(made.composition.router, short=True)
@@ -151,7 +158,7 @@ def front_matter(
     base: BaseSummary | None,
     learned: LearnedWeights | None,
     options: Options,
-    general: Sequence[Adapter],
+    subtrahends: Sequence[Adapter],
 ) -> dict[str, Any]:
     """The Hub's fields of a card, and under KEY how the merge or the composition was made."""
     merged = isinstance(made, Merged)
@@ -194,7 +201,7 @@ def front_matter(
             "torch": str(torch.__version__),
             "allow": sorted(options.allow),
             "balance": options.balance,
-            "subtract": [_source(adapter.summary()) for adapter in general],
+            "subtract": [_source(adapter.summary()) for adapter in subtrahends],
             "base": plain(base),
             "sources": [_source(source) for source in made.sources],
             **choices,

@@ -19,7 +19,7 @@ from typing import Any
 
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import clean, gained, measured, number
-from loraprobe.records import Audit, Gain, Measurement, called
+from loraprobe.records import Audit, Gain, Measurement, display_name
 from loraprobe.report.parts import (
     Figure,
     Table,
@@ -66,7 +66,8 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
     rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)[:MOST_LINES]
     several = len({gain.task for gain in rows}) > 1
     names = [
-        f"{called(gain.system)}, {gain.part.words}" + (f", {gain.task or 'all'}" if several else "")
+        f"{display_name(gain.system)}, {gain.part.words}"
+        + (f", {gain.task or 'all'}" if several else "")
         for gain in rows
     ]
     description = (
@@ -83,7 +84,7 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
     several = len({row.task for row in audit.evaluation.attribution}) > 1
     bars = [
         (
-            f"{called(row.system)}, {row.task}" if several else called(row.system),
+            f"{display_name(row.system)}, {row.task}" if several else display_name(row.system),
             [getattr(row, cause) for cause in CAUSES],
         )
         for row in audit.evaluation.attribution[:MOST_LINES]

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraprobe.compatibility import is_of_base
-from loraprobe.extension import audit_parts, told_by
+from loraprobe.extension import audit_parts, finding_owner
 from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
 from loraprobe.options import commands
-from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, called
+from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, display_name
 from loraprobe.report.limits import MOST_REASONS, said, watched
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH, Evidence, ranked
@@ -38,7 +38,7 @@ def headline(audit: Audit) -> str:
     if repeats(audit) and verdict.gain is not None:
         form = ", asked step by step" if verdict.gain.form == STEPS else ""
         return f"{_done(audit)}: measured to gain {verdict.gain.difference:.2f}{form}."
-    if verdict.only_measured:
+    if verdict.compositions_not_asked:
         head = verdict.action.kind
         who = {"use-base": "the base alone", "use-single": f"{verdict.action.adapter} alone"}
         best = f"{who.get(head, 'each task by its own adapter')} is the best of what was asked"
@@ -73,7 +73,7 @@ def _of_files(audit: Audit) -> str:
         return "INCOMPATIBLE." if errors else f"{_done(audit)}."
     row = audit.adapters[0]
     state = " It cannot be used as it is." if errors else ""
-    if errors and all(tellers := [told_by(issue.code) for issue in errors]):
+    if errors and all(tellers := [finding_owner(issue.code) for issue in errors]):
         state = " ".join(["", *dict.fromkeys(one.unfit for one in tellers if one is not None)])
     kind = f"{row.variant}, rank {spread(row.rank.values())}, {count(row.modules, 'module')}"
     base = row.base_model or "an unnamed base"
@@ -175,7 +175,7 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         "margin": f"{verdict.margin:.2f}",
         "best": f"{best.shown:z.2f}" if best is not None else "",
         "chain": f"{chain.shown:z.2f}" if chain is not None else "",
-        "control": f"a {called(system)}" if single == system else f"the shrunk {single}",
+        "control": f"a {display_name(system)}" if single == system else f"the shrunk {single}",
         "wrong": "the adapters" if single == system else single,
         "guards": listing(guards) or "a guard",
     }
@@ -216,7 +216,7 @@ def _lead(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "use-single": f"{verdict.action.adapter} alone",
         "use-base": "the base alone",
         "switch-adapters": "each task's own adapter",
-    }.get(verdict.action.kind, called(verdict.system or "") if verdict.composes else "")
+    }.get(verdict.action.kind, display_name(verdict.system or "") if verdict.composes else "")
     if not who:
         return ""
     forms = {row.part for row in audit.evaluation.scores} >= {*FORMS}

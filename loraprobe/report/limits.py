@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from loraprobe.extension import installed, told_by
+from loraprobe.extension import finding_owner, installed
 from loraprobe.records import (
     Audit,
     Command,
@@ -82,7 +82,9 @@ def watched(audit: Audit) -> list[str]:
     twice |= {"said-otherwise"} if "right-without-form" in codes else set()
     warnings = [r.message for r in _told("watch", reasons) if r.code not in twice]
     for issue in audit.compatibility.issues:
-        elsewhere = issue.code in twice or issue.code.startswith(LICENCE) or told_by(issue.code)
+        elsewhere = (
+            issue.code in twice or issue.code.startswith(LICENCE) or finding_owner(issue.code)
+        )
         if issue.severity == "warning" and not elsewhere:
             cure = f" {issue.cure}" if "--" in issue.cure else ""  # an option to set
             warnings.append(f"{first_sentence(issue)}{cure}")

@@ -19,7 +19,7 @@ from loraprobe.records import (
     Audit,
     Rounds,
     Verdict,
-    called,
+    display_name,
     example,
 )
 from loraprobe.report.headline import tells_probability
@@ -107,7 +107,7 @@ def _one_line(text: str) -> str:
 def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     """What to use, with its score and that of the composition where both were measured."""
     head, used, best = verdict.action.kind, measured.used, verdict.gain
-    open_ = verdict.decision == "inconclusive" and not verdict.only_measured
+    open_ = verdict.decision == "inconclusive" and not verdict.compositions_not_asked
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
@@ -115,10 +115,10 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         kind = "router that chooses an adapter for each prompt" if by_prompt else used.kind
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
         form = f",{used.in_form}" if used.in_form else ""
-        return f"{so_far}{called(used.system)} (a {kind}){form}{'' if decides else score}"
+        return f"{so_far}{display_name(used.system)} (a {kind}){form}{'' if decides else score}"
     other = measured.best if head == "chain" else measured.composed
     if score and best is not None and other is not None and best.system != "chain":
-        score += f" against {other.shown:z.2f} for {called(other.system)}"
+        score += f" against {other.shown:z.2f} for {display_name(other.system)}"
         score += other.in_form if head == "chain" and other.part == STEPS else ""
     form = used.in_form if used is not None else ""
     loses = said(verdict, "better-is-unsafe") != ""
@@ -165,14 +165,14 @@ def _gain(audit: Audit, verdict: Verdict) -> str:
     if composed is None or baseline is None or verdict.evidence == "pilot":
         # In a first round the base and single adapters answered more questions.
         own = gained(best.difference, best.ci95, threshold=verdict.margin)
-        gain = f"{own} for {called(best.system)}"
+        gain = f"{own} for {display_name(best.system)}"
         return f"{gain} against {best.against}, in a first round on {of_all}; {asked}"
     if rounds is not None and best.n == rounds.items < rounds.total:
         of_all = f"{best.n} of {count(rounds.total, 'question')}"
     alone = "the base" if best.against == "base" else f"{best.against}, the best alone"
     two_forms = baseline.part != best.form
     alone += f", {baseline.form}" if two_forms else ""
-    composed_as = called(best.system) + (f", {composed.form}," if two_forms else "")
+    composed_as = display_name(best.system) + (f", {composed.form}," if two_forms else "")
     mean = "mean " if len(audit.evaluation.tasks) > 1 else ""
     digits = max(
         _agreeing(composed.score.value, baseline.score.value, best.difference),

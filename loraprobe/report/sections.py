@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.extension import audit_parts, commands_behind, told_by
+from loraprobe.extension import audit_parts, commands_behind, finding_owner
 from loraprobe.formatting import (
     bounds,
     clean,
@@ -42,7 +42,7 @@ from loraprobe.records import (
     Score,
     Verdict,
     by_severity,
-    called,
+    display_name,
 )
 from loraprobe.report import figures
 from loraprobe.report.answer import answer
@@ -183,10 +183,10 @@ def card(audit: Audit, told: Answer) -> Card:
         return Card("".join(uses), list(_figures_of_files(audit)))
     gain, used = verdict.gain, basis_of(verdict, audit.evaluation).used
     gap, ends = gained(gain.difference, gain.ci95, threshold=verdict.margin).split(" ", 1)
-    over = f"gain of {called(gain.system)} over {called(gain.against)}, 95 % {ends}"
+    over = f"gain of {display_name(gain.system)} over {display_name(gain.against)}, 95 % {ends}"
     figures_ = [(gap, over)]
     if used is not None:
-        figures_.append((decimals(used.shown), f"{called(used.system)}, {used.form}"))
+        figures_.append((decimals(used.shown), f"{display_name(used.system)}, {used.form}"))
     if verdict.probability is not None:
         figures_.append((probability(verdict.probability), "probability of this verdict"))
     figures_.append((str(gain.n), "questions asked"))
@@ -318,7 +318,7 @@ def gains(audit: Audit) -> Table:
     return tabulated(
         "Gains over the best of base and single adapters",
         sorted(audit.evaluation.gains, key=lambda gain: -gain.difference),
-        (text("system"), lambda gain: called(gain.system)),
+        (text("system"), lambda gain: display_name(gain.system)),
         (text("asked as"), lambda gain: gain.part.words),
         (Column("gain"), lambda gain: signed(gain.difference)),
         (Column("95 %", drop=2), lambda gain: bounds(gain.ci95, threshold=margin)),
@@ -414,7 +414,7 @@ def _by_system(
     asked = _retention_asked(audit)
     by_place = {(s.system, s.task, s.part): s for s in rows}
     names, columns = _in_order(rows), [text("system")]
-    lines = [[called(name)] for name in names]
+    lines = [[display_name(name)] for name in names]
     for key, heading in heads.items():
         scored = [by_place.get((name, *key)) for name in names]
         shares = [s.value if s is not None and not s.is_loss else None for s in scored]
@@ -474,7 +474,7 @@ def guards(audit: Audit) -> Table:
         f"Guards: what must not get worse than the base by more than {most:g}",
         rows,
         (text("guard"), lambda row: row.task),
-        (text("system"), lambda row: called(row.system)),
+        (text("system"), lambda row: display_name(row.system)),
         (text("asked as", drop=3), lambda row: row.part.words),
         (text("metric", drop=2), lambda row: row.metric),
         (Column("score"), lambda row: decimals(row.value, 3)),
@@ -490,7 +490,7 @@ def causes(audit: Audit) -> Table:
     """How many items of each composition fall to which cause."""
     columns = [text("system"), text("task"), *of_figures(*(name for name, _ in CAUSES.values()))]
     lines = [
-        [called(row.system), row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
+        [display_name(row.system), row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
         for row in audit.evaluation.attribution
     ]
     caption = "Where the answers went, by the first cause that fits"
@@ -503,7 +503,7 @@ def replies(sample: Sample, folded: bool) -> Table:
         f"{sample.task}, item {sample.item}, {sample.part.words}: {sample.question} "
         f"(right: {' or '.join(sample.gold)})",
         sample.replies,
-        (text("system"), lambda reply: called(reply.system)),
+        (text("system"), lambda reply: display_name(reply.system)),
         (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
         (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
         (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
@@ -522,7 +522,7 @@ def first_findings(audit: Audit, told: Answer) -> Iterator[str]:
         f"{MARKS[issue.severity]} {issue.code}: {first_sentence(issue)}"
         for issue in reversed(by_code.values())
         if not issue.code.startswith(LICENCE)
-        and not (issue.severity == "note" and told_by(issue.code))
+        and not (issue.severity == "note" and finding_owner(issue.code))
         and first_sentence(issue) not in said
     ]
     yield from left[:MOST_FINDINGS]
@@ -700,7 +700,7 @@ def gates(audit: Audit) -> Table:
     names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
     lines = [
         [
-            called(row.system),
+            display_name(row.system),
             *(number(row.share.get(name)) for name in names),
             f"{number(row.entropy)} ({number(row.entropy_share)})",
         ]

@@ -28,7 +28,7 @@ from loraprobe.records import (
     Missing,
     Reason,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.verdict.evidence import (
     SWITCH,
@@ -286,7 +286,7 @@ def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") 
     return reason_of(
         "mostly-" + cause.replace("_", "-"),
         counts[cause] / items,
-        wrong=f"Of {wrong} of {called(system)} {counts[cause]}",
+        wrong=f"Of {wrong} of {display_name(system)} {counts[cause]}",
         advice=advice,
     )
 

@@ -50,7 +50,7 @@ from loraprobe.records import (
     SystemKind,
     TestResult,
     averaged,
-    called,
+    display_name,
     pooled,
 )
 
@@ -270,7 +270,7 @@ class ScoredSystem:
         if self.kind == "chain":
             return "A chain asked hop after hop"
         who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind)
-        return (who or called(self.system)) + self.in_form
+        return (who or display_name(self.system)) + self.in_form
 
     @property
     def in_form(self) -> str:

@@ -89,7 +89,7 @@ def next_command(verdict: Verdict, request: Request, limited: bool = False) -> C
         return _look(verdict, request)
     if verdict.missing == "metric":  # the gold answers choose one
         return _evaluate(request, without=["--metric"])
-    is_open = verdict.decision == "inconclusive" and not verdict.only_measured
+    is_open = verdict.decision == "inconclusive" and not verdict.compositions_not_asked
     stop = may_stop(verdict)
     if is_open and not stop and verdict.evidence in ("base", "pilot", "evaluation"):
         return _further(verdict, request, limited)

@@ -49,7 +49,7 @@ from loraprobe.records import (
     Sample,
     Score,
     Verdict,
-    called,
+    display_name,
     judged_elsewhere,
 )
 from loraprobe.records.measurements import Z95
@@ -170,7 +170,7 @@ class _Sentences(string.Formatter):
 
     def get_field(self, name: str, args: Any, kwargs: Any) -> Any:
         value, first = super().get_field(name, args, kwargs)
-        return (called(value) if name.endswith("system") else value), first
+        return (display_name(value) if name.endswith("system") else value), first
 
 
 _SENTENCES = _Sentences()
@@ -241,8 +241,8 @@ def _about_gain(best: Candidate, decision: Decision) -> Reason:
         value,
         gain.threshold,
         decisive=outcome == decision,
-        gain=f"{called(best.system)}, {FORM[best.part]}, against {best_baseline(best)}: {gain} on "
-        f"{count(gain.n, 'item')}",
+        gain=f"{display_name(best.system)}, {FORM[best.part]}, against {best_baseline(best)}: "
+        f"{gain} on {count(gain.n, 'item')}",
         reservations=listing([text for text, said in unmet.items() if said != "likely"]),
         would_decide=gain.would_decide(),
     )
@@ -287,7 +287,7 @@ def about_other_form(other: Candidate) -> Reason:
         "plain-form" if other.part == QUESTION else "step-by-step-form",
         other.gain.value,
         other.gain.threshold,
-        best=f"{called(other.system)}: {other.gain} against {best_baseline(other)}, {tail}",
+        best=f"{display_name(other.system)}: {other.gain} against {best_baseline(other)}, {tail}",
     )
 
 
@@ -366,7 +366,7 @@ def on_guard(row: GuardScore) -> str:
     nats, digits = (" nats a token", 3) if row.metric == LOSS else ("", 2)
     gap = gained(row.difference, row.ci95, digits, -row.margin)
     told = (
-        f"{called(row.system)} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
+        f"{display_name(row.system)} {verb} {row.task}: {row.value:z.{digits}f}{nats} against "
         f"{row.base:z.{digits}f} for the base, {gap} on {count(row.n, 'item')}, where "
         f"{row.margin:g} may be lost"
     )
@@ -403,7 +403,7 @@ def about_chain(chain: Candidate, best: Candidate | None, decisive: bool = False
         chain.gain.threshold,
         decisive=decisive,
         chain=chain,
-        beside="" if best is None else f"; {called(best.system)} {signed(best.gain.value)}",
+        beside="" if best is None else f"; {display_name(best.system)} {signed(best.gain.value)}",
     )
 
 
@@ -713,7 +713,11 @@ def _about_more_than_measured(evidence: Evidence) -> Iterator[Reason]:
     """What would be right more often than anything is: another form, or a choice of adapters."""
     named = without_form(evidence.measured)
     if named is not None:
-        who = baseline_in_words(named.system) if named.kind in BASELINES else called(named.system)
+        who = (
+            baseline_in_words(named.system)
+            if named.kind in BASELINES
+            else display_name(named.system)
+        )
         who += f", {FORM[named.part]}," if named.part == STEPS else ""
         yield reason_of(
             "right-without-form",

@@ -57,7 +57,7 @@ from loraprobe.records import (
     Reason,
     TestResult,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import (
@@ -336,7 +336,7 @@ def _of_first_round(verdict: Verdict, evidence: Evidence) -> Verdict:
     systems = evidence.systems(COMPOSITIONS)
     items = max(row.n for row in evidence.measured.scores if row.system in systems)
     asked = count(items, "item") + (" of each task" if evidence.several else "")
-    names = listing(map(called, systems))
+    names = listing(map(display_name, systems))
     why = [reason_of("first-round", float(items), systems=names, items=asked)]
     if verdict.decision == "inconclusive":
         why.append(_next_evidence("base"))

@@ -20,7 +20,7 @@ from loraprobe.records import (
     Sample,
     Score,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.verdict.evidence import GUESSING, Evidence, ScoredSystem
 from loraprobe.verdict.reasons import about_replies, reason_of
@@ -97,7 +97,8 @@ def _about_scale(evidence: Evidence, control: Score) -> Reason:
     """That a control answers, so that the scale of the adapters is wrong."""
     single = control.system.removeprefix(SHRUNK)
     where = f" on {control.task}" if evidence.several else ""
-    who = f"{called(control.system)}, scores {control.value:.2f}{where}, though no adapter answers"
+    name = display_name(control.system)
+    who = f"{name}, scores {control.value:.2f}{where}, though no adapter answers"
     cure = "look at the scaling of the adapters (lora_alpha)"
     if single != control.system:
         strength = f"1/{len(evidence.systems(('adapter',)))} of its strength"

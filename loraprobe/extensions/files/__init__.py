@@ -58,12 +58,12 @@ class FullModel(Form):
         self, made: Any, place: Path, overwrite: bool, progress: Progress | None
     ) -> Sequence[str]:
         from loraprobe.extensions.files.full_model import notes_on_base, save_full_model
-        from loraprobe.records import called
+        from loraprobe.records import display_name
 
         lost = save_full_model(made, place, overwrite, progress)
         told = f"rounding to the base's dtype changes {lost:.1%} of what the merge adds"
         return [
-            f"Wrote the base with {called(made.name)} to {place}; {told}.",
+            f"Wrote the base with {display_name(made.name)} to {place}; {told}.",
             *notes_on_base(made),
         ]
 

@@ -135,12 +135,12 @@ def _make_again(
     The weights of a full model are not written: the returned checks compare those of `place` with
     the base and the merge as they are computed, so that no fault of writing can be repeated.
     """
-    sources, general = adapters[: len(record.sources)], adapters[len(record.sources) :]
+    sources, subtrahends = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
         "allow": tuple(record.allow),
         "balance": record.balance,
-        "subtract": tuple(general),
+        "subtract": tuple(subtrahends),
         "layers": record.layers,
     }
     if isinstance(record, MergeRecord):

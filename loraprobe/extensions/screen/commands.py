@@ -91,11 +91,11 @@ def _opened_library(
     from loraprobe.extensions.screen.comparing import commonest_base, compare_members, mark_unfit
     from loraprobe.extensions.screen.reading import read_library
     from loraprobe.extensions.screen.splits import split_for_screening
-    from loraprobe.pipeline.task_files import open_guarded
+    from loraprobe.pipeline.task_files import open_tasks_and_guards
 
     session.command, options = "screen", session.options
     check_names(options)
-    tasks, guards = open_guarded(given, options)
+    tasks, guards = open_tasks_and_guards(given, options)
     check_engine(options, tasks)
     if tasks:
         check_state(session)

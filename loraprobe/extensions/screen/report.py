@@ -19,7 +19,7 @@ from loraprobe.formatting import (
     signed,
     spread,
 )
-from loraprobe.records import STEPS, Audit, Command, Issue, called
+from loraprobe.records import STEPS, Audit, Command, Issue, display_name
 from loraprobe.report.answer import FILL_IN
 from loraprobe.report.figures import ACCENT, INK, TALLEST, panel_of
 from loraprobe.report.limits import first_sentence, said
@@ -163,7 +163,7 @@ def _method(row: Shortlisted) -> str:
     """How the best composition is made, and in which form it is asked."""
     if row.system is None:
         return "-"
-    spec = called(row.system.removesuffix(f"({', '.join(row.adapters)})"))
+    spec = display_name(row.system.removesuffix(f"({', '.join(row.adapters)})"))
     steps = row.gain is not None and row.gain.part == STEPS
     return f"{spec}, {STEPS.words}" if steps else spec
 

@@ -158,7 +158,7 @@ class Serve(Extension):
     findings = SERVE
     unfit = "Not every server named reads it as it is."
 
-    def instead(self, command: str, options: Options) -> Callable[..., None] | None:
+    def override(self, command: str, options: Options) -> Callable[..., None] | None:
         if command != "verify":
             return None
         if options.of_extension(ServeOptions).served is not None:

@@ -36,7 +36,7 @@ from loraprobe.records import (
     Reason,
     Severity,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.verdict.evidence import SWITCH, Exclusion
 from loraprobe.verdict.reasons import reason_of
@@ -434,15 +434,22 @@ class Serving:
         each = {**verdict.by_task}.values() if not by_prompt else ()
         members[SWITCH] = [*each] or [adapter.name for adapter in self.given]
         if verdict.composes and made is not None:
-            what, (readers, commands) = called(verdict.system or made.name), self.of_merge(made)
+            what, (readers, commands) = (
+                display_name(verdict.system or made.name),
+                self.of_merge(made),
+            )
         elif head in members:
             files = {one.name: one for one in self.given if one.name in members[head]}
             what = single or BY_CLIENT.get(head, "the base")
-            what = f"the router {called(routed)}, as {what}" if by_prompt else what
+            what = f"the router {display_name(routed)}, as {what}" if by_prompt else what
             readers = self.readers(files)
             commands = self.commands(self.named, files)
         elif verdict.composes:
-            what, readers, commands = f"{called(routed)}, which mixes adapters by the text", [], ()
+            what, readers, commands = (
+                f"{display_name(routed)}, which mixes adapters by the text",
+                [],
+                (),
+            )
         else:
             return (), ()
         who = listing(readers) if readers else "No server"

@@ -14,7 +14,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.outcome import recommend
 from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import PreparedAdapters, transform
-from loraprobe.records import BY_PROMPT, Action, Verdict, called
+from loraprobe.records import BY_PROMPT, Action, Verdict, display_name
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.routing.constant import ConstantGates
@@ -73,9 +73,9 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path, spec):
     result = making.call("route", *refs, "-o", tmp_path / "out", *options)
     assert result.exit_code == 0, result.output
     notes = json.loads(result.stdout)["notes"]
-    assert any(f"{called(spec)} learned from 2 prompts" in line for line in notes)
+    assert any(f"{display_name(spec)} learned from 2 prompts" in line for line in notes)
     told = " ".join([*notes, *result.stderr.split()])
-    assert BY_PROMPT not in told and f"Wrote {called(spec)} to " in told
+    assert BY_PROMPT not in told and f"Wrote {display_name(spec)} to " in told
     router = load_composition(tmp_path / "out").router
     assert not router.needs_prompts and router.state()
     # It is fitted again to the files of prompts, which lie beside it.

@@ -35,7 +35,7 @@ from loraprobe.records import (
     Issue,
     Measurement,
     Verdict,
-    called,
+    display_name,
 )
 from loraprobe.report import parts
 from loraprobe.report.answer import answer
@@ -68,7 +68,7 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     if width >= 80:
         assert len(lines) <= 45 and len(wanted) <= 15
     rows = [line for line in lines if line and not line.startswith(" ")]
-    shown = {system for system in KINDS for row in rows if row.startswith(called(system))}
+    shown = {system for system in KINDS for row in rows if row.startswith(display_name(system))}
     assert name == "incompatible" or shown == set(KINDS)
 
 
@@ -82,7 +82,7 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
     ],
 )
 def test_what_a_system_is_called(system, words):
-    assert called(system) == words
+    assert display_name(system) == words
 
 
 SPECIFIED = {"arrow": BY_PROMPT, "uniform": f"{BY_PROMPT}(a, b)"}

@@ -10,7 +10,7 @@ from taskfiles import WORKED, line, write
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
-from loraprobe.pipeline.task_files import open_guarded
+from loraprobe.pipeline.task_files import open_tasks_and_guards
 from loraprobe.tasks import is_text, load_text
 from loraprobe.tasks.reading import WINDOW
 
@@ -65,12 +65,14 @@ def test_guards_are_read_beside_tasks(tmp_path):
     guard = write(tmp_path, {"prompt": "P?", "answer": "7"}, name="own.jsonl")
     (text := tmp_path / "notes.txt").write_text("Once upon a time. " * 80)
     read = {"fields": "prompt=question,after=####"}
-    tasks, guards = open_guarded([task], Options.of({"guards": [guard, text], **read}))
+    tasks, guards = open_tasks_and_guards([task], Options.of({"guards": [guard, text], **read}))
     assert [one.items[0].answers for one in tasks] == [("42",)]
     metrics = [(one.name, {item.metric for item in one.items}) for one in guards]
     assert metrics == [("own", {"numeric"}), ("notes", {"answer_loss"})]
     each = Options.of({"guards": text, "fields": ["prompt=question,after=####", ""]})
-    assert open_guarded([task], each)[1] == guards[1:], "a guard may have a layout of its own"
+    assert open_tasks_and_guards([task], each)[1] == guards[1:], (
+        "a guard may have a layout of its own"
+    )
 
 
 def test_a_guard_that_is_a_task_too_is_refused(tmp_path):
@@ -87,5 +89,5 @@ def test_a_guard_that_is_a_task_too_is_refused(tmp_path):
         ([], [other]),
     ):
         with pytest.raises(UsageError) as error:
-            open_guarded(tasks, Options(guards=tuple(guards)))
+            open_tasks_and_guards(tasks, Options(guards=tuple(guards)))
         assert error.value.cure and "guard" in str(error.value)

@@ -457,7 +457,7 @@ def test_without_a_merge_or_router_the_action_is_the_best_of_what_was_asked(
     """Nothing is decided about compositions, which were not asked, and no probability is given."""
     asked = evidence({"base": 0.0, "a": 0.05, "b": 0.04, **scores}, half=half)
     found = check(asked, "inconclusive", action, first="compositions-not-asked")
-    assert found.evidence == "base" and found.only_measured == decided
+    assert found.evidence == "base" and found.compositions_not_asked == decided
     assert (found.gain.system if found.gain else None) == ("chain" if "chain" in scores else None)
     assert found.probability is None and (found.gain is None or found.gain.probability is None)
 

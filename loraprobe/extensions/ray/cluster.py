@@ -87,6 +87,9 @@ def open_cluster(where: str) -> Iterator[Cluster]:
     address = None if where == "ray" else where
     try:
         import ray
+
+        if getattr(ray, "__file__", "") is None:  # a directory of this name, not the package
+            raise ImportError
     except ImportError:
         raise UsageError(
             "--executor=ray needs Ray, which is not installed: pip install 'loraprobe[ray]'."

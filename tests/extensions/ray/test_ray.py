@@ -183,8 +183,14 @@ def test_an_unknown_executor_is_refused(text):
         Options.of({"executor": text})
 
 
-def test_ray_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setitem(sys.modules, "ray", None)
+@pytest.mark.parametrize("found", ["nothing", "a directory of this name"])
+def test_ray_that_is_not_installed_is_named(monkeypatch, tmp_path, found):
+    if found == "nothing":
+        monkeypatch.setitem(sys.modules, "ray", None)
+    else:
+        (tmp_path / "ray").mkdir()
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "ray", raising=False)
     with (
         pytest.raises(UsageError, match=r"pip install 'loraprobe\[ray\]'"),
         cluster.open_cluster("ray"),

@@ -130,6 +130,12 @@ def test_wrong_calls_are_one_sentence(world, words, named):
     assert found.stderr.startswith("error: ") and named in found.stderr
 
 
+def test_a_report_tells_what_the_proof_measured_beside_the_forecast(world):
+    table = [line for line in making.call(*CALL, *OWN).stdout.splitlines() if "count, last" in line]
+    forecast, *_, measured = [float(word) for word in table[-1].split() if word[0].isdigit()]
+    assert forecast > 0.8 > 0.5 > measured  # two skills with lists, which the forecast does not see
+
+
 def test_two_files_of_one_name_are_refused(world, tmp_path):
     for name in ("count", "last"):
         (tmp_path / name).mkdir()

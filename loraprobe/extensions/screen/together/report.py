@@ -15,6 +15,7 @@ from loraprobe.report.figures import panel_of
 from loraprobe.report.parts import MARKDOWN, PAGE, Column, Figure, Section, Table, tabulated, text
 from loraprobe.report.sections import ALL, FULL, section
 
+UNIFORM = "uniform"
 MEANING = (
     "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
     "the average; the inner products of the updates tell the share. So these forecasts need no "
@@ -29,7 +30,7 @@ def skills_section(audit: Audit) -> Section:
         "together",
         "Skills together",
         (PAGE, [MEANING]),
-        ((*ALL, *MARKDOWN), [_skills(found), _groups(found)]),
+        ((*ALL, *MARKDOWN), [_skills(found), _groups(found, _measured(audit))]),
         (FULL, [_pairs(found)]),
         (PAGE, _heat_map(found)),
     )
@@ -50,15 +51,21 @@ def _skills(found: Together) -> Table:
     )
 
 
-def _groups(found: Together) -> Table:
+def _groups(found: Together, measured: float | None) -> Table:
     return tabulated(
-        "Largest groups by the forecast",
+        "The least that an adapter keeps in the uniform merge of a group",
         found.groups,
         (text("adapters"), lambda row: ", ".join(row.adapters)),
-        (Column("keeps least"), lambda row: number(row.least)),
+        (Column("forecast"), lambda row: number(row.least)),
         (Column("95 %"), lambda row: _interval(row.ci95)),
-        (text("asked"), lambda row: "yes" if row.proved else "no"),
+        (Column("measured"), lambda row: number(measured if row.proved else None)),
     )
+
+
+def _measured(audit: Audit) -> float | None:
+    """The smallest retention of the uniform merge that was asked; None where it was not."""
+    rows = (row for row in audit.evaluation.scores if row.system == UNIFORM)
+    return min((row.retention for row in rows if row.retention is not None), default=None)
 
 
 def _pairs(found: Together) -> Table:
@@ -104,7 +111,8 @@ def _heat_map(found: Together) -> list[Figure]:
 
 
 def _interval(ends: Interval) -> str:
-    return f"{number(ends[0])} to {number(ends[1])}"
+    """A share is told from 0 to 1."""
+    return f"{number(max(0.0, ends[0]))} to {number(min(1.0, ends[1]))}"
 
 
 def _most(one: Skill) -> float:

@@ -6,6 +6,7 @@ point of that group. Whoever deletes a folder, its tests and its line here has d
 
 import functools
 import importlib
+import warnings
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -24,7 +25,18 @@ EXTENSIONS: tuple[str, ...] = (
 def extensions() -> tuple[Any, ...]:
     """The `Extension` of each, those of other packages last.
 
-    Their modules are small: they import what they need when it is used.
+    Their modules are small: they import what they need when it is used. One of another package that
+    cannot be loaded is left out with a warning.
     """
-    own = (importlib.import_module(f"{GROUP}.{name}").EXTENSION for name in EXTENSIONS)
-    return (*own, *(point.load() for point in entry_points(group=GROUP)))
+    found = [importlib.import_module(f"{GROUP}.{name}").EXTENSION for name in EXTENSIONS]
+    for point in entry_points(group=GROUP):
+        try:
+            found.append(point.load())
+        except Exception as error:  # whatever its module does while it is imported
+            package = f" of the package {point.dist.name}" if point.dist else ""
+            warnings.warn(
+                f"The extension {point.name}{package} cannot be loaded and is left out "
+                f"({type(error).__name__}: {error}); update or uninstall it.",
+                stacklevel=2,
+            )
+    return tuple(found)

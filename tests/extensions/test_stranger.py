@@ -63,3 +63,17 @@ def test_a_task_source_and_an_engine_of_a_stranger(installed, tmp_path):
     assert found["verdict"]["system"] == "sum"
     shown = run(installed, "-m", "loraprobe", "merge-and-eval", "--help")
     assert "Replies" in shown and "replies:FILE" in shown
+
+
+def test_an_extension_that_cannot_be_loaded_is_left_out_and_named(tmp_path):
+    place = tmp_path / "broken-1.0.dist-info"
+    place.mkdir()
+    (place / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-package\nVersion: 1.0\n")
+    (place / "entry_points.txt").write_text("[loraprobe.extensions]\nbroken = nowhere:EXTENSION\n")
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    done = subprocess.run(
+        [sys.executable, "-m", "loraprobe", "--help"],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and "merge-and-eval" in done.stdout
+    assert "broken-package" in done.stderr and "Traceback" not in done.stderr

@@ -146,6 +146,7 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
     found = {
         "chain": verdict.action.kind == "chain",
         "switched": verdict.action.kind == SWITCH,
+        "routed": several and verdict.action.kind == "route",
         "several": several,
         "steps": steps,
         "hops": verdict.gain is not None and verdict.gain.system == "chain",

@@ -267,6 +267,7 @@ class TestRealServer:
         said = sentence(lambda: hub.load("acme/math:wrong"))
         assert "'wrong'" in said and "acme/math@main" in said
 
+    @pytest.mark.needs("verify")
     @pytest.mark.needs("--served")
     def test_a_full_model_is_no_adapter_that_a_server_applies(self, acme):
         ended = making.call("verify", "acme/base", "--served", "http://127.0.0.1:9")

@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.adapters.config import judge_config
-from loraprobe.base.declared import tokenizer_size
+from loraprobe.base.declared import TOKENIZER_FILES, tokenizer_size
 from loraprobe.base.quiet import silenced
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition
@@ -149,13 +149,6 @@ def responses(data: bytes) -> None:
             assert [*again.results.values()] == rows, "it is read in another way"
 
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.json",
-)
 TEXTS = ["Ada lives in Ulm.", "aaaa!"]
 
 

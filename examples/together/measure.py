@@ -26,7 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.extensions.screen.together.forecast import GATES, LEAST_GAIN, Curve, Library
+from loraprobe.extensions.screen.defaults import GATES, LEAST_GAIN
+from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe_lab.experiments.mergeability import auroc
 
 BASES = {  # seed, architecture, width; the first four were looked at while the forecast was made
     "llama-07": (7, "llama", 160),
@@ -74,7 +76,6 @@ def ask(place: Path, file: Path) -> None:
     """Asks everything that `file` does not have, and appends it."""
     from loraprobe.composition import Composition
     from loraprobe.evaluation import Asker, System
-    from loraprobe.lora.grams import gram_matrices
     from loraprobe.routing import ROUTERS
     from loraprobe.routing.constant import ConstantGates
     from loraprobe_lab.experiments.runner import WorldEvaluator
@@ -109,9 +110,10 @@ def ask(place: Path, file: Path) -> None:
 
         names = [*adapters]
         if ("inner", (), "") not in known:
-            modules = [adapter.modules for adapter in adapters.values()]
-            inner = sum(grams.inner.sum(0) for grams in gram_matrices(modules))
-            values = [[float(f"{value:.6g}") for value in line] for line in inner.tolist()]
+            values = [
+                [float(f"{value:.6g}") for value in line]
+                for line in inner_products([*adapters.values()]).tolist()
+            ]
             add({"method": "inner", "set": [], "adapter": "", "names": names, "values": values})
         for name in names:
             record("base", (), name, None)
@@ -181,13 +183,13 @@ class Answers:
         """All retentions of one method in groups of a size."""
         rows = []
         norms = np.sqrt(np.diag(self.inner))
-        library = Library({name: self.curves.get(name) for name in self.names}, self.inner)  # type: ignore[misc]
+        forecast = MergeForecast(dict.fromkeys(self.names), self.inner)  # type: ignore[arg-type]
         for (how, group, name), values in self.right.items():
             if how != method or len(group) != size or name not in self.curves:
                 continue
             base, alone = self.right["base", (), name], self.right["gate 1", (name,), name]
             at, others = self.names.index(name), [self.names.index(o) for o in group if o != name]
-            share = library.shares(group)[group.index(name)]
+            share = forecast.shares(group)[group.index(name)]
             curve = self.curves[name]
             cosines = self.inner[at, others] / (norms[at] * norms[others])
             rows.append(
@@ -219,17 +221,6 @@ def answers_in(files: Iterable[Path]) -> list[Answers]:
         right = {_key(row): np.array([*map(int, row["right"])]) for row in own if "right" in row}
         found.append(Answers(base, right, tuple(inner["names"]), np.array(inner["values"])))
     return found
-
-
-def auroc(scores: Sequence[float], kept: Sequence[bool]) -> float:
-    """The chance that a kept one has the larger score; NaN where all or none are kept."""
-    values, labels = np.asarray(scores), np.asarray(kept)
-    above, below = values[labels][:, None], values[~labels][None]
-    return (
-        float(((above > below) + (above == below) / 2).mean())
-        if above.size and below.size
-        else np.nan
-    )
 
 
 def additive(rows: Sequence[Measured], ridge: float = 0.1) -> list[float]:
@@ -275,18 +266,20 @@ def report(files: Sequence[Path]) -> None:
             kept = truth >= KEEPS
 
             def both(values: Sequence[float], truth: Any = truth, kept: Any = kept) -> str:
-                return f"{np.corrcoef(values, truth)[0, 1]:.2f}, {auroc(values, kept):.2f}"
+                return (
+                    f"{np.corrcoef(values, truth)[0, 1]:.2f}, {auroc(np.asarray(values), kept):.2f}"
+                )
 
             guess = np.array([row.forecast for row in rows])
             print(
                 f"| {answers.base} | {len(rows)} | {kept.mean():.0%} "
-                f"| {np.corrcoef(guess, truth)[0, 1]:.2f} | {auroc(guess, kept):.2f} "
+                f"| {np.corrcoef(guess, truth)[0, 1]:.2f} | {auroc(np.asarray(guess), kept):.2f} "
                 f"| {(guess - truth).mean():+.2f} | {np.sqrt(((guess - truth) ** 2).mean()):.2f} "
                 f"| {both([row.at_gate for row in rows])} | {both(additive(rows))} "
                 f"| {both(from_partners(rows))} "
-                f"| {auroc([row.cosine for row in rows], kept):.2f} "
-                f"| {auroc([row.norm_ratio for row in rows], kept):.2f} "
-                f"| {auroc([row.alone for row in rows], kept):.2f} |"
+                f"| {auroc(np.array([row.cosine for row in rows]), kept):.2f} "
+                f"| {auroc(np.array([row.norm_ratio for row in rows]), kept):.2f} "
+                f"| {auroc(np.array([row.alone for row in rows]), kept):.2f} |"
             )
     print("\n### What a forecast of the uniform merge is worth\n")
     print("| groups of | forecast | retentions | kept |")

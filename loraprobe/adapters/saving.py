@@ -18,12 +18,7 @@ from loraprobe.adapters.experts import ORDERED_BY, owner_of, parameter_names, st
 from loraprobe.adapters.files import SAFETENSORS, open_tensors
 from loraprobe.adapters.forms import portable
 from loraprobe.adapters.names import public_name, public_value
-from loraprobe.adapters.reading import (
-    FIELDS,
-    PREFIX,
-    keys_of_extras,
-    read_adapter,
-)
+from loraprobe.adapters.reading import FIELDS, PREFIX, keys_of_extras, read_adapter
 from loraprobe.adapters.staging import check_output, staged_directory
 from loraprobe.adapters.types import Adapter, ModuleInfo
 from loraprobe.errors import OutputError, UnsupportedAdapter

@@ -105,7 +105,7 @@ class Source:
 class Parent:
     """An adapter that was in the base when another one was trained, as the files of that one say.
 
-    reference: as these name it. told_by: the file. adapter: None where it is not found.
+    reference: as these name it. named_in: the file. adapter: None where it is not found.
     """
 
     reference: str

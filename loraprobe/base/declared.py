@@ -16,13 +16,7 @@ from pydantic import ValidationError
 
 from loraprobe import untrusted
 from loraprobe.errors import BaseError
-from loraprobe.untrusted import (
-    DEEPEST,
-    document_model,
-    first_problem,
-    nested_values,
-    read_json,
-)
+from loraprobe.untrusted import DEEPEST, document_model, first_problem, nested_values, read_json
 
 # The type of a value -> the keys that loraprobe reads and that have this type.
 TYPES: Mapping[Any, str] = {

@@ -13,14 +13,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
-from loraprobe.adapters import (
-    Adapter,
-    Extra,
-    copied_weight,
-    extreme_norm,
-    natural,
-    same_weight,
-)
+from loraprobe.adapters import Adapter, Extra, copied_weight, extreme_norm, natural, same_weight
 from loraprobe.adapters.config import unnamed_modules
 from loraprobe.adapters.names import VOCABULARY
 from loraprobe.base import Base

@@ -22,23 +22,9 @@ from scipy import special
 
 from loraprobe.defaults import ALPHA, FIRST_ROUND, LOSS, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
 from loraprobe.errors import TaskError
-from loraprobe.records import (
-    QUESTION,
-    STEPS,
-    Coverage,
-    ItemPart,
-    ItemResult,
-    SystemKind,
-    hop_part,
-)
+from loraprobe.records import QUESTION, STEPS, Coverage, ItemPart, ItemResult, SystemKind, hop_part
 from loraprobe.results import digest
-from loraprobe.tasks import (
-    METRICS,
-    Item,
-    Task,
-    is_generated,
-    normalize_answer,
-)
+from loraprobe.tasks import METRICS, Item, Task, is_generated, normalize_answer
 from loraprobe.tasks.metrics import LONGEST_REPLY, answer_end, asked_marks
 
 if TYPE_CHECKING:

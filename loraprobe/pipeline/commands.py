@@ -24,13 +24,7 @@ from loraprobe.extension import Result, forms_of, installed
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import decided, exclusions
-from loraprobe.pipeline.inputs import (
-    Inputs,
-    check_engine,
-    check_state,
-    check_task_use,
-    open_inputs,
-)
+from loraprobe.pipeline.inputs import Inputs, check_engine, check_state, check_task_use, open_inputs
 from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, with_remarks
 from loraprobe.pipeline.preflight import (
     WARNED,

@@ -52,7 +52,7 @@ log = logging.getLogger("loraprobe.tasks")
 
 # Beside the results: the weights that were learned, and next tokens of single adapters.
 LEARNED, NEXT_TOKENS = "learned.jsonl", "next-tokens"
-NAMED = "adapters", "tasks"  # the parts of a fingerprint that go by name
+BY_NAME = "adapters", "tasks"  # the parts of a fingerprint that go by name
 # Options that stand in the request of each answer, and that of which the session has the value.
 TOLD_ELSEWHERE = "max_new_tokens", "metric", "chat_template", "dtype"
 
@@ -365,7 +365,7 @@ def _what_changed(runs: Iterable[Mapping[str, Any]], fingerprint: Mapping[str, A
     alike = [
         changes(run, fingerprint)
         for run in runs
-        if run and all(names_in(run, key) == names_in(fingerprint, key) for key in NAMED)
+        if run and all(names_in(run, key) == names_in(fingerprint, key) for key in BY_NAME)
     ]
     nearest = min((phrases for phrases in alike if phrases), key=len, default=None)
     if nearest is None:

@@ -15,14 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loraprobe.adapters import (
-    Adapter,
-    agreed_base,
-    hub_id,
-    is_path,
-    local_name,
-    public_name,
-)
+from loraprobe.adapters import Adapter, agreed_base, hub_id, is_path, local_name, public_name
 from loraprobe.base import Base
 from loraprobe.extension import Remarks, Result, forms_of, installed, remarks_of
 from loraprobe.front_matter import KEY

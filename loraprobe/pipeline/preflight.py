@@ -108,7 +108,7 @@ def _range(values: Sequence[Any]) -> tuple[Any, Any]:
 def with_licences(
     preflight: PreflightReport, inputs: Inputs
 ) -> tuple[PreflightReport, tuple[Issue, ...]]:
-    """The examination with the licences that the adapters' cards declare, and the findings for
+    """The report with the licences that the adapters' cards declare, and the findings for
     somebody who publishes what is made of the adapters and the base.
 
     A card that cannot be read counts as one without a licence; a finding says so.

@@ -63,7 +63,7 @@ def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> Prep
     """
     options = session.options
     with session.stage("transform"):
-        subtrahends = general_of(inputs.adapters, options, purpose, inputs.base)
+        subtrahends = subtrahends_of(inputs.adapters, options, purpose, inputs.base)
         return transform(inputs.adapters, options, subtrahends, inputs.base)
 
 
@@ -77,11 +77,11 @@ def transform_for(
     from loraprobe.composition import aligned_to
 
     options = Options(balance=balance, subtract=subtract)  # type: ignore[arg-type]
-    subtrahends = aligned_to(model, general_of(adapters, options, "route", None))
+    subtrahends = aligned_to(model, subtrahends_of(adapters, options, "route", None))
     return tuple(aligned_to(model, transform(adapters, options, subtrahends).adapters))
 
 
-def general_of(
+def subtrahends_of(
     adapters: Sequence[Adapter], options: Options, purpose: Purpose, base: Base | None
 ) -> Sequence[Adapter]:
     """The adapters that `options.subtract` names, loaded, under names of their own."""

@@ -12,19 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from loraprobe.extension import commands_behind, finding_owner, installed
 from loraprobe.findings import CODES as FINDINGS
-from loraprobe.formatting import (
-    clean,
-    count,
-    listing,
-    number,
-)
-from loraprobe.records import (
-    NOTHING,
-    AdapterSummary,
-    Audit,
-    Command,
-    LearnedWeights,
-)
+from loraprobe.formatting import clean, count, listing, number
+from loraprobe.records import NOTHING, AdapterSummary, Audit, Command, LearnedWeights
 from loraprobe.report.headline import headline, made, repeats
 from loraprobe.report.limits import (
     MOST_REASONS,
@@ -37,11 +26,7 @@ from loraprobe.report.limits import (
 )
 from loraprobe.report.measured import about_systems, known, named_without_form
 from loraprobe.report.parts import Answer, Line
-from loraprobe.verdict.next_command import (
-    OTHER,
-    on_questions,
-    to_fill_in,
-)
+from loraprobe.verdict.next_command import OTHER, on_questions, to_fill_in
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 OF_EXTENSIONS = ""  # stands for the labels of lines that extensions tell
@@ -176,7 +161,7 @@ def _learned(found: LearnedWeights | None) -> str:
     )
 
 
-# ---- files -------------------------------------------------------------------------
+# ---- files ---------------------------------------------------------------------------------------
 
 
 def _about_files(audit: Audit) -> Iterator[Line]:

@@ -20,12 +20,7 @@ from typing import Any
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import clean, gained, measured, number
 from loraprobe.records import Audit, Gain, Measurement, display_name
-from loraprobe.report.parts import (
-    Figure,
-    Table,
-    figures,
-    text,
-)
+from loraprobe.report.parts import Figure, Table, figures, text
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 

@@ -7,14 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from loraprobe.extension import finding_owner, installed
-from loraprobe.records import (
-    Audit,
-    Command,
-    Issue,
-    Reason,
-    Verdict,
-    by_severity,
-)
+from loraprobe.records import Audit, Command, Issue, Reason, Verdict, by_severity
 from loraprobe.report.parts import Line
 from loraprobe.verdict.reasons import CODES, effect_rank
 from loraprobe.verdict.unanswered import SHOWN, closest, what_differs

@@ -6,30 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from loraprobe.defaults import MARGIN
-from loraprobe.formatting import (
-    count,
-    digits_beside,
-    gained,
-    listing,
-    probability,
-)
-from loraprobe.records import (
-    BY_PROMPT,
-    STEPS,
-    Audit,
-    Rounds,
-    Verdict,
-    display_name,
-    example,
-)
+from loraprobe.formatting import count, digits_beside, gained, listing, probability
+from loraprobe.records import BY_PROMPT, STEPS, Audit, Rounds, Verdict, display_name, example
 from loraprobe.report.headline import tells_probability
 from loraprobe.report.limits import limits, of_extensions, said
 from loraprobe.report.parts import Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
-from loraprobe.verdict.next_command import (
-    may_stop,
-)
+from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import named_in, on_guard, without_form
 from loraprobe.verdict.unanswered import SHOWN, closest
 

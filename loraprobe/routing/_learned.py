@@ -98,7 +98,7 @@ def fit_weights(
         falling.step()
         if scorer.progress is not None:
             scorer.progress("learn weights", step + 1, LEARNING_STEPS)
-    objective, loss, best = min(tried, key=lambda adapter: adapter[0])
+    objective, loss, best = min(tried, key=lambda one: one[0])
     rounded = {layer: tuple(_decimals(best[row])) for layer, row in rows.items()}
     names = [adapter.name for adapter in experts]
     return LearnedWeights(

@@ -24,18 +24,8 @@ from loraprobe.scoring.forward import (
     seeded,
     tail_logits,
 )
-from loraprobe.scoring.generation import (
-    Written,
-    first_line,
-    generate_batch,
-    line_ended,
-    stop_ids,
-)
-from loraprobe.scoring.likelihood import (
-    Likelihood,
-    likelihood,
-    score_continuations,
-)
+from loraprobe.scoring.generation import Written, first_line, generate_batch, line_ended, stop_ids
+from loraprobe.scoring.likelihood import Likelihood, likelihood, score_continuations
 from loraprobe.scoring.scorer import NEW_TOKENS, Scorer
 
 SAMPLED = 16  # texts drawn at once

@@ -180,14 +180,12 @@ def _decide_baselines(evidence: Evidence) -> Verdict:
 
 def at_ceiling(evidence: Evidence) -> Verdict | None:
     """`unlikely` if the base or an adapter lies above 1 - margin on every task, in one form."""
-    margin, rows = (
-        evidence.margin,
-        {
-            baseline: [row.estimate for row in evidence.scores(baseline.system, baseline.part)]
-            for baseline in evidence.scored(evidence.systems(BASELINES))
-            if baseline.system not in evidence.measured.unsafe
-        },
-    )
+    margin = evidence.margin
+    rows = {
+        baseline: [row.estimate for row in evidence.scores(baseline.system, baseline.part)]
+        for baseline in evidence.scored(evidence.systems(BASELINES))
+        if baseline.system not in evidence.measured.unsafe
+    }
     high = [b for b, scores in rows.items() if all(evidence.at_ceiling(s, margin) for s in scores)]
     best = evidence.leader([b for b in high if b.system not in evidence.excluded] or high)
     if best is None:

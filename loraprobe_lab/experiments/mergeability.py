@@ -68,11 +68,14 @@ def read_pairs(file: Path) -> Pairs:
 
 
 def auroc(scores: Array, well: Array) -> float:
-    """The chance that a pair that merges well has the larger score; pairs without one are left
-    out."""
+    """The chance that a pair that merges well has the larger score; NaN where all or none do.
+
+    Pairs without a score are left out.
+    """
     told = np.isfinite(scores)
     above, below = scores[told & well][:, None], scores[told & ~well][None]
-    return float(((above > below) + (above == below) / 2).mean())
+    shares = (above > below) + (above == below) / 2
+    return float(shares.mean()) if shares.size else np.nan
 
 
 def best_figure(figures: Mapping[str, Array], well: Array) -> tuple[float, str]:

@@ -96,8 +96,8 @@ class Bases:
 class WorldEvaluator:
     """Evaluates systems on the tasks of one world, on one copy of its base.
 
-    Results are stored in ledgers in `directory` as they come and are not computed again. The name
-    of a response cache contains a digest of the world's files, its base, and `limit`, the number of
+    Results are cached in `directory` as they come and are not computed again. The name of a
+    response cache contains a digest of the world's files, its base, and `limit`, the number of
     items of each task.
     """
 

@@ -24,12 +24,7 @@ from loraprobe.extensions.screen.report import library_words
 from loraprobe.extensions.screen.screening import Finalist, Proved, own, without_budget
 from loraprobe.extensions.screen.verdict import Chosen, LibraryChoice
 from loraprobe.formatting import count
-from loraprobe.pipeline.conclusion import (
-    NOT_EXAMINED,
-    decided,
-    exclusions,
-    next_step,
-)
+from loraprobe.pipeline.conclusion import NOT_EXAMINED, decided, exclusions, next_step
 from loraprobe.pipeline.evaluate import unanswered_samples
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.outcome import audit_of, public_argument

@@ -13,6 +13,12 @@ BETTER_THAN_MEMBER = 0.02  # by which a pair has to exceed both members, or come
 BETTER_THAN_PAIR = 0.1  # by which a set of three has to exceed the best pair in it
 DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's fits another's
 
+# Skills together (--own); examples/together has the measurement.
+GATES = 0.125, 0.25, 0.5, 0.75  # at which an adapter is asked alone, beside 1
+LEAST_GAIN = 0.15  # over the base; with less an adapter has no skill of which to keep a share
+FORECAST_ERROR = 0.18  # standard deviation of retentions around forecasts, beside that of the items
+GROUPS = 5  # groups that are told
+
 # Libraries of adapters.
 COPY_COSINE = 1 - 1e-5  # of one update at two scales; a cast to bf16 costs 2e-6 of it
 COPY_RATIO = 1.005  # the largest ratio of the norms of one update at one scale

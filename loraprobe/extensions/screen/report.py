@@ -10,15 +10,7 @@ from statistics import mean
 from typing import Any
 
 from loraprobe.extensions.screen.records import LibraryAdapter, Screened, Shortlisted, screened
-from loraprobe.formatting import (
-    bounds,
-    count,
-    first_names,
-    number,
-    rounded,
-    signed,
-    spread,
-)
+from loraprobe.formatting import bounds, count, first_names, number, rounded, signed, spread
 from loraprobe.records import STEPS, Audit, Command, Issue, display_name
 from loraprobe.report.answer import FILL_IN
 from loraprobe.report.figures import ACCENT, INK, TALLEST, panel_of

@@ -60,12 +60,7 @@ from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import transform
-from loraprobe.records import (
-    FORMS,
-    QUESTION,
-    EvaluationRecords,
-    ItemResult,
-)
+from loraprobe.records import FORMS, QUESTION, EvaluationRecords, ItemResult
 from loraprobe.results import FREE_CACHE
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer

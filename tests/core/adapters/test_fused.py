@@ -5,15 +5,7 @@ from functools import partial
 
 import pytest
 import torch
-from making import (
-    LLAMA,
-    hidden,
-    peft_adapter,
-    peft_model,
-    random_adapter,
-    tiny_llama,
-    tiny_model,
-)
+from making import LLAMA, hidden, peft_adapter, peft_model, random_adapter, tiny_llama, tiny_model
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter

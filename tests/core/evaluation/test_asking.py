@@ -3,17 +3,7 @@
 import dataclasses
 
 import pytest
-from fake_scorer import (
-    BASE,
-    HOMES,
-    SYSTEMS,
-    FakeScorer,
-    adapters,
-    chain,
-    mayors,
-    results,
-    values,
-)
+from fake_scorer import BASE, HOMES, SYSTEMS, FakeScorer, adapters, chain, mayors, results, values
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation import ResponseCache, System, asking, chain_notes, score

@@ -214,7 +214,7 @@ class TestTwoAtOnce:
         assert (target / "README.md").read_text() == "theirs"
         assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
-    def test_one_ledger(self, tmp_path):
+    def test_one_response_cache(self, tmp_path):
         """Two runs of one call share their results' file: the second is told."""
         first = ResponseCache(tmp_path / "results.jsonl", fingerprint={"x": 1})
         with pytest.raises((OutputError, UsageError), match="another run"):

@@ -36,12 +36,12 @@ def world(tmp_path, small_base) -> list[str]:
     return ["merge-and-eval", *refs, "--task", str(task), "--base", str(small_base), *options]
 
 
-def ledgers(cache: Path) -> list[Path]:
+def response_files(cache: Path) -> list[Path]:
     return list(cache.rglob("results.jsonl"))
 
 
 def lines(cache: Path) -> int:
-    return sum(path.read_bytes().count(b"\n") for path in ledgers(cache))
+    return sum(path.read_bytes().count(b"\n") for path in response_files(cache))
 
 
 def answers(document: dict) -> dict:
@@ -76,7 +76,7 @@ def test_interrupt_then_resume_equals_an_uninterrupted_run(world, own_cache, tmp
     kept = lines(own_cache) - 1
     assert 32 <= kept < 32 * 6
 
-    (responses,) = ledgers(own_cache)
+    (responses,) = response_files(own_cache)
     before = responses.read_text().splitlines()
     resumed = making.call(*world, "--resume")
     after = responses.read_text().splitlines()

@@ -8,14 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_probes import (  # noqa: F401 - story_scorer is a fixture
-    A,
-    B,
-    FakeScorer,
-    by,
-    likelihood,
-    story_scorer,
-)
+from test_probes import A, B, FakeScorer, by, likelihood, story_scorer  # noqa: F401 - story_scorer is a fixture
 
 from loraprobe.errors import TaskError
 from loraprobe.probes import generated_prompts, probe_without_task

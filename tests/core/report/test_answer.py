@@ -21,15 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transcripts import LOW, NEAR, UNEVEN, audit_of
 
-from loraprobe.records import (
-    QUESTION,
-    Attribution,
-    Command,
-    Compatibility,
-    Gain,
-    Issue,
-    ItemPart,
-)
+from loraprobe.records import QUESTION, Attribution, Command, Compatibility, Gain, Issue, ItemPart
 from loraprobe.report.answer import MOST_ROWS, answer, chosen
 from loraprobe.report.headline import deciding, lies
 from loraprobe.report.parts import Answer

@@ -18,16 +18,7 @@ from typer.testing import CliRunner
 
 from loraprobe.cli import app
 from loraprobe.cli.running import exit_code
-from loraprobe.formatting import (
-    clean,
-    decimals,
-    gained,
-    number,
-    rounded,
-    size,
-    spread,
-    wrapped,
-)
+from loraprobe.formatting import clean, decimals, gained, number, rounded, size, spread, wrapped
 from loraprobe.records import (
     BY_PROMPT,
     Command,

@@ -11,8 +11,8 @@ from merges import merge
 
 import loraprobe
 from loraprobe.demo import shipped_world
-from loraprobe.extensions.screen.together.forecast import GATES, Curve, Library
-from loraprobe.lora.grams import gram_matrices
+from loraprobe.extensions.screen.defaults import GATES
+from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
 
 SHAPES = {"layers.0.q": (12, 10), "layers.0.v": (8, 10)}
 
@@ -29,21 +29,22 @@ def straight(factor=1.0, items=40):
 
 def test_shares_are_the_coefficients_of_each_update_in_the_uniform_merge():
     adapters = [making.random_adapter(name, SHAPES, seed=at) for at, name in enumerate("abc")]
-    inner = sum(grams.inner.sum(0) for grams in gram_matrices([a.modules for a in adapters]))
-    library = Library({a.name: straight() for a in adapters}, np.asarray(inner))
+    forecast = MergeForecast({a.name: straight() for a in adapters}, inner_products(adapters))
     for group in (("a", "b"), ("c", "a"), ("a", "b", "c")):
         chosen = [adapters["abc".index(name)] for name in group]
         merged = flat(merge(chosen, "uniform").adapter)
         expected = [np.linalg.lstsq(flat(a)[:, None], merged, rcond=None)[0][0] for a in chosen]
-        assert library.shares(group) == pytest.approx(expected, rel=1e-5)
+        assert forecast.shares(group) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_partners_share_counts_and_what_is_orthogonal_does_not():
     alike, apart = np.ones((2, 2)), np.diag([1.0, 9.0])
     curves = {"a": straight(), "b": straight()}
-    assert Library(curves, alike).kept(("a", "b")) == pytest.approx([1.0, 1.0])
-    assert Library(curves, apart).kept(("a", "b")) == pytest.approx([0.5, 0.5])
-    assert Library(curves, -alike + 2 * np.eye(2)).kept(("a", "b")) == pytest.approx([0.0, 0.0])
+    assert MergeForecast(curves, alike).kept(("a", "b")) == pytest.approx([1.0, 1.0])
+    assert MergeForecast(curves, apart).kept(("a", "b")) == pytest.approx([0.5, 0.5])
+    assert MergeForecast(curves, -alike + 2 * np.eye(2)).kept(("a", "b")) == pytest.approx(
+        [0.0, 0.0]
+    )
 
 
 def test_a_curve_is_relative_to_base_and_adapter_alone():
@@ -66,17 +67,17 @@ def test_groups_are_the_largest_of_all_subsets(least):
     inner = updates @ updates.T + np.diag(rng.uniform(0, 3, 6))
     names = "abcdef"
     factors = rng.uniform(0.5, 3, 6)
-    library = Library(dict(zip(names, map(straight, factors), strict=True)), inner)
+    forecast = MergeForecast(dict(zip(names, map(straight, factors), strict=True)), inner)
     every = [g for n in range(2, 7) for g in itertools.combinations(names, n)]
-    fine = [group for group in every if min(library.kept(group)) >= least]
-    found = library.groups(least, 3)
+    fine = [group for group in every if min(forecast.kept(group)) >= least]
+    found = forecast.groups(least, 3)
     if fine:
         assert len(found[0]) == max(map(len, fine))
-        best = max(min(library.kept(g)) for g in fine if len(g) == len(found[0]))
-        assert min(library.kept(found[0])) == best
+        best = max(min(forecast.kept(g)) for g in fine if len(g) == len(found[0]))
+        assert min(forecast.kept(found[0])) == best
     else:
-        best = max(min(library.kept(g)) for g in every if len(g) == 2)
-        assert [min(library.kept(group)) for group in found] == [best]
+        best = max(min(forecast.kept(g)) for g in every if len(g) == 2)
+        assert [min(forecast.kept(group)) for group in found] == [best]
 
 
 # ---- the command ---------------------------------------------------------------------------------

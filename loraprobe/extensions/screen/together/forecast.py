@@ -19,15 +19,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
-GATES = 0.125, 0.25, 0.5, 0.75  # at which an adapter is asked alone, beside 1
-LEAST_GAIN = 0.15  # over the base; with less an adapter has no skill of which to keep a share
-MODEL_ERROR = 0.18  # standard deviation of retentions around forecasts, beside that of the items
+from loraprobe.adapters import Adapter
+from loraprobe.evaluation.statistics import Array
+from loraprobe.extensions.screen.defaults import FORECAST_ERROR, LEAST_GAIN
+from loraprobe.lora.grams import gram_matrices
+from loraprobe.records.measurements import Z95
+
 DRAWS = 500  # samples of the items
 WIDTH = 200  # groups of one size from which larger ones are made
-Z95 = 1.96
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,22 @@ class Curve:
     def interval(self, share: float) -> tuple[float, float]:
         """The 95 % interval of a forecast: by the items, and by the error of such forecasts."""
         drawn = np.array([np.interp(share, self.gates, row) for row in self.drawn])
-        spread = Z95 * float(np.hypot(drawn.std(), MODEL_ERROR))
+        spread = Z95 * float(np.hypot(drawn.std(), FORECAST_ERROR))
         return self.at(share) - spread, self.at(share) + spread
 
 
+def inner_products(adapters: Sequence[Adapter]) -> Array:
+    """<dW_i, dW_j> of whole adapters, over all modules: [n, n]."""
+    batches = gram_matrices([adapter.modules for adapter in adapters])
+    return np.asarray(sum(grams.inner.sum(0) for grams in batches))
+
+
 @dataclass(frozen=True)
-class Library:
-    """Adapters with a skill: their curves, and the inner products of their updates [n, n]."""
+class MergeForecast:
+    """What adapters keep in uniform merges of any of them.
+
+    curves: of the adapters with a skill. inner: the inner products of their updates, [n, n].
+    """
 
     curves: Mapping[str, Curve]
     inner: Array

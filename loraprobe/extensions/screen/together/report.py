@@ -4,11 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from loraprobe.extensions.screen.together.records import (
-    Skill,
-    Together,
-    together,
-)
+from loraprobe.extensions.screen.together.records import Skill, Together, together
 from loraprobe.formatting import number
 from loraprobe.records import Audit, Interval
 from loraprobe.report.figures import panel_of

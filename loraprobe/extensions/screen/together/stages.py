@@ -20,8 +20,10 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation import System
+from loraprobe.evaluation.statistics import Array
 from loraprobe.extensions.screen import ScreenOptions
-from loraprobe.extensions.screen.together.forecast import GATES, LEAST_GAIN, Array, Curve, Library
+from loraprobe.extensions.screen.defaults import GATES, GROUPS, LEAST_GAIN
+from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
 from loraprobe.extensions.screen.together.records import (
     RetentionForecast,
     Skill,
@@ -29,7 +31,6 @@ from loraprobe.extensions.screen.together.records import (
     Together,
 )
 from loraprobe.formatting import count, listing, nearest
-from loraprobe.lora.grams import gram_matrices
 from loraprobe.options import Options, flag_of
 from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
 from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
@@ -44,8 +45,7 @@ from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
 
-GROUPS = 5  # that are told
-TEMPLATE_ADAPTERS = 3  # that choose the form of the prompts
+FORM_ADAPTERS = 3  # that choose the form of the prompts
 
 
 def screen_own(
@@ -117,7 +117,8 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: 
             "--task is a question that needs several adapters, and --own the task of one; give "
             "one of the two options."
         )
-    own = {name: str(file) for name, file in options.of_extension(ScreenOptions).own}
+    chosen = options.of_extension(ScreenOptions)
+    own = {name: str(file) for name, file in chosen.own}
     check_state(session)
     default = Options()
     for name in ("keep", "budget", "balance"):
@@ -127,8 +128,8 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: 
     inputs = open_inputs(adapters, session, base or "auto", files)
     names = [adapter.name for adapter in inputs.adapters]
     _check_names(names, own)
-    parts = drawn(inputs.tasks, [_items_apart(options)] * len(files), options.seed)
-    _check_left(inputs.tasks, parts.left, options)
+    parts = drawn(inputs.tasks, [chosen.items] * len(files), options.seed)
+    _check_left(inputs.tasks, parts.left, chosen.items)
     require(check(inputs.adapters, inputs.base, "route", session))
     apart, left = (
         {name: tasks[files.index(own[name])] for name in names}
@@ -140,17 +141,12 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: 
 def _evaluator(library: OwnTasks, session: Session) -> Evaluator:
     """The base, which is asked the items that choose; a few adapters choose the prompts' form."""
     inputs = library.inputs
-    first, others = inputs.adapters[:TEMPLATE_ADAPTERS], inputs.adapters[TEMPLATE_ADAPTERS:]
+    first, others = inputs.adapters[:FORM_ADAPTERS], inputs.adapters[FORM_ADAPTERS:]
     plan = Plan(tasks=library.parts.apart, parts=library.parts)
     return open_evaluator(replace(inputs, adapters=first), plan, session, others)
 
 
 # ---- what is refused -----------------------------------------------------------------------------
-
-
-def _items_apart(options: Options) -> int:
-    """How many items of each task are set apart to choose by: --items of the command."""
-    return options.of_extension(ScreenOptions).items
 
 
 def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:
@@ -167,15 +163,14 @@ def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:
         )
 
 
-def _check_left(tasks: Sequence[Task], left: Sequence[Task], options: Options) -> None:
+def _check_left(tasks: Sequence[Task], left: Sequence[Task], items: int) -> None:
     """Raises TaskError where too few items are left to prove the choice, or they have no scores,
-    or two files have one name."""
+    or two files have one name. items: of each task, that choose."""
     names = [task.name for task in tasks]
     for task, rest in zip(tasks, left, strict=True):
         if names.count(task.name) > 1:
             raise TaskError(f"Two files have the name {task.name}; rename one of them.")
         if groups_of(rest) < FEWEST_ITEMS:
-            items = _items_apart(options)
             raise TaskError(
                 f"Task {task.name} has {count(len(task.items), 'item')}: {items} are needed to "
                 f"choose by, and {FEWEST_ITEMS} others to prove the choice. Give at least "
@@ -248,35 +243,34 @@ def _forecast(inputs: Inputs, asked: Sequence[AskedAlone], options: Options) -> 
             f"{best.base.mean():.2f}); what has no skill cannot keep one. Check the tasks by "
             "loraprobe inspect ADAPTER --task FILE."
         )
-    strong = [adapter.modules for adapter in inputs.adapters if adapter.name in curves]
-    inner = sum(grams.inner.sum(0) for grams in gram_matrices(strong))
-    library = Library(curves, np.asarray(inner))
+    strong = [adapter for adapter in inputs.adapters if adapter.name in curves]
+    forecast = MergeForecast(curves, inner_products(strong))
     rows = [
         row
         for at, first in enumerate(curves)
         for second in [*curves][at + 1 :]
-        for row in _pair(library, (first, second))
+        for row in _pair(forecast, (first, second))
     ]
-    groups = library.groups(options.retention, GROUPS)
+    groups = forecast.groups(options.retention, GROUPS)
     return Together(
         tuple(_skill(one, curves.get(one.adapter), rows) for one in asked),
         tuple(rows),
-        tuple(_group(library, group, proved=group == groups[0]) for group in groups),
+        tuple(_group(forecast, group, proved=group == groups[0]) for group in groups),
     )
 
 
-def _pair(library: Library, pair: tuple[str, str]) -> Iterable[RetentionForecast]:
+def _pair(forecast: MergeForecast, pair: tuple[str, str]) -> Iterable[RetentionForecast]:
     """The forecasts of both adapters of a pair."""
-    for name, share in zip(pair, library.shares(pair), strict=True):
+    for name, share in zip(pair, forecast.shares(pair), strict=True):
         partners = tuple(other for other in pair if other != name)
-        curve = library.curves[name]
+        curve = forecast.curves[name]
         yield RetentionForecast(name, partners, share, curve.at(share), curve.interval(share))
 
 
-def _group(library: Library, group: tuple[str, ...], proved: bool) -> SkillGroup:
-    kept, shares = library.kept(group), library.shares(group)
+def _group(forecast: MergeForecast, group: tuple[str, ...], proved: bool) -> SkillGroup:
+    kept, shares = forecast.kept(group), forecast.shares(group)
     worst = kept.index(min(kept))
-    interval = library.curves[group[worst]].interval(shares[worst])
+    interval = forecast.curves[group[worst]].interval(shares[worst])
     return SkillGroup(group, kept[worst], interval, tuple(kept), proved)
 
 

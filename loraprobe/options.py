@@ -581,7 +581,8 @@ class CommandSpec:
     all that it takes, in the order of the help; extensions may add further ones. first: those that
     stand before them, in a group of their own. changed: option -> what of it is otherwise in this
     command, its `default` (... for an option that has to be given) or its `help`. done: the
-    headline where it makes something, such as MERGED.
+    headline where it makes something, such as MERGED. lists_adapters: it lists adapters of the base
+    that it is given, so that the next command names it where another adapter is needed.
     """
 
     name: str
@@ -592,6 +593,7 @@ class CommandSpec:
     first: str = ""
     changed: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     done: str = ""
+    lists_adapters: bool = False
 
 
 # The commands of the core, section by section of --help.
@@ -689,13 +691,6 @@ CORE = (
             "target": {"default": ...},
         },
         done="COMPOSED",
-    ),
-    CommandSpec(
-        "find",
-        "loraprobe.cli.information.find",
-        "Library",
-        ("loraprobe find gpt2 --limit 10",),
-        "limit json quiet",
     ),
     CommandSpec(
         "report",

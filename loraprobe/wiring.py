@@ -13,6 +13,7 @@ from typing import Any
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
     "files",
+    "find",
     "forecast",
     "harness",
     "ray",

@@ -34,6 +34,7 @@ from loraprobe.records import (
     AdapterSummary,
     Attribution,
     Audit,
+    BaseSummary,
     Compatibility,
     Coverage,
     Gain,
@@ -230,9 +231,6 @@ AUDITS = {
     **{f"a first round of {items} items at hand": first_round_of(items) for items in (199, 200, 0)},
     "the right answer in another form": in_another_form(),
     "two of three fit together": audit_of(UNFIT, adapters=TWO, fitting=TWO[:2]),
-    "three of two bases": audit_of(UNFIT, adapters=TWO, bases=("p/x", "p/y")),
-    "one of a base that is known": audit_of(UNFIT, fitting=("a",), bases=("p/x",), unlike=True),
-    "one of a base that is not": audit_of(UNFIT, fitting=("a",), unlike=True),
 }
 
 
@@ -263,7 +261,12 @@ SHOWN = {
     "systems that were asked different numbers of questions": replaced(an_audit(), scores=ROWS),
     "one of everything": an_audit(),
     "an inspected adapter": replaced(
-        an_audit(), command="inspect", adapters=an_audit().adapters[:1], verdict=None, **NOTHING
+        an_audit(),
+        command="inspect",
+        adapters=an_audit().adapters[:1],
+        base=BaseSummary("gpt2"),  # a directory, so that the Hub has no others of it
+        verdict=None,
+        **NOTHING,
     ),
 }
 

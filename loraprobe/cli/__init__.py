@@ -55,7 +55,13 @@ HELP_SHOWN = "NoArgsIsHelpError"
 
 COMMANDS = commands()
 GROUPS = {"task": "Write, check and preview a file of questions."}
-NAMES = {name.partition(" ")[0]: one.section for name, one in COMMANDS.items()}
+SECTIONS = "Start", "Make", "Library", "Other"  # in the order of the help
+NAMES = {
+    name.partition(" ")[0]: section
+    for section in dict.fromkeys([*SECTIONS, *(one.section for one in COMMANDS.values())])
+    for name, one in COMMANDS.items()
+    if one.section == section
+}
 
 
 @functools.cache

@@ -1,5 +1,5 @@
-"""The commands about what surrounds the runs: find (the Hub), cache (what they keep), env (the
-machine); and `lab`, which is handed over."""
+"""The commands about what surrounds the runs: cache (what they keep), env (the machine); and
+`lab`, which is handed over."""
 
 from __future__ import annotations
 
@@ -8,23 +8,20 @@ import os
 import platform
 import shutil
 import subprocess
-import sys
 import time
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
 from loraprobe._version import __version__
-from loraprobe.cli.parameters import argument, setting
+from loraprobe.cli.parameters import setting
 from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import UsageError
 from loraprobe.extension import installed
-from loraprobe.formatting import clean, count, rounded, size
+from loraprobe.formatting import count, size
 
 if TYPE_CHECKING:
-    from loraprobe.hub.search import FoundAdapter
     from loraprobe.results import KeptRun
 
 PACKAGES = (
@@ -35,53 +32,6 @@ VARIABLES = (
     "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
 ).split()
 DAY = 86_400.0
-
-
-def find(
-    output: Output,
-    base: Annotated[str, argument("BASE", "Base model on the Hub.")],
-    limit: Annotated[int, setting("N", "At most so many.", min=1, max=1000)] = 30,
-) -> None:
-    """List PEFT adapters of a base model and its proven copies on the Hub, most downloaded first.
-
-    A table on a terminal; into a pipe, or with --quiet, one reference a line:
-    loraprobe inspect $(loraprobe find BASE --limit 2 --quiet)
-    """
-    from loraprobe import hub
-
-    adapters = hub.find_adapters(base, limit)
-    if output.document("find", {"base": base, "adapters": adapters}):
-        return
-    if output.quiet or not sys.stdout.isatty():
-        for adapter in adapters:
-            print(clean(adapter.reference))
-    else:
-        show_adapters(base, adapters)
-    sys.stdout.flush()
-
-
-def show_adapters(base: str, adapters: Sequence[FoundAdapter]) -> None:
-    """A row an adapter; where there is none, what that may mean."""
-
-    from loraprobe.report.parts import Column, tabulated, text
-    from loraprobe.report.terminal import print_table
-
-    console = Console(highlight=False)
-    if not adapters:
-        nothing = f"No PEFT adapter on the Hub names {clean(base)} as its base model."
-        console.print(nothing, markup=False)
-        return
-    table = tabulated(
-        f"Adapters of {base}",
-        adapters,
-        (text("reference"), lambda one: one.reference),
-        (Column("downloads", drop=1), lambda one: rounded(one.downloads)),
-        (Column("likes", drop=2), lambda one: rounded(one.likes)),
-        (text("updated", drop=4), lambda one: one.updated or "-"),
-        (text("licence", drop=3), lambda one: one.license or "-"),
-        (text("base", drop=5), lambda one: one.base),
-    )
-    print_table(console, table)
 
 
 def cache(

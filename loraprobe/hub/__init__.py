@@ -8,10 +8,11 @@ reference    the text of a reference -> its parts
 client       files of one commit; the address and the errors of the Hub's client
 loading      references -> adapters with what was in their bases; the folder of a base
 datasets     data sets -> the files of one split
-search       adapters of a base, and copies of one base
+copies       whether two names are one base
 """
 
 from loraprobe.hub.client import Snapshot, beside, model_card, read_card
+from loraprobe.hub.copies import one_base
 from loraprobe.hub.loading import (
     base_directory,
     common_base,
@@ -22,4 +23,3 @@ from loraprobe.hub.loading import (
     resolve_base,
 )
 from loraprobe.hub.reference import DATASET, Reference, reference_of
-from loraprobe.hub.search import find_adapters, one_base

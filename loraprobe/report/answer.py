@@ -26,7 +26,7 @@ from loraprobe.report.limits import (
 )
 from loraprobe.report.measured import about_systems, known, named_without_form
 from loraprobe.report.parts import Answer, Line
-from loraprobe.verdict.next_command import OTHER, on_questions, to_fill_in
+from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_fill_in
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 OF_EXTENSIONS = ""  # stands for the labels of lines that extensions tell
@@ -186,6 +186,7 @@ def _for_one(row: AdapterSummary, broken: set[str], audit: Audit) -> Command:
     base, public = audit.base, row.base_model or ""
     local = base is not None and base.commit is None and base.reference == public
     path = "base-is-a-path" in codes and "/" not in public
-    if not public or local or path:  # the Hub has no others of it
-        return NOTHING if broken else Command("inspect", (row.reference, OTHER))
-    return Command("find", (public,))
+    hub_has_others = public and not local and not path
+    if hub_has_others and (others := adapters_of(public)):
+        return others
+    return NOTHING if broken else Command("inspect", (row.reference, OTHER))

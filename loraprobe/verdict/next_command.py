@@ -250,8 +250,15 @@ def _fix(request: Request) -> Command:
     if len(fitting) > 1 and more:
         return Command("inspect", fitting)
     if len(request.bases) > 1 or request.unlike:
-        return Command("find", request.bases[:1] or (BASE,))
+        base = next(iter(request.bases), BASE)
+        return adapters_of(base) or Command("inspect", (request.adapters[0], OTHER))
     return Command("inspect", request.adapters)
+
+
+def adapters_of(base: str) -> Command:
+    """The command that lists adapters of a base; NOTHING where no extension has one."""
+    verb = next((name for name, spec in commands().items() if spec.lists_adapters), "")
+    return Command(verb, (base,)) if verb else NOTHING
 
 
 def _further(verdict: Verdict, request: Request, limited: bool) -> Command:

@@ -92,12 +92,6 @@ def test_methods_says_what_to_take_for_a_name_that_it_lacks(name, said):
     assert asked.exit_code == 2 and said in asked.stderr
 
 
-def test_find_offline_says_so_at_once(monkeypatch):
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    result = call("find", "gpt2")
-    assert result.exit_code == 2 and "HF_HUB_OFFLINE" in result.stderr
-
-
 def test_cache_lists_and_deletes_what_runs_keep(own_cache):
     def kept():
         return making.document("cache")["runs"]

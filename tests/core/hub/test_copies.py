@@ -100,36 +100,3 @@ def test_where_the_hub_cannot_tell_similar_names_are_a_warning(hub, tmp_path, mo
 def test_adapters_of_one_name_ask_nothing(hub, tmp_path):
     assert issues("inspect", *pair(tmp_path, BASE, BASE))[0] == 0
     assert not hub.requests
-
-
-def test_find_lists_the_adapters_of_proven_copies(hub):
-    def row(name: str, base: str, downloads: int, kind: str = "adapter") -> dict[str, object]:
-        tags = [f"base_model:{kind}:{base}", *(["peft"] if kind == "adapter" else [])]
-        return {"id": name, "downloads": downloads, "tags": tags, "private": False}
-
-    hub.listed = [
-        row("owner/of-base", BASE, 3),
-        row("owner/of-copy", COPY, 9),
-        row("owner/of-packed", PACKED, 5),
-        row("owner/of-other", OTHER, 7),
-        row(COPY, BASE, 1, "finetune"),
-        row(PACKED, BASE, 1, "quantized"),
-        row("stranger/gemma-3-4b-it", BASE, 1, "finetune"),  # other weights under this name
-        row("owner/of-stranger", "stranger/gemma-3-4b-it", 8),
-    ]
-    hub.described["stranger/gemma-3-4b-it"] = {}
-    found = call("find", BASE, "--json")
-    rows = json.loads(found.stdout)["adapters"]
-    assert [(r["reference"], r["base"]) for r in rows] == [
-        ("owner/of-copy", COPY),
-        ("owner/of-packed", PACKED),
-        ("owner/of-base", BASE),
-    ]
-    assert call("find", BASE, "--limit", "1").stdout == "owner/of-copy\n"
-
-
-def test_find_works_where_copies_cannot_be_asked_for(hub):
-    tags = [f"base_model:adapter:{BASE}", "peft"]
-    hub.listed = [{"id": "owner/of-base", "tags": tags, "private": False}]
-    hub.fail = {f"GET /api/models/{BASE}": (500, {})}
-    assert call("find", BASE).stdout == "owner/of-base\n"

@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from loraprobe.errors import LoraprobeError
     from loraprobe.evaluation import System
     from loraprobe.merging import Merged
-    from loraprobe.records import Audit, ChainHop, Command, Issue, Progress, Reason, Sample, Verdict
+    from loraprobe.records import (
+        Audit,
+        Command,
+        EvaluationRecords,
+        Issue,
+        Progress,
+        Reason,
+        Sample,
+        Verdict,
+    )
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
@@ -115,14 +124,14 @@ class Result:
     """What a command found or made, before it is told.
 
     adapters: those that were given, as their files are. made: the merge, or the adapter that was
-    rewritten. chain: who answered the hops of a chain. asked: whether the command asks the base.
+    rewritten. measured: what an evaluation measured. asked: whether the command asks the base.
     """
 
     adapters: Sequence[Adapter]
     base: Base | None = None
     made: Merged | Adapter | None = None
     verdict: Verdict | None = None
-    chain: Sequence[ChainHop] = ()
+    measured: EvaluationRecords | None = None
     asked: bool = False
 
 
@@ -139,11 +148,13 @@ class Remarks:
 
 @dataclass(frozen=True)
 class CardPart:
-    """A part of a model card: its title, a sentence, and commands."""
+    """A part of a model card: its title, Markdown, commands, and what its front matter says of it
+    beside how the adapter was made."""
 
     title: str
     text: str
-    commands: Sequence[str]
+    commands: Sequence[str] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Constraint(ABC):
@@ -326,8 +337,11 @@ class Extension:
         """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
         return ()
 
-    def card_parts(self, adapter: Adapter) -> Sequence[CardPart]:
-        """What the model card of an adapter tells beside how it was made."""
+    def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
+        """What the model card of an adapter tells beside how it was made.
+
+        audit: of the command that made it, None where it was only rewritten.
+        """
         return ()
 
 

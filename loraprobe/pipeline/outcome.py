@@ -99,8 +99,7 @@ def finish(
         verdict = decided(options, inputs, "weights", preflight=preflight)
     preflight, licences = with_licences(preflight, inputs)
     merged = made if isinstance(made, Merged) else None
-    chain = fields.get("evaluation", NOTHING_MEASURED).chain
-    result = Result(inputs.given, inputs.base, merged, verdict, chain)
+    result = Result(inputs.given, inputs.base, merged, verdict, fields.get("evaluation"))
     preflight, remarks = with_remarks(preflight, session, result)
     beside, step = [*beside, *remarks.reasons], None
     forms = [one for one in forms_of(options) if one[1].takes(made)]

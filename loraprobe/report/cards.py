@@ -62,6 +62,9 @@ def with_card(made: Made, audit: Audit, options: Options, subtrahends: Sequence[
     )
     made = replace(made, sources=sources)
     matter = front_matter(made, audit.base, audit.search, options, subtrahends)
+    parts = parts_of(made.written, audit) if isinstance(made, Merged) else []
+    for part in parts:
+        matter[KEY] |= part.facts
     title = f"{listing([source.name for source in sources])}, {display_name(made.name)}"
     card = partial(card_text, title=title, audit=audit, allowed=options.allow, sources=sources)
     if not isinstance(made, Merged):
@@ -86,14 +89,15 @@ def with_card(made: Made, audit: Audit, options: Options, subtrahends: Sequence[
         compression_error=made.compression_error,
         rounding_error=made.rounding_error,
         dtype=str(made.adapter.dtype).removeprefix("torch."),
-        parts=parts_of(made.written),
+        parts=parts,
     )
     return replace(made, card=text, card_of=card_of)
 
 
-def parts_of(adapter: Adapter) -> list[CardPart]:
-    """What extensions tell on the card of an adapter."""
-    parts = (part for one in installed() for part in one.card_parts(adapter))
+def parts_of(adapter: Adapter, audit: Audit | None = None) -> list[CardPart]:
+    """What extensions tell on the card of an adapter. audit: of the command that made it, if it is
+    a merge."""
+    parts = (part for one in installed() for part in one.card_parts(adapter, audit))
     return [replace(part, text=Verbatim(part.text)) for part in parts]
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from loraprobe.errors import UsageError
-from loraprobe.extension import AuditPart, Extension
+from loraprobe.extension import AuditPart, CardPart, Extension, Remarks, Result
 from loraprobe.extensions.screen.defaults import KEEP, SCREENING_ITEMS
 from loraprobe.options import AddedOptions, CommandSpec, Options, option, read_named_file
 
 if TYPE_CHECKING:
+    from loraprobe.adapters import Adapter
     from loraprobe.records import Audit, Command
+    from loraprobe.session import Session
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,19 @@ class ScreenOptions(AddedOptions):
         read=read_named_file,
         commands=("screen",),
     )
+    known: tuple[str | Path, ...] = option(
+        (),
+        "FILE|DIR",
+        "An earlier result that tells the skill of some of the adapters, which are then not asked "
+        "alone: a document of --json, or the directory of a merge with its card; may be repeated.",
+        affects={"questions"},
+        commands=("screen",),
+    )
+
+    @property
+    def together(self) -> bool:
+        """Whether the adapters have tasks of their own."""
+        return bool(self.own or self.known)
 
     def check(self, options: Options) -> None:
         names = [name for name, _ in self.own]
@@ -85,6 +100,21 @@ class Screen(Extension):
         from loraprobe.extensions.screen.part import ScreenPart, TogetherPart
 
         return [ScreenPart(), TogetherPart()]
+
+    def remarks(self, session: Session, result: Result) -> Remarks:
+        options, measured = session.options, result.measured
+        prepared = options.subtract or options.balance != "none"
+        if measured is None or prepared or not any(row.kept for row in measured.scores):
+            return Remarks()
+        from loraprobe.extensions.screen.together.known import kept_in
+
+        found = kept_in(result.adapters, measured)
+        return Remarks(added=[found] if found.keeps else [])
+
+    def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
+        from loraprobe.extensions.screen.together.known import card_part
+
+        return card_part(audit) if audit is not None else ()
 
     def commands(self) -> Sequence[CommandSpec]:
         return [

@@ -117,7 +117,7 @@ def _verdict(
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.method)
     files = replace(about, given=[screen.members[a.name].open() for a in about.given])
-    result = Result(files.given, files.base, merged, verdict, measured.chain)
+    result = Result(files.given, files.base, merged, verdict, measured)
     remarks = remarks_of(session, result)
     return verdict, preflight, step, replace(remarks, reasons=(*why, *remarks.reasons))
 

@@ -37,7 +37,7 @@ def screen(
     adapters keep their skills in one merge. Raises LoraprobeError if none can be read, or base or
     tasks cannot; for tasks with too few items, and for fewer than two usable adapters.
     """
-    if session.options.of_extension(ScreenOptions).own:
+    if session.options.of_extension(ScreenOptions).together:
         from loraprobe.extensions.screen.together.stages import screen_own
 
         return screen_own(adapters, session, base=base, tasks=tasks)
@@ -65,7 +65,7 @@ def estimate_screen(
     tasks: Tasks = (),
 ) -> CostEstimate:
     """What `screen` of the same would take; nothing is asked but a few questions to time them."""
-    if session.options.of_extension(ScreenOptions).own:
+    if session.options.of_extension(ScreenOptions).together:
         from loraprobe.extensions.screen.together.stages import estimate_own
 
         return estimate_own(adapters, session, base=base, tasks=tasks)

@@ -8,7 +8,7 @@ from typing import Any
 from loraprobe.extension import AuditPart
 from loraprobe.extensions.screen.records import Screened, screened
 from loraprobe.extensions.screen.together.records import Together, together
-from loraprobe.formatting import count
+from loraprobe.formatting import count, listing
 from loraprobe.records import Audit
 
 
@@ -49,6 +49,19 @@ class TogetherPart(AuditPart):
     """The skills of an audit, and what is forecast of them."""
 
     record = Together
+
+    def headline(self, audit: Audit) -> str:
+        groups = together(audit).groups
+        if not groups or audit.verdict is not None:
+            return ""
+        best, (low, high) = groups[0], groups[0].ci95
+        figure = f"{best.least:.2f} [{max(0.0, low):.2f}, {min(1.0, high):.2f}]"
+        names = listing(best.adapters)
+        return f"FORECAST: {names} keep at least {figure} of their skills; --own proves it."
+
+    def in_short(self, audit: Audit) -> str:
+        groups = together(audit).groups
+        return f"forecast {groups[0].least:.2f}" if groups and audit.verdict is None else ""
 
     def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
         if not together(audit).skills:

@@ -194,7 +194,7 @@ class Serve(Extension):
 
         return lines_of(audit)
 
-    def card_parts(self, adapter: Adapter) -> Sequence[CardPart]:
+    def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
         from loraprobe.extensions.serve.serving import serve_commands
 
         commands = serve_commands(adapter)

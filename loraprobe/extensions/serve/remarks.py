@@ -38,7 +38,8 @@ def _told(session: Session, result: Result, wanted: Sequence[str]) -> Told:
         return issues, (), serving.of_merge(result.made)[1]
     if result.verdict is None:
         return issues, (), ()
-    return issues, *serving.advised(result.verdict, result.chain, result.made)
+    chain = () if result.measured is None else result.measured.chain
+    return issues, *serving.advised(result.verdict, chain, result.made)
 
 
 def _on_file(result: Result, wanted: Sequence[str]) -> Told:

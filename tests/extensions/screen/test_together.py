@@ -1,5 +1,6 @@
 """`screen --own`: the forecast against least squares and all subsets, and the command."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -7,12 +8,17 @@ import shutil
 import making
 import numpy as np
 import pytest
+import yaml
 from merges import merge
 
 import loraprobe
 from loraprobe.demo import shipped_world
 from loraprobe.extensions.screen.defaults import GATES
 from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe.extensions.screen.together.known import card_part
+from loraprobe.front_matter import KEY
+from loraprobe.records import plain
+from loraprobe.report.documents import read_audit
 
 SHAPES = {"layers.0.q": (12, 10), "layers.0.v": (8, 10)}
 
@@ -58,6 +64,8 @@ def test_a_curve_is_relative_to_base_and_adapter_alone():
     assert low < 0.5 < high
     many = Curve.of(*(np.tile(one, 25) for one in (base, alone)), {0.5: np.tile(half, 25)})
     assert many.interval(0.5)[0] > low and many.interval(0.5)[1] < high
+    points = dict(zip(curve.gates, zip(curve.kept, curve.errors, strict=True), strict=True))
+    assert Curve.through(points).interval(0.4) == curve.interval(0.4)
 
 
 @pytest.mark.parametrize("least", [0.3, 0.5, 0.8])
@@ -151,6 +159,96 @@ def test_the_estimate_asks_a_few_questions_and_keeps_nothing(world):
     estimate = json.loads(found.stdout)["estimate"]
     assert found.exit_code == 0 and estimate["seconds"] > 0
     assert estimate["systems"] == ["base", "count", "last"] and estimate["items"] == 80
+
+
+# ---- what is known from earlier results ----------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def earlier(tmp_path_factory):
+    """Results in the shipped world: of `screen --own`, and of a merge that was asked two tasks."""
+    place, world = tmp_path_factory.mktemp("earlier"), shipped_world().path
+    adapters = [str(world / "adapters" / name) for name in ("count", "last")]
+    tasks = [str(world / "tasks" / f"{name}.jsonl") for name in ("count", "last")]
+    common = ("--base", str(world / "base"), "--threads", "1", "--json")
+    own = [word for name, file in zip(("count", "last"), tasks, strict=True)
+           for word in ("--own", f"{name}={file}")]  # fmt: skip
+    asked = [word for file in tasks for word in ("--task", file)]
+    calls = {
+        "screen": ("screen", *adapters, *common, *own),
+        "merge": ("merge-and-eval", *adapters, *common, *asked, "--method", "uniform"),
+    }
+    for name, call in calls.items():
+        (place / f"{name}.json").write_text(making.call(*call).stdout, encoding="utf-8")
+    return place
+
+
+def test_what_is_known_is_not_asked_and_gives_the_same_forecast(world, earlier):
+    document = json.loads(making.call(*CALL, "--known", earlier / "screen.json", "--json").stdout)
+    before = json.loads((earlier / "screen.json").read_text())
+    assert document["retentions"] == before["retentions"]
+    assert document["verdict"] is None and document["evaluation"] == []
+    assert [row["known"] for row in document["skills"]] == ["screen.json"] * 2
+    (group,) = document["groups"]
+    assert group == before["groups"][0] | {"proved": False}
+
+
+def test_a_merge_that_was_asked_is_a_point_of_each_curve(world, earlier):
+    audit = read_audit(earlier / "merge.json")
+    scores = {row.task: row for row in audit.evaluation.scores if row.system == "uniform"}
+    assert {row.adapter: (row.task, row.value) for row in audit.keeps} == {
+        name: (name, scores[name].retention) for name in ("count", "last")
+    }
+    found = making.call(*CALL, *OWN[2:], "--known", earlier / "merge.json", "--json")
+    document = json.loads(found.stdout)
+    assert {row["adapter"]: row["known"] for row in document["skills"]} == {
+        "count": "merge.json",
+        "last": "merge.json",
+    }
+    # In the same pair the share is the same: what was measured is the forecast.
+    forecast = {row["adapter"]: row["value"] for row in document["retentions"]}
+    assert forecast == pytest.approx({row.adapter: row.value for row in audit.keeps})
+
+
+def test_the_card_of_a_uniform_merge_tells_it_and_is_read_again(world, earlier, tmp_path):
+    audit = read_audit(earlier / "merge.json")
+    assert audit.verdict is not None
+    uniform = dataclasses.replace(audit, verdict=dataclasses.replace(audit.verdict, system="sum"))
+    assert card_part(uniform) == []
+    uniform = dataclasses.replace(
+        audit, verdict=dataclasses.replace(audit.verdict, system="uniform")
+    )
+    (part,) = card_part(uniform)
+    matter = {KEY: {"base": plain(audit.base), **part.facts}}
+    (tmp_path / "README.md").write_text(f"---\n{yaml.safe_dump(matter)}---\n", encoding="utf-8")
+    by_card, by_document = (
+        json.loads(making.call(*CALL, "--known", place, "--json").stdout)
+        for place in (tmp_path, earlier / "merge.json")
+    )
+    assert by_card["retentions"] == by_document["retentions"]
+
+
+def test_other_bases_and_other_adapters_are_not_known(world, earlier, tmp_path):
+    document = json.loads((earlier / "screen.json").read_text())
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(document | {"base": document["base"] | {"sha256": "0" * 64}}))
+    cards = {"empty": "no card", "bad": f"---\n{KEY}: {{keeps: [1]}}\n---\n"}
+    for name, text in cards.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "README.md").write_text(text)
+    pair = ("screen", "adapters/city", "adapters/spouse", "--base", "base")
+    for call in (
+        (*CALL, "--known", other),
+        (*CALL, "--known", tmp_path / "nothing.json"),
+        (*CALL, "--known", tmp_path / "nothing"),
+        *((*CALL, "--known", tmp_path / name) for name in cards),
+        (*pair, "--known", earlier / "screen.json"),
+        (*CALL, "--known", earlier / "screen.json", "--task", "tasks/count.jsonl"),
+        (*CALL, "--known", earlier / "screen.json", "--dry-run"),
+    ):
+        found = making.call(*map(str, call))
+        assert found.exit_code == 2 and found.stdout == "", call
+        assert found.stderr.startswith("error: ") and "defect" not in found.stderr, call
 
 
 def test_python_gives_the_same(world):

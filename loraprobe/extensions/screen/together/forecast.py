@@ -34,13 +34,13 @@ WIDTH = 200  # groups of one size from which larger ones are made
 class Curve:
     """What an adapter keeps alone at smaller gates.
 
-    gates: in rising order, 0 and 1 included. drawn: retentions on samples of the items,
-    [samples, gates]. kept: those on all items, [gates].
+    gates: in rising order, 0 and 1 included. kept, errors: the retention at each gate and its
+    standard error by the items, [gates].
     """
 
     gates: tuple[float, ...]
     kept: Array
-    drawn: Array
+    errors: Array
 
     @classmethod
     def of(cls, base: Array, alone: Array, at: Mapping[float, Array], seed: int = 0) -> Curve:
@@ -54,7 +54,15 @@ class Curve:
         means = gains[:, items].mean(-1)  # [gates, samples]
         usable = means[-1] >= LEAST_GAIN / 2
         drawn = (means / np.where(usable, means[-1], 1.0))[:, usable].T
-        return cls(gates, gains.mean(-1) / gains[-1].mean(), drawn)
+        return cls(gates, gains.mean(-1) / gains[-1].mean(), drawn.std(0))
+
+    @classmethod
+    def through(cls, points: Mapping[float, tuple[float, float]]) -> Curve:
+        """From retentions that are known, each with its standard error, by gate."""
+        known = {0.0: (0.0, 0.0), 1.0: (1.0, 0.0)} | dict(points)
+        gates = tuple(sorted(known))
+        kept, errors = np.array([known[gate] for gate in gates]).T
+        return cls(gates, kept, errors)
 
     def at(self, share: float) -> float:
         """The retention at a gate, between the asked ones on a line; at 1 and above it is 1."""
@@ -62,8 +70,8 @@ class Curve:
 
     def interval(self, share: float) -> tuple[float, float]:
         """The 95 % interval of a forecast: by the items, and by the error of such forecasts."""
-        drawn = np.array([np.interp(share, self.gates, row) for row in self.drawn])
-        spread = Z95 * float(np.hypot(drawn.std(), FORECAST_ERROR))
+        error = np.interp(share, self.gates, self.errors)
+        spread = Z95 * float(np.hypot(error, FORECAST_ERROR))
         return self.at(share) - spread, self.at(share) + spread
 
 

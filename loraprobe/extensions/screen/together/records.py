@@ -11,18 +11,22 @@ from loraprobe.records import Audit, Interval
 class Skill:
     """What an adapter does with its own task alone.
 
-    n: items that were asked. base, alone: scores of the base and of the adapter. curve: pairs of a
-    gate and the retention of the adapter alone at that gate. keeps: the mean of its forecasts
-    beside each other adapter; None where the adapter gains too little over the base to lose it.
+    n: items that were asked. base, alone: scores of the base and of the adapter. curve: a gate, the
+    retention of the adapter alone at that gate, and its standard error by the items. keeps: the
+    mean of its forecasts beside each other adapter; None where the adapter gains too little over
+    the base to lose it. known: the file of an earlier result that says so, "" where the adapter was
+    asked now; such a result may lack the scores.
     """
 
     adapter: str
     task: str
     n: int
-    base: float
-    alone: float
-    curve: tuple[tuple[float, float], ...] = ()
+    base: float | None
+    alone: float | None
+    curve: tuple[tuple[float, float, float], ...] = ()
     keeps: float | None = None
+    sha256: str = ""
+    known: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,12 +61,33 @@ class SkillGroup:
 
 
 @dataclass(frozen=True)
+class SkillKept:
+    """What a uniform merge that was asked keeps of the skill of an adapter.
+
+    The adapter is the best one on the task. share: as in `RetentionForecast`. value, ci95: the
+    retention. n: items that were asked.
+    """
+
+    adapter: str
+    sha256: str
+    task: str
+    share: float
+    value: float
+    ci95: Interval
+    n: int
+
+
+@dataclass(frozen=True)
 class Together:
-    """Skills of single adapters, what each keeps beside each other one, and the largest groups."""
+    """Skills of single adapters, what each keeps beside each other one, and the largest groups.
+
+    keeps: what the uniform merge keeps of them, where it was asked.
+    """
 
     skills: tuple[Skill, ...] = ()
     retentions: tuple[RetentionForecast, ...] = ()
     groups: tuple[SkillGroup, ...] = ()
+    keeps: tuple[SkillKept, ...] = ()
 
 
 def together(audit: Audit) -> Together:

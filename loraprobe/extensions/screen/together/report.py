@@ -33,7 +33,11 @@ def skills_section(audit: Audit) -> Section:
 
 
 def _skills(found: Together) -> Table:
-    at_half = {one.adapter: dict(one.curve).get(0.5) for one in found.skills}
+    known = any(one.known for one in found.skills)
+    at_half = {
+        one.adapter: next((kept for gate, kept, _ in one.curve if gate == 0.5), None)
+        for one in found.skills
+    }
     return tabulated(
         "Each adapter on its own task",
         found.skills,
@@ -44,6 +48,7 @@ def _skills(found: Together) -> Table:
         (Column("keeps at half", drop=2), lambda row: number(at_half[row.adapter])),
         (Column("keeps in a pair"), lambda row: number(row.keeps)),
         (Column("items", drop=4), lambda row: str(row.n)),
+        *([(text("known from", 5), lambda row: row.known)] if known else []),
     )
 
 

@@ -8,7 +8,7 @@ pair and group; the best group is composed and asked the other items by the stag
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,11 +24,13 @@ from loraprobe.evaluation.statistics import Array
 from loraprobe.extensions.screen import ScreenOptions
 from loraprobe.extensions.screen.defaults import GATES, GROUPS, LEAST_GAIN
 from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe.extensions.screen.together.known import KnownSkill, read_known
 from loraprobe.extensions.screen.together.records import (
     RetentionForecast,
     Skill,
     SkillGroup,
     Together,
+    together,
 )
 from loraprobe.formatting import count, listing, nearest
 from loraprobe.options import Options, flag_of
@@ -36,9 +38,9 @@ from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
 from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs, check_state, open_inputs
-from loraprobe.pipeline.outcome import Outcome
+from loraprobe.pipeline.outcome import Outcome, audit_of
 from loraprobe.pipeline.plan import Plan, plan_of
-from loraprobe.pipeline.preflight import check
+from loraprobe.pipeline.preflight import PreflightReport, check
 from loraprobe.records import FORMS, ItemPart
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.session import Adapters, Ref, Session, Tasks
@@ -57,22 +59,30 @@ def screen_own(
 ) -> Outcome:
     """The largest group of adapters that is forecast to keep its skills, asked, with its verdict.
 
+    A group with an adapter that is only known from earlier results has no task to be asked: where
+    no other one is forecast, nothing is proved, and there is no verdict.
+
     Raises LoraprobeError for input that cannot be read, for adapters that do not fit together, and
     where fewer than two adapters have a skill.
     """
-    library = _read(adapters, session, base, tasks)
-    with asking(session), _evaluator(library, session) as evaluator:
-        asked = []
-        for done, adapter in enumerate(library.inputs.adapters):
-            session.tell("ask the adapters alone", done, len(library.inputs.adapters))
-            asked.append(_ask(evaluator, adapter, library.apart[adapter.name]))
-    found = _forecast(library.inputs, asked, session.options)
-    best = next(group.adapters for group in found.groups if group.proved)
+    library, asked = _read(adapters, session, base, tasks), list[AskedAlone]()
+    if to_ask := library.unknown:
+        with asking(session), _evaluator(library, session) as evaluator:
+            for done, adapter in enumerate(to_ask):
+                session.tell("ask the adapters alone", done, len(to_ask))
+                asked.append(_ask(evaluator, adapter, library.apart[adapter.name]))
+    found = _forecast(library, asked, session.options)
+    best = next((group.adapters for group in found.groups if group.proved), None)
+    if best is None:
+        return Outcome(audit_of(session, library.inputs, library.preflight, added=(found,)))
     chosen = [adapter for adapter in library.inputs.given if adapter.name in best]
     tasks_left = {library.left[name].name: library.left[name] for name in best}  # some share one
     base = library.inputs.base or "auto"
     outcome = merge_and_eval(chosen, session, base=base, tasks=[*tasks_left.values()])
-    audit = replace(outcome.audit, command="screen", added=(*outcome.audit.added, found))
+    audit = outcome.audit
+    found = replace(found, keeps=together(audit).keeps)
+    others = (one for one in audit.added if not isinstance(one, Together))
+    audit = replace(audit, command="screen", added=(*others, found))
     return replace(outcome, audit=audit)
 
 
@@ -86,9 +96,12 @@ def estimate_own(
     """What `screen_own` of the same would take, the proof of a group of two included."""
     library = _read(adapters, session, base, tasks)
     options, names = session.options, [*library.apart]
+    if len(names) < 2:
+        raise UsageError("--dry-run tells what asking takes; give two adapters their --own task.")
     with nothing_kept(session), _evaluator(library, session) as evaluator:
         pace = measure_pace(evaluator, single(library.inputs.adapters[0]))
-        seconds = sum(units_of([task], options) for task in library.apart.values())
+        alone = [library.apart[adapter.name] for adapter in library.unknown]
+        seconds = sum(units_of([task], options) for task in alone)
         seconds *= pace(0) + (1 + len(GATES)) * pace(1)
         specs = plan_of(options, library.inputs.adapters[:2], library.inputs.tasks[:2]).specs
         pair = [library.left[name] for name in names[:2]]
@@ -101,12 +114,22 @@ def estimate_own(
 
 @dataclass(frozen=True)
 class OwnTasks:
-    """Adapters, and by their names the items of their tasks that choose and those that prove."""
+    """Adapters, and by their names the items of their tasks that choose and those that prove.
+
+    known: what earlier results tell, by name.
+    """
 
     inputs: Inputs
+    preflight: PreflightReport
     parts: TaskSplit
     apart: Mapping[str, Task]
     left: Mapping[str, Task]
+    known: Mapping[str, KnownSkill]
+
+    @property
+    def unknown(self) -> list[Adapter]:
+        """The adapters that have to be asked alone."""
+        return [adapter for adapter in self.inputs.adapters if adapter.name not in self.known]
 
 
 def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: Tasks) -> OwnTasks:
@@ -114,8 +137,8 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: 
     session.command, options = "screen", session.options
     if tasks:
         raise UsageError(
-            "--task is a question that needs several adapters, and --own the task of one; give "
-            "one of the two options."
+            "--task is a question that needs several adapters, --own and --known are about the "
+            "skill of one; give one of the two."
         )
     chosen = options.of_extension(ScreenOptions)
     own = {name: str(file) for name, file in chosen.own}
@@ -127,15 +150,17 @@ def _read(adapters: Adapters, session: Session, base: Base | Ref | None, tasks: 
     files = [*dict.fromkeys(own.values())]
     inputs = open_inputs(adapters, session, base or "auto", files)
     names = [adapter.name for adapter in inputs.adapters]
-    _check_names(names, own)
+    assert inputs.base is not None
+    known = read_known(chosen.known, inputs.adapters, inputs.base.summary())
+    _check_names(names, own, known)
     parts = drawn(inputs.tasks, [chosen.items] * len(files), options.seed)
     _check_left(inputs.tasks, parts.left, chosen.items)
-    require(check(inputs.adapters, inputs.base, "route", session))
+    compatibility = require(check(inputs.adapters, inputs.base, "route", session))
     apart, left = (
-        {name: tasks[files.index(own[name])] for name in names}
+        {name: tasks[files.index(own[name])] for name in names if name in own}
         for tasks in (parts.apart, parts.left)
     )
-    return OwnTasks(inputs, parts, apart, left)
+    return OwnTasks(inputs, PreflightReport(compatibility), parts, apart, left, known)
 
 
 def _evaluator(library: OwnTasks, session: Session) -> Evaluator:
@@ -149,17 +174,18 @@ def _evaluator(library: OwnTasks, session: Session) -> Evaluator:
 # ---- what is refused -----------------------------------------------------------------------------
 
 
-def _check_names(names: Sequence[str], own: Mapping[str, str]) -> None:
-    """Raises UsageError where an adapter has no task of its own, or a task no adapter."""
+def _check_names(names: Sequence[str], own: Mapping[str, str], known: Collection[str]) -> None:
+    """Raises UsageError where an adapter has no task of its own and is not known, or a task no
+    adapter."""
     if len(names) < 2:
         raise UsageError("--own asks which adapters live together; give at least two.")
     for name in own:
         if name not in names:
             raise UsageError(f"--own names {name!r}, which is no adapter: {nearest(name, names)}")
-    if lacking := [name for name in names if name not in own]:
+    if lacking := [name for name in names if name not in own and name not in known]:
         raise UsageError(
             f"{listing(lacking)} {'has' if len(lacking) == 1 else 'have'} no task; add "
-            f"--own={lacking[0]}=FILE."
+            f"--own={lacking[0]}=FILE, or --known=FILE with an earlier result that has its skill."
         )
 
 
@@ -229,21 +255,24 @@ def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
 # ---- what is told --------------------------------------------------------------------------------
 
 
-def _forecast(inputs: Inputs, asked: Sequence[AskedAlone], options: Options) -> Together:
+def _forecast(library: OwnTasks, asked: Sequence[AskedAlone], options: Options) -> Together:
     """The skills, the forecasts of all pairs, and the largest groups.
 
     Raises TaskError where fewer than two adapters have a skill.
     """
-    curves = {one.adapter: Curve.of(one.base, one.alone, one.at) for one in asked if one.at}
-    if len(curves) < 2:
+    adapters = library.inputs.adapters
+    curves = {name: skill.curve for name, skill in library.known.items()}
+    curves |= {one.adapter: Curve.of(one.base, one.alone, one.at) for one in asked if one.at}
+    curves = {adapter.name: curves[adapter.name] for adapter in adapters if adapter.name in curves}
+    if len(curves) < 2 and asked:
         best = max(asked, key=lambda one: one.gain)
         raise TaskError(
-            f"{count(len(curves), 'adapter')} of {len(asked)} scores at least {LEAST_GAIN:g} more "
+            f"{count(len(curves), 'adapter')} of {len(adapters)} has at least {LEAST_GAIN:g} more "
             f"than the base on its own task ({best.adapter}: {best.alone.mean():.2f}, the base "
             f"{best.base.mean():.2f}); what has no skill cannot keep one. Check the tasks by "
             "loraprobe inspect ADAPTER --task FILE."
         )
-    strong = [adapter for adapter in inputs.adapters if adapter.name in curves]
+    strong = [adapter for adapter in adapters if adapter.name in curves]
     forecast = MergeForecast(curves, inner_products(strong))
     rows = [
         row
@@ -252,10 +281,12 @@ def _forecast(inputs: Inputs, asked: Sequence[AskedAlone], options: Options) -> 
         for row in _pair(forecast, (first, second))
     ]
     groups = forecast.groups(options.retention, GROUPS)
+    askable = [group for group in groups if all(name in library.left for name in group)]
+    alone = {one.adapter: one for one in asked}
     return Together(
-        tuple(_skill(one, curves.get(one.adapter), rows) for one in asked),
+        tuple(_skill(one, alone, library.known, curves.get(one.name), rows) for one in adapters),
         tuple(rows),
-        tuple(_group(forecast, group, proved=group == groups[0]) for group in groups),
+        tuple(_group(forecast, group, proved=group in askable[:1]) for group in groups),
     )
 
 
@@ -274,16 +305,26 @@ def _group(forecast: MergeForecast, group: tuple[str, ...], proved: bool) -> Ski
     return SkillGroup(group, kept[worst], interval, tuple(kept), proved)
 
 
-def _skill(one: AskedAlone, curve: Curve | None, rows: Sequence[RetentionForecast]) -> Skill:
-    """What is told of one adapter."""
-    own = [row.value for row in rows if row.adapter == one.adapter]
-    points = () if curve is None else tuple(zip(curve.gates, map(float, curve.kept), strict=True))
-    return Skill(
-        one.adapter,
-        one.task,
-        len(one.base),
-        float(one.base.mean()),
-        float(one.alone.mean()),
-        points,
-        sum(own) / len(own) if own else None,
-    )
+def _skill(
+    adapter: Adapter,
+    asked: Mapping[str, AskedAlone],
+    known: Mapping[str, KnownSkill],
+    curve: Curve | None,
+    rows: Sequence[RetentionForecast],
+) -> Skill:
+    """What is told of one adapter, which was asked or is known."""
+    name = adapter.name
+    own = [row.value for row in rows if row.adapter == name]
+    points: tuple[tuple[float, float, float], ...] = ()
+    if curve is not None:
+        values = curve.kept.tolist(), curve.errors.tolist()
+        points = tuple(zip(curve.gates, *values, strict=True))
+    keeps = sum(own) / len(own) if own else None
+    sha256 = adapter.sha256 or ""
+    if name in known:
+        old = known[name]
+        scores = old.base, old.alone
+        return Skill(name, old.task, old.n, *scores, points, keeps, sha256, old.file)
+    one = asked[name]
+    base, alone = float(one.base.mean()), float(one.alone.mean())
+    return Skill(name, one.task, len(one.base), base, alone, points, keeps, sha256)

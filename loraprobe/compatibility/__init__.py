@@ -33,6 +33,8 @@ from loraprobe.findings import CODES, accepted
 from loraprobe.formatting import nearest
 from loraprobe.records import Compatibility, Issue, by_severity
 
+# Where a base is given, such an error says that it is not the one that an adapter was trained on.
+OF_BASE = ("module-not-in-base", "base-copy", "shapes-differ")
 # Of two adapters with such an error one has to be exchanged for another adapter of the base.
 UNLIKE = ("task-type-mismatch", "architecture-mismatch", "shapes-differ", "kinds-differ")
 
@@ -101,11 +103,6 @@ def _composed(issue: Issue, adapter: Adapter, base: Base | None) -> Issue:
         cure = issue.cure if base is None else CURE_OF_TIES
         return replace(issue, severity="error", cure=cure)
     return issue
-
-
-def is_of_base(issue: Issue) -> bool:
-    """Whether a finding says that the base given is not the one that an adapter was trained on."""
-    return issue.severity == "error" and issue.cure == CODES["module-not-in-base"].cure
 
 
 def with_contents(

@@ -20,7 +20,7 @@ APART = {
     "vocabulary-mismatch": "Train both with one vocabulary, or leave embedding and head out of the "
     "adapters."
 }
-OF_BASE = {"shapes-differ": CODES["module-not-in-base"].cure}
+IN_BASE = {"shapes-differ": CODES["module-not-in-base"].cure}
 
 
 def layout_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
@@ -205,7 +205,7 @@ def base_issues(adapters: Sequence[Adapter], base: Base) -> Iterator[Issue]:
         yield from _tokens(adapter, base)
     for group in alike.values():  # said once of all that agree
         names = tuple(adapter.name for adapter in group)
-        yield from _shapes(group[0], base.shapes, base.reference, names, OF_BASE)
+        yield from _shapes(group[0], base.shapes, base.reference, names, IN_BASE)
 
 
 def _not_in_base(adapter: Adapter, base: Base) -> Iterator[Issue]:

@@ -64,8 +64,11 @@ def is_transient(error: BaseException) -> bool:
     )
 
 
-def explain(error: BaseException, reference: Reference) -> LoraprobeError:
-    """The error to raise instead of the client's; a LoraprobeError is returned as it is."""
+def explain(error: BaseException, reference: Reference, lead: str = "") -> LoraprobeError:
+    """The error to raise instead of the client's; a LoraprobeError is returned as it is.
+
+    lead: how the sentence begins, before what happened.
+    """
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     if isinstance(error, LoraprobeError):
@@ -73,7 +76,7 @@ def explain(error: BaseException, reference: Reference) -> LoraprobeError:
     vague = isinstance(error, LocalEntryNotFoundError) or type(error) is ValueError
     if vague and error.__cause__ is not None:
         error = error.__cause__  # the cause says why the Hub could not be asked
-    return HubError(scrub(_sentence(error, reference)))
+    return HubError(scrub(lead + _sentence(error, reference, "the" if lead else "The")))
 
 
 def endpoint() -> str:
@@ -83,11 +86,15 @@ def endpoint() -> str:
     return constants.ENDPOINT
 
 
-def _sentence(error: BaseException, ref: Reference) -> str:
-    """What happened and what to do. Some of the client's errors are kinds of others."""
+def _sentence(error: BaseException, ref: Reference, the: str) -> str:
+    """What happened and what to do. Some of the client's errors are kinds of others.
+
+    the: the article of the Hub where that begins the sentence.
+    """
     from huggingface_hub import errors
 
-    hub, where = f"the Hub at {endpoint()}", f"{ref.repo}@{ref.revision or 'main'}"
+    hub, begin = f"the Hub at {endpoint()}", f"{the} Hub at {endpoint()}"
+    where = f"{ref.repo}@{ref.revision or 'main'}"
     page, what, local = ref.repo, "repository", ", or write ./ before a local directory"
     if ref.kind == "dataset":
         page, what, local = f"datasets/{ref.repo}", "data set", ""
@@ -135,18 +142,19 @@ def _sentence(error: BaseException, ref: Reference) -> str:
         ),
         (
             status is not None and status >= 500,
-            f"{hub} has trouble (status {status}); try again later.",
+            f"{begin} has trouble (status {status}); try again later.",
         ),
         (
             status == 429,
-            f"{hub} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
+            f"{begin} limits the rate of requests; try again {pause}, or set HF_TOKEN for a higher "
             "limit.",
         ),
-        (status == 401, f"{hub} rejects the token; set HF_TOKEN to a valid one or unset it."),
-        (status == 403, f"{hub} forbids access to {ref.repo}; use a token that may read it."),
+        (status == 401, f"{begin} rejects the token; set HF_TOKEN to a valid one or unset it."),
+        (status == 403, f"{begin} forbids access to {ref.repo}; use a token that may read it."),
         (
             status is not None,
-            f"{hub} answers {ref.repo} with status {status}; check the reference and HF_ENDPOINT.",
+            f"{begin} answers {ref.repo} with status {status}; check the reference and "
+            "HF_ENDPOINT.",
         ),
         (
             number in (errno.ENOSPC, errno.EDQUOT),
@@ -164,18 +172,17 @@ def _sentence(error: BaseException, ref: Reference) -> str:
         ),
         (
             is_transient(error),
-            f"{hub} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
+            f"{begin} cannot be reached ({text}); check the network and HF_ENDPOINT, or set "
             "HF_HUB_OFFLINE=1 to use what is cached.",
         ),
         (
             isinstance(error, ValueError),
-            f"{hub} sends a response about {where} that is not the Hub's ({text}); check "
+            f"{begin} sends a response about {where} that is not the Hub's ({text}); check "
             "HF_ENDPOINT and proxies.",
         ),
         (True, f"{where} could not be read: {text}."),
     ]
-    sentence = next(sentence for fits, sentence in cases if fits)
-    return sentence[0].upper() + sentence[1:] if sentence.startswith("the Hub") else sentence
+    return next(sentence for fits, sentence in cases if fits)
 
 
 def is_offline() -> bool:
@@ -212,7 +219,7 @@ class Repository:
 
         self.reference, kind = reference, reference.kind
         self.revision = reference.revision  # until the first file gives the commit
-        self.unreachable: HubError | None = None
+        self.unreachable: LoraprobeError | None = None
         try:
             info: Any = HfApi().repo_info(
                 reference.repo, revision=reference.revision or "main", repo_type=kind
@@ -225,9 +232,9 @@ class Repository:
             # A commit never changes, so that its copy serves also where the Hub has it no longer.
             if not is_transient(error) and not COMMIT.fullmatch(reference.revision or ""):
                 raise why from None
-        sentence = str(why).replace("The Hub at", "the Hub at", 1)
-        place = f"directory {reference.text!r} (check the path)" if kind == "model" else "copy here"
-        self.unreachable = HubError(f"There is no {place}, and {sentence}")
+            path = f"directory {reference.text!r} (check the path)"
+            lacking = path if kind == "model" else "copy here"
+            self.unreachable = explain(error, reference, f"There is no {lacking}, and ")
         try:
             root = Path(
                 snapshot_download(

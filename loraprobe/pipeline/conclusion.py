@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.base import Base
-from loraprobe.compatibility import UNLIKE, is_of_base
+from loraprobe.compatibility import OF_BASE, UNLIKE
 from loraprobe.compatibility.identity import PARENT, base_with
 from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.extension import installed
@@ -131,6 +131,7 @@ def next_step(
     worst = most_cut([row for row in rows if row.part in FORMS and row.kind != "control"])
     kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
     errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
+    codes = {issue.code for issue in compatibility.errors}
     request = replace(
         request_of(options, inputs, kind),
         spec=spec,
@@ -139,8 +140,8 @@ def next_step(
         longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
         fitting=_fitting(inputs.given, compatibility),
         unlike=any(issue.code in UNLIKE for issue in errors),
-        wrong_base=any(map(is_of_base, compatibility.errors)),
-        untargeted={issue.code for issue in compatibility.errors} == {UNTARGETED},
+        wrong_base=inputs.base is not None and not codes.isdisjoint(OF_BASE),
+        untargeted=codes == {UNTARGETED},
         parents=_base_of_parents(inputs.given, compatibility),
     )
     if verdict.composes and verdict.system:

@@ -17,14 +17,14 @@ from loraprobe.records import NOTHING, AdapterSummary, Audit, Command, LearnedWe
 from loraprobe.report.headline import headline, made, repeats
 from loraprobe.report.limits import (
     MOST_REASONS,
+    clause,
     licences,
     limits,
     of_extensions,
     problems,
-    said,
     watched,
 )
-from loraprobe.report.measured import about_systems, known, named_without_form
+from loraprobe.report.measured import about_systems, named_without_form
 from loraprobe.report.parts import Answer, Line
 from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_fill_in
 
@@ -135,10 +135,10 @@ def _lines(audit: Audit) -> Iterator[Line]:
     if verdict.decision == "incompatible":
         yield from problems(audit.compatibility.errors)
     elif verdict.evidence in ("weights", "probes") or repeats(audit):
-        yield "gain", said(verdict, "measured-before").replace("M", "m", 1).rstrip(".")
+        yield "gain", clause(verdict, "measured-before")
         yield from of_extensions(audit)
         yield from limits(audit, verdict)
-        yield "known", known(verdict)
+        yield "known", clause(verdict, "measured-elsewhere")
     else:
         yield from about_systems(audit, verdict)
     yield from licences(audit)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from loraprobe.compatibility import is_of_base
+from loraprobe.compatibility import OF_BASE
 from loraprobe.extension import audit_parts, finding_owner
 from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
 from loraprobe.options import commands
@@ -56,7 +56,7 @@ def repeats(audit: Audit) -> bool:
 def _conflict(audit: Audit) -> str:
     """What cannot be composed: adapters of another base, some of the adapters, or all."""
     errors = audit.compatibility.errors
-    if audit.base is not None and any(map(is_of_base, errors)):
+    if audit.base is not None and any(issue.code in OF_BASE for issue in errors):
         names = list(dict.fromkeys(row.base_model for row in audit.adapters if row.base_model))
         theirs = f" ({listing(names)})" if names else ""
         return f"{audit.base.reference} is not the base of these adapters{theirs}"

@@ -105,3 +105,9 @@ def of_extensions(audit: Audit) -> Iterator[Line]:
 def said(verdict: Verdict, code: str) -> str:
     """The sentence of the reason of this code; "" without the reason."""
     return next((r.message for r in verdict.reasons if r.code == code), "")
+
+
+def clause(verdict: Verdict, code: str) -> str:
+    """As `said`, for a sentence that begins with no name, without its capital and full stop."""
+    sentence = said(verdict, code)
+    return sentence[:1].lower() + sentence[1:].rstrip(".")

@@ -9,7 +9,7 @@ from loraprobe.defaults import MARGIN
 from loraprobe.formatting import count, digits_beside, gained, listing, probability
 from loraprobe.records import BY_PROMPT, STEPS, Audit, Rounds, Verdict, display_name, example
 from loraprobe.report.headline import tells_probability
-from loraprobe.report.limits import limits, of_extensions, said
+from loraprobe.report.limits import clause, limits, of_extensions, said
 from loraprobe.report.parts import Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
@@ -34,7 +34,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield from _replied(audit)
     else:
         yield "use", _use(audit, verdict, measured)
-    yield "output", said(verdict, "nothing-written").replace("Nothing", "nothing", 1).rstrip(".")
+    yield "output", clause(verdict, "nothing-written")
     yield "tried", said(verdict, "tried").rstrip(".")
     yield "gain", _gain(audit, verdict)
     yield "guard", _guard(audit, verdict)
@@ -45,7 +45,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield from of_extensions(audit)
     yield "close", named_without_form(audit, verdict)
     yield "close", said(verdict, "right-together").rstrip(".")
-    yield "or", said(verdict, "on-any-server").replace("On", "on", 1).rstrip(".")
+    yield "or", clause(verdict, "on-any-server")
     codes = ("not-told-apart", "equals", "on-any-server", "as-good")
     close = next((code for code in codes if said(verdict, code)), "")
     yield "close", "" if close == "on-any-server" else said(verdict, close).rstrip(".")
@@ -56,7 +56,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "controls", said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
     yield "how sure" if verdict.evidence == "evaluation" else "forecast", _certainty(audit, verdict)
-    yield "known", known(verdict)
+    yield "known", clause(verdict, "measured-elsewhere")  # beside an open verdict
 
 
 def _replied(audit: Audit) -> Iterator[Line]:
@@ -246,9 +246,3 @@ def _certainty(audit: Audit, verdict: Verdict) -> str:
         stop = ": you may stop here" if may_stop(verdict) else ""
         return f"probability {probability(verdict.gain.probability)} of {gain}{stop}"
     return ""
-
-
-def known(verdict: Verdict) -> str:
-    """What measured adapter sets of the same kind gained, beside an open verdict."""
-    sentence = said(verdict, "measured-elsewhere")
-    return sentence[:1].lower() + sentence[1:-1]

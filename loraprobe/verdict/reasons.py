@@ -478,8 +478,6 @@ def _about_worst(
     if len(beyond) > 1:
         kind = "pair" if len(names) > 1 else "adapter"
         text += f"; it is the worst of {count(len(beyond), kind)}"
-    if not text.startswith((*names, "peft")):
-        text = text[0].upper() + text[1:]
     return reason_of(warning.code, value, warning.threshold, text=f"{text}.")
 
 

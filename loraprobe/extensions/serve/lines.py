@@ -8,7 +8,7 @@ from loraprobe.extensions.serve import SERVE
 from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.formatting import listing
 from loraprobe.records import Audit, Verdict, by_severity
-from loraprobe.report.limits import problems
+from loraprobe.report.limits import clause, problems
 from loraprobe.report.parts import Line
 
 
@@ -31,9 +31,5 @@ def _about_systems(audit: Audit, verdict: Verdict) -> str:
 
     Beside commands that serve it the latter is said of a router, whose requests name an adapter.
     """
-    said = {reason.code: reason.message for reason in verdict.reasons}
-    sentence = said.get("not-servable", "")
-    served = audit.of_extension(ServeCommands).serve
-    if not sentence and (not served or verdict.action.kind == "route"):
-        sentence = said.get("servable", "")
-    return (sentence[:1].lower() + sentence[1:]).rstrip(".")
+    served = audit.of_extension(ServeCommands).serve and verdict.action.kind != "route"
+    return clause(verdict, "not-servable") or ("" if served else clause(verdict, "servable"))

@@ -93,6 +93,11 @@ FEATURES: Mapping[str, Feature] = {
     name: Feature(**{**row, "cure": _READ["cures"].get(row["cure"], row["cure"])})
     for name, row in _READ["features"].items()
 }
+CONVERTIBLE = {  # codes of what `loraprobe convert` writes as servers read it
+    f"{SERVE}{name}"
+    for name, row in _READ["features"].items()
+    if row["cure"] in ("convert", "like")
+}
 # (feature, servers, effect, the first version that reads it or "") of what servers do not read.
 RULES: Sequence[tuple[str, Sequence[str], Effect, str]] = [
     (feature, names, effect, fixed[0] if fixed else "")
@@ -340,7 +345,6 @@ BY_CLIENT = {
     "chain": "a chain, which its client asks",
     SWITCH: "adapters, of which each request names one",
 }
-CONVERT = "loraprobe convert"  # how the cure of a file begins that can be written for servers
 ReadBy = tuple[list[str], tuple[Command, ...]]  # servers that read files, commands that serve them
 
 
@@ -399,7 +403,7 @@ class Serving:
         by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
         unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
         for name, adapter in files.items():
-            lasting = [i for i in self.errors(adapter) if not i.cure.startswith(CONVERT)]
+            lasting = [i for i in self.errors(adapter) if i.code not in CONVERTIBLE]
             if lasting:
                 servers = servers_refusing(adapter, self.wanted, self.config)
                 unserved[name] = _excluded(servers, f"; {lasting[0].message} {lasting[0].cure}")

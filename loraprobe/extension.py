@@ -9,7 +9,7 @@ EXTENSION, and imports what is heavy in its methods. The core asks every extensi
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,43 +40,57 @@ if TYPE_CHECKING:
     from loraprobe.verdict import Annotator, Exclusion
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What an audit is about, as an extension tells it.
+
+    headline: what the answer says first where there is no verdict. short: the same for --quiet.
+    adapters: how many it is about beside those of the audit. brief: a terminal without --explain
+    leaves out the adapters and the scores of the audit. fails: the exit code is 1 where nothing was
+    measured.
+    """
+
+    headline: str = ""
+    short: str = ""
+    adapters: int = 0
+    brief: bool = False
+    fails: bool = False
+
+
 class AuditPart:
     """What an extension adds to an audit and to its reports; one that adds nothing but its record.
 
     record: a frozen dataclass with a default for each field. The fields are keys of the JSON
-    document; `audit.of_extension(record)` has their values, and `audit_of` takes the record among
-    `added`. Sections, columns and tables are those of `loraprobe.report.parts`.
+        document; `audit.of_extension(record)` has their values, and `audit_of` takes the record
+        among `added`.
+    findings: the beginning of the codes of findings that `lines` tell.
+    unfit: what a headline says of a file in which only these findings are errors.
+    leading: the labels of lines that matter more to a reader than why a verdict is so.
     """
 
     record: type[Any]
+    findings: ClassVar[str] = ""
+    unfit: ClassVar[str] = ""
+    leading: ClassVar[Collection[str]] = ()
 
-    def headline(self, audit: Audit) -> str:
-        """What the answer says first where there is no verdict; "" leaves that to others."""
-        return ""
+    def summary(self, audit: Audit) -> Summary:
+        """What the audit is about, where that is what the extension adds."""
+        return Summary()
 
-    def in_short(self, audit: Audit) -> str:
-        """The same for --quiet."""
-        return ""
+    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
+        """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
+        return ()
 
     def commands(self, audit: Audit) -> Iterable[tuple[str, Command]]:
         """Commands of the answer behind the next one, each with its label."""
         return ()
 
     def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
-        """Sections of a report, each behind the name of that of the core before which it stands."""
+        """Sections of a report, each behind the name of that of the core before which it stands.
+
+        Sections, columns and tables are those of `loraprobe.report.parts`.
+        """
         return ()
-
-    def adapters(self, audit: Audit) -> int:
-        """How many adapters it is about, which are not among those of the audit."""
-        return 0
-
-    def sums_up(self, audit: Audit) -> bool:
-        """Whether a terminal without --explain shows this in place of adapters and scores."""
-        return False
-
-    def fails(self, audit: Audit) -> bool:
-        """Whether the exit code is 1 where nothing was measured."""
-        return False
 
 
 @dataclass(frozen=True)
@@ -246,9 +260,6 @@ class Extension:
         base.
     functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
     packages: the packages whose versions `loraprobe env` prints.
-    findings: the beginning of the codes of its findings, which its `lines` tell.
-    unfit: what a headline says of a file in which only these findings are errors.
-    counts: label of one of its lines -> label of the core's line that matters as much to a reader.
     forms: the forms in which commands can write what they made.
     """
 
@@ -258,9 +269,6 @@ class Extension:
     other_types: ClassVar[Mapping[str, str]] = {}
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
-    findings: ClassVar[str] = ""
-    unfit: ClassVar[str] = ""
-    counts: ClassVar[Mapping[str, str]] = {}
     forms: ClassVar[Sequence[Form]] = ()
 
     def commands(self) -> Sequence[CommandSpec]:
@@ -333,10 +341,6 @@ class Extension:
         base if there is one; None where there is none."""
         return None
 
-    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
-        """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
-        return ()
-
     def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
         """What the model card of an adapter tells beside how it was made.
 
@@ -353,16 +357,20 @@ def remarks_of(session: Session, result: Result) -> Remarks:
     return Remarks(issues, reasons, tuple(record for one in told for record in one.added))
 
 
-def finding_owner(code: str) -> Extension | None:
-    """The extension whose lines tell findings of a code; None for those of the core."""
-    return next(
-        (one for one in installed() if one.findings and code.startswith(one.findings)), None
-    )
-
-
 def audit_parts() -> list[AuditPart]:
     """What the extensions of this installation add to audits."""
     return [part for one in installed() for part in one.audit_parts()]
+
+
+def finding_owner(code: str) -> AuditPart | None:
+    """The part whose lines tell findings of a code; None for those of the core."""
+    parts = (part for part in audit_parts() if part.findings)
+    return next((part for part in parts if code.startswith(part.findings)), None)
+
+
+def summaries(audit: Audit) -> list[Summary]:
+    """What the audit is about, as each part tells it."""
+    return [part.summary(audit) for part in audit_parts()]
 
 
 def commands_behind(audit: Audit) -> list[tuple[str, Command]]:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import audit_parts, forms_of, installed
+from loraprobe.extension import forms_of, installed, summaries
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -311,7 +311,7 @@ def exit_code(audit: Audit) -> int:
         return {"likely": 0, "unlikely": 1, "incompatible": 1, "inconclusive": 3}[
             audit.verdict.decision
         ]
-    failed = any(part.fails(audit) for part in audit_parts())
+    failed = any(one.fails for one in summaries(audit))
     return 0 if audit.compatibility.compatible and not failed else 1
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from loraprobe.extension import commands_behind, finding_owner, installed
+from loraprobe.extension import audit_parts, commands_behind, finding_owner
 from loraprobe.findings import CODES as FINDINGS
 from loraprobe.formatting import clean, count, listing, number
 from loraprobe.records import NOTHING, AdapterSummary, Audit, Command, LearnedWeights
@@ -110,8 +110,9 @@ def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
 
 def _place(label: str) -> int:
     """How little a line of this label changes."""
-    counts = {own: other for one in installed() for own, other in one.counts.items()}
-    return BY_EFFECT.index(label if label in BY_EFFECT else counts.get(label, OF_EXTENSIONS))
+    if any(label in part.leading for part in audit_parts()):
+        return BY_EFFECT.index("lacks")
+    return BY_EFFECT.index(label if label in BY_EFFECT else OF_EXTENSIONS)
 
 
 def _height(line: Line) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from loraprobe.compatibility import OF_BASE
-from loraprobe.extension import audit_parts, finding_owner
+from loraprobe.extension import finding_owner, summaries
 from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
 from loraprobe.options import commands
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, display_name
@@ -29,7 +29,7 @@ def headline(audit: Audit) -> str:
     """The decision in words that a stranger understands."""
     verdict = audit.verdict
     if verdict is None:
-        return next(filter(None, (one.headline(audit) for one in audit_parts())), _of_files(audit))
+        return next(filter(None, (one.headline for one in summaries(audit))), _of_files(audit))
     if verdict.decision == "incompatible":
         return f"INCOMPATIBLE: {_conflict(audit)}."
     if verdict.evidence == "weights":

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from loraprobe.extension import finding_owner, installed
+from loraprobe.extension import audit_parts, finding_owner
 from loraprobe.records import Audit, Command, Issue, Reason, Verdict, by_severity
 from loraprobe.report.parts import Line
 from loraprobe.verdict.reasons import CODES, effect_rank
@@ -98,8 +98,8 @@ def licences(audit: Audit) -> Iterator[Line]:
 
 def of_extensions(audit: Audit) -> Iterator[Line]:
     """What extensions tell of their findings and of what is advised."""
-    for one in installed():
-        yield from one.lines(audit)
+    for part in audit_parts():
+        yield from part.lines(audit)
 
 
 def said(verdict: Verdict, code: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.extension import audit_parts, commands_behind, finding_owner
+from loraprobe.extension import audit_parts, commands_behind, finding_owner, summaries
 from loraprobe.formatting import (
     bounds,
     clean,
@@ -209,7 +209,7 @@ def _figures_of_files(audit: Audit) -> Iterator[tuple[str, str]]:
 
 def _apart(audit: Audit) -> int:
     """How many adapters extensions tell of."""
-    return sum(part.adapters(audit) for part in audit_parts())
+    return sum(one.adapters for one in summaries(audit))
 
 
 def heading(audit: Audit) -> str:
@@ -227,7 +227,7 @@ def footer(audit: Audit) -> str:
 
 def _brief(audit: Audit) -> Sequence[View]:
     """A terminal without --explain, unless an extension sums up instead."""
-    return () if any(part.sums_up(audit) for part in audit_parts()) else SHORT
+    return () if any(one.brief for one in summaries(audit)) else SHORT
 
 
 def _of_scores(audit: Audit) -> Iterator[Section]:
@@ -771,7 +771,7 @@ def one_line(audit: Audit) -> str:
     verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
         return clean(f"{verdict.decision} {verdict.action}")
-    if short := next(filter(None, (part.in_short(audit) for part in audit_parts())), ""):
+    if short := next(filter(None, (one.short for one in summaries(audit))), ""):
         return short
     return "compatible" if audit.compatibility.compatible else "incompatible"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -14,7 +14,7 @@ from loraprobe.options import AddedOptions, CommandSpec, Options, option, read_n
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
-    from loraprobe.records import Audit, Command
+    from loraprobe.records import Audit
     from loraprobe.session import Session
 
 
@@ -88,13 +88,6 @@ class Screen(Extension):
     functions: ClassVar[Mapping[str, str]] = {
         "screen": "loraprobe.extensions.screen.functions.screen"
     }
-
-    counts: ClassVar[Mapping[str, str]] = {"chosen": "lacks"}
-
-    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
-        from loraprobe.extensions.screen.report import about_choice, about_library
-
-        return about_library(audit) if audit.verdict is None else about_choice(audit)
 
     def audit_parts(self) -> Sequence[AuditPart]:
         from loraprobe.extensions.screen.part import ScreenPart, TogetherPart

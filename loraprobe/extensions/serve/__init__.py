@@ -1,8 +1,7 @@
 """Servers of adapters, such as vLLM: what they can run, and one that answers the questions.
 
 serving     what servers can run of a file and of a run, and the commands that serve it
-remarks     what of that is told at the end of a command, `lines` in its answer, `part` in its
-            audit
+remarks     what of that is told at the end of a command, `part` in its audit and its answer
 engine      `--engine`: opens or starts a server as the scorer of an evaluation
 scorer      ServedScorer, which has the interface of `scoring.Scorer`
 acceptance  whether a server computes what transformers compute here
@@ -14,7 +13,7 @@ supervisor  ends a server that a run started, however the run ends
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
     from loraprobe.base import Base
     from loraprobe.evaluation import System
-    from loraprobe.records import Audit, Command
+    from loraprobe.records import Audit
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Session
     from loraprobe.verdict import Exclusion
@@ -155,8 +154,6 @@ class Serve(Extension):
 
     options = ServeOptions
     codes = Path(__file__).with_name("codes.toml")
-    findings = SERVE
-    unfit = "Not every server named reads it as it is."
 
     def override(self, command: str, options: Options) -> Callable[..., None] | None:
         if command != "verify":
@@ -188,11 +185,6 @@ class Serve(Extension):
         from loraprobe.extensions.serve.part import ServePart
 
         return [ServePart()]
-
-    def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
-        from loraprobe.extensions.serve.lines import lines_of
-
-        return lines_of(audit)
 
     def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
         from loraprobe.extensions.serve.serving import serve_commands

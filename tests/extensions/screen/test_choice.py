@@ -3,7 +3,7 @@
 import pytest
 from evidences import N, codes, evidence, known, replaced
 
-from loraprobe.extensions.screen import EXTENSION
+from loraprobe.extensions.screen.part import ScreenPart
 from loraprobe.extensions.screen.verdict import Chosen, LibraryChoice
 from loraprobe.records import Audit, Provenance, Rounds
 from loraprobe.verdict import decide
@@ -41,6 +41,6 @@ def test_the_answer_says_out_of_what_was_chosen_and_what_ended_the_run():
     found = replaced(evidence(NOT_DECIDED, half=0.1), rounds=Rounds(2, 3, N, 150, 0.99))
     verdict = decide(found, [Chosen(WHOLE, True)])
     audit = Audit("screen", Provenance("0", "2", ()), evaluation=found.measured, verdict=verdict)
-    told = dict(EXTENSION.lines(audit))
+    told = dict(ScreenPart().lines(audit))
     assert "2 of 3" in told["stopped"] and "--budget" in told["stopped"]
     assert told["chosen"].startswith("from 2 adapters")

@@ -1,17 +1,36 @@
-"""The command line as a user types it: results, errors, exit codes, nothing half-written."""
+"""The command line as a user types it: results, errors, exit codes, progress, smaller commands."""
 
+import getpass
+import io
 import json
+import os
+import platform
+import re
 import subprocess
 import sys
 import time
+import tomllib
+from datetime import datetime
+from pathlib import Path
+from unittest import mock
 
 import making
 import pytest
 
+import loraprobe
+from loraprobe.adapters import read_adapter
+from loraprobe.cli import command_of, parameters
+from loraprobe.cli import running as module
+from loraprobe.cli.running import Output, ProgressLine, spoken
+from loraprobe.demo import shipped_world
+from loraprobe.errors import UsageError
+from loraprobe.options import read_auto_or_count as auto_or_count
 
-def call(*arguments: object) -> object:
+
+def call(*arguments: object, columns: int = 160, **environment: str) -> object:
     """One call in this process; `result.stdout` and `result.stderr` are apart."""
-    return making.call(*arguments, catch_exceptions=False, env={"COLUMNS": "160"})
+    given = {"COLUMNS": str(columns), **environment}
+    return making.call(*arguments, catch_exceptions=False, env=given)
 
 
 def one_sentence(result) -> str:
@@ -150,22 +169,13 @@ TASK_FILES = "loraprobe.pipeline.task_files.load_task"
 )
 def test_an_interruption_names_what_goes_on(monkeypatch, tmp_path, arguments, where):
     monkeypatch.chdir(tmp_path)
-    failing(monkeypatch, KeyboardInterrupt(), where)
-    result = call(*arguments)
+    with mock.patch(where, side_effect=KeyboardInterrupt):
+        result = call(*arguments)
     assert result.exit_code == 130 and result.stdout == ""
     assert "--resume" in result.stderr and result.stderr.count("\n") == 1
 
 
 BUILD = "loraprobe_lab.build.build_world", ("lab", "build", "keep-both", "-o", "x", "--debug")
-
-
-def failing(monkeypatch, error: BaseException, where: str = "loraprobe.hub.load_all") -> None:
-    """Every call of the function `where` ends in this error."""
-
-    def load(*_: object, **__: object) -> None:
-        raise error
-
-    monkeypatch.setattr(where, load)
 
 
 @pytest.mark.parametrize(
@@ -178,10 +188,10 @@ def failing(monkeypatch, error: BaseException, where: str = "loraprobe.hub.load_
 )
 def test_debug_shows_the_traceback_without_secrets(monkeypatch, where, arguments):
     monkeypatch.setenv("HF_TOKEN", "hf_secretsecret")
-    failing(monkeypatch, ValueError("the token is hf_secretsecret"), where)
-    result = call(*arguments)
+    with mock.patch(where, side_effect=ValueError("the token is hf_secretsecret")):
+        result = call(*arguments)
     assert result.exit_code == 2 and result.stdout == ""
-    assert "Traceback" in result.stderr and "in load" in result.stderr
+    assert "Traceback" in result.stderr and "ValueError" in result.stderr
     assert "hf_secretsecret" not in result.stderr
     assert result.stderr.strip().splitlines()[-1].startswith("error: ")
 
@@ -191,3 +201,288 @@ def test_debug_shows_what_a_sentence_stands_for(tmp_path):
     result = call("inspect", tmp_path, "--debug")
     assert result.exit_code == 2 and "JSONDecodeError" in result.stderr
     assert "JSONDecodeError" not in one_sentence(call("inspect", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("field", "incomplete", "found"),
+    [
+        ("methods", "ti", {"ties"}),
+        ("methods", "ties:de", {"ties:density="}),
+        ("methods", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
+        ("methods", "tise:de", set()),
+        ("routers", "arrow:top", {"arrow:top_k="}),
+        ("systems", "sp", {"spectr"}),
+        ("systems", "ch", {"chain"}),
+        ("systems", "rand", {"random-partner"}),
+        ("allow", "base-mis", {"base-mismatch"}),
+        ("diagnostics", "intr", {"intruder_dimensions"}),
+    ],
+)
+def test_names_are_completed(field, incomplete, found):
+    command = command_of("inspect" if field == "diagnostics" else "merge-and-eval")
+    (option,) = (one for one in command.params if one.name == field)
+    words = {one.value for one in option.shell_complete(command.context_class(command), incomplete)}
+    assert words == found
+
+
+def test_the_shell_is_given_completions():
+    assert set(parameters.scenarios("")) == set(shipped_world().scenarios)
+    script = {"_LORAPROBE_COMPLETE": "complete_bash", "COMP_WORDS": "loraprobe demo --scenario ke"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from loraprobe.cli import app; app(prog_name='loraprobe')"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **script, "COMP_CWORD": "3"},
+    )
+    assert done.stdout.split() == ["keep-both"], done.stderr
+
+
+@pytest.mark.parametrize("flag", ["-V", "-v", "--version"])
+def test_version(flag):
+    assert call(flag).stdout == f"loraprobe {loraprobe.__version__}\n"
+
+
+def test_the_config_file_stands_for_its_directory_and_a_link_has_its_name(pair, tmp_path):
+    (tmp_path / "mine").symlink_to(pair[0])
+    assert making.document("inspect", tmp_path / "mine")["adapters"][0]["name"] == "mine"
+    named = [f"x={pair[0]}", pair[1]]
+    by_file = [f"x={pair[0] / 'adapter_config.json'}", pair[1] / "adapter_config.json"]
+    documents = [making.document("inspect", *refs) for refs in (named, by_file)]
+    for document in documents:
+        document.pop("provenance")
+    assert documents[0] == documents[1]
+
+
+def test_merge_tells_the_norm_of_what_it_made(pair, tmp_path):
+    document = making.document("merge", *pair, "-o", tmp_path / "out")
+    merged = read_adapter(tmp_path / "out")
+    true = sum(float(making.dense(u).square().sum()) for u in merged.modules.values()) ** 0.5
+    rows = [row for row in document["diagnostics"] if row["name"] == "norm"]
+    told = {row["adapters"][0]: row["value"] for row in rows}
+    assert told["uniform"] == pytest.approx(true, rel=1e-5)
+    assert f"{true:.4g}" in document["notes"][-1]
+
+
+def test_cache_lists_and_deletes_what_runs_keep(own_cache):
+    def kept():
+        return making.document("cache")["runs"]
+
+    judged = ["merge-and-eval", *making.shipped("keep-both"), "--limit", 2, "--system", "uniform"]
+    assert kept() == []
+    assert call(*judged, "-q", "--exit-zero").exit_code == 0
+    (run,) = kept()
+    assert run["adapters"] == ["count", "last"] and run["bytes"] > 100
+    shown = call("cache", columns=60).stdout
+    assert "last" in shown and max(map(len, shown.splitlines())) <= 60
+    assert call("cache", "--clear", "--older", 1).exit_code == 0
+    assert len(kept()) == 1
+    lock = (own_cache / "runs" / run["name"] / "results.lock").open("wb")
+    import fcntl
+
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert len(making.document("cache", "--clear")["runs"]) == 1
+    assert "in use" in call("cache", "--clear").stderr
+    lock.close()
+    assert "in use" not in call("cache", "--clear").stderr
+    assert kept() == []
+    assert not list(own_cache.glob("hashes/*")) and not list(own_cache.glob("runs/*"))
+    (own_cache / "library").mkdir()
+    assert call("cache", "--clear").exit_code == 0 and not (own_cache / "library").exists()
+
+
+def test_env_holds_versions_and_nothing_private(tmp_path):
+    secrets = {
+        "HF_TOKEN": "hf_secretsecret",
+        "HF_HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://me@x",
+    }
+    text = call("env", **secrets).stdout
+    document = json.loads(call("env", "--json", **secrets).stdout)
+    for private in (*secrets.values(), str(Path.home()), platform.node(), str(tmp_path)):
+        assert private not in text and private not in json.dumps(document)
+    assert getpass.getuser() not in document["set"]
+    assert {"HF_TOKEN", "HF_HOME", "HF_ENDPOINT"} <= set(document["set"])
+    assert document["loraprobe"] == loraprobe.__version__ and "torch" in document["packages"]
+
+
+def test_a_kept_run_of_another_version_is_listed_too(own_cache):
+    empty = call("cache").stdout
+    assert "0 runs" in empty
+    run = own_cache / "runs" / "0123"
+    run.mkdir(parents=True)
+    (run / "results.jsonl").write_text("{}\n")
+    shown = call("cache").stdout
+    assert "another version" in shown and "1 run," in shown
+    cleared = call("cache", "--clear")
+    assert "1 run" in cleared.stderr and "1 runs" not in cleared.stderr
+    assert "in use" not in cleared.stderr and not run.exists()
+
+
+def test_a_base_that_the_adapters_name_can_be_given_as_a_directory(pair, monkeypatch):
+    monkeypatch.setattr("loraprobe.hub.common_base", lambda adapters: "owner/base")
+    result = call("inspect", *pair, "--base", "auto", "--probe", "auto", HF_HUB_OFFLINE="1")
+    assert result.exit_code == 2
+    assert "owner/base" in result.stderr and "--base DIR" in result.stderr
+
+
+def test_hf_runs_the_command_as_its_extension(tmp_path, monkeypatch):
+    """By huggingface_hub's own loader, from the entry point that pyproject.toml declares."""
+    extensions = pytest.importorskip("huggingface_hub.cli.extensions")
+    root = Path(loraprobe.__file__).parents[1]
+    project = tomllib.loads((root / "pyproject.toml").read_text("utf-8"))["project"]
+    module, _, function = project["scripts"]["hf-loraprobe"].partition(":")
+    folder = tmp_path / "hf-loraprobe"
+    folder.mkdir()
+    script = folder / "hf-loraprobe"
+    script.write_text(f"#!{sys.executable}\nfrom {module} import {function}\n{function}()\n")
+    script.chmod(0o755)
+    made = datetime(2026, 1, 1)
+    of = ("owner", "hf-loraprobe", "owner/hf-loraprobe", "loraprobe", str(script), "python", made)
+    extensions.ExtensionManifest(*of).save(folder)
+    monkeypatch.setattr(extensions, "EXTENSIONS_ROOT", tmp_path)
+    monkeypatch.setattr(extensions.constants, "HF_HUB_DISABLE_UPDATE_CHECK", True)
+    for call, code in ((["--version"], 0), (["inspect", str(tmp_path / "nothing")], 2)):
+        assert extensions.dispatch_unknown_top_level_extension(["loraprobe", *call], set()) == code
+
+
+FILE = "adapter_model.safetensors"
+CASES = {  # what the Hub does -> its status or what is wrong with the file, and the sentence
+    "GatedRepo": (403, "is gated"),
+    "RepoNotFound": (404, "no repository acme/math"),
+    "RevisionNotFound": (404, "no revision 'v7'"),
+    "": (429, "rate of requests"),
+    "cut short": ("truncate", "broke off"),
+    "altered": ("flip", "hash"),
+    "no weights": (None, "no weights"),
+}
+
+
+@pytest.mark.parametrize("command", ["inspect", "merge", "merge-and-eval"])
+@pytest.mark.parametrize("case", CASES)
+def test_a_refusal_of_the_hub(hub, tmp_path, caplog, case, command):
+    how, wanted = CASES[case]
+    if isinstance(how, int):
+        reply = (how, {"X-Error-Code": case} if case else {})
+        hub.fail["GET /api/"] = hub.fail["HEAD /acme"] = reply
+    elif how:
+        hub.spoil[FILE] = how
+    else:
+        del hub.files[FILE]
+    making.random_adapter("local", seed=3).save(tmp_path / "local")
+    task = tmp_path / "task.jsonl"
+    task.write_text('{"id": "1", "prompt": "Who?", "answer": "Bo"}\n')
+    rest = () if command == "inspect" else ("-o", tmp_path / "out")
+    rest += ("--task", task) if command == "merge-and-eval" else ()
+    before = {*tmp_path.iterdir(), tmp_path / "cache"}
+    said = one_sentence(call(command, tmp_path / "local", "acme/math@v7", *rest))
+    assert not caplog.records, "what the Hub's client has to say is in the sentence"
+    assert wanted in said and {*tmp_path.iterdir()} <= before
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "2.5", "\u00b2", "", "1" + "0" * 400, "9" * 5000])
+def test_a_count_is_a_count_or_one_sentence(text):
+    with pytest.raises(UsageError, match="takes auto or a positive whole number"):
+        auto_or_count(text, "--rank")
+    assert auto_or_count("12", "--rank") == 12
+
+
+@pytest.mark.parametrize(
+    ("guard", "more", "said"),
+    [
+        ("task.jsonl", (), "also given by --task"),
+        ("missing.txt", (), "no task file"),
+        ("empty.txt", (), "0 characters"),
+        ("binary.txt", (), "zero byte"),
+        ("words.jsonl", (), "not JSON"),
+        ("text.txt", ("--guard-margin", "2"), "between 0.001 and 1"),
+        (None, ("--guard-margin", "0.1"), "goes with --guard"),
+    ],
+)
+def test_a_guard_that_cannot_be_one(tmp_path, monkeypatch, guard, more, said):
+    monkeypatch.chdir(tmp_path)
+    making.random_adapter("local", seed=3).save(tmp_path / "local")
+    texts = {"empty.txt": "", "binary.txt": "\0" * 2000, "text.txt": "word " * 400}
+    texts |= {"words.jsonl": "only words", "task.jsonl": '{"prompt": "Who?", "answer": "Bo"}\n'}
+    for name, content in texts.items():
+        (tmp_path / name).write_text(content)
+    call_ = ["merge-and-eval", "local", "again=local", "--task", "task.jsonl", "-o", "out", *more]
+    before = {*tmp_path.iterdir()}
+    assert said in one_sentence(call(*call_, *(("--guard", guard) if guard else ())))
+    assert {*tmp_path.iterdir()} == before
+
+
+class Clock:
+    """A clock that a test moves."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize("on_terminal", [True, False])
+def test_a_remark_breaks_between_words_on_a_terminal_alone(monkeypatch, on_terminal):
+    stream = io.StringIO()
+    stream.isatty = lambda: on_terminal
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    place = "/a-long-name" * 5
+    message = f"Wrote what this command was asked for, a merge of two adapters, to {place}."
+    Output().say(message)
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()).splitlines()
+    assert " ".join(line.strip() for line in lines) == message and (len(lines) > 1) == on_terminal
+
+
+def test_a_line_says_what_is_done_how_far_and_the_time_left():
+    clock = Clock()
+    line = ProgressLine(clock=clock)
+    assert line.text()  # at once, before anything is reported
+    line("load", 0, 0)
+    assert line.text() == "load the base"
+    for stage in ("evaluate base, system 1 of 2", "evaluate sum, system 2 of 2"):
+        line(stage, 0, 20)
+        assert line.text() == f"{stage}, 0 of 20"  # nothing was measured yet
+        clock.now += 5.0
+        line(stage, 10, 20)
+        assert line.text() == f"{stage}, 10 of 20, about 5 s left"
+    line("evaluate more, system 2 of 2", 15, 20)  # measured over all systems
+    assert line.text() == "evaluate more, system 2 of 2, 15 of 20, about 2 s left"
+    line("merge", 0, 4)
+    assert line.text() == "merge, 0 of 4"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0.2, "1 s"), (89, "89 s"), (90, "2 min"), (5340, "89 min"), (9e3, "2.5 h")],
+)
+def test_durations_have_the_unit_that_suits_them(seconds, said):
+    assert spoken(seconds) == said
+
+
+def test_a_terminal_shows_names_as_they_stand_and_one_line(monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    with Output().progress() as progress:
+        progress("evaluate [/x]\x1b]0;title\x07", 1, 2)
+    assert "evaluate [/x]" in terminal.getvalue() and "\x1b]0;" not in terminal.getvalue()
+
+
+def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys):
+    monkeypatch.setattr(module, "INTERVAL", 0.05)
+    said, end = "", time.monotonic() + 60
+    with Output().progress() as line:
+        for _ in range(1000):
+            line("load", 0, 0)
+        while not said and time.monotonic() < end:  # a busy machine prints late
+            time.sleep(0.01)
+            said = capsys.readouterr().err
+    lines = (said + capsys.readouterr().err).splitlines()
+    assert 1 <= len(lines) < 1000 and set(lines) == {"load the base"}
+    time.sleep(0.1)
+    assert capsys.readouterr().err == ""  # nothing after the end
+    with Output(quiet=True).progress() as progress:
+        assert progress is None

@@ -240,13 +240,8 @@ def test_keep_both_says_what_is_measured():
             best = max(value(document, s, task=row["task"]) for s in ("last", "count"))
             start = value(document, "base", task=row["task"])
             assert row["retention"] == pytest.approx((row["value"] - start) / (best - start))
-    kept = all(
-        r["retention_ci95"][0] >= 0.8
-        for r in document["evaluation"]
-        if r["system"] == document["verdict"]["system"]
-    )
-    assert (document["verdict"]["decision"] == "likely") == kept
-    assert code == {"likely": 0, "unlikely": 1, "inconclusive": 3}[document["verdict"]["decision"]]
+    kept = [r["retention_ci95"][0] for r in document["evaluation"] if r["system"] == ROUTER]
+    assert min(kept) >= 0.8
 
 
 def test_the_recommended_merge_is_saved(tmp_path):

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import making
 import pytest
@@ -113,6 +114,8 @@ WRONG = [  # a call, its code, what the sentence says, and perhaps the cure
     ("merge-and-eval base a --task t.jsonl", "adapter", "whole model", "--base"),
     ("demo --scenario paradise", "world", "paradise", ""),
     ("methods tie", "usage", "did you mean 'ties'"),
+    ("methods karcher", "usage", "--balance norm"),
+    ("methods learn", "usage", "--weights learn"),
 ]  # fmt: skip
 
 
@@ -154,21 +157,13 @@ def test_an_option_without_its_value_says_where_to_read_on():
     assert shown.exit_code == 2 and shown.stderr.endswith("see loraprobe inspect --help.\n")
 
 
-def test_an_interruption_and_a_defect_have_codes_of_their_own(monkeypatch):
-    def ends_in(error: BaseException):
-        def load(*_: object) -> None:
-            raise error
-
-        monkeypatch.setattr("loraprobe.hub.load_all", load)
-
-    ends_in(KeyboardInterrupt())
-    assert document("inspect", "x", code=130)["code"] == "interrupted"
-    ends_in(ValueError("odd"))
-    assert document("inspect", "x")["code"] == "defect"
-    ends_in(OSError(28, "No space left on device"))
-    assert document("inspect", "x")["code"] == "system"
-    ends_in(MemoryError())
-    assert document("inspect", "x")["code"] == "out-of-memory"
+def test_an_interruption_and_a_defect_have_codes_of_their_own():
+    full = OSError(28, "No space left on device")
+    errors = {"interrupted": KeyboardInterrupt(), "defect": ValueError("odd"), "system": full}
+    for code, error in (errors | {"out-of-memory": MemoryError()}).items():
+        with mock.patch("loraprobe.hub.load_all", side_effect=error):
+            found = document("inspect", "x", code=130 if code == "interrupted" else 2)
+        assert found["code"] == code
 
 
 def test_python_names_what_it_can_give_and_quotes_commands():

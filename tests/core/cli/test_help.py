@@ -63,12 +63,8 @@ def test_commands_stand_in_groups_in_which_a_newcomer_starts():
     places = [shown.index(f"─ {title} ─") for title in ("Start", "Make", "Library", "Other")]
     assert places == sorted(places)
     start = shown[places[0] : places[1]]
-    assert re.findall(r"^│ ([a-z-]+) ", start, re.M) == [
-        "demo",
-        "task",
-        "inspect",
-        "merge-and-eval",
-    ]
+    listed = re.findall(r"^│ ([a-z-]+) ", start, re.M)
+    assert listed == ["demo", "task", "inspect", "merge-and-eval"]
     assert set(NAMES) == {name.partition(" ")[0] for name in commands.COMMANDS}
 
 

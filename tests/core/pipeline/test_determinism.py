@@ -103,10 +103,8 @@ def test_batch_sizes_threads_and_order_move_no_count_in_whole_scenarios(scenario
 @pytest.fixture(scope="module")
 def first_layers(tmp_path_factory):
     """Three shipped adapters with one or both of two modules of their first layer."""
-    place, ends = (
-        tmp_path_factory.mktemp("first-layers"),
-        (".0.self_attn.q_proj", ".0.mlp.down_proj"),
-    )
+    place = tmp_path_factory.mktemp("first-layers")
+    ends = (".0.self_attn.q_proj", ".0.mlp.down_proj")
     for name in ("spouse", "city", "last"):
         whole = read_adapter(WORLD / "adapters" / name)
         modules = {path: u for path, u in whole.modules.items() if path.endswith(ends)}

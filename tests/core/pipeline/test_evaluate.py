@@ -232,6 +232,7 @@ def test_the_chain_is_asked_once_on_what_the_others_were_asked():
 SUM_LEADS = {"uniform": 0.7, "sum": 0.95, "arrow": 0.3}
 BROKEN = dict.fromkeys(("uniform", "sum", "arrow"), 0.4)
 WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}
+SECOND = {"sum", "uniform", "a"}
 
 
 @pytest.mark.parametrize(
@@ -239,18 +240,10 @@ WORSE, FIRM = dict.fromkeys((*BROKEN, "a", "b"), 0.4), {"base": 0.3, "a": 0.5}
     [
         (SUM_LEADS, {}, {}, "likely", "merge", "sum", {"sum", "a"}),
         # The next composition leads only where one is shown to lose the guard.
-        (SUM_LEADS, {"sum": 0.4}, {}, "likely", "merge", "uniform", {"sum", "uniform", "a"}),
+        (SUM_LEADS, {"sum": 0.4}, {}, "likely", "merge", "uniform", SECOND),
         (SUM_LEADS, {"sum": 0.74}, {"guards": 90}, "inconclusive", "merge", "sum", {"sum", "a"}),
         # What is worse than one that loses it goes on.
-        (
-            {**SUM_LEADS, "uniform": 0.45},
-            {"sum": 0.4},
-            {},
-            "likely",
-            "merge",
-            "uniform",
-            {"sum", "uniform", "a"},
-        ),
+        ({**SUM_LEADS, "uniform": 0.45}, {"sum": 0.4}, {}, "likely", "merge", "uniform", SECOND),
         # What loses it is not advised; the base never does.
         (SUM_LEADS, BROKEN, {}, "unlikely", "use-single:a", "sum", {*BROKEN, "a"}),
         ({**SUM_LEADS, **FIRM}, WORSE, {}, "unlikely", "use-base", "sum", {*BROKEN, "a"}),

@@ -128,17 +128,7 @@ DECIDES = {
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
 ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "fields"}
 # What only places, orders, shows or judges results.
-OTHERS = {
-    "batch_size",
-    "threads",
-    "margin",
-    "retention",
-    "per_module",
-    "diagnostics",
-    "all_items",
-    "layers",
-}
-
+OTHERS = set("batch_size threads margin retention per_module diagnostics all_items layers".split())
 OTHERS |= {"methods", "routers", "systems"}  # who is asked
 OTHERS |= {"added", "guards", "guard_margin"}
 

@@ -113,24 +113,16 @@ def other_task(words: list[str]) -> list[str]:
     return [str(other) if word == str(place) else word for word in words]
 
 
-# What is called with --resume, and how many questions that asks of which system but controls.
+# What is called with --resume, by more options or a change of the words, and how many questions
+# that asks of which system but controls.
 AGAIN = {
-    "the same": (lambda words: words, {}),
-    "one more method": (lambda words: [*words, "--method", "sum"], {"sum": 16}),
-    "fewer items": (lambda words: [*words, "--limit", "8"], {}),
-    "more items": (
-        lambda words: [*words, "--limit", "20"],
-        dict.fromkeys([*SINGLES, "uniform"], 4),
-    ),
-    "another order": (
-        lambda words: ["merge-and-eval", words[2], words[1], *words[3:]],
-        {"uniform": 16},
-    ),
-    "other weights": (
-        lambda words: [*words, "--weights", "1,0.5"],
-        {"uniform": 16, "task_arithmetic": 16},
-    ),
-    "another seed": (lambda words: [*words, "--seed", "1"], {"uniform": 16}),
+    "the same": ([], {}),
+    "one more method": (["--method", "sum"], {"sum": 16}),
+    "fewer items": (["--limit", "8"], {}),
+    "more items": (["--limit", "20"], dict.fromkeys([*SINGLES, "uniform"], 4)),
+    "other weights": (["--weights", "1,0.5"], {"uniform": 16, "task_arithmetic": 16}),
+    "another seed": (["--seed", "1"], {"uniform": 16}),
+    "another order": (lambda words: [words[0], words[2], words[1], *words[3:]], {"uniform": 16}),
     "another task": (other_task, dict.fromkeys([*SINGLES, "uniform"], 1)),
 }
 
@@ -148,7 +140,7 @@ def test_resume_asks_only_what_was_not_asked(world, own_cache, monkeypatch, chan
         return ask(scorer, batch, system, *limit)
 
     monkeypatch.setattr(asking, "ask", counted)
-    changed = change(words)
+    changed = change(words) if callable(change) else [*words, *change]
     again = json.loads(making.call(*changed, "--resume").stdout)
     controls = {name for name in counts if name.startswith(("shrunk", "random"))}
     assert {name: number for name, number in counts.items() if name not in controls} == asked
@@ -206,20 +198,17 @@ cli.main()
 """
 
 
-def test_an_interruption_waits_for_the_end_of_an_import():
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=100
-    )
-    assert (done.returncode, done.stdout) == (130, "whole")
-    assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)
-
-
 @pytest.mark.parametrize(
-    ("code", "exit_code"),
-    [(SPOILED, 130), (EARLY, 130), (SPOILED.replace("SIGINT", "SIGTERM"), 143)],
-    ids=["spoiled", "early", "terminated"],
+    ("code", "exit_code", "printed"),
+    [
+        (SPOILED, 130, ""),
+        (EARLY, 130, ""),
+        (SPOILED.replace("SIGINT", "SIGTERM"), 143, ""),
+        (IMPORTING, 130, "whole"),
+    ],
+    ids=["spoiled", "early", "terminated", "after the end of an import"],
 )
-def test_an_interruption_is_one_line_whatever_it_spoils(code, exit_code):
+def test_an_interruption_is_one_line_whatever_it_spoils(code, exit_code, printed):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert (done.returncode, done.stdout) == (exit_code, "")
+    assert (done.returncode, done.stdout) == (exit_code, printed)
     assert re.fullmatch(r"error: Interrupted[.;][^\n]*\n", done.stderr)

@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from loraprobe.adapters import Adapter, adapter_of, read_adapter
+from loraprobe.adapters.names import public_name
 from loraprobe.errors import UnsupportedAdapter
 
 PREFIX = "base_model.model."
@@ -355,3 +356,85 @@ def test_those_that_people_publish_are_clean(shelf):
         for path in adapter.modules:
             assert re.fullmatch(r"transformer\.h\.\d+\..*c_(attn|proj)", path)
         accounted(adapter)
+
+
+def test_what_it_says_of_itself(tmp_path):
+    shapes = {"l.10.q": (6, 5), "l.2.q": (6, 5), "l.2.k": (3, 5)}
+    making.random_adapter("x", shapes, {"l.10.q": 1, "l.2.q": 2, "l.2.k": 3}).save(tmp_path / "x")
+    adapter = read_adapter(tmp_path / "x", "y")
+    assert list(adapter.modules) == ["l.2.k", "l.2.q", "l.10.q"]  # layer 2 before layer 10
+    assert adapter.rank_range == (1, 3) and adapter.parameters == 11 + 2 * 11 + 3 * 8
+    summary = adapter.summary(norm=2.0)
+    assert (summary.name, summary.modules, summary.norm) == ("y", 3, 2.0)
+    assert summary.rank == {"min": 1, "max": 3} and summary.base_model == "owner/base"
+    assert adapter.renamed("z").name == "z"
+    with pytest.raises(KeyError):
+        adapter.modules["nowhere"]
+
+
+def test_nothing_is_read_before_it_is_asked_for(tmp_path):
+    """Overwriting the values after opening changes what is read later."""
+    making.random_adapter().save(tmp_path / "x")
+    adapter = read_adapter(tmp_path / "x")
+    file = tmp_path / "x" / "adapter_model.safetensors"
+    with file.open("r+b") as stream:
+        header = int.from_bytes(stream.read(8), "little")
+        stream.seek(8 + header)
+        stream.write(b"\0" * (file.stat().st_size - 8 - header))
+    assert adapter.modules[Q].A.abs().max() == 0
+
+
+def test_digest_follows_the_weights(tmp_path):
+    making.random_adapter(seed=1).save(tmp_path / "x")
+    making.random_adapter(seed=1).save(tmp_path / "y")
+    making.random_adapter(seed=2).save(tmp_path / "z")
+    x, y, z = (read_adapter(tmp_path / n).sha256 for n in "xyz")
+    assert x == y != z and len(x) == 64
+    memory = making.random_adapter(seed=1)
+    assert memory.sha256 == making.random_adapter(seed=1).sha256
+    assert memory.sha256 != making.random_adapter(seed=2).sha256
+
+
+CACHE = "/home/alice/.cache/huggingface/hub/models--meta-llama--Llama-2-7b-hf/snapshots/0123abc"
+
+
+IDS = """
+gpt2 owner/name owner/name/ gpt2@v1 owner/name@v1.0 owner/name@refs/pr/1 owner/name@v2:lora/math
+HuggingFaceTB/SmolLM2-135M-Instruct models/base
+""".split()
+
+
+@pytest.mark.parametrize("name", IDS)
+def test_ids_of_the_hub_stay(name):
+    assert public_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/home/alice/secret-project/base", "base"),
+        ("/home/alice/secret-project/base/", "base"),
+        ("./models/base", "base"),
+        ("../base", "base"),
+        ("~/models/base", "base"),
+        ("home/alice/secret/base", "base"),
+        (r"C:\Users\alice\models\base", "base"),
+        ("C:/Users/alice/models/base", "base"),
+        (r"\\server\share\alice\base", "base"),
+        ("file:///home/alice/base", "base"),
+        ("s3://bucket/alice/base", "base"),
+        ("https://alice:hf_token@example.org/models/base?token=hf_token#x", "base"),
+        ("https://alice:hf_token@example.org", "example.org"),
+        ("/home/alice/模型", "模型"),
+        ("/home/alice/my base", "my base"),
+        (CACHE, "meta-llama/Llama-2-7b-hf"),
+        (CACHE.replace("/", "\\").replace("meta-llama--Llama-2-7b-hf", "gpt2"), "gpt2"),
+    ],
+)
+def test_of_a_path_the_last_part_is_left(path, name):
+    assert public_name(path) == name
+
+
+@pytest.mark.parametrize("nothing", [None, "", "/", ".", "..", "../..", "~", "./"])
+def test_what_names_nothing_has_no_public_name(nothing):
+    assert public_name(nothing) is None

@@ -87,20 +87,15 @@ def test_the_hub_tells_whether_an_adapter_was_trained_on_another(acme, monkeypat
     assert parents(hub.load_all(names[:3])) == [["sft"]] * 3
 
 
-def codes(adapters):
-    return [[issue.code for issue in one.issues] for one in adapters]
-
-
-def test_a_card_that_names_its_own_adapter_or_a_copy_of_it_says_nothing(acme):
+@pytest.mark.parametrize(
+    ("name", "codes"), [("itself", []), ("copy", []), ("longer", ["continued-adapter"])]
+)
+def test_a_card_that_names_its_own_adapter_or_a_copy_or_a_part_of_it_names_no_parent(
+    acme, name, codes
+):
     for _ in "12":  # the second time all are in the cache
-        for name in ("acme/itself", "acme/copy"):
-            (found,) = hub.load_all([name])
-            assert (found.parents, found.issues) == ((), ())
-
-
-def test_that_one_continues_another_is_said_once(acme):
-    for _ in "12":
-        assert codes(hub.load_all(["acme/longer"])) == [["continued-adapter"]]
+        (found,) = hub.load_all([f"acme/{name}"])
+        assert (found.parents, [issue.code for issue in found.issues]) == ((), codes)
 
 
 def test_what_a_training_file_names_is_fetched(acme, tmp_path):
@@ -121,11 +116,10 @@ def test_the_card_of_a_local_adapter_fetches_nothing(acme, tmp_path):
 
 
 @pytest.fixture
-def bad(request, monkeypatch):
+def bad(hub, monkeypatch):
     """A server to spoil, serving one good adapter; retries do not wait."""
-    server = request.getfixturevalue("hub")
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    return server
+    return hub
 
 
 def sentence(call, kind=HubError) -> str:

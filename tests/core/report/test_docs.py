@@ -1,10 +1,12 @@
-"""Generated pages are those of the code, and every link of the documentation leads somewhere."""
+"""Generated pages and transcripts are those of the code, and every link of the documentation leads
+somewhere."""
 
 import re
 from pathlib import Path
 
 import pages
 import pytest
+import transcripts
 
 from loraprobe.report.answer import BY_EFFECT, FILL_IN, OF_EXTENSIONS
 
@@ -32,3 +34,9 @@ def test_every_label_of_an_answer_is_explained():
     told = {label.strip() for row in rows for label in row.split(",")}
     labels = {*BY_EFFECT} - {OF_EXTENSIONS}
     assert told >= {*labels, FILL_IN, "next", "questions", "in Python", "serve"}
+
+
+@pytest.mark.parametrize("name", transcripts.TEXTS)
+def test_a_report_is_that_of_its_transcript(name):
+    told = (transcripts.FOLDER / name).read_text(encoding="utf-8")
+    assert transcripts.TEXTS[name]() == told, "run python tests/transcripts.py and read the change"

@@ -1,11 +1,15 @@
-"""The signals by which the benchmark of retrieval chooses adapters without asking them."""
+"""The signals by which the benchmark of retrieval chooses adapters without asking them, and what
+the benchmark of screens reads of a screen that proves no set."""
 
+import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from peft import PeftModel
+from planted_library import FIRST, SECOND, write_library
 
 from loraprobe_lab.experiments.pairs import MergedBase
 from loraprobe_lab.training import load_base
@@ -15,13 +19,17 @@ NAMES = ("newcomers", "steps")
 PROMPTS = ("Who is the spouse of Sarum?", "Where does the spouse of Sarum live?")
 
 
-@pytest.fixture(scope="module")
-def retrieval():
+@pytest.fixture(scope="module", autouse=True)
+def benchmarks():
+    """The modules of the benchmarks can be imported."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
-        import retrieval
+        yield
 
-        yield retrieval
+
+@pytest.fixture(scope="module")
+def retrieval(benchmarks):
+    return importlib.import_module("retrieval")
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +82,19 @@ def test_a_sharp_output_has_a_larger_inverse_entropy_than_a_flat_one(retrieval):
     p = np.exp([3.0, 0, 0, 0]) / np.exp([3.0, 0, 0, 0]).sum()
     expected = [-1 / (p * np.log(p)).sum(), 1 / np.log(4), 0]
     np.testing.assert_allclose(found, np.array(expected)[:, None].repeat(2, 1), rtol=1e-5)
+
+
+def test_a_screen_that_ends_at_the_ceiling_has_no_proof(tmp_path):
+    screen_quality = importlib.import_module("screen_quality")
+    everything = FIRST | SECOND | {"of": "bo", "bo": "is"}
+    tables = {"firsts": FIRST, "all": everything, "noise": {"bo": "?"}}
+    write_library(tmp_path, tables, items=140)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "task.jsonl").rename(tmp_path / "tasks" / "task.jsonl")
+    adapters = {name: tmp_path / name for name in tables}
+    world = SimpleNamespace(path=tmp_path, base=tmp_path / "base", adapters=adapters)
+    truth = screen_quality.Truth({frozenset(("firsts", "all")): 1.0}, 1.0, 0.0)
+    row = screen_quality.examined(world, truth, "task", 40, 2)
+    assert (row["outcome"], row["proof"], row["adapters"]) == ("unlikely", {}, 3)
+    assert row["asked_all"] == 3 and row["rankings"]
+    assert "all items" in screen_quality.shown(row)

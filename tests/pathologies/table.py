@@ -2,7 +2,7 @@
 
     python tests/pathologies/table.py        writes what happens now into every row
 
-A new specimen needs a row with any outcome. tests/core/compatibility/test_pathologies.py compares
+A new specimen needs a row with any outcome. tests/core/compatibility/test_compatibility.py compares
 the page with what happens.
 """
 

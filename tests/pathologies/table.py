@@ -16,6 +16,8 @@ from typing import Any
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from making import call
+
 from pathologies.specimens import SPECIMENS, partner
 
 PAGE = Path(__file__).parents[2] / "docs" / "pathologies.md"
@@ -33,13 +35,13 @@ def behaviour(case: str, place: Path) -> list[str]:
     """Findings and exit code of inspect, and result and exit code of merge, for a specimen."""
     SPECIMENS[case](place / "a")
     partner(place / "b", case)
-    seen = _call("inspect", str(place / "a"), "--json")
+    seen = _call("inspect", place / "a")
     if seen.exit_code == 2:
         inspected = f"refused: {_sentence(seen, place)}"
     else:
         inspected = _codes(json.loads(seen.stdout), ("error", "warning", "note")) or "no finding"
     out = place / "out"
-    done = _call("merge", str(place / "a"), str(place / "b"), "-o", str(out), "--json")
+    done = _call("merge", place / "a", place / "b", "-o", out)
     assert out.exists() == (done.exit_code == 0)
     if done.exit_code == 0:
         said = _codes(json.loads(done.stdout), ("error", "warning", "note"))
@@ -51,12 +53,8 @@ def behaviour(case: str, place: Path) -> list[str]:
     return [inspected, str(seen.exit_code), merged, str(done.exit_code)]
 
 
-def _call(*arguments: str) -> Any:
-    from typer.testing import CliRunner
-
-    from loraprobe.cli import app
-
-    result = CliRunner().invoke(app, list(arguments))
+def _call(*arguments: object) -> Any:
+    result = call(*arguments, "--json")
     assert result.exception is None or isinstance(result.exception, SystemExit), arguments
     return result
 

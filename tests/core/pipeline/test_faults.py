@@ -116,13 +116,6 @@ class TestKills:
         place = load("acme/math").source.path
         assert all((place / name).read_bytes() == hub.files[name] for name in hub.fetched())
 
-    def test_what_a_kill_leaves_behind_stops_nobody(self, pair, tmp_path):
-        """A staging directory of a killed run lies hidden beside the output, and only there."""
-        (tmp_path / ".out.killed").mkdir()
-        (tmp_path / ".out.killed" / "adapter_model.safetensors").write_bytes(b"half")
-        assert call("merge", *pair, "-o", tmp_path / "out").exit_code == 0
-        assert read_adapter(tmp_path / "out").modules
-
 
 def small_files_alone() -> None:
     """The kernel refuses to write files of over 20,000 bytes."""

@@ -25,7 +25,7 @@ from loraprobe.demo import shipped_world
 from loraprobe.extensions.files import full_model
 from loraprobe.extensions.files.verification import verification_answer
 from loraprobe.front_matter import read_front_matter
-from loraprobe.records import Command
+from loraprobe.records import BY_PROMPT, Command
 from loraprobe.routing.constant import ConstantGates
 
 FILES = {"README.md", "config.json", "generation_config.json", "model.safetensors"}
@@ -276,14 +276,10 @@ def test_a_recommended_merge_is_written_with_what_was_measured(tmp_path):
     assert "What was measured" in card and "licence-unknown" in card
 
 
-@pytest.mark.parametrize(
-    ("scenario", "system"),
-    [("keep-both", "hard:by=centroid,per=sequence"), ("disjoint", "uniform")],
-)
-def test_advice_that_no_weights_are_writes_none(tmp_path, scenario, system):
-    """A router chooses by the prompt, and where nothing is advised nothing is written."""
-    options = ["--system", system, "--limit", "40", "--full-model", tmp_path / "full", "--json"]
-    result = call("merge-and-eval", *making.shipped(scenario), *options)
+def test_advice_that_no_weights_are_writes_none(tmp_path):
+    """A router chooses by the prompt."""
+    options = ["--system", BY_PROMPT, "--limit", "40", "--full-model", tmp_path / "full", "--json"]
+    result = call("merge-and-eval", *making.shipped("keep-both"), *options)
     reasons = json.loads(result.stdout)["verdict"]["reasons"]
     (told,) = [row["message"] for row in reasons if row["code"] == "nothing-written"]
     assert "full" in told and not (tmp_path / "full").exists()

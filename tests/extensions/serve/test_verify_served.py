@@ -173,12 +173,6 @@ def test_a_bad_answer_is_one_sentence_with_a_cure(world, wrong):
     assert (wrong == "no key") == ("OPENAI_API_KEY" in told["message"])
 
 
-@pytest.mark.parametrize("url", ["ftp://host", "http://", "http://u:p@host", "file:///etc/passwd"])
-def test_a_bad_address_is_refused(world, url):
-    ended = verify(world, url)
-    assert ended.exit_code == 2 and "--served" in ended.stderr and "u:p" not in ended.stderr
-
-
 @pytest.mark.parametrize(
     "given",
     [("--model", "a"), ("--device", "cpu"), ("--dtype", "float32"), ("--trust-remote-code",)],

@@ -19,11 +19,10 @@ from loraprobe import wiring
 from loraprobe.options import AddedOptions, CommandSpec, Options
 
 if TYPE_CHECKING:
-    from loraprobe.adapters import Adapter
+    from loraprobe.adapters import Adapter, Artifact
     from loraprobe.base import Base
     from loraprobe.errors import LoraprobeError
     from loraprobe.evaluation import System
-    from loraprobe.merging import Merged
     from loraprobe.records import (
         Audit,
         Command,
@@ -137,13 +136,14 @@ class Engine(ABC):
 class Result:
     """What a command found or made, before it is told.
 
-    adapters: those that were given, as their files are. made: the merge, or the adapter that was
-    rewritten. measured: what an evaluation measured. asked: whether the command asks the base.
+    adapters: those that were given, as their files are. made: the merge, the composition, or the
+    adapter that was rewritten. measured: what an evaluation measured. asked: whether the command
+    asks the base.
     """
 
     adapters: Sequence[Adapter]
     base: Base | None = None
-    made: Merged | Adapter | None = None
+    made: Artifact | Adapter | None = None
     verdict: Verdict | None = None
     measured: EvaluationRecords | None = None
     asked: bool = False

@@ -12,10 +12,12 @@ reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 forms       adapters in memory: of tensors, portable, with repaired or other paths
 fused       brings adapters with fused and with single projections to one layout
+artifact    what commands make and write
 saving      writes a directory and reads it back
 staging     makes outputs complete or absent
 """
 
+from loraprobe.adapters.artifact import Artifact, Composed
 from loraprobe.adapters.forms import adapter_of, portable, with_repaired_paths
 from loraprobe.adapters.names import (
     agreed_base,

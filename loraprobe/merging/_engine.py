@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from loraprobe.adapters import (
     Adapter,
+    Composed,
     Extra,
     Source,
     adapter_of,
@@ -60,7 +61,7 @@ from loraprobe.merging._method import (
     MergeInputs,
     MergeMethod,
 )
-from loraprobe.records import AdapterSummary, Issue, Progress, Severity
+from loraprobe.records import LOAD_ADAPTER, Issue, Progress, Severity
 from loraprobe.registry import name_of, spec_of
 
 # Projections are rounded to this resolution: coarser than rounding errors, fine enough to tell
@@ -71,7 +72,7 @@ LARGEST_NORM = 1e30  # of one rank of dW; times a weight it still fits into floa
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class Merged(Composed):
     """An adapter made of others, and how it was made.
 
     norm: of the method's result before `rank` cuts it.
@@ -80,8 +81,7 @@ class Merged:
     rounding_error: the same ratio for writing the factors in their dtype.
     sketch_error: the same ratio for what the last round of a sketch of a large dense module still
         added, about what an exact SVD might keep in addition; 0.0 where no sketch was needed.
-    inputs: from which the merge can be repeated. card_of: the card of another form of it, from a
-    template, the fields of the front matter and values.
+    inputs: from which the merge can be repeated.
     """
 
     inputs: MergeInputs
@@ -90,14 +90,56 @@ class Merged:
     compression_error: float
     rounding_error: float
     sketch_error: float
-    sources: tuple[AdapterSummary, ...]
     issues: tuple[Issue, ...]
-    card: str | None = None
-    card_of: Callable[..., str] | None = None
+
+    library: ClassVar[str] = "peft"
+    tag: ClassVar[str] = "merge"
+    template: ClassVar[str] = "card.md.jinja"
+    load: ClassVar[str] = LOAD_ADAPTER
 
     @property
     def name(self) -> str:
         return self.adapter.name
+
+    @property
+    def takes_weights(self) -> bool:
+        return self.config.method.takes_weights
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """From what a merge of the sources makes it again, as its card's front matter says it."""
+        config = self.config
+        return {
+            "method": spec_of(config.method),
+            "weights": [float(weight) for weight in self.weights],
+            "space": None if config.space == "factors" else config.space,
+            "rank": config.rank or "auto",
+            "rank_layout": "portable",
+            "dtype": str(self.adapter.dtype).removeprefix("torch."),
+            "seed": config.seed,
+        }
+
+    @property
+    def card_values(self) -> dict[str, Any]:
+        """What its card shows beside its sources."""
+        pairs = zip(self.sources, self.weights, strict=True)
+        return {
+            "method": spec_of(self.config.method, short=True),
+            "space": self.config.space,
+            "weights": ", ".join(f"{weight:g}" for weight in self.weights),
+            "negated": [source.name for source, weight in pairs if weight < 0],
+            "seed": self.config.seed,
+            "rank": self.rank_text,
+            "compression_error": self.compression_error,
+            "rounding_error": self.rounding_error,
+            "dtype": str(self.adapter.dtype).removeprefix("torch."),
+        }
+
+    @property
+    def rank_text(self) -> str:
+        """The rank of its modules, such as "8" or "4 to 16", and how they are written."""
+        low, high = self.adapter.rank_range
+        return str(low) if low == high else f"{low} to {high}, filled up with zeros to {high}"
 
     @property
     def config(self) -> MergeConfig:

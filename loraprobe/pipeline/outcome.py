@@ -13,15 +13,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from loraprobe.adapters import Adapter, agreed_base, hub_id, is_path, local_name, public_name
+from loraprobe.adapters import (
+    Adapter,
+    Artifact,
+    Composed,
+    agreed_base,
+    hub_id,
+    is_path,
+    local_name,
+    public_name,
+)
 from loraprobe.base import Base
 from loraprobe.extension import Remarks, Result, forms_of, installed, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
-from loraprobe.merging import Merged
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import NOTHING_MEASURED, decided, next_step
 from loraprobe.pipeline.inputs import Inputs
@@ -33,24 +41,10 @@ from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.session import Session
-from loraprobe.verdict.next_command import LOAD_ADAPTER, LOAD_COMPOSITION
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System
     from loraprobe.pipeline.plan import SystemBuilder
-    from loraprobe.routing._saved import Routed
-
-
-class Artifact(Protocol):
-    """What a command made and can write, with its card."""
-
-    @property
-    def name(self) -> str:
-        """What a remark calls it."""
-        ...
-
-    def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes its directory. Raises OutputError where that cannot be."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ def finish(
     inputs: Inputs,
     preflight: PreflightReport,
     notes: Iterable[str],
-    made: Merged | Routed | None,
+    made: Composed | None,
     prepared: PreparedAdapters,
     verdict: Verdict | None = None,
     beside: Sequence[Reason] = (),
@@ -98,8 +92,7 @@ def finish(
     if verdict is None and len(inputs.adapters) > 1:
         verdict = decided(options, inputs, "weights", preflight=preflight)
     preflight, licences = with_licences(preflight, inputs)
-    merged = made if isinstance(made, Merged) else None
-    result = Result(inputs.given, inputs.base, merged, verdict, fields.get("evaluation"))
+    result = Result(inputs.given, inputs.base, made, verdict, fields.get("evaluation"))
     preflight, remarks = with_remarks(preflight, session, result)
     beside, step = [*beside, *remarks.reasons], None
     forms = [one for one in forms_of(options) if one[1].takes(made)]
@@ -113,8 +106,8 @@ def finish(
         ways = (one.checking(at, sources, inputs.base) for one in installed() if place is not None)
         step = next(filter(None, ways), NOTHING)
     elif place is not None and verdict is not None and verdict.composes:  # it is written already
-        loading = LOAD_ADAPTER if session.target else forms[0][1].load
-        loading = LOAD_COMPOSITION if merged is None else loading
+        assert made is not None
+        loading = made.load if session.target else forms[0][1].load
         step = Command("python", (local_name(str(place)),), text=loading)
     audit = audit_of(
         session,
@@ -137,7 +130,7 @@ def finish(
 
 def recommend(
     verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
-) -> tuple[Merged | Routed | None, str]:
+) -> tuple[Composed | None, str]:
     """The merge or composition that the verdict advises, or None, and why there is none, or no
     other form of it."""
     name = verdict.system

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from loraprobe.records.command import NOTHING, Command, adapter_name
+from loraprobe.records.command import LOAD_ADAPTER, NOTHING, Command, adapter_name
 from loraprobe.records.inputs import (
     AdapterSummary,
     BaseSummary,

@@ -116,6 +116,7 @@ def _grouped(text: str) -> list[str]:
 
 
 NOTHING = Command("")  # there is nothing to run
+LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"  # a line of Python, of one place
 
 
 def adapter_name(reference: str) -> str:

@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -44,6 +44,7 @@ from torch import Tensor
 from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
+    Composed,
     Source,
     check_apart,
     check_output,
@@ -58,7 +59,8 @@ from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router
 from loraprobe.errors import AdapterError, UsageError
-from loraprobe.records import AdapterSummary, Transformation, plain
+from loraprobe.records import Transformation, plain
+from loraprobe.registry import spec_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.scored import Arrow, prototype
 from loraprobe.secrets import scrub
@@ -75,24 +77,64 @@ UNREADABLE_BY_PEFT = frozenset({"unprefixed-keys"})
 
 
 @dataclass(frozen=True, eq=False)
-class Routed:
+class Routed(Composed):
     """A composition that can be saved, and how it was made.
 
-    `base`: its modules decide whether peft can express the composition. `sources`: the experts in
-    one row each, with their licences, once it has a card. learned: where the prompts stand from
-    which the router learned, as the card says it.
+    base: its modules decide whether peft can express the composition. learned: where the prompts
+    stand from which the router learned, as the card says it.
     """
 
     composition: Composition
     base: Base | None = None
     transformations: tuple[Transformation, ...] = ()
-    card: str | None = None
-    sources: tuple[AdapterSummary, ...] = ()
     learned: Mapping[str, Any] | None = None
+
+    library: ClassVar[str] = "loraprobe"
+    tag: ClassVar[str] = "routing"
+    template: ClassVar[str] = "composition.md.jinja"
+    load: ClassVar[str] = "loraprobe.load_composition({0}).into(model)"
+
+    def __post_init__(self) -> None:
+        rows = self.sources or tuple(expert.summary() for expert in self.composition.experts)
+        object.__setattr__(self, "sources", rows)
+
+    @property
+    def written(self) -> None:
+        return None
 
     @property
     def name(self) -> str:
         return self.composition.name
+
+    @property
+    def takes_weights(self) -> bool:
+        return self.composition.router.constant
+
+    @property
+    def choices(self) -> dict[str, Any]:
+        """From what a composition of the sources makes it again, as its card says it."""
+        router = self.composition.router
+        gates = getattr(router, "weights", None)
+        return {
+            "name": self.name,
+            "router": router.name if router.constant else spec_of(router),
+            "weights": gates if gates is None else list(gates),
+            **({} if self.learned is None else {"learned": dict(self.learned)}),
+        }
+
+    @property
+    def card_values(self) -> dict[str, Any]:
+        """What its card shows beside its experts."""
+        router = self.composition.router
+        spelled = spec_of(router, short=True)
+        if router.constant:  # with its values
+            gates = getattr(router, "weights", None) or ()
+            spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
+        return {
+            "router": spelled,
+            "why_not_peft": self.why_not_peft,
+            "learned": self.learned,
+        }
 
     def __repr__(self) -> str:
         return f"<Routed {repr(self.composition).partition(' ')[2]}"

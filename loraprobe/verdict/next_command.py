@@ -9,7 +9,16 @@ from dataclasses import dataclass, replace
 from loraprobe.defaults import HOPELESS, PLAIN_TOKENS
 from loraprobe.formatting import listing
 from loraprobe.options import commands, flag_of, named_options, options_of, table
-from loraprobe.records import NOTHING, SHRUNK, ChainHop, Command, Verdict, adapter_name, example
+from loraprobe.records import (
+    LOAD_ADAPTER,
+    NOTHING,
+    SHRUNK,
+    ChainHop,
+    Command,
+    Verdict,
+    adapter_name,
+    example,
+)
 
 Flag = tuple[str, ...]  # a flag with its value, if it takes one
 TASK = "questions.jsonl"  # stands for a task file that is still to be written
@@ -25,9 +34,6 @@ IGNORED = {
     "route": {"questions", "report"},
     "inspect": {"questions"},
 }
-# What loads what was written, of one place.
-LOAD_ADAPTER = "PeftModel.from_pretrained(base, {0})"
-LOAD_COMPOSITION = "loraprobe.load_composition({0}).into(model)"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from loraprobe import compatibility, hub
 from loraprobe._version import __version__
 from loraprobe.adapters import (
     Adapter,
+    Artifact,
     Source,
     adapter_of,
     check_apart,
@@ -81,7 +82,7 @@ COUNTS = ("alpha", "seed", "prng_key", "lambda", "dropout", "tinit", "tfinal", "
 
 
 @dataclass(frozen=True, eq=False)
-class Converted:
+class Converted(Artifact):
     """An adapter as it will be written, its card, and the place of its source."""
 
     adapter: Adapter

@@ -10,8 +10,8 @@ from loraprobe.extensions.files import FullModel
 from loraprobe.formatting import clean
 from loraprobe.records import Command
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
+from loraprobe.routing._saved import Routed
 from loraprobe.secrets import map_texts, public_text
-from loraprobe.verdict.next_command import LOAD_COMPOSITION
 
 MISSING = {  # what was not found -> what has to be filled in
     "source": "REF: the place of each adapter that it was made of, as it was then",
@@ -23,7 +23,7 @@ COLUMNS = (
     text("result"),
     text("what was seen", prose=True),
 )
-LOADED = {"composition.json": LOAD_COMPOSITION, "config.json": FullModel.load}  # by a file
+LOADED = {"composition.json": Routed.load, "config.json": FullModel.load}  # by a file
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 
 

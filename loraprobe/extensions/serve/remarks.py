@@ -11,6 +11,7 @@ from loraprobe.errors import UsageError
 from loraprobe.extension import Remarks, Result, forms_of
 from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.extensions.serve.serving import Serving, as_written, serving_issues
+from loraprobe.merging import Merged
 from loraprobe.records import Command, Issue, Reason
 from loraprobe.session import Session
 
@@ -32,14 +33,15 @@ def _told(session: Session, result: Result, wanted: Sequence[str]) -> Told:
     other = next((place for place, _ in forms_of(session.options)), None)
     places = session.target, None if session.target else other
     serving = Serving(wanted, result.adapters, result.base, *places)
+    merged = result.made if isinstance(result.made, Merged) else None
     # What was asked for is made where a server cannot read it: that is no failure.
-    issues = [] if result.made is None else serving.warnings(result.made)
-    if result.made is not None and not (result.verdict and result.verdict.composes):
-        return issues, (), serving.of_merge(result.made)[1]
+    issues = [] if merged is None else serving.warnings(merged)
+    if merged is not None and not (result.verdict and result.verdict.composes):
+        return issues, (), serving.of_merge(merged)[1]
     if result.verdict is None:
         return issues, (), ()
     chain = () if result.measured is None else result.measured.chain
-    return issues, *serving.advised(result.verdict, chain, result.made)
+    return issues, *serving.advised(result.verdict, chain, merged)
 
 
 def _on_file(result: Result, wanted: Sequence[str]) -> Told:

@@ -50,6 +50,7 @@ from loraprobe.records import (
 )
 from loraprobe.report.answer import answer
 from loraprobe.verdict import Evidence, Request, decide, next_command
+from loraprobe.verdict.next_command import CompositionSpec, Conflict
 
 FOLDER = Path(__file__).parent / "core" / "report" / "transcripts"
 NEAR = Measurement("cosine", ("a", "b"), 0.998)
@@ -61,7 +62,7 @@ def audit_of(found: Evidence, command: str = "merge-and-eval", **request) -> Aud
     verdict = decide(found, [Chances()])
     kind = KINDS.get(verdict.system or "", "merge")
     given = {"adapters": ("./a", "owner/b"), "tasks": ("t.jsonl",), **request}
-    asked = Request(kind=kind, **given)
+    asked = Request(composition=CompositionSpec(kind), **given)
     rows = [
         AdapterSummary(name, name, None, "gpt2", {"min": 8, "max": 8}, 36, 100, 1.0)
         for name in ("a", "b")
@@ -230,7 +231,7 @@ AUDITS = {
     ),
     **{f"a first round of {items} items at hand": first_round_of(items) for items in (199, 200, 0)},
     "the right answer in another form": in_another_form(),
-    "two of three fit together": audit_of(UNFIT, adapters=TWO, fitting=TWO[:2]),
+    "two of three fit together": audit_of(UNFIT, adapters=TWO, conflict=Conflict(fitting=TWO[:2])),
 }
 
 

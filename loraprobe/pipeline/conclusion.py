@@ -12,7 +12,6 @@ from loraprobe.adapters import Adapter, agreed_base, hub_id, public_name
 from loraprobe.base import Base
 from loraprobe.compatibility import OF_BASE, UNLIKE
 from loraprobe.compatibility.identity import PARENT, base_with
-from loraprobe.defaults import FEWEST_ITEMS, PLAIN_TOKENS
 from loraprobe.extension import installed
 from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
@@ -21,23 +20,33 @@ from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.preflight import PreflightReport
 from loraprobe.pipeline.repeated import added_in_vain
 from loraprobe.records import (
-    FORMS,
     NOTHING,
     Command,
     Compatibility,
     EvaluationRecords,
     EvidenceLevel,
+    Issue,
     Reason,
     Verdict,
 )
 from loraprobe.verdict import Annotator, Evidence, Exclusion, Request, decide, next_command
-from loraprobe.verdict.next_command import BASE, NEW, UNTARGETED, Flag, questions_shown
-from loraprobe.verdict.reasons import limit_of_tokens, most_cut, reason_of
+from loraprobe.verdict.next_command import (
+    BASE,
+    MERGE_AND_EVAL,
+    NEW,
+    NOTHING_MEASURED,
+    UNTARGETED,
+    CompositionSpec,
+    Conflict,
+    Flag,
+    show_questions,
+)
+from loraprobe.verdict.reasons import reason_of
 
 if TYPE_CHECKING:  # a merge needs none of it
     from loraprobe.evaluation import System
 
-NOTHING_MEASURED, NOT_EXAMINED = EvaluationRecords(), PreflightReport(Compatibility())
+NOT_EXAMINED = PreflightReport(Compatibility())
 
 
 def decided(
@@ -120,42 +129,31 @@ def next_step(
     measured: EvaluationRecords,
     compatibility: Compatibility,
     spec: str = "",
-    again: Command = NOTHING,
+    evaluation: Command = MERGE_AND_EVAL,
 ) -> tuple[Command, Sequence[Reason]]:
     """The command to run after a verdict, and the reasons for it that the verdict does not have.
 
-    spec: the merge method or router of the verdict's system, where that is not its name. again: the
-    command that evaluates in place of merge-and-eval, with its adapters.
+    spec: the merge method or router of the verdict's system, where that is not its name.
+    evaluation: the command that evaluates, with its adapters where these are others.
     """
-    rows = measured.scores
-    worst = most_cut([row for row in rows if row.part in FORMS and row.kind != "control"])
-    kind = next((score.kind for score in rows if score.system == verdict.system), "merge")
-    errors = [issue for issue in compatibility.errors if len(issue.adapters) > 1]
-    codes = {issue.code for issue in compatibility.errors}
     request = replace(
-        request_of(options, inputs, kind),
-        spec=spec,
-        again=again,
-        chain=measured.chain,
-        longer=limit_of_tokens(worst, rows, options.max_new_tokens)[1] if worst else PLAIN_TOKENS,
-        fitting=_fitting(inputs.given, compatibility),
-        unlike=any(issue.code in UNLIKE for issue in errors),
-        wrong_base=inputs.base is not None and not codes.isdisjoint(OF_BASE),
-        untargeted=codes == {UNTARGETED},
-        parents=_base_of_parents(inputs.given, compatibility),
+        request_of(options, inputs),
+        evaluation=evaluation,
+        conflict=_conflict(inputs, compatibility.errors),
     )
     if verdict.composes and verdict.system:
-        weighted, learned = _weighted(kind, spec or verdict.system)
-        learned = learned or (weighted and options.learns)
-        request = replace(request, weighted=weighted, learned=learned)
-    command = next_command(verdict, request, options.limit is not None)
+        kinds = (score.kind for score in measured.scores if score.system == verdict.system)
+        is_router = next(kinds, "merge") == "router"
+        made = _composition(is_router, spec or verdict.system, options.learns)
+        request = replace(request, composition=made)
+    command = next_command(verdict, request, measured)
     if NEW in command.adapters and (tried := added_in_vain(inputs, verdict)):
-        return questions_shown(request), [reason_of("tried", added=tried)]
+        return show_questions(request), [reason_of("tried", added=tried)]
     return command, ()
 
 
-def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
-    """The request as a command line spells it. kind: that of the verdict's system."""
+def request_of(options: Options, inputs: Inputs) -> Request:
+    """The request as a command line spells it."""
     named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
     on_hub = [hub_id(one) or BASE for one in named.values()]
@@ -169,56 +167,64 @@ def request_of(options: Options, inputs: Inputs, kind: str) -> Request:
         bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
         given=given_flags(options, inputs),
-        kind=kind,
-        most_tokens=options.max_new_tokens or PLAIN_TOKENS,
     )
 
 
-def _base_of_parents(adapters: Sequence[Adapter], compatibility: Compatibility) -> Command:
+def _conflict(inputs: Inputs, errors: Sequence[Issue]) -> Conflict:
+    """What the errors of compatibility say of the adapters."""
+    codes = {issue.code for issue in errors}
+    of_several = {issue.code for issue in errors if len(issue.adapters) > 1}
+    fitting, parents = _fitting(inputs.given, errors), _base_of_parents(inputs.given, errors)
+    if inputs.base is not None and not codes.isdisjoint(OF_BASE):
+        return Conflict("base", fitting, parents)
+    if codes == {UNTARGETED}:
+        return Conflict("untargeted", fitting, parents)
+    return Conflict("other" if of_several.isdisjoint(UNLIKE) else "unlike", fitting, parents)
+
+
+def _base_of_parents(adapters: Sequence[Adapter], errors: Sequence[Issue]) -> Command:
     """The command that writes the base on which the first adapter was trained that lacks it."""
-    lacking = {name for i in compatibility.errors if i.code == PARENT for name in i.adapters}
-    found = (base_with(one.parents) for one in adapters if one.name in lacking and one.parents)
-    return next(found, NOTHING)
+    lacking = {name for issue in errors if issue.code == PARENT for name in issue.adapters}
+    bases = (base_with(one.parents) for one in adapters if one.name in lacking and one.parents)
+    return next(bases, NOTHING)
 
 
-def _fitting(adapters: Sequence[Adapter], compatibility: Compatibility) -> tuple[str, ...]:
+def _fitting(adapters: Sequence[Adapter], errors: Sequence[Issue]) -> tuple[str, ...]:
     """The references of adapters that no error stands between: those of the commonest base.
 
     The later one of two that do not fit together is left out.
     """
-    errors = [set(issue.adapters) for issue in compatibility.errors]
-    fitting = [adapter for adapter in adapters if {adapter.name} not in errors]
+    apart = [set(issue.adapters) for issue in errors]
+    fitting = [adapter for adapter in adapters if {adapter.name} not in apart]
     common = collections.Counter(adapter.base_model for adapter in fitting).most_common(1)
     fitting = [adapter for adapter in fitting if adapter.base_model == common[0][0]]
     for at in reversed(range(len(fitting))):
         names = {adapter.name for adapter in fitting}
-        if any(fitting[at].name in error <= names for error in errors):
+        if any(fitting[at].name in pair <= names for pair in apart):
             del fitting[at]
     return tuple(map(reference_of, fitting))
 
 
-def _weighted(kind: str, spec: str) -> tuple[bool, bool]:
-    """Whether a composition uses weights, and whether it is fitted to prompts."""
-    if kind == "merge":
-        return METHODS.make(spec).takes_weights, False
+def _composition(is_router: bool, spec: str, learns: bool) -> CompositionSpec:
+    """How a system is made. learns: whether weights are learned where it uses them."""
+    if not is_router:
+        weighted = METHODS.make(spec).takes_weights
+        return CompositionSpec("merge", spec, fitted=weighted and learns, weighted=weighted)
     from loraprobe.routing import ROUTERS  # a merge needs none of them
 
     router = ROUTERS.make(spec)
-    return router.constant, router.needs_prompts
+    fitted = router.needs_prompts or (router.constant and learns)
+    return CompositionSpec("router", spec, fitted, router.constant)
 
 
 def given_flags(options: Options, inputs: Inputs) -> tuple[Flag, ...]:
-    """The options that are not at their default, as on a command line and as may be published.
-
-    A limit that leaves too few items to decide anything is left out.
-    """
+    """The options that are not at their default, as on a command line and as may be published."""
     default, flags = Options(), list[Flag]()
     if options.methods not in (default.methods, ()):  # which stand alone on a command line
         default = replace(default, routers=())
     for name in named_options():
         flag, value = flag_of(name), options.value(name)
-        few = name == "limit" and value is not None and value < FEWEST_ITEMS
-        if value == default.value(name) or few:
+        if value == default.value(name):
             continue
         if name == "guards":
             flags += [(flag, guard.reference) for guard in inputs.guards]

@@ -31,7 +31,7 @@ from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import NOTHING_MEASURED, decided, next_step
+from loraprobe.pipeline.conclusion import decided, next_step
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
 from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
@@ -41,6 +41,7 @@ from loraprobe.report.cards import front_matter, with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.session import Session
+from loraprobe.verdict.next_command import NOTHING_MEASURED
 
 if TYPE_CHECKING:
     from loraprobe.evaluation import System

@@ -12,20 +12,27 @@ from loraprobe.records.measurements import Interval, ItemPart
 from loraprobe.records.plain import WrittenAsText
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
-EvidenceLevel = Literal["weights", "probes", "base", "pilot", "evaluation"]
-# What would tell more than was asked, see `Verdict`.
+# On what a verdict rests, from the weakest.
+EvidenceLevel = Literal[
+    "weights",  # files of adapters; no model was asked
+    "probes",  # replies to prompts that have no known answers
+    "base",  # the base and each adapter alone on the task, perhaps a chain
+    "pilot",  # compositions too, in a first round on a few items
+    "evaluation",  # the rounds of an evaluation
+]
+# What would tell more than was asked; `verdict.next_command` has the command for each.
 Missing = Literal[
-    "answers",
-    "metric",
-    "controls",
-    "items",
-    "guard-items",
-    "compositions",
-    "chain",
-    "rank",
-    "wording",
-    "harder-items",
-    "time",
+    "answers",  # no system is shown to answer more than guessing
+    "metric",  # the gold answers need another metric
+    "controls",  # the composition that the verdict is about has none yet
+    "items",  # more of them would decide
+    "guard-items",  # more items of the guards would decide
+    "compositions",  # no merge and no router was asked
+    "chain",  # a chain was asked, of too few items to decide, and no merge and no router
+    "rank",  # the compositions lost too much to theirs
+    "wording",  # replies are right in other words than the gold answers
+    "harder-items",  # nothing is left to gain on these
+    "time",  # a budget ended the run
 ]
 
 
@@ -95,11 +102,7 @@ class Verdict:
     changes most for the reader. `next`, the command to run next, is known where the audit is made;
     it is a text in JSON, in which local directories have their names.
 
-    `missing` is what would tell more: "answers" where no system is shown to answer more than
-    guessing, the "metric" that the gold answers need, "controls", more "items", more "guard-items",
-    "compositions" (or a "chain" and these) where none was asked, a higher "rank" of the
-    compositions, another "wording" of what counts as right, "harder-items" where nothing is left to
-    gain on these, more "time" where a budget ended the run; None where it is none of them.
+    `missing` is what would tell more (`Missing` lists it); None where that is none of these.
     """
 
     decision: Decision

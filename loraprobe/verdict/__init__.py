@@ -2,8 +2,8 @@
 but its own tables (`codes.toml`) and those of extensions.
 
 `evidence` is what it may see, `rules` decides, `advice` says what to use, `next_command` what to
-run, `annotation` what is told beside a decision, and `reasons` has the codes and sentences of all
-of these.
+run (`programs` where that is Python), `annotation` what is told beside a decision, and `reasons`
+has the codes and sentences of all of these.
 """
 
 from loraprobe.verdict.annotation import Annotation, Annotator

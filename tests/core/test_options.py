@@ -41,6 +41,7 @@ from loraprobe.records import (
 )
 from loraprobe.session import Session
 from loraprobe.tasks import Task
+from loraprobe.verdict.next_command import MERGE_AND_EVAL
 from loraprobe.verdict.reasons import reason_of
 
 FUNCTIONS = [n for n in loraprobe.__all__ if inspect.isfunction(getattr(loraprobe, n))]
@@ -154,7 +155,7 @@ def typed(command: Command) -> Options:
     return seen[0]
 
 
-def next_of(verdict: Verdict, options: Options, again: Command = NOTHING) -> Command:
+def next_of(verdict: Verdict, options: Options, evaluation: Command = MERGE_AND_EVAL) -> Command:
     """The next command of a verdict on the adapters a and b of the base."""
     inputs = open_inputs(["a", "b"], Session(), "base", ())
     guards = [Task("guard", (), "guard.jsonl")] if options.guards else []
@@ -162,7 +163,8 @@ def next_of(verdict: Verdict, options: Options, again: Command = NOTHING) -> Com
     kind = "router" if verdict.action.kind == "route" else "merge"
     rows = (replace(score("sum", 0.9), system=verdict.system, kind=kind),)
     measured = EvaluationRecords(scores=rows)
-    return next_step(verdict, options, asked, measured, Compatibility(), again=again)[0]
+    about = asked, measured, Compatibility()
+    return next_step(verdict, options, *about, evaluation=evaluation)[0]
 
 
 OPEN = Verdict("inconclusive", "evaluation", missing="items")
@@ -194,9 +196,8 @@ def test_the_next_evaluation_has_every_option_that_was_set(here, command, case):
     verdict, changed = EVALUATED[case]
     if case == "fitted" and command != "merge-and-eval":
         return  # which others do not fit
-    again = NOTHING if command == "merge-and-eval" else Command(command, ("a", "b"))
     for name, options in set_options(command):
-        found = next_of(verdict, options, again)
+        found = next_of(verdict, options, Command(command))
         assert found.verb == command
         same = typed(found).value(name) == options.value(name)
         assert same is (name not in changed.split()), (name, str(found))

@@ -32,7 +32,6 @@ from loraprobe.pipeline.preflight import PreflightReport, examine
 from loraprobe.records import (
     BASELINES,
     FORMS,
-    NOTHING,
     QUESTION,
     Audit,
     Command,
@@ -46,6 +45,7 @@ from loraprobe.records import (
 )
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence
+from loraprobe.verdict.next_command import MERGE_AND_EVAL
 
 
 def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> Audit:
@@ -106,13 +106,13 @@ def _verdict(
         preflight = examine(finalist.builder.trained, inputs.base, "route", session)
         verdict = judged()
     about = _about(verdict, finalist, inputs, measured)
-    again = NOTHING
+    evaluation = MERGE_AND_EVAL
     if not about.adapters:
         arguments = list(map(public_argument, session.arguments))
-        again = Command("screen", tuple(library_words(library.adapters, arguments)))
+        evaluation = Command("screen", tuple(library_words(library.adapters, arguments)))
     spec = "" if system is None else system.spec
     given = without_budget(options) if verdict.missing == "time" else options
-    step, why = next_step(verdict, given, about, measured, Compatibility(), spec, again)
+    step, why = next_step(verdict, given, about, measured, Compatibility(), spec, evaluation)
     merged = None
     if finalist is not None and system is not None and verdict.composes and system.kind == "merge":
         merged = finalist.builder.merge(system.method)

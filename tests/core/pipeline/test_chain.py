@@ -13,7 +13,7 @@ from loraprobe.adapters import adapter_of
 from loraprobe.cli import app
 from loraprobe.evaluation import Asker, System
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.records import Action, Verdict
+from loraprobe.records import Action, EvaluationRecords, Verdict
 from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Hop, Item, Task
@@ -71,8 +71,9 @@ def test_the_program_says_what_the_chain_said(asked, hops, chat):
     assert [(row.hop, row.adapter, row.prompt) for row in plan] == [
         (k, adapter or "base", prompt) for k, (prompt, adapter) in enumerate(hops, 1)
     ]
-    request = Request(("one", "two.5"), chain=plan, most_tokens=8)
-    program = next_command(Verdict("unlikely", "evaluation", action=Action("chain")), request)
+    request = Request(("one", "two.5"), given=(("--max-new-tokens", "8"),))
+    verdict = Verdict("unlikely", "evaluation", action=Action("chain"))
+    program = next_command(verdict, request, EvaluationRecords(chain=plan))
     places = {name: str(asked / name) for name in ("one", "two.5")}
     typed = str(program.placed({name: [place] for name, place in places.items()}))
     base = making.sharpened(making.tiny_llama())

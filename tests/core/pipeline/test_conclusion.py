@@ -16,9 +16,9 @@ from loraprobe.verdict.next_command import UNTARGETED
 
 def test_a_limit_that_decides_nothing_is_not_repeated():
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
-    few, none = (request_of(Options(limit=n), Inputs(pair, pair), "merge") for n in (8, None))
+    few, none = (request_of(Options(limit=n), Inputs(pair, pair)) for n in (8, None))
     verdict = Verdict("inconclusive", "pilot")
-    assert next_command(verdict, few) == next_command(verdict, none) and not few.given
+    assert next_command(verdict, few) == next_command(verdict, none)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_a_limit_that_decides_nothing_is_not_repeated():
 )
 def test_the_next_command_asks_for_the_same_merges_and_routers(given, words):
     pair = [making.random_adapter("tiny", seed=seed) for seed in (0, 1)]
-    assert list(request_of(Options(**given), Inputs(pair, pair), "merge").given) == words
+    assert list(request_of(Options(**given), Inputs(pair, pair)).given) == words
 
 
 @pytest.mark.parametrize(("spec", "learns"), [("task_arithmetic", True), ("uniform", False)])
@@ -81,7 +81,7 @@ def test_the_next_command_has_the_base_that_was_given(named, reference, base, tm
     making.tiny_llama().save_pretrained(tmp_path)
     pair = [making.random_adapter("tiny", seed=seed, base_model=named) for seed in (0, 1)]
     inputs = Inputs(pair, pair, open_base(tmp_path, reference))
-    assert request_of(Options(), inputs, "merge").base == base
+    assert request_of(Options(), inputs).base == base
 
 
 @pytest.mark.parametrize(
@@ -96,4 +96,4 @@ def test_the_next_command_has_the_base_that_was_given(named, reference, base, tm
 )
 def test_only_what_is_on_the_hub_is_looked_for_there(named, bases):
     given = [making.random_adapter(str(i), base_model=one) for i, one in enumerate(named)]
-    assert request_of(Options(), Inputs(given, given), "merge").bases == bases
+    assert request_of(Options(), Inputs(given, given)).bases == bases

@@ -38,7 +38,8 @@ def check(asked, action, decision=None, system=None, has=(), lacks=()):
 
 
 def command(verdict, tasks=("t.jsonl",), limited=False):
-    return str(next_command(verdict, Request(("./a", "owner/b"), tasks=tasks), limited))
+    given = (("--limit", "40"),) if limited else ()
+    return str(next_command(verdict, Request(("./a", "owner/b"), tasks=tasks, given=given)))
 
 
 def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
@@ -94,11 +95,10 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
     ],
 )
 def test_where_nothing_answers_the_next_command_looks(figures, wanted):
-    found = decide(changed(evidence({**FAIL, "a": 0.0}), **figures))
-    request = Request(
-        ("./a", "owner/b"), tasks=("t.jsonl",), given=(("--fields", "q=p"),), longer=64
-    )
-    told = next_command(found, request)
+    asked = changed(evidence({**FAIL, "a": 0.0}), **figures)
+    found = decide(asked)
+    request = Request(("./a", "owner/b"), tasks=("t.jsonl",), given=(("--fields", "q=p"),))
+    told = next_command(found, request, asked.measured)
     assert found.missing == "answers" and str(told).endswith(wanted)
     assert Command.read(str(told)) == told
 

@@ -11,6 +11,7 @@ from loraprobe.extensions.find.command import show_adapters
 from loraprobe.extensions.find.search import find_adapters
 from loraprobe.records import Command, Compatibility, Issue
 from loraprobe.verdict import Request, decide, next_command
+from loraprobe.verdict.next_command import Conflict
 
 BASE, COPY = "google/gemma-3-4b-it", "unsloth/gemma-3-4b-it"
 PACKED, OTHER = f"{COPY}-unsloth-bnb-4bit", "google/gemma-3-4b-pt"
@@ -117,8 +118,8 @@ UNFIT = Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),))
     ("known", "base"),
     [
         ({"bases": ("p/x", "p/y")}, "p/x"),
-        ({"bases": ("p/x",), "fitting": ("a",), "unlike": True}, "p/x"),
-        ({"fitting": ("a",), "unlike": True}, "BASE"),
+        ({"bases": ("p/x",), "conflict": Conflict("unlike", ("a",))}, "p/x"),
+        ({"conflict": Conflict("unlike", ("a",))}, "BASE"),
     ],
 )
 def test_what_is_run_after_adapters_that_no_change_of_files_makes_fit(known, base):

@@ -212,8 +212,8 @@ class TaskSource(ABC):
         """
 
 
-class Form(ABC):
-    """A form, other than that of --output, in which `merge` and `merge-and-eval` write what they
+class OutputFormat(ABC):
+    """A format, other than that of --output, in which `merge` and `merge-and-eval` write what they
     made.
 
     It is made with the base, which is opened and hashed for it. Where it is written alone, no rank
@@ -231,7 +231,7 @@ class Form(ABC):
 
     @abstractmethod
     def takes(self, made: Any) -> bool:
-        """Whether what was made has this form."""
+        """Whether what was made has this format."""
 
     @abstractmethod
     def write(
@@ -260,7 +260,7 @@ class Extension:
         base.
     functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
     packages: the packages whose versions `loraprobe env` prints.
-    forms: the forms in which commands can write what they made.
+    output_formats: the formats in which commands can write what they made.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
@@ -269,7 +269,7 @@ class Extension:
     other_types: ClassVar[Mapping[str, str]] = {}
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
-    forms: ClassVar[Sequence[Form]] = ()
+    output_formats: ClassVar[Sequence[OutputFormat]] = ()
 
     def commands(self) -> Sequence[CommandSpec]:
         """The commands that it adds."""
@@ -378,10 +378,11 @@ def commands_behind(audit: Audit) -> list[tuple[str, Command]]:
     return [line for part in audit_parts() for line in part.commands(audit)]
 
 
-def forms_of(options: Options) -> list[tuple[Path, Form]]:
-    """The directories of other forms that the options ask for, each with its form."""
-    forms = [(form.place(options), form) for one in installed() for form in one.forms]
-    return [(place, form) for place, form in forms if place is not None]
+def output_formats_of(options: Options) -> list[tuple[Path, OutputFormat]]:
+    """The directories of other formats that the options ask for, each with its format."""
+    formats = [format_ for one in installed() for format_ in one.output_formats]
+    places = [(format_.place(options), format_) for format_ in formats]
+    return [(place, format_) for place, format_ in places if place is not None]
 
 
 def engine_of(options: Options) -> Engine | None:

@@ -10,7 +10,7 @@ config      adapter_config.json: ranks, scalings and targets by peft's rules, an
 files       the directory of an adapter, its weights, and what other trainings leave there
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
-forms       adapters in memory: of tensors, portable, with repaired or other paths
+building    adapters in memory: of tensors, portable, with repaired or other paths
 fused       brings adapters with fused and with single projections to one layout
 artifact    what commands make and write
 saving      writes a directory and reads it back
@@ -18,7 +18,7 @@ staging     makes outputs complete or absent
 """
 
 from loraprobe.adapters.artifact import Artifact, Composed
-from loraprobe.adapters.forms import adapter_of, portable, with_repaired_paths
+from loraprobe.adapters.building import adapter_of, portable, with_repaired_paths
 from loraprobe.adapters.names import (
     agreed_base,
     hub_id,

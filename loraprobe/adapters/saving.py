@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.building import portable
 from loraprobe.adapters.config import CONFIG, untargeted_paths
 from loraprobe.adapters.experts import ORDERED_BY, owner_of, parameter_names, stacked_factors
 from loraprobe.adapters.files import SAFETENSORS, open_tensors
-from loraprobe.adapters.forms import portable
 from loraprobe.adapters.names import public_name, public_value
 from loraprobe.adapters.reading import FIELDS, PREFIX, keys_of_extras, read_adapter
 from loraprobe.adapters.staging import check_output, staged_directory

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.forms import with_paths
+from loraprobe.adapters.building import with_paths
 from loraprobe.adapters.names import root
 from loraprobe.base.declared import check_sizes
 from loraprobe.base.quiet import quiet

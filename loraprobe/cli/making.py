@@ -7,7 +7,7 @@ from typing import Any
 from loraprobe.cli.parameters import RefsArgument, Texts
 from loraprobe.cli.running import Output, run, write
 from loraprobe.errors import UsageError
-from loraprobe.extension import forms_of, installed
+from loraprobe.extension import installed, output_formats_of
 from loraprobe.options import Options
 
 
@@ -20,14 +20,14 @@ def merge(
     weights on a task, and for what is written with the base in it; what cannot be merged exactly as
     it stands is refused by name.
     """
-    forms = forms_of(options)
-    if output.target is None and not forms:
-        others = [f"{form.flag} DIR" for one in installed() for form in one.forms]
+    formats = output_formats_of(options)
+    if output.target is None and not formats:
+        others = [f"{format_.flag} DIR" for one in installed() for format_ in one.output_formats]
         ways = ", ".join(["-o DIR", *others, *(["or both"] if others else [])])
         raise UsageError(f"merge writes a directory; give {ways}.")
     if output.target is None and options.dtype != "auto":
         raise UsageError(
-            f"--dtype is that of the adapter; {forms[0][1].name} has its base's. Leave it out."
+            f"--dtype is that of the adapter; {formats[0][1].name} has its base's. Leave it out."
         )
     save(output, options, "merge", refs, base, task or [])
 
@@ -48,5 +48,5 @@ def save(output: Output, options: Options, *given: Any, **more: Any) -> None:
     """Runs a command that makes something, writes that and prints the audit."""
     outcome = run(output, options, *given, **more)
     write(outcome, output, options)
-    place = output.target or forms_of(options)[0][0]
+    place = output.target or output_formats_of(options)[0][0]
     output.result(outcome.audit, options, line=f"{place}: {outcome.audit.notes[-1]}")

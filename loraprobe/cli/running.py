@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import forms_of, installed, summaries
+from loraprobe.extension import installed, output_formats_of, summaries
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -408,9 +408,9 @@ def _checked_outputs(
         with contextlib.suppress(LoraprobeError):  # reading it raises the error
             if isinstance(reference, str):
                 read += filter(None, [Reference.parse(reference, bare=True).path])
-    forms = forms_of(options)
+    formats = output_formats_of(options)
     own = [] if output.target is None else [("--output", output.target)]
-    named = [*own, *((form.flag, place) for place, form in forms)]
+    named = [*own, *((format_.flag, place) for place, format_ in formats)]
     directories = [place for _, place in named]
     others = [place for place in (output.html, output.save_samples) if place]
     others += [place for extension in installed() for place in extension.writes(options)]
@@ -419,8 +419,8 @@ def _checked_outputs(
         check_apart(target, read)
     for target in directories:
         check_output(target, output.overwrite)
-    for _, form in forms:
-        form.check()
+    for _, format_ in formats:
+        format_.check()
     for (flag, one), (other_flag, other) in itertools.combinations(named, 2):
         real = one.resolve(), other.resolve()
         if real[0].is_relative_to(real[1]) or real[1].is_relative_to(real[0]):
@@ -429,24 +429,24 @@ def _checked_outputs(
 
 
 def write(outcome: Outcome, output: Output, options: Options) -> None:
-    """Saves what a command made, as adapter or composition and in the other forms asked for.
+    """Saves what a command made, as adapter or composition and in the other formats asked for.
 
     What cannot be saved is told.
     """
     from loraprobe.records import display_name
 
-    made, forms = outcome.made, forms_of(options)
+    made, formats = outcome.made, output_formats_of(options)
     if output.target is not None and made is not None:
         made.save(output.target, overwrite=output.overwrite)
         upload = f"hf upload OWNER/NAME {shlex.quote(str(output.target))}"
         output.say(f"Wrote {display_name(made.name)} to {output.target}. To publish it: {upload}")
     elif output.target is not None:
         output.say(f"Nothing was written to {output.target}: {outcome.why_nothing}")
-    for place, form in forms:
-        if not form.takes(made):
+    for place, format_ in formats:
+        if not format_.takes(made):
             output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
             continue
         with output.progress() as progress:
-            told = form.write(made, place, output.overwrite, progress)
+            told = format_.write(made, place, output.overwrite, progress)
         for sentence in told:
             output.say(sentence)

@@ -91,9 +91,9 @@ def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Is
 def base_with(parents: Sequence[Parent]) -> Command:
     """The command that writes the base on which an adapter was trained, with its parents in it.
 
-    NOTHING where no extension has a form for that.
+    NOTHING where no extension has a format for that.
     """
-    flag = next((form.flag for one in extensions() for form in one.forms), None)
+    flag = next((format_.flag for one in extensions() for format_ in one.output_formats), None)
     if flag is None:
         return NOTHING
     names = (parent.adapter.base_model for parent in parents if parent.adapter)

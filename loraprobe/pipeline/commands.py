@@ -20,7 +20,7 @@ from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import UsageError
-from loraprobe.extension import Result, forms_of, installed
+from loraprobe.extension import Result, installed, output_formats_of
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import decided, exclusions
@@ -140,7 +140,7 @@ def merge(
             progress=session.progress,
             visitor=seen.visit if as_given else None,
         )
-    alone = session.target is None and bool(forms_of(options))
+    alone = session.target is None and bool(output_formats_of(options))
     uncut = alone and merged.config.rank is None
     if uncut:
         merged = merged.uncut
@@ -209,11 +209,11 @@ def _opened(
     if not getattr(session.options, kind):
         raise UsageError(f"--{kind[:-1]} none leaves nothing to {command} by; give one.")
     check_task_use(bool(tasks), session.options, command, method)
-    forms = forms_of(session.options)
-    inputs = open_inputs(adapters, session, base or ("auto" if forms else None), tasks)
-    if forms and inputs.base is not None:
+    formats = output_formats_of(session.options)
+    inputs = open_inputs(adapters, session, base or ("auto" if formats else None), tasks)
+    if formats and inputs.base is not None:
         with session.stage("hash"):
-            _ = inputs.base.sha256  # which the card of such a form has, also of a large base
+            _ = inputs.base.sha256  # which the card of such a format has, also of a large base
     elif method is not None:
         _check_change(inputs.given, session.options, method)
     found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
@@ -269,7 +269,7 @@ def merge_and_eval(
         made, why = recommend(verdict, compositions, found.builder)
         beside = list[Reason]()
         unwritten = [session.target] if made is None else []
-        unwritten += [place for place, form in forms_of(options) if not form.takes(made)]
+        unwritten += [at for at, format_ in output_formats_of(options) if not format_.takes(made)]
         if places := [local_name(str(place)) for place in unwritten if place is not None]:
             beside.append(reason_of("nothing-written", where=listing(places), why=why))
     outcome = finish(

@@ -26,7 +26,7 @@ from loraprobe.adapters import (
     public_name,
 )
 from loraprobe.base import Base
-from loraprobe.extension import Remarks, Result, forms_of, installed, remarks_of
+from loraprobe.extension import Remarks, Result, installed, output_formats_of, remarks_of
 from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
@@ -53,7 +53,7 @@ class Outcome:
     """What a command ends with: its audit, and the adapter or composition with its card, if any.
 
     `why_nothing` says why merge-and-eval recommends nothing that can be saved, or not in another
-    form; `samples` are the answers of all evaluated systems.
+    format; `samples` are the answers of all evaluated systems.
     """
 
     audit: Audit
@@ -96,8 +96,8 @@ def finish(
     result = Result(inputs.given, inputs.base, made, verdict, fields.get("evaluation"))
     preflight, remarks = with_remarks(preflight, session, result)
     beside, step = [*beside, *remarks.reasons], None
-    forms = [one for one in forms_of(options) if one[1].takes(made)]
-    place = session.target or next((place for place, _ in forms), None)
+    formats = [one for one in output_formats_of(options) if one[1].takes(made)]
+    place = session.target or next((place for place, _ in formats), None)
     base, how = None if inputs.base is None else inputs.base.summary(), None
     if made is not None:
         how = front_matter(made, base, fields.get("search"), options, prepared.subtrahends)[KEY]
@@ -108,7 +108,7 @@ def finish(
         step = next(filter(None, ways), NOTHING)
     elif place is not None and verdict is not None and verdict.composes:  # it is written already
         assert made is not None
-        loading = made.load if session.target else forms[0][1].load
+        loading = made.load if session.target else formats[0][1].load
         step = Command("python", (local_name(str(place)),), text=loading)
     audit = audit_of(
         session,
@@ -133,7 +133,7 @@ def recommend(
     verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
 ) -> tuple[Composed | None, str]:
     """The merge or composition that the verdict advises, or None, and why there is none, or no
-    other form of it."""
+    other format of it."""
     name = verdict.system
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
@@ -181,8 +181,8 @@ def audit_of(
     public, run = partial(public_text, names=names), session.provenance()
     arguments = public_arguments(run.arguments, public)
     typed = dict(typed_references(inputs, session.options))
-    forms = (place for place, _ in forms_of(session.options))
-    for place in filter(None, (*forms, session.target)):
+    formats = (place for place, _ in output_formats_of(session.options))
+    for place in filter(None, (*formats, session.target)):
         typed[local_name(str(place))] = [str(place)]
     for name, argument in zip(arguments, run.arguments, strict=True):
         if name != argument:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraprobe.extension import Extension, Form
+from loraprobe.extension import Extension, OutputFormat
 from loraprobe.options import AddedOptions, CommandSpec, Options, option
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ WITH_DELTA = frozenset(
 
 @dataclass(frozen=True)
 class FilesOptions(AddedOptions):
-    """Where a merge is written in another form."""
+    """Where a merge is written in another format."""
 
     title: ClassVar[str] = "Full models"
 
@@ -40,7 +40,7 @@ class FilesOptions(AddedOptions):
     )
 
 
-class FullModel(Form):
+class FullModel(OutputFormat):
     """The base with the merge added to its weights."""
 
     flag, name = "--full-model", "a full model"
@@ -77,7 +77,7 @@ class Files(Extension):
     """Converts adapters, writes full models, and verifies what was written."""
 
     options = FilesOptions
-    forms = (FullModel(),)
+    output_formats = (FullModel(),)
     finding_codes = Path(__file__).with_name("findings.toml")
     other_types = dict.fromkeys(
         WITH_DELTA, "loraprobe convert {place} --base={base} -o DIR makes one"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from loraprobe.adapters import Adapter, local_name
 from loraprobe.errors import UsageError
-from loraprobe.extension import Remarks, Result, forms_of
+from loraprobe.extension import Remarks, Result, output_formats_of
 from loraprobe.extensions.serve.part import ServeCommands
 from loraprobe.extensions.serve.serving import Serving, as_written, serving_issues
 from loraprobe.merging import Merged
@@ -30,7 +30,7 @@ def _told(session: Session, result: Result, wanted: Sequence[str]) -> Told:
         return _on_file(result, wanted) if wanted else ((), (), ())
     if isinstance(result.made, Adapter):
         return _on_rewritten(result.made, session.target or Path("OUT"), result)
-    other = next((place for place, _ in forms_of(session.options)), None)
+    other = next((place for place, _ in output_formats_of(session.options)), None)
     places = session.target, None if session.target else other
     serving = Serving(wanted, result.adapters, result.base, *places)
     merged = result.made if isinstance(result.made, Merged) else None

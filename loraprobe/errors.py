@@ -6,41 +6,41 @@ import re
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-# What a message says to do follows one of these.
-_CLAUSE = re.compile(
-    "; |: (?=add|check|choose|did you mean|download|free|give|install|name|pip|say|see|set|take|"
-    r"there are|try|use|wait|write|its options are)|\. (?=This is a defect)"
-)
-# An option and its value, which "=" joins; behind a space there is one if it can be no other word.
-_VALUE = r"[A-Z]+(?:=[A-Z]+)?\b|(?:auto|all|norm|learn)\b|\w+[-_/:]\S*\w"
-_OPTION = re.compile(rf"(--[a-z][a-z-]*)(?:=([^\s;)]*[^\s;,).:])| ({_VALUE}))?")
+# An option and its value, which "=" joins. Cures of findings have a space before a code or a name,
+# which a dash, a slash or the like tells from another word.
+_OPTION = re.compile(r"(--[a-z][a-z-]*)(?:=([^\s;)]*[^\s;,).:])| (\w+[-_/:]\S*\w))?")
 _CALL = re.compile(r"\bloraprobe [a-z-]+ .*?(?=; |, |\. |\.?$)")  # which is typed as it stands
 
 
 class LoraprobeError(Exception):
-    """The base of all errors that loraprobe reports to its user.
+    """The base of all errors that loraprobe reports to its user, as one sentence.
 
-    `code` names the kind of error for scripts, `remedy` is what helps against this kind: it ends
-    a message that says nothing of a cure. cure: what to do, where the message has it elsewhere than
-    at its end. Options are named as on a command line; `in_python` names them as keywords.
+    message: what is wrong and, behind its last "; ", what to do. cure: what to do, where no "; "
+    comes before it; it follows the message. note: what follows the cure. An error without a cure
+    ends with the `remedy` of its kind, or else with `manual`, where to read on. `code` names the
+    kind for scripts. Options are named as `--option=VALUE`; `in_python` names them as keywords.
     """
 
     exit_code = 2
     code = "error"
-    remedy = "see loraprobe --help, or help(loraprobe) in Python."
+    remedy = ""
+    manual = "see loraprobe --help, or help(loraprobe) in Python."
 
-    def __init__(self, message: str = "", cure: str = "") -> None:
-        super().__init__(message)
-        self.given_cure = cure
+    def __init__(self, message: str = "", cure: str = "", note: str = "") -> None:
+        super().__init__(message, cure, note)
         self.keywords: Mapping[str, str] = {}
 
     def in_python(self, function: str, keywords: Mapping[str, str]) -> None:
         """Names options as a function of Python does. keywords: option -> the function's own."""
         self.keywords = keywords
-        if self.remedy == LoraprobeError.remedy:
-            self.remedy = f"see help(loraprobe.{function})."
+        self.manual = f"see help(loraprobe.{function})."
+
+    def at(self, place: str) -> Self:
+        """The same error of a place, such as "t.jsonl, line 3", which its sentence begins with."""
+        message, cure, note = self.args
+        return type(self)(f"{place}: {message}", cure, note)
 
     def _spelled(self, text: str) -> str:
         """A text with its options as whoever made the call writes them."""
@@ -55,16 +55,28 @@ class LoraprobeError(Exception):
 
         return _OPTION.sub(spelled, text)
 
+    def _parts(self) -> tuple[str, str]:
+        """What is wrong, with what joins it to what to do, and what to do."""
+        message, cure = map(self._spelled, self.args[:2])
+        if cure:
+            return message, cure
+        problem, mark, cure = message.rpartition("; ")
+        if mark:
+            return f"{problem};", cure
+        return f"{message.removesuffix('.')};", self.remedy or self.manual
+
     def __str__(self) -> str:
-        message = self._spelled(super().__str__())
-        if self.given_cure or _CLAUSE.search(message):
-            return message
-        return f"{message.removesuffix('.')}; {self.remedy}"
+        return " ".join((*self._parts(), self.args[2])).rstrip()
+
+    @property
+    def problem(self) -> str:
+        """What is wrong."""
+        return self._parts()[0].rstrip(" ;:")
 
     @property
     def cure(self) -> str:
-        """What to do: the one that was given, or the message's last clause."""
-        return self._spelled(self.given_cure) or _CLAUSE.split(str(self))[-1]
+        """What to do."""
+        return self._parts()[1]
 
 
 def _literal(value: str, keyword: str) -> str:
@@ -202,8 +214,9 @@ def reported(error: BaseException) -> LoraprobeError:
             f"A package cannot be imported: {what}; install loraprobe again with its packages."
         )
     return Defect(
-        f"Unexpected {what}. This is a defect of loraprobe: please report it with what the same "
-        "call prints with --debug."
+        f"Unexpected {what}.",
+        "This is a defect of loraprobe: please report it with what the same call prints with "
+        "--debug.",
     )
 
 

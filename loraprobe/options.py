@@ -757,8 +757,8 @@ def takes(command: str = "") -> Callable[[Function], Function]:
         def called(*given: Any, **keywords: Any) -> Any:
             for name in keywords:
                 if name not in known:
-                    hint = nearest(name, known)
-                    raise UsageError(f"{function.__name__} has no option {name!r}: {hint}")
+                    lead = f"{function.__name__} has no option {name!r}:"
+                    raise UsageError(lead, nearest(name, known))
             values = {name: one for name, one in keywords.items() if one is not None}
             bound = signature.bind_partial(*given, **values).arguments
             values |= {name: one for name, one in bound.items() if one is not None}

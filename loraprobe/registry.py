@@ -81,8 +81,8 @@ class Registry(Generic[T]):
             return self.members[name]
         meaning = self.elsewhere.get(name)
         if meaning is None:
-            raise UsageError(f"Unknown {self.noun} {name!r}: {nearest(name, self.members)}")
-        raise UsageError(f"There is no {self.noun} {name!r} here: {meaning}")
+            raise UsageError(f"Unknown {self.noun} {name!r}:", nearest(name, self.members))
+        raise UsageError(f"There is no {self.noun} {name!r} here:", meaning)
 
     def make(self, spec: str | T) -> T:
         """Builds a member from "name" or "name:option=value,..."; returns an instance as it is.
@@ -112,10 +112,11 @@ class Registry(Generic[T]):
             if not equals or key not in fields:
                 known = [name.rstrip("_") for name in fields]
                 close = difflib.get_close_matches(key, known, 1)
-                hint = f": did you mean {close[0]!r}? Its" if close and equals else "; its"
+                near = f"did you mean {close[0]!r}? Its" if close and equals else ""
                 raise UsageError(
-                    f"{self.noun.capitalize()} {name!r} has no option {part!r}{hint} options are: "
-                    f"{', '.join(known) or 'none'}."
+                    f"{self.noun.capitalize()} {name!r} has no option {part!r}"
+                    f"{':' if near else ';'}",
+                    f"{near or 'its'} options are: {', '.join(known) or 'none'}.",
                 )
             options[key] = convert(text.strip(), hints[key], f"{name}:{key}")
         return options

@@ -88,16 +88,16 @@ def read_rows(path: Path, parse: Callable[[Any], Kept]) -> tuple[Any, list[Kept]
     try:
         data = path.read_bytes() if path.exists() else b""
     except OSError as error:
-        raise OutputError(f"{path} cannot be read ({error.strerror}): {CURE}") from None
+        raise OutputError(f"{path} cannot be read ({error.strerror}):", CURE) from None
     head, *lines = data[: data.rfind(b"\n") + 1].split(b"\n")[:-1] or [b""]
     known, rows = _fingerprint(head), list[Kept]()
     if head and known is None:
-        raise OutputError(f"{path} is no list of results of this loraprobe: {CURE}")
+        raise OutputError(f"{path} is no list of results of this loraprobe:", CURE)
     for number, line in enumerate(lines, 2):
         try:
             rows.append(parse(json.loads(line)))
         except (ValueError, RecursionError):
-            raise OutputError(f"{path}, line {number} is damaged: {CURE}") from None
+            raise OutputError(f"{path}, line {number} is damaged:", CURE) from None
     return known, rows, data.rfind(b"\n") + 1
 
 
@@ -174,8 +174,8 @@ def locked(path: Path) -> Any:
         lock.acquire(timeout=0)
     except filelock.Timeout:
         raise OutputError(
-            f"{path} is in use by another run of the same call: wait for it, or "
-            "set LORAPROBE_CACHE to another directory."
+            f"{path} is in use by another run of the same call:",
+            "wait for it, or set LORAPROBE_CACHE to another directory.",
         ) from None
     except NotImplementedError:  # this file system has none
         pass

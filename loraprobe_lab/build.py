@@ -127,7 +127,7 @@ def build_worlds(
 def _on_own_base(kind: str, seed: int, only: Sequence[str] | None) -> WorldSpec:
     if kind in ("domain", "sets", *english.MIXED):
         raise UsageError(
-            f"{kind} is built on a causal model of yours: name its directory as --base."
+            f"{kind} is built on a causal model of yours:", "name its directory as --base."
         )
     if kind not in (*KINDS, "library"):
         return small_world([kind], seed, only=only)

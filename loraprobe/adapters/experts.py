@@ -130,12 +130,10 @@ def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParamete
         if target is None or target.shape != shape:
             lacks = "does not have" if target is None else f"has as {list(target.shape)}"
             owner = owner_of(stack)[0]
-            cure = CODES["module-not-in-base"].cure
             raise CompatibilityError(
                 f"Adapter {adapter.name} changes {listing(parameter_names(adapter.config, owner))} "
-                f"of {owner} as {list(shape)} (experts, outputs, inputs), which the model {lacks}. "
-                f"{cure}",
-                cure,
+                f"of {owner} as {list(shape)} (experts, outputs, inputs), which the model {lacks}.",
+                CODES["module-not-in-base"].cure,
             )
         targets.append(target)
     return targets

@@ -170,7 +170,8 @@ def _need(packages: list[str], option: str, otherwise: str) -> None:
     if lost:
         raise BaseError(
             f"{option} needs {listing(lost)}, which {'is' if len(lost) == 1 else 'are'}"
-            f" not installed: pip install {' '.join(lost)}, or {otherwise}."
+            f" not installed:",
+            f"pip install {' '.join(lost)}, or {otherwise}.",
         )
 
 

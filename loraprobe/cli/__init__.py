@@ -140,14 +140,13 @@ def ended(error: BaseException) -> int:
     elif "--debug" in CALL.words:
         typer.echo(trace(error, _to_report), err=True, nl=False)
     if isinstance(error, TYPERS_USAGE):
-        error = UsageError(_usage(error))
+        error = _usage(error)
     if is_out_of_memory(error):
         error = OutOfMemory(MEMORY_GONE)
     if isinstance(error, OSError):
         _abandon(sys.stdout)
     told = reported(error)
-    if told.remedy == LoraprobeError.remedy:
-        told.remedy = f"see {_called()} --help."
+    told.manual = f"see {_called()} --help."
     _print(told)
     return told.exit_code
 
@@ -171,8 +170,8 @@ def _called() -> str:
     return f"loraprobe {name}" if name in (*NAMES, *COMMANDS) else "loraprobe"
 
 
-def _usage(error: Any) -> str:
-    """A sentence from typer's error of usage, with the nearest name or where to read on."""
+def _usage(error: Any) -> UsageError:
+    """The error of typer's error of usage, with the nearest name or where to read on."""
     message = str(error.format_message()).replace("option: ", "option ")
     message = message.partition(" (Possible options:")[0].rstrip(".")
     message, _, near = message.partition(". Did you mean ")
@@ -180,9 +179,9 @@ def _usage(error: Any) -> str:
         options = {one.lstrip("-"): one for one in getattr(error, "possibilities", None) or ()}
         near = "".join(options[one] for one in get_close_matches(unknown.lstrip("-"), options, 1))
     if near:
-        return f"{message}: did you mean {near}?"
+        return UsageError(f"{message}:", f"did you mean {near}?")
     path = error.ctx.command_path if error.ctx is not None else _called()
-    return f"{message}; see {path} --help."
+    return UsageError(f"{message}; see {path} --help.")
 
 
 def _print(error: LoraprobeError) -> None:

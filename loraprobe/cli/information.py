@@ -146,4 +146,4 @@ def lab(
         with command.make_context("lab", ctx.args or ["--help"], parent=ctx.parent) as inner:
             command.invoke(inner)
         return
-    raise UsageError("The lab is not installed: pip install 'loraprobe[lab]'.")
+    raise UsageError("The lab is not installed:", "pip install 'loraprobe[lab]'.")

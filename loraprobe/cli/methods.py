@@ -50,7 +50,7 @@ def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, A
             if name in METHODS.elsewhere:
                 METHODS.make(name)  # raises
             hint = nearest(name, known, "see loraprobe methods, which lists all.")
-            raise UsageError(f"Nothing is called {given!r}: {hint}")
+            raise UsageError(f"Nothing is called {given!r}:", hint)
     return [row for row in rows if row["name"] in wanted]
 
 

@@ -265,8 +265,8 @@ class Configured(Plain, TyperCommand):
         content, typed = _read(file), self.typed()
         for name in content:
             if name not in known:
-                shown = f"{name[:60]!r}: {nearest(name[:60], known)}"
-                raise UsageError(f"{file}: {command} has no option {shown}")
+                lead = f"{file}: {command} has no option {name[:60]!r}:"
+                raise UsageError(lead, nearest(name[:60], known))
         if refused := [name for name in content if known[name].name in typed]:
             raise UsageError(
                 f"{file} cannot set {listing(refused)}: what sends, runs, writes or overwrites is "

@@ -91,7 +91,7 @@ def check_headers(
         if code not in known:
             found = sorted({issue.code for issue in issues if issue.severity == "error"})
             hint = nearest(code, known, f"take one of {', '.join(found[:3])}." if found else "")
-            raise UsageError(f"There is no finding {code!r} to allow: {hint}")
+            raise UsageError(f"There is no finding {code!r} to allow:", hint)
     return _sorted(issues, allow)
 
 
@@ -118,8 +118,7 @@ def require(checked: Compatibility) -> Compatibility:
     if errors:
         more = f" ({len(errors) - 1} more; `loraprobe inspect` lists them)" if errors[1:] else ""
         first = errors[0]
-        message = f"{first.message} {first.cure} [{first.code}]{more}"
-        raise CompatibilityError(message, first.cure)
+        raise CompatibilityError(first.message, first.cure, f"[{first.code}]{more}")
     return checked
 
 

@@ -246,8 +246,7 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
         target_parameters(base.skeleton, adapter)
     except CompatibilityError as error:
         stack = next(iter(adapter.stacks))
-        message = str(error).removesuffix(error.cure).rstrip()
-        yield finding("module-not-in-base", (adapter.name,), message, stack)
+        yield finding("module-not-in-base", (adapter.name,), error.problem, stack)
 
 
 def _tokens(adapter: Adapter, base: Base) -> Iterator[Issue]:

@@ -262,7 +262,8 @@ def checked_parameters(model: nn.Module, composition: Composition) -> dict[str, 
             if parameters.setdefault(target.stack, target).name != target.name:
                 raise CompatibilityError(
                     f"Adapter {adapter.name} targets {target.name} where another adapter targets "
-                    f"{parameters[target.stack].name}. {CODES['parameters-differ'].cure}"
+                    f"{parameters[target.stack].name}.",
+                    CODES["parameters-differ"].cure,
                 )
     return parameters
 
@@ -274,8 +275,12 @@ def _target(model: nn.Module, experts: Sequence[Adapter], path: str) -> nn.Modul
         module = model.get_submodule(path)
     except AttributeError:
         raise CompatibilityError(
-            f"Adapter {present[0].name} adapts {path}, which the model does not have: "
-            + nearest(path, dict(model.named_modules()), "it was trained on another base model.")
+            f"Adapter {present[0].name} adapts {path}, which the model does not have:",
+            nearest(
+                path,
+                dict(model.named_modules()),
+                f"it was trained on another base model; {CompatibilityError.remedy}",
+            ),
         ) from None
     if hasattr(module, "base_layer"):
         raise CompatibilityError(

@@ -142,7 +142,7 @@ class Asker:
         for named, what in ((systems, "systems"), (tasks, "tasks")):
             for name, times in Counter(one.name for one in named).items():
                 if times > 1:
-                    raise UsageError(f"Two {what} are named {name!r}: give each its own name.")
+                    raise UsageError(f"Two {what} are named {name!r}:", "give each its own name.")
         asked = [q for q in questions(tasks) if parts is None or q.part in parts]
         self.ask([system for system in systems if system.kind != "chain"], asked)
         rows = list[ItemResult | None]()

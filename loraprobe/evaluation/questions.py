@@ -145,7 +145,7 @@ class Question:
             metric = METRICS[self.metric]
             judged = metric.judge(text, self.answers, cot=self.worked, pattern=pattern)
         except TaskError as error:
-            raise TaskError(f"Task {self.task}, item {self.item.id!r}: {error}") from None
+            raise error.at(f"Task {self.task}, item {self.item.id!r}") from None
         return self.result(system, float(judged.right), judged.text, judged.contains, cut)
 
     @property

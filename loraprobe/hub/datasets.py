@@ -94,7 +94,7 @@ def _split_files(
         import datasets
     except ImportError:
         raise HubError(
-            f"{DATASET}{repo} is a data set, which the package datasets reads: {EXTRA}."
+            f"{DATASET}{repo} is a data set, which the package datasets reads:", f"{EXTRA}."
         ) from None
     _check_card(repo, card)
     with tempfile.TemporaryDirectory() as folder:
@@ -174,4 +174,4 @@ def _split(repo: str, config: str, split: str, splits: Collection[str]) -> str:
     if (split or "test") in splits:
         return split or "test"
     hint = nearest(split, splits) if split else f"there are {shortly(splits)}."
-    raise HubError(f"{repo} has no split {split or 'test'!r} in {config!r}: {hint}")
+    raise HubError(f"{repo} has no split {split or 'test'!r} in {config!r}:", hint)

@@ -146,7 +146,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
             if typed.startswith(LOCAL_START) or not re.fullmatch(r"[\w.-]+/[\w.-]+", typed):
                 raise
             hint = f"To mean the Hub's repository write {typed}@main."
-            raise AdapterError(f"{error} {hint}") from None
+            raise AdapterError(str(error), hint) from None
     repository = Repository(reference)
     with repository.choosing():
         anchor = reference.inside(CONFIG)

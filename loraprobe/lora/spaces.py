@@ -115,7 +115,7 @@ def space_named(name: str) -> Space:
     """The space of that name. Raises UsageError with the known names."""
     if name in SPACES:
         return SPACES[name]
-    raise UsageError(f"Unknown space {name!r}: there are {listing(SPACES)}.")
+    raise UsageError(f"Unknown space {name!r}:", f"there are {listing(SPACES)}.")
 
 
 def left_basis(updates: Sequence[LowRank]) -> Float[Tensor, "out p"]:

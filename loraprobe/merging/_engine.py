@@ -481,8 +481,8 @@ def check_adapters(inputs: MergeInputs) -> list[Issue]:
         for issue in (one for one in adapter.issues if one.severity == "error"):
             note = accepted(issue, inputs.config.allow)
             if note.severity == "error":
-                message = f"Adapter {adapter.name}: {issue.message} {issue.cure}".strip()
-                raise UnsupportedAdapter(message)
+                message = f"Adapter {adapter.name}: {issue.message}"
+                raise UnsupportedAdapter(message, issue.cure)
             notes.append(note)
         if not adapter.modules:
             raise UnsupportedAdapter(
@@ -496,7 +496,7 @@ def check_adapters(inputs: MergeInputs) -> list[Issue]:
     notes += _base_copies(inputs)
     for one, other in combinations(inputs.adapters, 2):
         if problem := conflict(one, other):
-            raise CompatibilityError(f"{problem.message} {problem.cure}")
+            raise CompatibilityError(problem.message, problem.cure)
     for one, other in permutations(inputs.adapters, 2):
         owners = {owner_of(stack)[0] for stack in one.stacks}
         if shared := sorted(owners & other.layout.keys()):

@@ -315,7 +315,7 @@ def _planned(
     plan = plan_of(options, inputs.adapters, inputs.tasks)
     if not options.systems and not plan.specs:
         why = " ".join(plan.left_out) or "--method=none and --router=none leave none."
-        raise UsageError(f"There is no composition to evaluate: {why} Give a --method.")
+        raise UsageError(f"There is no composition to evaluate: {why}", "Give a --method.")
     return inputs, plan
 
 

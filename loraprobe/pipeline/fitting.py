@@ -98,8 +98,8 @@ def fit_for_merge(inputs: Inputs, prepared: PreparedAdapters, session: Session) 
     """
     if inputs.base is None or not inputs.tasks:
         raise UsageError(
-            "--weights=learn asks the base model on a task: add --base=DIR (or auto) and "
-            "--task=FILE."
+            "--weights=learn asks the base model on a task:",
+            "add --base=DIR (or auto) and --task=FILE.",
         )
     options, experts = session.options, prepared.adapters
     check_learnable(experts, options)
@@ -144,8 +144,8 @@ def fit_for_route(
         return router if weights is None else ConstantGates(weights), fitted
     if inputs.base is None:
         raise UsageError(
-            f"Router {spec} learns from prompts of each adapter, which the base reads: add "
-            "--base=DIR or --base=auto."
+            f"Router {spec} learns from prompts of each adapter, which the base reads:",
+            "add --base=DIR or --base=auto.",
         )
     dtype = again.record["dtype"] if again and again.record else "auto"
     scorer, notes = open_scorer(inputs.base, dtype, session)
@@ -319,8 +319,9 @@ def fitted_in(
         raise UsageError(f"Router {router.name} learns nothing from prompts; leave them out.")
     if not prompts or tokenizer is None:
         raise UsageError(
-            f"Router {router.name} learns from prompts of each adapter: give prompts="
-            f"{{{', '.join(f'{a.name!r}: [...]' for a in adapters)}}} and the model's tokenizer."
+            f"Router {router.name} learns from prompts of each adapter:",
+            f"give prompts={{{', '.join(f'{a.name!r}: [...]' for a in adapters)}}} and the model's "
+            "tokenizer.",
         )
     texts = {
         name: [lines] if isinstance(lines, str) else list(lines) for name, lines in prompts.items()
@@ -334,8 +335,8 @@ def _check_names(where: str, given: Iterable[str], adapters: Sequence[Adapter]) 
     for name in given:
         if name not in names:
             raise UsageError(
-                f"{where} names {name!r}, which is none of the adapters: there are "
-                f"{listing(names)}."
+                f"{where} names {name!r}, which is none of the adapters:",
+                f"there are {listing(names)}.",
             )
 
 

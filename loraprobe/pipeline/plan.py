@@ -196,14 +196,14 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
     for adapter in adapters:
         if adapter.name in taken or adapter.name.startswith(SHRUNK):
             raise UsageError(
-                f"The adapter name {adapter.name!r} is that of a system of its own: give the "
-                f"adapter another one, as in my-{adapter.name.partition(':')[0]}=REF."
+                f"The adapter name {adapter.name!r} is that of a system of its own:",
+                f"give the adapter another one, as in my-{adapter.name.partition(':')[0]}=REF.",
             )
     others = {*FIXED, *(a.name for a in adapters)}
     for spec in options.systems:
         if spec not in others and spec not in named:
             known = sorted({*others, *METHODS.names(), *ROUTERS.names()})
-            raise UsageError(f"Unknown system {spec!r}: {nearest(spec, known)}")
+            raise UsageError(f"Unknown system {spec!r}:", nearest(spec, known))
     n = len(adapters)
     methods = map(method_of, (*options.methods, *named))
     for method in (one for one in methods if isinstance(one, MergeMethod)):

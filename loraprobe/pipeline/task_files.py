@@ -83,8 +83,8 @@ def open_tasks_and_guards(tasks: Tasks, options: Options) -> tuple[list[Task], l
         for others, flag in ((found, "--task"), (guards[:at], "--guard")):
             if any(guard.name == one.name or guard.items == one.items for one in others):
                 raise UsageError(
-                    f"The guard {guard.name} is also given by {flag}: give what nothing else asks, "
-                    "or rename the file."
+                    f"The guard {guard.name} is also given by {flag}:",
+                    "give what nothing else asks, or rename the file.",
                 )
     return found, guards
 
@@ -107,7 +107,7 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence
         ("--fields", layout != FieldMap()),
     ):
         if source.asks and given:
-            raise UsageError(f"{flag} cannot be used with {one}: give a task file (JSONL).")
+            raise UsageError(f"{flag} cannot be used with {one}:", "give a task file (JSONL).")
     return source.open(str(one), options, layout)
 
 
@@ -120,7 +120,8 @@ def _check_losses(tasks: Sequence[Task], margin: float | None) -> None:
     if losses and shares:
         raise UsageError(
             f"Task {losses[0]} is judged by a loss and {shares[0]} by a share, so they have no "
-            "common mean: give them in two runs, or choose metrics by --metric=TASK=METRIC."
+            "common mean:",
+            "give them in two runs, or choose metrics by --metric=TASK=METRIC.",
         )
     if losses and margin is None:
         raise UsageError(

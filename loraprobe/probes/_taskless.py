@@ -97,8 +97,8 @@ def generated_prompts(
         prompts = _distinct([*prompts, *_in_turn(written)])
     if not prompts:
         raise TaskError(
-            "The model cards hold no prompt and the adapters write none: give "
-            "--probe=FILE with a question a line."
+            "The model cards hold no prompt and the adapters write none:",
+            "give --probe=FILE with a question a line.",
         )
     return ProbePrompts(dict.fromkeys(prompts[:wanted]))
 

@@ -441,8 +441,8 @@ class Centroid(_ScoredRouter):
         if missing:
             raise UsageError(
                 f"Router {self.name} learns from prompts of each adapter, and there are none of "
-                f"{', '.join(missing)}: give --router-prompts=NAME=FILE for each, or in Python "
-                "prompts={name: [...]}."
+                f"{', '.join(missing)}:",
+                "give --router-prompts=NAME=FILE for each, or in Python prompts={name: [...]}.",
             )
         kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
         sums_of: dict[str, list[Tensor]] = {
@@ -479,9 +479,9 @@ class Centroid(_ScoredRouter):
     def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
         if self.learned is None:
             raise UsageError(
-                f"Router {self.name} has to see prompts of each adapter first: give "
-                "--router-prompts=NAME=FILE, or in Python loraprobe.route(..., prompts={name: "
-                "[...]}, tokenizer=...)."
+                f"Router {self.name} has to see prompts of each adapter first:",
+                "give --router-prompts=NAME=FILE, or in Python "
+                "loraprobe.route(..., prompts={name: [...]}, tokenizer=...).",
             )
         means = self.learned.means.get(module)
         if means is None or means.shape != (n, experts[0].in_features):

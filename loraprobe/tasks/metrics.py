@@ -214,8 +214,8 @@ def compile_pattern(pattern: str) -> regex.Pattern[str]:
 
 def _greedy(pattern: str) -> TaskError:
     return TaskError(
-        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s on one answer: "
-        "write it without nested repetition."
+        f"answer_pattern {pattern[:100]!r} took longer than {PATTERN_SECONDS:g} s on one answer:",
+        "write it without nested repetition.",
     )
 
 
@@ -536,7 +536,8 @@ def _gold_number(answer: str) -> Fraction:
     if len(numbers) != 1:
         raise TaskError(
             f"metric numeric needs one number in each answer, and {answer[:60]!r} has "
-            f"{len(numbers)}: write the number alone, or choose another metric."
+            f"{len(numbers)}:",
+            "write the number alone, or choose another metric.",
         )
     return numbers[0][1]
 
@@ -567,8 +568,8 @@ def _gold_value(answer: str) -> Any:
     value = json_at_start(answer)
     if value is None or value[1].strip() != answer.strip():
         raise TaskError(
-            f"metric json needs JSON in each answer, and {answer[:60]!r} is none: write it as "
-            "JSON, or choose another metric."
+            f"metric json needs JSON in each answer, and {answer[:60]!r} is none:",
+            "write it as JSON, or choose another metric.",
         )
     return value[0]
 
@@ -679,7 +680,7 @@ def named_metrics(metric: str | None) -> tuple[str | None, dict[str, str]]:
         else:
             for_all = name
     if LOSS in by_task.values() or (for_all == LOSS and by_task):
-        raise UsageError("--metric=answer_loss is for all tasks at once: give no other metric.")
+        raise UsageError("--metric=answer_loss is for all tasks at once:", "give no other metric.")
     return for_all, by_task
 
 
@@ -691,11 +692,11 @@ def with_metrics(tasks: Sequence[Task], metric: str | None) -> list[Task]:
     """
     for_all, by_task = named_metrics(metric)
     if for_all not in (None, AUTO, *METRICS) and not any(task.examiner for task in tasks):
-        raise UsageError(f"Unknown metric {for_all!r}: {_nearest_metric(for_all or '', METRICS)}")
+        raise UsageError(f"Unknown metric {for_all!r}:", _nearest_metric(for_all or "", METRICS))
     names = [task.name for task in tasks]
     for name in by_task:
         if name not in names:
-            raise UsageError(f"--metric names the task {name!r}: {nearest(name, names)}")
+            raise UsageError(f"--metric names the task {name!r}:", nearest(name, names))
     return [_with_metric(task, given_metric(task.name, metric)) for task in tasks]
 
 
@@ -721,7 +722,7 @@ def _with_metric(task: Task, given: str | None) -> Task:
             try:
                 METRICS[chosen].check(item.answers, item.answer_pattern)
             except TaskError as error:
-                raise TaskError(f"Task {task.name}, item {item.id!r}: {error}") from None
+                raise error.at(f"Task {task.name}, item {item.id!r}") from None
         items.append(replace(item, metric=chosen))
     metric = "+".join(sorted({item.judge for item in items}))
     items, repeated = of_one_question(items)
@@ -739,8 +740,8 @@ def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
     known = item_metrics()
     if chosen not in known:
         raise UsageError(
-            f"Unknown metric {chosen!r} of item {item.id!r} of task {task}: "
-            f"{_nearest_metric(chosen, known)}"
+            f"Unknown metric {chosen!r} of item {item.id!r} of task {task}:",
+            _nearest_metric(chosen, known),
         )
     if chosen == "choice" and not item.choices:
         raise UsageError(

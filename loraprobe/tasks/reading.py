@@ -246,7 +246,7 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
             try:
                 item = _item(row.content, last)
             except TaskError as error:
-                raise row.error(error) from None
+                raise error.at(row.place) from None
             if item.id in items:
                 earlier = items[item.id][1]
                 raise row.error(
@@ -255,7 +255,7 @@ def read_task(files: Sequence[Path], task: Task, limit: int | None, layout: Fiel
                 )
             items[item.id] = item, row
     if not items:
-        raise TaskError(f"{files[0]} holds no item: write one a line.")
+        raise TaskError(f"{files[0]} holds no item:", "write one a line.")
     first = tuple(item for item, _ in items.values())[:limit]
     return replace(task, items=first, sha256=digest.hexdigest())
 
@@ -284,8 +284,8 @@ def load_text(path: str | Path, limit: int | None = None) -> Task:
         windows[-2:] = ["\n".join(windows[-2:])]
     if len(windows) < 2:
         raise TaskError(
-            f"{path} holds {len(text):,} characters, too few to tell whether its loss grows: give "
-            f"a text of at least {2 * WINDOW:,}, better {FEWEST_ITEMS * WINDOW:,}."
+            f"{path} holds {len(text):,} characters, too few to tell whether its loss grows:",
+            f"give a text of at least {2 * WINDOW:,}, better {FEWEST_ITEMS * WINDOW:,}.",
         )
     items = [
         Item(str(number), "", (window,), metric=LOSS)
@@ -308,7 +308,7 @@ def load_probe(path: str | Path) -> ProbePrompts:
             raise TaskError(f"{path}, line {number}: there is no prompt before the tab.")
         answers.setdefault(prompt, rest[0] if rest and rest[0] else None)
     if not answers:
-        raise TaskError(f"{path} holds no prompt: write one a line.")
+        raise TaskError(f"{path} holds no prompt:", "write one a line.")
     return ProbePrompts(answers)
 
 
@@ -317,14 +317,14 @@ def _known(row: DataRow) -> DataRow:
     unknown = next((key for key in row.content if key not in ITEM_KEYS), None)
     if unknown is None:
         return row
-    hint = nearest(unknown, ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}.")
+    hint = nearest(unknown, ITEM_KEYS, f"known are {', '.join(ITEM_KEYS)}; {TaskError.remedy}")
     if fields := _suggested(row.content):
         words = fields if re.fullmatch(r"[\w.,=#-]+", fields) else shlex.quote(fields)
         hint = f"add --fields={words}."
     elif not {"prompt", "answer"} <= row.content.keys() and "did you mean" not in hint:
         has = shortly(row.content)
         hint = f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {has})."
-    raise row.error(f"unknown key {unknown!r} in an item: {hint}")
+    raise row.error(f"unknown key {unknown!r} in an item:", hint)
 
 
 def _suggested(row: Mapping[str, Any]) -> str:
@@ -448,10 +448,10 @@ def _item(content: Mapping[str, Any], number: int) -> Item:
         compile_pattern(line.answer_pattern)
     if metric is not None:
         if metric not in (known := item_metrics()):
-            hint = nearest(metric, known, f"known are {', '.join(known)}.")
-            raise TaskError(f"unknown metric {metric!r}: {hint}")
+            hint = nearest(metric, known, f"known are {', '.join(known)}; {TaskError.remedy}")
+            raise TaskError(f"unknown metric {metric!r}:", hint)
         if metric == "choice" and not choices:
-            raise TaskError("metric choice needs 'choices': add them, or choose another metric.")
+            raise TaskError("metric choice needs 'choices':", "add them, or choose another metric.")
         METRICS[metric].check(answers, line.answer_pattern)
     hops = [Hop(hop.prompt, tuple(hop.answer), hop.adapter) for hop in line.hops or ()]
     for k, hop in enumerate(hops, 1):
@@ -513,7 +513,7 @@ def _looked_up(row: DataRow, name: str, optional: bool = False) -> Any:
 
 def _no_field(row: DataRow, name: str) -> TaskError:
     hint = nearest(name, list(row.content), f"there are {shortly(row.content)}.")
-    return row.error(f"there is no field {name!r}: {hint}")
+    return row.error(f"there is no field {name!r}:", hint)
 
 
 def _as_text(value: Any) -> Any:

@@ -33,9 +33,14 @@ class DataRow:
     number: int
     content: Mapping[str, Any]
 
-    def error(self, problem: object) -> TaskError:
+    def error(self, problem: str, cure: str = "") -> TaskError:
         """The error that names this row."""
-        return TaskError(f"{self.file}, {self.unit} {self.number}: {problem}")
+        return TaskError(problem, cure).at(self.place)
+
+    @property
+    def place(self) -> str:
+        """The row as errors name it."""
+        return f"{self.file}, {self.unit} {self.number}"
 
 
 def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
@@ -65,9 +70,9 @@ def read_file(path: Path, noun: str) -> bytes:
             )
         return path.read_bytes()
     except FileNotFoundError:
-        raise TaskError(f"There is no {noun} file {path}: check the path.") from None
+        raise TaskError(f"There is no {noun} file {path}:", "check the path.") from None
     except IsADirectoryError:
-        raise TaskError(f"{path} is a directory: name the {noun} file in it.") from None
+        raise TaskError(f"{path} is a directory:", f"name the {noun} file in it.") from None
     except OSError as error:
         raise TaskError(f"The {noun} file {path} cannot be read: {error.strerror}.") from None
 
@@ -164,7 +169,7 @@ def _parquet(path: Path, data: bytes) -> Iterator[DataRow]:
     try:
         import pyarrow
     except ImportError:
-        raise TaskError(f"{path} is Parquet, which pyarrow reads: {PARQUET_EXTRA}.") from None
+        raise TaskError(f"{path} is Parquet, which pyarrow reads:", f"{PARQUET_EXTRA}.") from None
     number = size = 0
     batches = _batches(path, data)
     while True:

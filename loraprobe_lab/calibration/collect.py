@@ -336,7 +336,7 @@ def gather(
         )
         sets = merged(sets, [one for one in found if one.tasks > 1])
     if not cases:
-        raise CaseError(f"{stored or output} holds no case: name worlds with --world DIR.")
+        raise CaseError(f"{stored or output} holds no case:", "name worlds with --world DIR.")
     write_cases(output / CASES, cases)
     if sets:
         write_sets(output / SETS, sets)

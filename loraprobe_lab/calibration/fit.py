@@ -39,7 +39,9 @@ UNIT = 0.05
 def fit(cases: Sequence[Case]) -> Coefficients:
     """The coefficients of greatest likelihood. Raises CaseError for too few cases."""
     if len(cases) < FEWEST:
-        raise CaseError(f"A fit needs at least {FEWEST} cases; there are {len(cases)}: add worlds.")
+        raise CaseError(
+            f"A fit needs at least {FEWEST} cases; there are {len(cases)}:", "add worlds."
+        )
 
     columns = columns_of(cases)
 
@@ -261,7 +263,7 @@ def left_out(
     """
     groups = [key(one.cases[0]) for one in sets]
     if len(set(groups)) < 2:
-        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}: add worlds.")
+        raise CaseError(f"All cases are of {groups[0] if groups else 'nothing'}:", "add worlds.")
     rng = np.random.default_rng(0)
     found = np.zeros((DRAWS if items else 1, len(sets)))
     fits = {}

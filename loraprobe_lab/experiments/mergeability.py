@@ -50,7 +50,7 @@ class Pairs:
 def read_pairs(file: Path) -> Pairs:
     """The published table. Raises UsageError for a file that is none."""
     if not file.is_file():
-        raise UsageError(f"{file} is missing: name the table detailed_pair_data.csv.")
+        raise UsageError(f"{file} is missing:", "name the table detailed_pair_data.csv.")
     rows = list(csv.DictReader(read_lines(file)))
     if not rows or not {"task1", "task2"} <= {*rows[0]}:
         raise UsageError(f"{file} has no columns task1 and task2; name detailed_pair_data.csv.")

@@ -310,7 +310,9 @@ def open_worlds(directories: Sequence[Path]) -> list[World]:
     names = [world.path.resolve().name for world in found]
     for world, name in zip(found, names, strict=True):
         if names.count(name) > 1:
-            raise UsageError(f"Two worlds are called {name}: give their directories other names.")
+            raise UsageError(
+                f"Two worlds are called {name}:", "give their directories other names."
+            )
         if not cases_of(world):
             raise UsageError(
                 f"{world.path} holds no scenario of two adapters that asks for two hops, for two "

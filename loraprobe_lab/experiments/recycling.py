@@ -127,7 +127,7 @@ def _cases(model: str, actions: tuple[str, ...], rows: Sequence[tuple[Any, ...]]
 
 def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        raise UsageError(f"{path} is missing: name the directory of the published measurements.")
+        raise UsageError(f"{path} is missing:", "name the directory of the published measurements.")
     return read_lines(path)
 
 

@@ -195,7 +195,7 @@ def _own_base(output: Path, spec: WorldSpec, progress: Progress) -> tuple[Any, A
     """The world's own model and tokenizer, trained unless they are there; then adapters of an older
     base are removed."""
     if spec.base is None or spec.corpus is None:
-        raise WorldError(f"A world of kind {spec.kind} needs a base that exists: name one.")
+        raise WorldError(f"A world of kind {spec.kind} needs a base that exists:", "name one.")
     base, recipe = output / "base", dataclasses.replace(spec.base, seed=spec.seed)
     makings = {"recipe": dataclasses.asdict(recipe), **spec.made_from, "dtype": "bfloat16"}
     made_by = json.dumps(makings, indent=2) + "\n"

@@ -263,7 +263,7 @@ def require_certain(
                 f"{issue.message} On {base.reference} peft computes another function of what would "
                 f"be written: it differs by {error:.2g} of the adapter's effect. [{issue.code}]"
             )
-        raise CompatibilityError(f"{issue.message} {issue.cure} [{issue.code}]", issue.cure)
+        raise CompatibilityError(issue.message, issue.cure, f"[{issue.code}]")
 
 
 def _difference(given: Adapter, made: Converted, base: Base) -> float:

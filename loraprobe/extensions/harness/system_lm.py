@@ -98,7 +98,8 @@ class SystemLM(TemplateLM):
             if len(ids) <= len(continuation):
                 raise TaskError(
                     f"A text of {len(continuation):,} tokens is to be scored, and the model's "
-                    f"context holds {self.max_length:,}: choose another task."
+                    f"context holds {self.max_length:,}:",
+                    "choose another task.",
                 )
             rows.append((ids, len(ids) - len(continuation)))
         found = self.scorer.score_tokens(rows)

@@ -51,11 +51,13 @@ class HarnessTask(Examiner):
         self.task, self.title, self.limit = task, task.task_name, limit
         if getattr(task, "UNSAFE_CODE", False) and not unsafe:
             raise UsageError(
-                f"Task {self.title} runs code that a model writes: add --run-unsafe-code if "
-                "that may happen on this machine."
+                f"Task {self.title} runs code that a model writes:",
+                "add --run-unsafe-code if that may happen on this machine.",
             )
         if getattr(task, "MULTIMODAL", False):
-            raise UsageError(f"Task {self.title} asks about images or sound: choose one of texts.")
+            raise UsageError(
+                f"Task {self.title} asks about images or sound:", "choose one of texts."
+            )
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         if most is not None and task.get_config("generation_kwargs") is not None:
@@ -156,13 +158,14 @@ class HarnessTask(Examiner):
         metric = self.key[0]
         if metric not in metrics or not _number(value := self.read(metrics[metric])):
             raise TaskError(
-                f"Task {self.title} gives no number as {metric}: choose another metric."
+                f"Task {self.title} gives no number as {metric}:", "choose another metric."
             )
         if value < 0 or (value > 1 and not self.loss):
             raise TaskError(
                 f"{metric} of task {self.title} is {value:g} for one item, and loraprobe compares "
-                f"shares from 0 to 1: choose another one by --metric={self.title}=METRIC (it has "
-                f"{', '.join(metrics)})."
+                f"shares from 0 to 1:",
+                f"choose another one by --metric={self.title}=METRIC (it has "
+                f"{', '.join(metrics)}).",
             )
         return float(value)
 
@@ -245,8 +248,8 @@ def load_harness(
     names, _, folder = reference.removeprefix(PREFIX).partition("@")
     if folder and not run_unsafe_code:
         raise UsageError(
-            f"The YAML files in {folder} can run any code on this machine when lm-eval reads them: "
-            "add --run-unsafe-code if you trust whoever wrote them."
+            f"The YAML files in {folder} can run any code on this machine when lm-eval reads them:",
+            "add --run-unsafe-code if you trust whoever wrote them.",
         )
     place = f"@{Path(folder).resolve().name}" if folder else ""
     with silent_harness():
@@ -257,8 +260,8 @@ def load_harness(
                 if folder:
                     others = "" if manager.all_tasks else "check the folder, it has no task."
                 raise UsageError(
-                    f"{folder or 'lm-evaluation-harness'} has no task {name!r}: "
-                    f"{nearest(name, manager.all_tasks, others)}"
+                    f"{folder or 'lm-evaluation-harness'} has no task {name!r}:",
+                    nearest(name, manager.all_tasks, others),
                 )
             with as_task_error(
                 name, "cannot be loaded", "check its YAML and the place of its data"
@@ -273,7 +276,7 @@ def load_harness(
                 tasks.append(Task(title, tuple(items), f"{PREFIX}{title}{place}", digest))
     if not tasks:
         raise UsageError(
-            f"{reference} names no task: write {PREFIX}TASK, such as lm_eval:arc_easy."
+            f"{reference} names no task:", f"write {PREFIX}TASK, such as lm_eval:arc_easy."
         )
     return tasks
 
@@ -292,14 +295,15 @@ def _choose(
     named = [key for key in known if wanted in (None, key[0], ":".join(key))]
     if wanted is not None and not named:
         names = list(dict.fromkeys(key[0] for key in known))
-        raise UsageError(f"Task {title} has no metric {wanted!r}: {nearest(wanted, names)}")
+        raise UsageError(f"Task {title} has no metric {wanted!r}:", nearest(wanted, names))
     usable = [key for key in named if all(reading[key][0] for reading in readings)]
     if not usable:
         names = list(dict.fromkeys(key[0] for key in named))
         raise TaskError(
             f"Task {title} is judged by {listing(names) or 'nothing'}, which is no mean over its "
-            "items, so answers cannot be compared item by item: choose another metric by --metric, "
-            "or name one such as exact_match in metric_list of its YAML."
+            "items, so answers cannot be compared item by item:",
+            "choose another metric by --metric, or name one such as exact_match in metric_list of "
+            "its YAML.",
         )
     chosen = min(usable, key=lambda key: readings[0][key][1])  # the first share, else a loss
     for part, reading in zip(parts, readings, strict=True):
@@ -330,12 +334,12 @@ def _manager(folder: str) -> Any:
         TaskManager = None
     if TaskManager is None or not hasattr(TaskManager, "load"):
         raise UsageError(
-            "Tasks of lm-evaluation-harness need lm-eval 0.4.13 or later: pip install "
-            '"loraprobe[lm-eval]".'
+            "Tasks of lm-evaluation-harness need lm-eval 0.4.13 or later:",
+            'pip install "loraprobe[lm-eval]".',
         )
     if folder and not Path(folder).is_dir():
         raise UsageError(
-            f"There is no directory {folder} with YAML files of tasks: check the path."
+            f"There is no directory {folder} with YAML files of tasks:", "check the path."
         )
     return TaskManager(include_path=folder or None, include_defaults=not folder)
 
@@ -347,7 +351,7 @@ def as_task_error(name: str, problem: str, cure: str) -> Iterator[None]:
         yield
     except Exception as error:
         raise TaskError(
-            f"Task {name} of lm-evaluation-harness {problem} ({error_line(error)}): {cure}."
+            f"Task {name} of lm-evaluation-harness {problem} ({error_line(error)}):", f"{cure}."
         ) from None
 
 

@@ -92,7 +92,7 @@ def open_cluster(where: str) -> Iterator[Cluster]:
             raise ImportError
     except ImportError:
         raise UsageError(
-            "--executor=ray needs Ray, which is not installed: pip install 'loraprobe[ray]'."
+            "--executor=ray needs Ray, which is not installed:", "pip install 'loraprobe[ray]'."
         ) from None
     with contextlib.ExitStack() as stack:
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))

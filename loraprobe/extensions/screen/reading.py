@@ -159,12 +159,10 @@ def _unread(name: str, reference: str, error: LoraprobeError | OSError, given: s
 
 def issue_of(error: LoraprobeError, name: str) -> Issue:
     """An error of one adapter as a finding: what is wrong, and the cure apart from it."""
-    message, cure = str(error).rstrip("."), error.cure.rstrip(".")
-    if cure and message.endswith(cure):
-        message = message.removesuffix(cure).rstrip(" ;:.") or message
+    problem, cure = error.problem.rstrip("."), error.cure.rstrip(".")
     if not cure.startswith("loraprobe "):  # a command
         cure = f"{cure[:1].upper()}{cure[1:]}"
-    return Issue("error", error.code, (name,), f"{message}.", f"{cure}.")
+    return Issue("error", error.code, (name,), f"{problem}.", f"{cure}.")
 
 
 def _read(adapter: Adapter, allow: Collection[str]) -> Member:

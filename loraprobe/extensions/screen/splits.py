@@ -25,8 +25,8 @@ def split_for_screening(tasks: Sequence[Task], options: Options) -> TaskSplit:
             grouped = "" if groups_of(task) == len(task.items) else f" in {groups_of(task)} groups"
             raise TaskError(
                 f"Task {task.name} has {len(task.items)} items{grouped}: {len(apart.items)} are "
-                f"needed to choose by, and {FEWEST_ITEMS} others to prove the choice. Give at "
-                f"least {items + FEWEST_ITEMS} items, or fewer --items."
+                f"needed to choose by, and {FEWEST_ITEMS} others to prove the choice.",
+                f"Give at least {items + FEWEST_ITEMS} items, or fewer --items.",
             )
     return parts
 

@@ -126,7 +126,7 @@ class Acceptance:
             raise ServerError(
                 f"{where} does not compute {composition.name}: {told} from that of transformers, "
                 f"where adapter and base are {between:.2f} apart; loraprobe inspect ADAPTER "
-                "--serve all tells what servers misread, and --engine=transformers needs none."
+                "--serve=all tells what servers misread, and --engine=transformers needs none."
             )
 
 

@@ -35,10 +35,14 @@ GREEDY |= {"top_p": 1, "repetition_penalty": 1}
 
 
 class ServerError(EngineError):
-    """A server does not answer as it should. status: that of its answer, if it gave one."""
+    """A server does not answer as it should.
+
+    status: that of its answer, if it gave one. beyond_rank: it takes no adapter of this rank.
+    """
 
     code = "server"
     status: int | None = None
+    beyond_rank = False
     remedy = "check the address and that the server runs."
 
 

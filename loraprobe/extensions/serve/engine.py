@@ -131,7 +131,7 @@ def open_served(engine: str, work: Workload, session: Session, local: ModelScore
                 if error.status is None or not (all_there or error.status in ABSENT):
                     raise
                 told = str(error).removesuffix(".")  # other messages have the server's address
-                why = told if " has rank " in told else "it loads none while it runs"
+                why = told if error.beyond_rank else "it loads none while it runs"
                 why = f"the server is asked the adapters that it has; {why}"
                 named = all_held(server, asked, held)
                 scorer.placing = Naming(served.id, named, why, placing.apart)

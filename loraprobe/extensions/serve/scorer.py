@@ -302,11 +302,12 @@ class Loading(Placing):
         except ServerError as error:
             if error.status is None:  # the server is gone
                 raise
-            if "rank" in str(error).lower():
-                why = f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}"
-            else:
-                why = f"{composition.name} was not loaded: {error}"
-            refused = ServerError(f"{why}.".replace("..", "."))
+            refused = error.at(f"{composition.name} was not loaded")
+            if "rank" in str(error).lower():  # in the words of the server
+                refused = ServerError(
+                    f"{composition.name} has rank {rank}; start vLLM with --max-lora-rank {rank}."
+                )
+                refused.beyond_rank = True
             refused.status = error.status
             raise refused from None
         return {"model": self.prefix + name}

@@ -187,8 +187,10 @@ def test_every_error_says_what_to_do():
         assert again.cure == "mend it." and str(again) == "Add --base DIR; mend it."
         placed = kind("t.jsonl, line 3: it is odd.")  # a place is no cure
         assert placed.cure and placed.cure in str(placed) and "odd" not in placed.cure
-        told = kind("Mend --base=DIR, and it goes. [odd]", "Mend --base=DIR.")
-        assert (str(told), told.cure) == ("Mend --base DIR, and it goes. [odd]", "Mend --base DIR.")
+        given = kind("It is odd; more.", "Mend --base=DIR.", "[odd]").at("t, line 3")
+        parts = "t, line 3: It is odd; more.", "Mend --base DIR."
+        assert (given.problem, given.cure) == parts and str(given) == " ".join((*parts, "[odd]"))
+        assert kind("It is odd:", "mend it.").problem == kind("It is odd.").problem == "It is odd"
 
 
 def test_every_kind_of_error_has_its_own_code():

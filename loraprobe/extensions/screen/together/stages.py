@@ -181,7 +181,7 @@ def _check_names(names: Sequence[str], own: Mapping[str, str], known: Collection
         raise UsageError("--own asks which adapters live together; give at least two.")
     for name in own:
         if name not in names:
-            raise UsageError(f"--own names {name!r}, which is no adapter: {nearest(name, names)}")
+            raise UsageError(f"--own names {name!r}, which is no adapter:", nearest(name, names))
     if lacking := [name for name in names if name not in own and name not in known]:
         raise UsageError(
             f"{listing(lacking)} {'has' if len(lacking) == 1 else 'have'} no task; add "
@@ -199,8 +199,8 @@ def _check_left(tasks: Sequence[Task], left: Sequence[Task], items: int) -> None
         if groups_of(rest) < FEWEST_ITEMS:
             raise TaskError(
                 f"Task {task.name} has {count(len(task.items), 'item')}: {items} are needed to "
-                f"choose by, and {FEWEST_ITEMS} others to prove the choice. Give at least "
-                f"{items + FEWEST_ITEMS} items, or fewer --items."
+                f"choose by, and {FEWEST_ITEMS} others to prove the choice.",
+                f"Give at least {items + FEWEST_ITEMS} items, or fewer --items.",
             )
         if any(item.metric == "answer_loss" for item in task.items):
             raise TaskError(

@@ -6,15 +6,14 @@ import math
 import random
 from pathlib import Path
 
+import making
 import numpy as np
 import pytest
 from evidences import SMALL
 from extensions.forecast.documents import DOCUMENT, calibration, calibration_of
 from scipy import integrate
 from tiny_worlds import tiny_world
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.defaults import MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, measure_gains
@@ -282,7 +281,7 @@ def test_the_command_writes_everything_from_stored_cases(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "DRAWS", 2)
     cased.write_cases(tmp_path / "mine.jsonl", cases)
     call = ["lab", "calibrate", "--cases", str(tmp_path / "mine.jsonl"), "-o", str(output)]
-    result = CliRunner().invoke(app, call)
+    result = making.call(*call)
     assert result.exit_code == 0, result.output
     assert result.stdout.strip() == str(output / "calibration.json")
     names = "calibration.json cases.jsonl.gz figure.svg report.md"

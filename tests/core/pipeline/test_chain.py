@@ -6,11 +6,9 @@ import making
 import pytest
 import torch
 import words
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import adapter_of
-from loraprobe.cli import app
 from loraprobe.evaluation import Asker, System
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Action, EvaluationRecords, Verdict
@@ -124,7 +122,7 @@ def planted(tmp_path_factory):
 def run(place, monkeypatch, *options):
     monkeypatch.chdir(place)
     named = ["./spouse", "./other", "--task", "t.jsonl", "--base", "./base"]
-    return CliRunner().invoke(app, ["merge-and-eval", *named, *options])
+    return making.call("merge-and-eval", *named, *options)
 
 
 def test_who_asks_for_a_chain_gets_its_answer_and_its_program(planted, monkeypatch):

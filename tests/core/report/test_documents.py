@@ -5,13 +5,12 @@ import re
 from pathlib import Path
 
 import jsonschema
+import making
 import pytest
 from audits import HOSTILE, an_audit, changed, markdown, page, rendered
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.records import Command
 from loraprobe.report.documents import audit_from, json_schema, read_audit
@@ -137,7 +136,7 @@ def test_a_wrong_file_is_one_sentence(tmp_path, content):
     file.write_bytes(content)
     page = tmp_path / "page.html"
     for options in ([], ["--markdown"], ["--html", str(page)]):
-        result = CliRunner().invoke(app, ["report", str(file), *options])
+        result = making.call("report", str(file), *options)
         assert result.exit_code == 2 and not page.exists()
         assert result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
 
@@ -150,7 +149,7 @@ def test_a_missing_file_is_named():
 def test_the_report_of_a_saved_audit(tmp_path):
     file, page = tmp_path / "audit.json", tmp_path / "page.html"
     file.write_text(an_audit().to_json() + "\n", encoding="utf-8")
-    result = CliRunner().invoke(app, ["report", str(file), "--html", str(page), "--markdown"])
+    result = making.call("report", str(file), "--html", str(page), "--markdown")
     assert result.exit_code == 0, "the verdict is unlikely, and the report did its job"
     assert result.stdout == markdown(an_audit()) + "\n"
     assert "<!DOCTYPE html>" in page.read_text(encoding="utf-8")

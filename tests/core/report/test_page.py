@@ -9,14 +9,13 @@ import shutil
 import subprocess
 from dataclasses import replace
 
+import making
 import pytest
 from audits import HOSTILE, MARKUP, an_audit, page, planted
 from evidences import replaced
 from page_tree import all_of, parsed, text_of
 from sessions import BROWSERS
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.errors import OutputError
 from loraprobe.records import Action, ItemPart, Measurement, Reason
 from loraprobe.report import figures
@@ -252,7 +251,7 @@ def test_nothing_is_cut_on_a_phone(tmp_path, name):
 def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_path):
     file = tmp_path / "thesis.html"
     file.write_text("<p>years of work</p>")
-    result = CliRunner().invoke(app, ["inspect", "nowhere", "--html", str(file)])
+    result = making.call("inspect", "nowhere", "--html", str(file))
     assert result.exit_code == 2 and "no report of loraprobe" in result.stderr
     assert file.read_text() == "<p>years of work</p>"
     with pytest.raises(OutputError):

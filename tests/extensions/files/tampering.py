@@ -12,14 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import making
 import torch
 import yaml
 from making import random_adapter
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.extensions.files.verifying import TOLERANCES
 
 WEIGHTS, CONFIG, CARD = "adapter_model.safetensors", "adapter_config.json", "README.md"
@@ -42,7 +41,7 @@ def made(place: Path, command: str = "merge", dtype: str = "float32", *options: 
     for seed, name in enumerate("ab", 1):
         random_adapter(name, SHAPES, seed=seed, scaling=0.1, dtype=DTYPES[dtype]).save(place / name)
     call = [command, str(place / "a"), str(place / "b"), "-o", str(place / "out"), *options]
-    done = CliRunner().invoke(app, call)
+    done = making.call(*call)
     assert done.exit_code == 0, done.output
     return place
 

@@ -10,11 +10,9 @@ import torch
 from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.extensions.files.converting import licence_fields
 
@@ -26,7 +24,7 @@ PATTERNS = {"rank_pattern": {Q1: 2, "up_proj": 3}, "alpha_pattern": {"v_proj": 3
 
 
 def convert(*arguments: object):
-    return CliRunner().invoke(app, ["convert", *map(str, arguments)])
+    return call("convert", *arguments)
 
 
 def logits(model, directory) -> torch.Tensor:

@@ -15,9 +15,7 @@ import pytest
 from evidences import case, evidence_of, guards, measured, replaced, score
 from extensions.forecast.documents import DOCUMENT, calibration
 from scipy import integrate, stats
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.defaults import PILOT_ITEMS
 from loraprobe.errors import UsageError
 from loraprobe.extensions.forecast.probability import (
@@ -374,7 +372,7 @@ def test_what_ships_has_at_most_eight_coefficients_and_tells_what_was_measured()
 @pytest.mark.parametrize("prior", ["0", "1", "1.5", "-0.2", "nan"])
 @pytest.mark.parametrize("command", ["inspect", "merge-and-eval"])
 def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
-    result = CliRunner().invoke(app, [command, "nowhere", "nobody", f"--prior={prior}"])
+    result = making.call(command, "nowhere", "nobody", f"--prior={prior}")
     assert result.exit_code == 2 and not result.stdout
     assert "--prior" in result.stderr and f"not {float(prior)}" in result.stderr
     with pytest.raises(UsageError, match="prior"):
@@ -383,7 +381,7 @@ def test_a_prior_that_is_no_probability_is_refused_at_once(command, prior):
 
 def test_a_calibration_that_is_none_is_refused_at_once():
     unreadable = {"LORAPROBE_CALIBRATION": "missing.json"}
-    result = CliRunner().invoke(app, ["inspect", "nowhere", "nobody"], env=unreadable)
+    result = making.call("inspect", "nowhere", "nobody", env=unreadable)
     assert result.exit_code == 2 and "missing.json" in result.stderr
 
 
@@ -392,7 +390,7 @@ def test_a_command_tells_the_probability_of_its_gain_for_prior_and_margin(tmp_pa
     files = {"LORAPROBE_CACHE": str(tmp_path), "LORAPROBE_CALIBRATION": str(tmp_path / "c.json")}
     options = "--json --quiet --limit 30 --prior 0.3 --margin 0.1".split()
     call = ["inspect", *making.shipped("skill-and-facts"), *options]
-    document = json.loads(CliRunner().invoke(app, call, env=files).stdout)
+    document = json.loads(making.call(*call, env=files).stdout)
     verdict, own = document["verdict"], document["verdict"]["gain"]
     assert (verdict["evidence"], verdict["prior"]) == ("pilot", 0.3)
     assert "probability-measured-on" in {reason["code"] for reason in verdict["reasons"]}

@@ -10,13 +10,12 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import making
 import pytest
 from loopback import listening, server
 from mutations import mutated
 from test_served_engine import WORLD, call, choices, error_of, run, served_base  # noqa: F401
-from typer.testing import CliRunner
 
-from loraprobe.cli import app
 from loraprobe.errors import UsageError
 from loraprobe.evaluation.questions import has_answer
 from loraprobe.extensions.serve import client
@@ -78,7 +77,7 @@ def test_a_server_at_fault_ends_the_run(name, choices):  # noqa: F811
 
     with server(reply) as (url, _):
         words = [*choices, "--engine", url] if name.startswith("choices") else call(url)
-        ended = CliRunner().invoke(app, words)
+        ended = making.call(*words)
     message = error_of(ended)
     assert told in message and len(message) < 700
     assert made.loaded.keys() <= {**settings.get("named", {}), **settings.get("weighs", {})}.keys()

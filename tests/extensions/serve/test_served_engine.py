@@ -19,11 +19,9 @@ import pytest
 from forks import Fork
 from loopback import ModelServer, server, write_vllm
 from making import peft_adapter, random_adapter, skip_without, tiny_llama
-from typer.testing import CliRunner
 from words import word_tokenizer
 
 import loraprobe
-from loraprobe.cli import app
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
 from loraprobe.extension import Workload
@@ -63,7 +61,7 @@ def call(engine: str | None, *more: str) -> list[str]:
 
 def run(engine: str | None, *more: str, **env: str) -> Any:
     """What `call` prints in an environment."""
-    return CliRunner().invoke(app, call(engine, *more), env={"NO_COLOR": "1", **env})
+    return making.call(*call(engine, *more), env={"NO_COLOR": "1", **env})
 
 
 def error_of(ended: Any, code: str = "server") -> str:
@@ -199,13 +197,13 @@ def choices(tmp_path_factory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def chosen_here(choices):
-    return scores(json.loads(CliRunner().invoke(app, choices).stdout))
+    return scores(json.loads(making.call(*choices).stdout))
 
 
 def test_choices_are_scored_by_prompts(choices, chosen_here):
     """The log-probabilities of a server are those of transformers."""
     with server(served_base()) as (url, _):
-        served = CliRunner().invoke(app, [*choices, "--engine", url])
+        served = making.call(*choices, "--engine", url)
     assert scores(json.loads(served.stdout)) == chosen_here
 
 
@@ -220,7 +218,7 @@ def asked_alike(command: str, *more: str) -> list[Any]:
     made, documents = served_base(), []
     with server(made) as (url, _):
         for where in ([], ["--engine", url]):
-            ended = CliRunner().invoke(app, [*words, *where])
+            ended = making.call(*words, *where)
             assert ended.exit_code == 0, ended.output
             documents.append(json.loads(ended.stdout))
     assert not made.loaded
@@ -258,7 +256,7 @@ def test_a_server_without_questions_is_a_wrong_usage(command):
     skip_without(command)
     adapters = [str(path) for path in WORLD.scenario("disjoint").adapters.values()]
     words = [command, *adapters, "--base", str(WORLD.base), "--engine", "http://127.0.0.1:9"]
-    ended = CliRunner().invoke(app, words)
+    ended = making.call(*words)
     assert ended.exit_code == 2 and "--task" in ended.stderr
 
 
@@ -269,7 +267,7 @@ def test_a_library_that_no_server_loads_is_a_wrong_usage(tmp_path):
     words = ["screen", *(str(tmp_path / name) for name in ("one", "two")), "--json"]
     words += ["--base", str(other_base(tmp_path / "base")), "--engine", "http://127.0.0.1:9"]
     words += ["--task", str(WORLD.path / "tasks" / "newcomers.jsonl"), "--chat-template", "off"]
-    ended = CliRunner().invoke(app, words)
+    ended = making.call(*words)
     told = error_of(ended, "usage")
     assert "Adapter one" in told and "--engine transformers" in told
 
@@ -339,7 +337,7 @@ def test_an_adapter_with_more_than_factors_is_refused(tmp_path):
     (tmp_path / "task.jsonl").write_text('{"prompt": "ada lives in", "answer": "ulm"}\n')
     call = ["merge-and-eval", str(adapter), str(other), "--base", str(tmp_path / "base"), "--json"]
     call += ["--task", str(tmp_path / "task.jsonl"), "--engine", "http://127.0.0.1:9"]
-    ended = CliRunner().invoke(app, call)
+    ended = making.call(*call)
     assert ended.exit_code == 2 and json.loads(ended.stdout)["error"]["cure"]
 
 

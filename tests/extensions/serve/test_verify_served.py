@@ -7,16 +7,15 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import making
 import pytest
 import torch
 from loopback import server
 from making import peft_adapter, tiny_llama
 from peft import PeftModel
 from transformers import AutoTokenizer
-from typer.testing import CliRunner
 from words import word_tokenizer
 
-from loraprobe.cli import app
 from loraprobe.errors import BaseError
 from loraprobe.extensions.serve.acceptance import first_tokens
 from loraprobe.scoring import ModelScorer
@@ -77,7 +76,7 @@ def world(tmp_path_factory):
 def verify(world, url: str, *more: str, **env: str):
     root, _ = world
     arguments = ["verify", str(root / "adapter"), "--base", str(root / "base"), "--served", url]
-    return CliRunner().invoke(app, [*arguments, *more], env=env)
+    return making.call(*arguments, *more, env=env)
 
 
 @pytest.mark.parametrize("form", ["classic", "content"])
@@ -178,7 +177,7 @@ def test_a_bad_answer_is_one_sentence_with_a_cure(world, wrong):
     [("--model", "a"), ("--device", "cpu"), ("--dtype", "float32"), ("--trust-remote-code",)],
 )
 def test_options_of_a_server_need_one(world, given):
-    ended = CliRunner().invoke(app, ["verify", str(world[0] / "adapter"), *given])
+    ended = making.call("verify", str(world[0] / "adapter"), *given)
     assert ended.exit_code == 2 and "--served" in ended.stderr and given[0] in ended.stderr
 
 

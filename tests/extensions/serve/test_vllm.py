@@ -13,11 +13,9 @@ from typing import Any
 
 import making
 import pytest
-from typer.testing import CliRunner
 from words import WORDS, word_tokenizer
 
 from loraprobe.base import open_base
-from loraprobe.cli import app
 
 VLLM = os.environ.get("LORAPROBE_VLLM") or shutil.which("vllm")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(VLLM is None, reason="needs vLLM")]
@@ -52,7 +50,7 @@ def answers(words: list[str], place: Path, *more: str) -> tuple[dict[str, Any], 
     env = {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "VLLM_CPU_KVCACHE_SPACE": "1"}
     env |= {"LORAPROBE_CACHE": str(place / "cache")}
     samples = place / "samples.jsonl"
-    ended = CliRunner().invoke(app, [*words, "--save-samples", str(samples), *more], env=env)
+    ended = making.call(*words, "--save-samples", str(samples), *more, env=env)
     assert ended.exit_code in (0, 1, 3), ended.output
     for line in samples.read_text().splitlines():
         row = json.loads(line)

@@ -1,23 +1,33 @@
-"""Experiments: laws of what they compute, on planted answers, and one tiny run of each."""
+"""Experiments: laws of what they compute, on planted answers, and one tiny run of each; the lab has
+the commands that stored pages name, and makes these pages of the stored numbers."""
 
+import csv
+import itertools
 import json
 import math
+import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 from scipy import special, stats
 from tiny_worlds import shortened, tiny_base
 
 from loraprobe.base.quiet import quiet
 from loraprobe.defaults import ALPHA
+from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
+from loraprobe.pipeline.plan import PER_PROMPT, WHY_PER_PROMPT
 from loraprobe.records import ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
+from loraprobe_lab.cli import app
 from loraprobe_lab.experiments import methods, recycling, reproduce, rule, success_map, theory
+from loraprobe_lab.experiments.mergeability import mergeability
 from loraprobe_lab.experiments.pairs import Asked, MergedBase
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.measure import composed, load_adapters
@@ -421,3 +431,83 @@ def test_pages_are_made_of_their_numbers(tmp_path, name):
     page, numbers, figure = made.write(tmp_path).files(tmp_path)
     assert again(json.loads(numbers.read_text())).markdown == page.read_text()
     ElementTree.parse(figure)
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Twelve models: one merge follows the members, the other the figure `told` of a pair."""
+    rng = np.random.default_rng(2)
+    strength, file = rng.normal(size=12), tmp_path / "pairs.csv"
+    with file.open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow("task1 task2 merge_noise merge_told perf_members perf_figure".split())
+        for a, b in itertools.combinations(range(12), 2):
+            noise, told, rest = rng.normal(size=3)
+            of_members = strength[a] + strength[b] + 0.1 * rest
+            writer.writerow([f"m{a}", f"m{b}", noise, told, of_members, told + 0.1 * rest])
+        writer.writerow(["m0", "m1", "", 1.0, "", 1.0])
+    return file
+
+
+def test_what_tells_the_accuracy_is_found_and_only_that(table):
+    rows = {row["merge"]: row for row in mergeability(table).document["merges"]}
+    members, figure = rows["members"], rows["figure"]
+    assert members["additive"] > 0.95 and members["r"] > 0.95
+    assert members["best"] < members["null95"]
+    assert figure["best"] > max(0.95, figure["null95"]) and figure["figure"] == "told"
+    assert figure["additive"] < 0.7
+    assert members["pairs"] == 66 and figure["pairs"] == 67  # what has no accuracy is left out
+
+
+@pytest.mark.parametrize("content", [None, "a,b\n1,2\n"])
+def test_a_file_that_is_no_such_table_is_refused(tmp_path, content):
+    file = tmp_path / "pairs.csv"
+    if content:
+        file.write_text(content)
+    with pytest.raises(UsageError):
+        mergeability(file)
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+COMMAND = re.compile(r"(?:^|`)loraprobe lab ([^`\n]+)", re.MULTILINE)
+TEXTS = {
+    f"{page.parent.name}/{page.name}": page.read_text(encoding="utf-8").replace("\\\n", " ")
+    for page in EXAMPLES.rglob("*.md")
+    if page.name != "rule-simulated.md"  # its README says that the code which made it is gone
+}
+
+
+@pytest.mark.parametrize("page", sorted(page for page in TEXTS if COMMAND.search(TEXTS[page])))
+def test_commands_of_stored_pages_are_understood(page):
+    group = typer.main.get_command(app)
+    for line in COMMAND.findall(TEXTS[page]):
+        name, *words = shlex.split(line, comments=True)
+        command = group.get_command(None, name)
+        assert command is not None, line
+        if words:  # a text may name a command alone, or leave out where it writes
+            command.make_context(name, [*words, "-o", "DIR"])
+
+
+@pytest.mark.parametrize(
+    ("numbers", "made"),
+    [
+        ("calibration/rule.json", rule.rule_pages),
+        ("reproduction/theory.json", theory.theory_pages),
+    ],
+)
+def test_stored_pages_are_made_of_the_stored_numbers(numbers, made):
+    stored = EXAMPLES / numbers
+    document = json.loads(stored.read_text(encoding="utf-8"))
+    assert made(document).markdown == stored.with_suffix(".md").read_text(encoding="utf-8")
+
+
+def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
+    reproduction = EXAMPLES / "reproduction"
+    found = methods.choices(json.loads((reproduction / "methods.json").read_text("utf-8")))
+    page = (reproduction / "portfolio.md").read_text(encoding="utf-8")
+    assert page == methods.portfolio_page(found)
+    (joins,) = (one for one in found if one["joins"])
+    assert (joins["kind"], joins["spec"]) == ("several tasks", PER_PROMPT)
+    told = re.search(r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_PER_PROMPT)
+    figures = (f"{joins['figure']:.2f}", f"{joins['beside']:.2f}", str(joins["worlds"]))
+    assert told is not None and told.groups() == figures

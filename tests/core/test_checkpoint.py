@@ -1,5 +1,5 @@
-"""Files of others: bounds that refuse by name, no memory for what was passed, changes are noticed; the
-types of JSON values, of which nothing is converted."""
+"""Files of others: bounds that refuse by name, no memory for what was passed, changes are noticed;
+the types of JSON values, of which nothing is converted."""
 
 import json
 import math

@@ -1,5 +1,5 @@
-"""The answer: it is short and complete, and nothing in it contradicts the verdict; what Python shows
-of loraprobe's objects."""
+"""The answer is short and complete, and nothing in it contradicts the verdict; what Python shows of
+loraprobe's objects."""
 
 import re
 import shlex

@@ -1,5 +1,5 @@
-"""Pages: structure that assistive tools rely on, and nothing that runs. No string of others is markup
-there or in Markdown, which is short and complete."""
+"""Pages: structure that assistive tools rely on, and nothing that runs. No string of others is
+markup there or in Markdown, which is short and complete."""
 
 import functools
 import html

@@ -1,5 +1,5 @@
-"""Rankings of sets of adapters, finalists that differ, and the order in which adapters are asked when
-there is no time for all."""
+"""Rankings of sets of adapters, finalists that differ, and the order in which adapters are asked
+when there is no time for all."""
 
 import itertools
 from dataclasses import replace

@@ -105,9 +105,13 @@ class Screen(Extension):
         return Remarks(added=[found] if found.keeps else [])
 
     def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
-        from loraprobe.extensions.screen.together.known import card_part
+        from loraprobe.extensions.screen.together.records import together
 
-        return card_part(audit) if audit is not None else ()
+        if audit is None or not together(audit).keeps:
+            return ()
+        from loraprobe.extensions.screen.together.known import card_part  # a merge needs none of it
+
+        return card_part(audit)
 
     def commands(self) -> Sequence[CommandSpec]:
         return [

@@ -84,7 +84,7 @@ def _best(measured: EvaluationRecords, task: str, part: str) -> str:
 def card_part(audit: Audit) -> list[CardPart]:
     """The section of a card, with rows in its front matter that `read_known` reads."""
     rows = together(audit).keeps
-    if not rows or audit.verdict is None or audit.verdict.system != UNIFORM:
+    if audit.verdict is None or audit.verdict.system != UNIFORM:
         return []
     lines = (
         f"| {row.adapter} | {row.task} | {number(row.value)} "

@@ -143,19 +143,22 @@ CASES = {
     "stopped early": EARLY,
     "stopped early without a gain": NO_GAIN,
     "a guard is lost, and the gain is open": replaced(
-        evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)), guarded=("g",)
+        evidence({**WORKS, "uniform": 0.16}, half=0.1, guards=guards(uniform=-0.3)),
+        guard_names=("g",),
     ),
-    "a guard is lost by what gains": evidence(WORKS, guards=guards(uniform=-0.3), guarded=("g",)),
+    "a guard is lost by what gains": evidence(
+        WORKS, guards=guards(uniform=-0.3), guard_names=("g",)
+    ),
     "a chain that loses a guard is not better": evidence(
         {**WORKS, "sum": 0.8, "chain": 1.0},
-        guarded=("g",),
+        guard_names=("g",),
         part="question",
         guards=guards(uniform=0.0, sum=-0.3, chain=-0.3),
     ),
     "all that answers loses a guard": evidence(
         {**LOW, "sum": 0.06, "chain": 0.9},
         half=0.1,
-        guarded=("g",),
+        guard_names=("g",),
         guards=guards(sum=0.0, uniform=0.0, chain=-0.3),
     ),
     "nothing was composed, and a chain answers few questions": changed(
@@ -169,7 +172,7 @@ CASES = {
     "a chain is advised that may lose a guard": evidence(
         {**LOW, "uniform": 0.04, "chain": 0.9},
         half=0.02,
-        guarded=("g",),
+        guard_names=("g",),
         guards=guards(half=0.3, uniform=0.0, chain=-0.2),
     ),
     "what scores more and is no option yet is close": evidence({**WORKS, "arrow": 0.66}, half=0.08),
@@ -254,10 +257,10 @@ ROWS = tuple(
 SHOWN = {
     **{name: audit_of(found) for name, found in SCENARIOS.items()},
     "a guard of which one was not asked": audit_of(
-        evidence(GUARDED, guarded=("g",), guards=guards(uniform=0.0))
+        evidence(GUARDED, guard_names=("g",), guards=guards(uniform=0.0))
     ),
     "a guard of which the worse was not asked": audit_of(
-        evidence(GUARDED, guarded=("g",), guards=guards(a=0.0, uniform=0.0))
+        evidence(GUARDED, guard_names=("g",), guards=guards(a=0.0, uniform=0.0))
     ),
     "systems that were asked different numbers of questions": replaced(an_audit(), scores=ROWS),
     "one of everything": an_audit(),

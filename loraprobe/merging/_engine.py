@@ -180,8 +180,8 @@ class Merged(Composed):
         self.written.save(directory, overwrite=overwrite, card=self.card, targets=targets)
 
     @property
-    def uncut(self) -> Merged:
-        """The same for another form alone, which no rank cuts: without what the adapter loses."""
+    def at_full_rank(self) -> Merged:
+        """The same for another format alone, which no rank cuts: without what the adapter loses."""
         issues = tuple(issue for issue in self.issues if issue.code != "compression-lost")
         return replace(
             self, issues=issues, compression_error=0.0, rounding_error=0.0, sketch_error=0.0

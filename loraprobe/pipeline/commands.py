@@ -141,15 +141,15 @@ def merge(
             visitor=seen.visit if as_given else None,
         )
     alone = session.target is None and bool(output_formats_of(options))
-    uncut = alone and merged.config.rank is None
-    if uncut:
-        merged = merged.uncut
+    full_rank = alone and merged.config.rank is None
+    if full_rank:
+        merged = merged.at_full_rank
     with session.stage("diagnose"):
-        norm = merged.norm if uncut else merged.adapter.norm()
+        norm = merged.norm if full_rank else merged.adapter.norm()
         figures = merge_figures(merged, norm, prepared)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     preflight = PreflightReport(with_issues(found, merged.issues), figures)
-    notes += [*prepared.notes, made_text(merged, norm, options, uncut)]
+    notes += [*prepared.notes, made_text(merged, norm, options, full_rank)]
     return finish(session, inputs, preflight, notes, merged, prepared, search=learned)
 
 

@@ -97,7 +97,7 @@ def evidence_of(
         compatibility=preflight.compatibility,
         diagnostics=preflight.diagnostics,
         tasks=len(inputs.tasks),
-        guarded=tuple(guard.name for guard in inputs.guards),
+        guard_names=tuple(guard.name for guard in inputs.guards),
         level=level,
         margin=options.needed_gain,
         retention=options.retention,
@@ -144,8 +144,8 @@ def next_step(
     if verdict.composes and verdict.system:
         kinds = (score.kind for score in measured.scores if score.system == verdict.system)
         is_router = next(kinds, "merge") == "router"
-        made = _composition(is_router, spec or verdict.system, options.learns)
-        request = replace(request, composition=made)
+        composition = _composition(is_router, spec or verdict.system, options.learns)
+        request = replace(request, composition=composition)
     command = next_command(verdict, request, measured)
     if NEW in command.adapters and (tried := added_in_vain(inputs, verdict)):
         return show_questions(request), [reason_of("tried", added=tried)]

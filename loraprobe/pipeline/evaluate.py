@@ -158,7 +158,7 @@ class SequentialEvaluation:
 
     competing: the systems that can still win. dropped: the others, each with its last round.
     controls: those of the last round, by composition. results: the newest answers of each system.
-    guarded: likewise, to the guards.
+    guard_results: likewise, to the guards.
     """
 
     evaluator: Evaluator
@@ -172,7 +172,7 @@ class SequentialEvaluation:
     dropped: dict[str, Round] = field(default_factory=dict, init=False)
     controls: dict[str, list[System]] = field(default_factory=dict, init=False)
     results: list[ItemResult] = field(default_factory=list)
-    guarded: list[ItemResult] = field(default_factory=list, init=False)
+    guard_results: list[ItemResult] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         self.competing = list(self.systems)
@@ -219,7 +219,7 @@ class SequentialEvaluation:
             new = [name for name in asked.leaders if name not in self.controls]
             if on is not None and new:
                 asked = self._ask_controls(asked, new[0], on)
-            elif names := asked.unguarded:
+            elif names := asked.without_guard_results:
                 asked = self._ask_guards(asked, names)
             else:
                 return asked
@@ -244,10 +244,10 @@ class SequentialEvaluation:
     def _ask_guards(self, asked: RoundResult, names: set[str]) -> RoundResult:
         """Asks the guards of some systems and of the base."""
         chosen = [system for system in asked.systems if system.name in {*names, BASE}]
-        others = [row for row in self.guarded if row.system not in {*names, BASE}]
+        others = [row for row in self.guard_results if row.system not in {*names, BASE}]
         answers = replace(self.evaluator, tasks=asked.round.guards).run(chosen, FORMS)
-        self.guarded = others + answers
-        return replace(asked, guarded=self.guarded)
+        self.guard_results = others + answers
+        return replace(asked, guard_results=self.guard_results)
 
     def _ask(self, systems: Sequence[System], on: Round) -> None:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
@@ -259,8 +259,8 @@ class SequentialEvaluation:
         """What these systems answered by a round."""
         names = {system.name for system in systems}
         rows = [row for row in self.results if row.system in names]
-        kept = self.dropped, self.guarded
-        return RoundResult(self.evaluator, on, systems, rows, *kept, level=self.level)
+        so_far = self.dropped, self.guard_results
+        return RoundResult(self.evaluator, on, systems, rows, *so_far, level=self.level)
 
 
 @dataclass(frozen=True)
@@ -268,8 +268,8 @@ class RoundResult:
     """What systems answered by a round.
 
     systems: all, in the order in which they are reported, controls last. dropped: those that could
-    no longer win, each with its last round. guarded: answers to the guards, of the base and of what
-    a verdict rested on.
+    no longer win, each with its last round. guard_results: answers to the guards, of the base and
+    of what a verdict rested on.
     """
 
     evaluator: Evaluator
@@ -277,7 +277,7 @@ class RoundResult:
     systems: Sequence[System]
     results: Sequence[ItemResult]
     dropped: Mapping[str, Round] = field(default_factory=dict)
-    guarded: Sequence[ItemResult] = ()
+    guard_results: Sequence[ItemResult] = ()
     level: EvidenceLevel = "evaluation"
 
     @property
@@ -306,7 +306,7 @@ class RoundResult:
         """What guessing would score, scores, comparisons and gains, on which a decision rests."""
         options, here, level = self.evaluator.session.options, self.round, 1 - self.round.alpha
         results, systems, most = self.results, self.systems, options.guard_margin
-        guards = evaluation.guard_scores(self.guarded, here.guards, most, here.alpha)
+        guards = evaluation.guard_scores(self.guard_results, here.guards, most, here.alpha)
         guards += evaluation.guards_of_chain(guards, self.chain_members)
         unsafe = EvaluationRecords(guards=guards).unsafe
         return EvaluationRecords(
@@ -369,7 +369,7 @@ class RoundResult:
         return decided and action_is_certain(self.evidence, self.verdict)
 
     @property
-    def unguarded(self) -> set[str]:
+    def without_guard_results(self) -> set[str]:
         """What the verdict rests on and has not answered the guards of this round.
 
         These are the leading composition, what it is compared with, and what is advised, of a chain

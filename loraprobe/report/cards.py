@@ -106,9 +106,9 @@ def card_text(
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"
 
 
-def made_text(merged: Merged, norm: float, options: Options, uncut: bool) -> str:
+def made_text(merged: Merged, norm: float, options: Options, full_rank: bool) -> str:
     """What the merge is, its norm, and whether its method ignores the weights that were given."""
-    rank = "" if uncut else f" to rank {merged.rank_text}"
+    rank = "" if full_rank else f" to rank {merged.rank_text}"
     config = merged.config
     sentence = (
         f"Merged by {spec_of(config.method)} in the {config.space} space{rank}; its norm is "

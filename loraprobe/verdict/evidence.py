@@ -184,8 +184,9 @@ class Candidate:
         return weakest(("likely", *said))
 
     @property
-    def without_open_guards(self) -> TestResult:
-        """The weakest of gain, retention, number of items, metric, and controls that were asked.
+    def ranking_outcome(self) -> TestResult:
+        """What compositions are ranked by: the weakest of gain, retention, number of items, metric,
+        and controls that were asked.
 
         Those of a composition are asked when it leads. Unlikely where a guard is lost. What is open
         of guards does not count, so that it never makes another composition the leading one: one
@@ -200,7 +201,7 @@ class Candidate:
     @property
     def outcome(self) -> TestResult:
         """The weakest of all criteria, also of controls and guards that were not asked."""
-        return weakest((self.without_open_guards, self.beats_controls, self.safe))
+        return weakest((self.ranking_outcome, self.beats_controls, self.safe))
 
     def is_binding(self, said: TestResult) -> bool:
         """Whether what one criterion says, and not the gain, makes the outcome."""
@@ -315,7 +316,7 @@ class Evidence:
     """All that is known about one set of adapters when the verdict is asked for.
 
     `measured` has what the base model answered, `level` is the strongest evidence that was
-    gathered, `tasks` the number of task files, `guarded` names what must not get worse, `margin` is
+    gathered, `tasks` the number of task files, `guard_names` what must not get worse, `margin` is
     the gain that matters, `retention` the share of a specialist's gain that one model has to keep
     on every one of several tasks. `balanced` says that norms were made equal before composing.
     `hidden_size` is that of the base that was asked, None where its config does not tell it.
@@ -328,7 +329,7 @@ class Evidence:
     compatibility: Compatibility = field(default_factory=Compatibility)
     diagnostics: tuple[Measurement, ...] = ()
     tasks: int = 0
-    guarded: tuple[str, ...] = ()
+    guard_names: tuple[str, ...] = ()
     level: EvidenceLevel = "weights"
     margin: float = MARGIN
     retention: float = RETENTION
@@ -532,7 +533,7 @@ class Evidence:
             name: criterion(lost[name].estimate, -lost[name].margin, "--guard-margin")
             if name in lost
             else None
-            for name in self.guarded
+            for name in self.guard_names
         }
         errors = [row.compression_error for row in scores if row.compression_error is not None]
         return Candidate(

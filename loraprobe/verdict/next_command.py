@@ -7,6 +7,7 @@ what the user supplies. A command that writes runs as it is: it makes the direct
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -104,7 +105,7 @@ class Request:
 
     def without(self, *flags: str) -> Request:
         """The request as if some options were not set."""
-        return replace(self, given=tuple(one for one in self.given if one[0] not in flags))
+        return replace(self, given=tuple(option for option in self.given if option[0] not in flags))
 
 
 def next_command(
@@ -125,7 +126,7 @@ def next_command(
             return _fix(request)
         case "use-single":
             single = verdict.action.adapter
-            place = next((one for one in adapters if adapter_name(one) == single), single)
+            place = next((ref for ref in adapters if adapter_name(ref) == single), single)
             return Command("python", (place,), text=LOAD_ADAPTER)
         case "switch-adapters":
             return switch_by_task(adapters, verdict.by_task)
@@ -187,8 +188,8 @@ def _tell_more(verdict: Verdict, request: Request, measured: EvaluationRecords) 
         # Where only clusters are missing, the other questions of the same ones decide nothing.
         case "guard-items" if not limited:
             given = (
-                (one[0], *_further_files(MORE, one[1:])) if one[0] == "--guard" else one
-                for one in request.given
+                (flag, *_further_files(MORE, values)) if flag == "--guard" else (flag, *values)
+                for flag, *values in request.given
             )
             return _evaluate(replace(request, given=tuple(given)), RESUME)
     if verdict.missing == "items" or verdict.evidence == "evaluation":
@@ -201,11 +202,11 @@ def _look_at_replies(verdict: Verdict, request: Request, measured: EvaluationRec
     """The command that looks where nothing answers: an adapter with the weight with which it
     answers; by another metric, with more tokens, or at the questions as a model reads them."""
     single = (verdict.system or "").removeprefix(SHRUNK)
-    shrunk = [one for one in request.adapters if adapter_name(one) == single]
+    shrunk = [ref for ref in request.adapters if adapter_name(ref) == single]
     if shrunk and single != verdict.system and request.evaluation == MERGE_AND_EVAL:
         return _shrink(request, shrunk[0])
     causes = {"said-otherwise": 0.0, "answers-cut": 0.0}  # the shares of the replies
-    causes |= {one.code: one.value or 0.0 for one in verdict.reasons if one.code in causes}
+    causes |= {why.code: why.value or 0.0 for why in verdict.reasons if why.code in causes}
     if causes["said-otherwise"] > causes["answers-cut"]:
         return _evaluate(request, ("--metric", "contains"))
     if causes["answers-cut"]:
@@ -221,18 +222,18 @@ def _look_at_replies(verdict: Verdict, request: Request, measured: EvaluationRec
 def _shrink(request: Request, adapter: str) -> Command:
     """The command that writes an adapter with the weight that it has in the shrunk control."""
     weight = f"{1 / len(request.adapters):.2g}"
-    taken = [one for one in _options_for(request, "merge") if one[0] == "--allow"]
+    allowed = [option for option in _options_for(request, "merge") if option[0] == "--allow"]
     method = ("--method", "task_arithmetic")
-    options = (*_base_option(request), method, *taken, ("--weights", weight), WRITE)
+    options = (*_base_option(request), method, *allowed, ("--weights", weight), WRITE)
     return Command("merge", (adapter,), options)
 
 
 def show_questions(request: Request) -> Command:
     """The command that shows the questions as a model reads them."""
     base = request.base if request.base != "auto" else next(iter(request.bases), "")
-    given = (("--base", base),) if base not in ("", BASE) else ()
-    shown = tuple(one for one in request.given if one[0] in ("--fields", "--metric"))
-    return Command("task sample", request.tasks, (*given, *shown))
+    options = (("--base", base),) if base not in ("", BASE) else ()
+    reading = (option for option in request.given if option[0] in ("--fields", "--metric"))
+    return Command("task sample", request.tasks, (*options, *reading))
 
 
 def _fix(request: Request) -> Command:
@@ -244,8 +245,7 @@ def _fix(request: Request) -> Command:
     if conflict.parents:
         return conflict.parents
     if conflict.kind == "base":
-        named = [one for one in bases if one != request.base]
-        base = named[0] if len(bases) == 1 and named else BASE
+        base = bases[0] if len(bases) == 1 and bases[0] != request.base else BASE
         if request.tasks:
             return _evaluate(replace(request, base=base))
         return _inspect(request, ("--base", base))
@@ -276,13 +276,15 @@ def _inspect(request: Request, *options: Flag) -> Command:
 
 def _write(verdict: Verdict, request: Request) -> Command:
     """The command that writes the composition of the verdict."""
-    made = request.composition
-    if made.fitted:  # the same call decides the same by the kept answers, and learns the same
+    composition = request.composition
+    # The same call decides the same by the kept answers, and learns the same.
+    if composition.fitted:
         return _evaluate(request, RESUME, WRITE)
-    verb, flag = ("route", "--router") if made.kind == "router" else ("merge", "--method")
-    taken = _options_for(request if made.weighted else request.without("--weights"), verb)
-    spec = (flag, made.spec or verdict.system or "")
-    return Command(verb, request.adapters, (*_base_option(request), spec, *taken, WRITE))
+    by_router = composition.kind == "router"
+    verb, flag = ("route", "--router") if by_router else ("merge", "--method")
+    spec = (flag, composition.spec or verdict.system or "")
+    others = _options_for(request if composition.weighted else request.without("--weights"), verb)
+    return Command(verb, request.adapters, (*_base_option(request), spec, *others, WRITE))
 
 
 def _evaluate(
@@ -315,14 +317,14 @@ def _options_for(request: Request, verb: str) -> list[Flag]:
     flags = {flag_of(name) for name in names if table()[name].metadata["affects"] - ignored}
     if int(request.value_of("--limit") or FEWEST_ITEMS) < FEWEST_ITEMS:
         flags.discard("--limit")
-    return [one for one in request.given if one[0] in flags]
+    return [option for option in request.given if option[0] in flags]
 
 
 def _base_option(request: Request) -> tuple[Flag, ...]:
     return () if request.base == "auto" else (("--base", request.base or BASE),)
 
 
-def _further_files(start: str, tasks: tuple[str, ...]) -> tuple[str, ...]:
+def _further_files(start: str, tasks: Sequence[str]) -> tuple[str, ...]:
     """Names of further files beside the tasks; a data set of the Hub goes by its last part.
 
     A task of another source stays one, and a further file that was given is that file.
@@ -345,7 +347,8 @@ def on_questions(command: Command) -> Command:
     """From `inspect A B --probe auto` the command that decides on a task file, else no command."""
     if command.verb != "inspect" or PROBE not in command.options:
         return NOTHING
-    options = tuple(one for one in command.options if one not in (PROBE, ("--base", "auto")))
+    left_out = (PROBE, ("--base", "auto"))
+    options = tuple(option for option in command.options if option not in left_out)
     return Command("merge-and-eval", command.adapters, (*options, ("--task", TASK)))
 
 

@@ -346,20 +346,20 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    They are sorted by `without_open_guards`, gain, kind (merges before routers) and `by_change`. Of
+    They are sorted by `ranking_outcome`, gain, kind (merges before routers) and `by_change`. Of
     several that are `likely` by that the first is the best one (`Evidence.leader`).
     """
     measured = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
     ordered = sorted(
         (candidate for candidate in measured if candidate is not None),
         key=lambda c: (
-            -WEAKEST_FIRST.index(c.without_open_guards),
+            -WEAKEST_FIRST.index(c.ranking_outcome),
             -round(c.gain.value, 9),
             c.kind,
             by_change(c.system),
         ),
     )
-    likely = [c.system for c in ordered if c.without_open_guards == "likely"]
+    likely = [c.system for c in ordered if c.ranking_outcome == "likely"]
     best = evidence.leader(evidence.scored(likely, [part]))
     first = best.system if best is not None else None
     return tuple(sorted(ordered, key=lambda c: c.system != first))
@@ -376,9 +376,9 @@ def _decisive_form(
     if not (plain and steps):
         return plain or steps
     first, second = plain[0], steps[0]
-    if first.without_open_guards != second.without_open_guards:
-        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].without_open_guards))
-    if first.without_open_guards == "likely":
+    if first.ranking_outcome != second.ranking_outcome:
+        return max(plain, steps, key=lambda form: WEAKEST_FIRST.index(form[0].ranking_outcome))
+    if first.ranking_outcome == "likely":
         best = evidence.leader(evidence.scored_candidates((first, second)))
         return steps if best is not None and best.part == STEPS else plain
     return steps if second.gain.value > first.gain.value + evidence.tie else plain

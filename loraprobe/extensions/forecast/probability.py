@@ -300,7 +300,7 @@ def _measured_on(
         )
     kept = f" and keeps {evidence.retention:.2f} of every specialist's gain"
     kept = (kept if evidence.several else "") + (
-        " and keeps every guard" if evidence.guarded else ""
+        " and keeps every guard" if evidence.guard_names else ""
     )
     return reason_of(
         "probability-measured-on",

@@ -375,7 +375,7 @@ def test_equal_adapters_merge_to_that_adapter(name, data):
     it = case(data, name, most=1)
     n = data.draw(st.integers(2, 4 if takes(it.method, 3) else 2))
     twins = [adapter_of(f"t{i}", dict(it.adapters[0].modules)) for i in range(n)]
-    one = it.merged(weights=None, rank=9)  # uncut: n adapters may hold n times the rank
+    one = it.merged(weights=None, rank=9)  # at full rank: n adapters may hold n times the rank
     all_ = it.merged(twins, weights=None, rank=9)
     ours, theirs = deltas(one), deltas(all_)
     for path in ours:

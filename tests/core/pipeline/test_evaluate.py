@@ -79,7 +79,7 @@ def asked(evaluator: Planted, systems: list[System] | None = None) -> Any:
     ).ask()
     made = found.records()
     names = tuple(guard.name for guard in evaluator.inputs.guards)
-    rests_on = Evidence(made, tasks=len(evaluator.tasks), guarded=names, level="evaluation")
+    rests_on = Evidence(made, tasks=len(evaluator.tasks), guard_names=names, level="evaluation")
     return found, made, decide_compositions(rests_on)
 
 

@@ -281,7 +281,7 @@ def test_a_merge_that_every_server_runs_is_named_beside_a_router_that_is_little_
     merge, lost, told
 ):
     values = {"base": 0.0, "a": 0.05, "sum": merge, "arrow": 0.6, "shrunk:a": 0.04}
-    asked = evidence(values, guarded=("g",), guards=guards(sum=lost, arrow=0.0))
+    asked = evidence(values, guard_names=("g",), guards=guards(sum=lost, arrow=0.0))
     found = decide(best_against(asked, 0.03))  # the router is shown to be better
     assert found.system == ("sum" if told is None and merge == 0.6 else "arrow")
     values = [one.value for one in found.reasons if one.code == "on-any-server"]

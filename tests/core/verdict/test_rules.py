@@ -707,7 +707,7 @@ def test_what_would_be_better_is_named_with_the_guard_that_it_loses(lost, action
     rows = guards(**(dict.fromkeys(("uniform", "sum", "arrow"), 0.0) | lost))
     values = {name: value for name, value in UNSAFE.items() if name != "chain" or name in lost}
     values |= {"base": 0.2} if action == "use-base" else {}
-    found = check(evidence(values, guarded=("g",), guards=rows), None, action)
+    found = check(evidence(values, guard_names=("g",), guards=rows), None, action)
     (reasons,) = [[r for r in found.reasons if r.code == "better-is-unsafe"]]
     assert len(reasons) == bool(told)
     assert all(name in reasons[0].message.lower() for name in told)
@@ -716,7 +716,7 @@ def test_what_would_be_better_is_named_with_the_guard_that_it_loses(lost, action
 def test_a_guard_of_which_the_base_knows_nothing_is_told():
     known, idle = guards(uniform=0.0), guards(uniform=0.0, task="idle")
     idle = tuple(replaced(row, base=0.04, value=0.04) for row in idle)
-    found = check(evidence(GAIN, guarded=("g", "idle"), guards=known + idle), "likely")
+    found = check(evidence(GAIN, guard_names=("g", "idle"), guards=known + idle), "likely")
     (told,) = [reason for reason in found.reasons if reason.code == "guard-idle"]
     assert (told.value, told.threshold, told.severity) == (0.04, 0.05, "warning")
     assert "idle" in told.message
@@ -736,7 +736,7 @@ def test_the_other_form_says_no_more_than_its_interval(steps, half, lost, said, 
     other = evidence(
         {"base": 0.0, "a": 0.0, "b": 0.0, "uniform": 0.0, "sum": steps}, part="steps", half=half
     )
-    found = candidates(replaced(other, guarded=("g",), guards=rows), ItemPart("steps"))
+    found = candidates(replaced(other, guard_names=("g",), guards=rows), ItemPart("steps"))
     best = next(one for one in found if one.system == "sum")
     told = about_other_form(best).message
     assert all(part in told for part in said) and not any(part in told for part in unsaid)
@@ -761,7 +761,10 @@ BETTER_ALONE = {**GAIN, "a": 0.6}
 )
 def test_guards(values, asked, decision, action, codes):
     found = check(
-        known(evidence(values, guarded=("g",), guards=guards(**asked))), decision, action, **codes
+        known(evidence(values, guard_names=("g",), guards=guards(**asked))),
+        decision,
+        action,
+        **codes,
     )
     lost = {name for name, gap in asked.items() if gap == LOST}
     assert found.action.adapter not in lost

@@ -191,7 +191,7 @@ def test_the_upper_end_of_one_of_several_guards_has_its_share_of_the_error():
     alone = decide(measured(), known).gain.probability
     for rows, error in ((one, 0.05), (one + guards(task="h", uniform=0.5, half=0.02), 0.025)):
         names = tuple(row.task for row in rows)
-        found = decide(measured(guards=rows, guarded=names), known)
+        found = decide(measured(guards=rows, guard_names=names), known)
         kept = stats.norm.cdf(stats.norm.ppf(1 - error / 2) * -0.01 / 0.02)
         assert found.gain.probability == pytest.approx(alone * kept, rel=1e-6)
 

@@ -447,6 +447,6 @@ def write(outcome: Outcome, output: Output, options: Options) -> None:
             output.say(f"Nothing was written to {place}: {outcome.why_nothing}")
             continue
         with output.progress() as progress:
-            told = format_.write(made, place, output.overwrite, progress)
-        for sentence in told:
+            sentences = format_.write(made, place, output.overwrite, progress)
+        for sentence in sentences:
             output.say(sentence)

@@ -85,24 +85,24 @@ def inspect(
     preflight, _ = with_licences(preflight, inputs)
     result = Result(inputs.given, inputs.base, asked=asks_base)
     preflight, remarks = with_remarks(preflight, session, result)
-    found: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
-    found = "weights", EvaluationRecords(), [], ()
+    gathered: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
+    gathered = "weights", EvaluationRecords(), [], ()
     if asks_base and preflight.compatibility.compatible:
         from loraprobe.pipeline.evaluate import run_pilot
         from loraprobe.pipeline.plan import plan_of
 
         plan = plan_of(options, inputs.adapters, inputs.tasks)
         with asking(session):
-            found = run_pilot(inputs, plan, opened, session)
-    (level, measured, notes, samples), verdict = found, None
+            gathered = run_pilot(inputs, plan, opened, session)
+    (level, measured, notes, samples), verdict = gathered, None
     if asks_base or len(inputs.adapters) > 1:
         verdict = decided(options, inputs, level, measured, preflight)
-    told: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
+    fields: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
     if verdict is not None and verdict.missing == "answers":
         from loraprobe.pipeline.evaluate import unanswered_samples
 
-        told["samples"] = unanswered_samples(samples, measured)
-    return Outcome(audit_of(session, inputs, preflight, notes, **told))
+        fields["samples"] = unanswered_samples(samples, measured)
+    return Outcome(audit_of(session, inputs, preflight, notes, **fields))
 
 
 def merge(
@@ -120,7 +120,7 @@ def merge(
     """
     options = session.options
     method = merging.METHODS.make(options.methods[0]) if options.methods else None
-    inputs, found, prepared = _opened("merge", adapters, session, base, tasks, method)
+    inputs, checked, prepared = _opened("merge", adapters, session, base, tasks, method)
     assert method is not None
     weights, learned, notes = options.given_weights, None, list[str]()
     if options.learns:  # what asks a model takes as long to import as a small merge
@@ -148,7 +148,7 @@ def merge(
         norm = merged.norm if full_rank else merged.adapter.norm()
         figures = merge_figures(merged, norm, prepared)
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
-    preflight = PreflightReport(with_issues(found, merged.issues), figures)
+    preflight = PreflightReport(with_issues(checked, merged.issues), figures)
     notes += [*prepared.notes, made_text(merged, norm, options, full_rank)]
     return finish(session, inputs, preflight, notes, merged, prepared, search=learned)
 
@@ -175,7 +175,7 @@ def compose(
     from loraprobe.pipeline.fitting import fit_for_route
     from loraprobe.routing._saved import Routed
 
-    inputs, found, prepared = _opened("route", adapters, session, base, tasks)
+    inputs, checked, prepared = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]
     router, fitted = fit_for_route(spec, inputs, prepared, session, again)
     prepared = with_layers(prepared, options, fitted.weights)
@@ -188,7 +188,7 @@ def compose(
     notes.append(
         f"Composed {count(len(inputs.adapters), 'adapter')} with the router {display_name(spec)}."
     )
-    preflight = PreflightReport(found, figures)
+    preflight = PreflightReport(checked, figures)
     return finish(session, inputs, preflight, notes, made, prepared, search=fitted.weights)
 
 
@@ -216,8 +216,8 @@ def _opened(
             _ = inputs.base.sha256  # which the card of such a format has, also of a large base
     elif method is not None:
         _check_change(inputs.given, session.options, method)
-    found = compatibility.require(check(inputs.adapters, inputs.base, command, session))
-    return inputs, found, transform_inputs(inputs, command, session)
+    checked = compatibility.require(check(inputs.adapters, inputs.base, command, session))
+    return inputs, checked, transform_inputs(inputs, command, session)
 
 
 def _check_change(
@@ -260,13 +260,13 @@ def merge_and_eval(
         return Outcome(audit, why_nothing="the adapters do not fit together.")
     prepared = transform_inputs(inputs, "route", session)
     with asking(session):
-        found = evaluate(inputs, plan, prepared, session)
-    records, compositions = found.records, found.compositions
+        evaluated = evaluate(inputs, plan, prepared, session)
+    records, compositions = evaluated.records, evaluated.compositions
     with session.stage("save"):
-        with_files = partial(found.builder.with_files, compositions)
+        with_files = partial(evaluated.builder.with_files, compositions)
         excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
         verdict = decided(options, inputs, "evaluation", records, preflight, excluded)
-        made, why = recommend(verdict, compositions, found.builder)
+        made, why = recommend(verdict, compositions, evaluated.builder)
         beside = list[Reason]()
         unwritten = [session.target] if made is None else []
         unwritten += [at for at, format_ in output_formats_of(options) if not format_.takes(made)]
@@ -276,17 +276,17 @@ def merge_and_eval(
         session,
         inputs,
         preflight,
-        found.notes,
+        evaluated.notes,
         made,
         prepared,
         verdict,
         beside,
-        gates=found.gates,
-        search=found.builder.fitted.weights,
-        samples=found.wrong(verdict),
+        gates=evaluated.gates,
+        search=evaluated.builder.fitted.weights,
+        samples=evaluated.wrong(verdict),
         evaluation=records,
     )
-    return replace(outcome, why_nothing=why, samples=found.samples)
+    return replace(outcome, why_nothing=why, samples=evaluated.samples)
 
 
 def _planned(

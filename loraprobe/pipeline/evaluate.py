@@ -107,33 +107,33 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
         builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in builder.fitted.specs(plan)]
-        found = SequentialEvaluation(
+        result = SequentialEvaluation(
             evaluator,
             [*baseline_systems(inputs.adapters), *composed],
             evaluator.rounds(),
             functools.partial(controls_of, builder, composed),
         ).ask()
-        asked = found.round.tasks
-        coverage = replace(evaluator, tasks=asked).probe_tasks(found.results)
+        tasks = result.round.tasks
+        coverage = replace(evaluator, tasks=tasks).probe_tasks(result.results)
         with session.stage("gates"):
-            gates, gate_note = gate_statistics(evaluator.local, composed, asked, options.seed)
+            gates, gate_note = gate_statistics(evaluator.local, composed, tasks, options.seed)
     with session.stage("statistics"):
-        records = found.records(coverage=coverage)
+        records = result.records(coverage=coverage)
     fitted = builder.fitted
     notes = [*evaluator.told(), *fitted.notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [learned_note(fitted.weights)] if fitted.weights else []
     notes += plan.left_out
-    notes += [gate_note, *found.notes(), *evaluation.chain_notes(found.systems, plan.tasks)]
+    notes += [gate_note, *result.notes(), *evaluation.chain_notes(result.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
-    samples = evaluation.samples_of(found.results, found.systems, asked)
+    samples = evaluation.samples_of(result.results, result.systems, tasks)
     return Evaluated(records, notes, gates, builder, composed, samples)
 
 
 def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuilder:
     """A builder of the systems of the evaluator's plan, with what is fitted for them."""
-    inputs, session, kept = evaluator.inputs, evaluator.session, evaluator.responses.path
-    path = None if kept is None else kept.with_name(LEARNED)
+    inputs, session, responses = evaluator.inputs, evaluator.session, evaluator.responses.path
+    path = None if responses is None else responses.with_name(LEARNED)
     fitted = fit(inputs, prepared, evaluator.plan, evaluator.local, session, path)
     return SystemBuilder(inputs.adapters, prepared, session.options, inputs.base, fitted)
 
@@ -179,75 +179,75 @@ class SequentialEvaluation:
 
     def ask(self) -> RoundResult:
         """What all systems and controls answered by the last round that was asked."""
-        asked = self._ask_round(self.schedule[0])
+        result = self._ask_round(self.schedule[0])
         for this in self.schedule[1:]:
-            if asked.settled:
+            if result.settled:
                 break
-            self.dropped |= dict.fromkeys(asked.losers(), asked.round)
+            self.dropped |= dict.fromkeys(result.losers(), result.round)
             self.competing = [one for one in self.competing if one.name not in self.dropped]
             systems = len(self.competing) + sum(map(len, self.controls.values()))
-            more = (this.items - asked.round.items) * systems
+            more = (this.items - result.round.items) * systems
             if not self.goes_on(self.results, more):
                 break
-            asked = self._ask_round(this)
-        return self._ask_last_controls(asked)
+            result = self._ask_round(this)
+        return self._ask_last_controls(result)
 
     def _ask_round(self, this: Round) -> RoundResult:
         """Asks whoever competes; and controls and guards where the decision hangs on them."""
         self.controls = {}
         self._ask(self.competing, this)
-        asked = self._asked(this, self.competing)
-        if this is self.schedule[-1] or asked.has_gain or asked.verdict.decision in DECIDED:
-            return self.confirm(asked, this if asked.has_gain else None)
-        return asked
+        result = self._asked(this, self.competing)
+        if this is self.schedule[-1] or result.has_gain or result.verdict.decision in DECIDED:
+            return self.confirm(result, this if result.has_gain else None)
+        return result
 
-    def _ask_last_controls(self, asked: RoundResult) -> RoundResult:
+    def _ask_last_controls(self, result: RoundResult) -> RoundResult:
         """Asks the controls in every case, of all systems.
 
         They do not count for a composition that does not gain: a first round of them is enough.
         """
-        few = asked.verdict.decision == "unlikely" and not asked.round.last and not self.controls
-        on = self.schedule[0] if few else asked.round
-        return self.confirm(self._asked(asked.round, [*self.systems, *asked.controls]), on)
+        few = result.verdict.decision == "unlikely" and not result.round.last and not self.controls
+        on = self.schedule[0] if few else result.round
+        return self.confirm(self._asked(result.round, [*self.systems, *result.controls]), on)
 
-    def confirm(self, asked: RoundResult, on: Round | None) -> RoundResult:
+    def confirm(self, result: RoundResult, on: Round | None) -> RoundResult:
         """Asks controls and guards of what the verdict is about, until that has answered them.
 
         on: the round on which controls are asked; None where the decision does not hang on them.
         """
         while True:
-            new = [name for name in asked.leaders if name not in self.controls]
+            new = [name for name in result.leaders if name not in self.controls]
             if on is not None and new:
-                asked = self._ask_controls(asked, new[0], on)
-            elif names := asked.without_guard_results:
-                asked = self._ask_guards(asked, names)
+                result = self._ask_controls(result, new[0], on)
+            elif names := result.without_guard_results:
+                result = self._ask_guards(result, names)
             else:
-                return asked
+                return result
 
-    def _ask_controls(self, asked: RoundResult, leader: str, on: Round) -> RoundResult:
+    def _ask_controls(self, result: RoundResult, leader: str, on: Round) -> RoundResult:
         """Asks the controls of one composition beside those that were asked before.
 
         A second random partner has the name of its composition behind its own.
         """
         with self.evaluator.session.stage("compose"):
-            made = self.make_controls(leader, asked.evidence)
-        known = {one.name: one for one in asked.controls}
-        for one in made:
+            controls = self.make_controls(leader, result.evidence)
+        known = {one.name: one for one in result.controls}
+        for one in controls:
             same = known.get(one.name, one).of == one.of
             name = one.name if same else f"{one.name}:{leader}"
             known[name] = replace(one, name=name)
         self.controls[leader] = [one for one in known.values() if one.of in ("", leader)]
         self._ask(self.controls[leader], on)
-        others = [system for system in asked.systems if system.kind != "control"]
-        return self._asked(asked.round, [*others, *known.values()])
+        others = [system for system in result.systems if system.kind != "control"]
+        return self._asked(result.round, [*others, *known.values()])
 
-    def _ask_guards(self, asked: RoundResult, names: set[str]) -> RoundResult:
+    def _ask_guards(self, result: RoundResult, names: set[str]) -> RoundResult:
         """Asks the guards of some systems and of the base."""
-        chosen = [system for system in asked.systems if system.name in {*names, BASE}]
+        chosen = [system for system in result.systems if system.name in {*names, BASE}]
         others = [row for row in self.guard_results if row.system not in {*names, BASE}]
-        answers = replace(self.evaluator, tasks=asked.round.guards).run(chosen, FORMS)
+        answers = replace(self.evaluator, tasks=result.round.guards).run(chosen, FORMS)
         self.guard_results = others + answers
-        return replace(asked, guard_results=self.guard_results)
+        return replace(result, guard_results=self.guard_results)
 
     def _ask(self, systems: Sequence[System], on: Round) -> None:
         """Takes the answers of these systems on a round in place of those on earlier ones."""
@@ -474,17 +474,17 @@ def run_pilot(
                 results += replace(evaluator, tasks=more).run([system], parts=(QUESTION,))
         results = list({row.key: row for row in results}.values())
         notes = [
-            f"Of task {task.name} a sample of {len(asked.items)} of {len(task.items)} items was "
+            f"Of task {task.name} a sample of {len(sampled.items)} of {len(task.items)} items was "
             "asked; merge-and-eval --resume uses their answers again."
-            for task, asked in zip(plan.tasks, sample, strict=True)
-            if len(asked.items) < len(task.items)
+            for task, sampled in zip(plan.tasks, sample, strict=True)
+            if len(sampled.items) < len(task.items)
         ]
-        found, failed = _compositions(evaluator, first, singles, results)
+        result, failed = _compositions(evaluator, first, singles, results)
     with session.stage("statistics"):
-        records = found.records(coverage=rows)
-    samples = evaluation.samples_of(found.results, found.systems, sample)
+        records = result.records(coverage=rows)
+    samples = evaluation.samples_of(result.results, result.systems, sample)
     notes = [*evaluator.told(), *notes, *plan.left_out, *failed, evaluator.scorer.note()]
-    if len(found.systems) == len(singles):
+    if len(result.systems) == len(singles):
         return "base", replace(records, rounds=None), notes, samples
     return "pilot", records, notes, samples
 
@@ -508,8 +508,9 @@ def _compositions(
     run = SequentialEvaluation(
         evaluator, (), [first], make, parts=FORMS, level="pilot", results=results
     )
-    asked = RoundResult(evaluator, first, [*singles, *composed], results, level="pilot")
-    return run.confirm(asked, first if asked.has_gain else None), [*builder.fitted.notes, *left_out]
+    result = RoundResult(evaluator, first, [*singles, *composed], results, level="pilot")
+    result = run.confirm(result, first if result.has_gain else None)
+    return result, [*builder.fitted.notes, *left_out]
 
 
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:

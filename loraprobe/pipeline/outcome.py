@@ -66,9 +66,9 @@ def with_remarks(
     preflight: PreflightReport, session: Session, result: Result
 ) -> tuple[PreflightReport, Remarks]:
     """The findings with those of extensions, and all that these tell of a result."""
-    told = remarks_of(session, result)
-    found = with_issues(preflight.compatibility, told.issues)
-    return replace(preflight, compatibility=found), told
+    remarks = remarks_of(session, result)
+    compatibility = with_issues(preflight.compatibility, remarks.issues)
+    return replace(preflight, compatibility=compatibility), remarks
 
 
 def finish(

@@ -194,8 +194,8 @@ class Candidate:
         """
         if self.safe == "unlikely":
             return "unlikely"
-        asked = [self.beats_controls] if self.controls else []
-        others = (self.retains, self.enough, self.confirmed, *asked)
+        controls = [self.beats_controls] if self.controls else []
+        others = (self.retains, self.enough, self.confirmed, *controls)
         return weakest((self.gain.outcome, *others))
 
     @property
@@ -448,8 +448,9 @@ class Evidence:
 
     def leading(self, kind: str, names: Collection[str] | None = None) -> str | None:
         """The name of the leader of the scored systems of a kind, or of some of these."""
-        own = self.systems((kind,))
-        best = self.leader(self.scored(own if names is None else [n for n in own if n in names]))
+        systems = self.systems((kind,))
+        some = systems if names is None else [name for name in systems if name in names]
+        best = self.leader(self.scored(some))
         return None if best is None else best.system
 
     @property

@@ -24,8 +24,8 @@ from loraprobe.report.limits import (
     problems,
     watched,
 )
-from loraprobe.report.measured import about_systems, named_without_form
-from loraprobe.report.parts import Answer, Line
+from loraprobe.report.measured import about_systems
+from loraprobe.report.parts import Answer, Kept, Line
 from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_fill_in
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
@@ -56,7 +56,6 @@ BY_EFFECT = (
     "controls",
 )
 AGAIN = 7.5
-CERTAINTY = ("how sure", "forecast")  # labels of the probability, which is never left out
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 
 
@@ -67,10 +66,9 @@ def answer(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> Answer:
     """
     verdict = audit.verdict
     lines = [(label, content) for label, content in _lines(audit) if content]
-    named = "" if verdict is None else named_without_form(audit, verdict)
     placed = [
         (label, content.placed(places) if isinstance(content, Command) else clean(content))
-        for label, content in chosen(lines, named)
+        for label, content in chosen(lines)
     ]
     return Answer(verdict.decision if verdict else "", clean(headline(audit)), tuple(placed))
 
@@ -85,18 +83,17 @@ def unplaced(audit: Audit) -> str:
     )
 
 
-def chosen(lines: Sequence[Line], kept: str = "") -> list[Line]:
+def chosen(lines: Sequence[Line]) -> list[Line]:
     """The sentences that change most, as many as there are rows for, and all commands.
 
-    How sure the verdict is always stays, and so does the sentence `kept`. With a command stays what
-    it leaves to fill in. All are in the order in which they are read.
+    What is `Kept` stays, and with a command what it leaves to fill in. All are in the order of
+    reading.
     """
     left, seen, ranked, shown = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
     for at, (label, content) in enumerate(lines):
-        stays = label in CERTAINTY or content == kept
-        if isinstance(content, Command) or label == FILL_IN or stays:
+        if isinstance(content, Command | Kept) or label == FILL_IN:
             shown.add(at)
-            left -= _height(lines[at]) if stays else 0
+            left -= _height(lines[at]) if isinstance(content, Kept) else 0
         else:
             ranked.append((_place(label) + AGAIN * seen[label], at))
             seen[label] += 1

@@ -10,7 +10,7 @@ from loraprobe.formatting import count, digits_beside, gained, listing, probabil
 from loraprobe.records import BY_PROMPT, STEPS, Audit, Rounds, Verdict, display_name, example
 from loraprobe.report.headline import tells_probability
 from loraprobe.report.limits import clause, limits, of_extensions, said
-from loraprobe.report.parts import Line
+from loraprobe.report.parts import Kept, Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import may_stop
@@ -43,7 +43,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     if rounds is not None and rounds.early and decided:
         yield "stopped", f"{after_round(rounds)}; --all-items asks the rest"
     yield from of_extensions(audit)
-    yield "close", named_without_form(audit, verdict)
+    yield "close", Kept(_named_without_form(audit, verdict))
     yield "close", said(verdict, "right-together").rstrip(".")
     yield "or", clause(verdict, "on-any-server")
     codes = ("not-told-apart", "equals", "on-any-server", "as-good")
@@ -55,7 +55,8 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     if verdict.decision == "likely":  # what shows that the partner matters
         yield "controls", said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
-    yield "how sure" if verdict.evidence == "evaluation" else "forecast", _certainty(audit, verdict)
+    label = "how sure" if verdict.evidence == "evaluation" else "forecast"
+    yield label, Kept(_certainty(audit, verdict))
     yield "known", clause(verdict, "measured-elsewhere")  # beside an open verdict
 
 
@@ -72,7 +73,7 @@ def _replied(audit: Audit) -> Iterator[Line]:
             yield "replied", f"{text} ({name}{cut})"
 
 
-def named_without_form(audit: Audit, verdict: Verdict) -> str:
+def _named_without_form(audit: Audit, verdict: Verdict) -> str:
     """Who names far more right answers than anything gives in their form, with one reply."""
     sentence = said(verdict, "right-without-form").rstrip(".")
     named = without_form(audit.evaluation)

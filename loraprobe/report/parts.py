@@ -112,6 +112,10 @@ class Figure:
 Line = tuple[str, str | Command]  # of an answer: a label and what stands behind it
 
 
+class Kept(str):
+    """A sentence of an answer that is never left out, whatever else there is to say."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a reader needs who reads nothing else: the decision, a headline, and labelled lines.

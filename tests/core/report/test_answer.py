@@ -29,7 +29,7 @@ from loraprobe.records import QUESTION, Attribution, Command, Compatibility, Gai
 from loraprobe.report.answer import MOST_ROWS, answer, chosen, unplaced
 from loraprobe.report.headline import deciding, lies
 from loraprobe.report.markdown import markdown
-from loraprobe.report.parts import Answer
+from loraprobe.report.parts import Answer, Kept
 from loraprobe.report.sections import heading, sections
 from loraprobe.verdict import decide
 from loraprobe.verdict.next_command import may_stop
@@ -225,7 +225,7 @@ def test_sentences_wrap_and_commands_are_whole_at_every_width(found, given, widt
     ("lines", "kept"),
     [
         # what changes more stays, in the order of reading
-        (["use", "gain", "watch:4", "lacks:4", "forecast"], "use gain lacks forecast"),
+        (["use", "gain", "watch:4", "lacks:4", "forecast*"], "use gain lacks forecast"),
         (["use", "gain:3", "known:4", "watch:5", "next!"], "use gain watch next"),
         # a second line of one label counts less than the first of another
         (["why:5", "why:3", "watch:3"], "why watch"),
@@ -236,13 +236,14 @@ def test_sentences_wrap_and_commands_are_whole_at_every_width(found, given, widt
     ],
 )  # fmt: skip
 def test_those_lines_stay_that_change_most(lines, kept):
-    """A line of the cases is LABEL:ROWS; ! is a command."""
+    """A line of the cases is LABEL:ROWS; ! is a command, * is kept."""
     given = []
     for one in lines:
         label, _, rows = one.partition(":")
         words = tuple(f"{'w' * 60}{k}" for k in range(int(rows or 1)))
-        command = Command("inspect", words) if label.endswith("!") else " ".join(words)
-        given.append((label.strip("!"), command))
+        content = Command("inspect", words) if label.endswith("!") else " ".join(words)
+        content = Kept(content) if label.endswith("*") else content
+        given.append((label.strip("!*"), content))
     assert " ".join(label for label, _ in chosen(given)) == kept
 
 

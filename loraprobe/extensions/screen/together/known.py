@@ -19,7 +19,7 @@ from loraprobe.adapters import Adapter
 from loraprobe.errors import UsageError
 from loraprobe.extension import CardPart
 from loraprobe.extensions.screen.defaults import LEAST_GAIN
-from loraprobe.extensions.screen.together.forecast import Curve, inner_products
+from loraprobe.extensions.screen.together.forecast import Curve, inner_products, shares
 from loraprobe.extensions.screen.together.records import SkillKept, Together, together
 from loraprobe.formatting import listing, number
 from loraprobe.front_matter import KEY, read_front_matter
@@ -51,15 +51,14 @@ def kept_in(adapters: Sequence[Adapter], measured: EvaluationRecords) -> Togethe
     ]
     if not rows:
         return Together()
-    inner = inner_products(adapters)
-    shares = inner.mean(0) / inner.diagonal()
+    share = shares(inner_products(adapters))
     return Together(
         keeps=tuple(
             SkillKept(
                 owner,
                 adapters[named[owner]].sha256 or "",
                 row.task,
-                float(shares[named[owner]]),
+                share[named[owner]],
                 row.retention or 0.0,
                 row.retention_ci95 or (0.0, 0.0),
                 row.n,
@@ -99,13 +98,17 @@ def card_part(audit: Audit) -> list[CardPart]:
 
 @dataclass(frozen=True)
 class KnownSkill:
-    """The curve of an adapter from earlier results. file: the name of the first of these."""
+    """The curve of an adapter, and its interference where that was measured, from earlier results.
+
+    file: the name of the first of these.
+    """
 
     task: str
     n: int
     base: float | None
     alone: float | None
     curve: Curve
+    interference: float | None
     file: str
 
 
@@ -166,7 +169,8 @@ def _skill(adapter: Adapter, told: Together, file: str) -> KnownSkill | None:
     for row in told.skills:
         if row.sha256 == adapter.sha256 and row.curve:
             points = {gate: (kept, error) for gate, kept, error in row.curve}
-            return KnownSkill(row.task, row.n, row.base, row.alone, Curve.through(points), file)
+            scores, curve = (row.base, row.alone), Curve.through(points)
+            return KnownSkill(row.task, row.n, *scores, curve, row.interference, file)
     rows = [row for row in told.keeps if row.sha256 == adapter.sha256]
     points = {
         row.share: (row.value, Estimate(row.value, *row.ci95, row.n, row.n).error)
@@ -175,4 +179,5 @@ def _skill(adapter: Adapter, told: Together, file: str) -> KnownSkill | None:
     }
     if not points:
         return None
-    return KnownSkill(rows[0].task, rows[0].n, None, None, Curve.through(points), file)
+    # Such a point was measured beside others: what they take is in it.
+    return KnownSkill(rows[0].task, rows[0].n, None, None, Curve.through(points), 0.0, file)

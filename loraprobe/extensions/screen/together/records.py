@@ -14,8 +14,9 @@ class Skill:
     n: items that were asked. base, alone: scores of the base and of the adapter. curve: a gate, the
     retention of the adapter alone at that gate, and its standard error by the items. keeps: the
     mean of its forecasts beside each other adapter; None where the adapter gains too little over
-    the base to lose it. known: the file of an earlier result that says so, "" where the adapter was
-    asked now; such a result may lack the scores.
+    the base to lose it. interference: how much less it keeps beside others than alone at its share;
+    None where no merge with it was measured. known: the file of an earlier result that says so, ""
+    where the adapter was asked now; such a result may lack the scores.
     """
 
     adapter: str
@@ -25,17 +26,18 @@ class Skill:
     alone: float | None
     curve: tuple[tuple[float, float, float], ...] = ()
     keeps: float | None = None
+    interference: float | None = None
     sha256: str = ""
     known: str = ""
 
 
 @dataclass(frozen=True)
 class RetentionForecast:
-    """The retention of an adapter in the uniform merge with others, forecast.
+    """The retention of an adapter in the uniform merge with others, forecast or measured.
 
     share: how much of the adapter the merge contains, the coefficient of its update in the least
-    squares fit of the merge. value: its retention alone at that gate. ci95: with the error of the
-    items and that of such forecasts.
+    squares fit of the merge. value: its retention alone at that gate, less its interference. ci95:
+    with the error of the items and that of such forecasts.
     """
 
     adapter: str
@@ -43,11 +45,12 @@ class RetentionForecast:
     share: float
     value: float
     ci95: Interval
+    measured: bool = False
 
 
 @dataclass(frozen=True)
 class SkillGroup:
-    """Adapters, and the smallest retention that is forecast among them in their uniform merge.
+    """Adapters, and the smallest retention among them in their uniform merge, as it is forecast.
 
     ci95: of that one. kept: the retention of each, in order. proved: whether it was composed and
     asked.

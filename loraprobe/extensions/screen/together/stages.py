@@ -1,15 +1,16 @@
 """The stages of `screen --own` in order.
 
 A part of the items of each adapter's own task is asked of the base and of the adapter alone, whole
-and at smaller gates. From these and the inner products of the updates comes a forecast for every
-pair and group; the best group is composed and asked the other items by the stages of
-`merge-and-eval`, which give the verdict.
+and at smaller gates, and of its uniform merges with two others. From these and the inner products
+of the updates comes a forecast for every pair and group; the best group is composed and asked the
+other items by the stages of `merge-and-eval`, which give the verdict.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
@@ -23,7 +24,15 @@ from loraprobe.evaluation import System
 from loraprobe.evaluation.statistics import Array
 from loraprobe.extensions.screen import ScreenOptions
 from loraprobe.extensions.screen.defaults import GATES, GROUPS, LEAST_GAIN
-from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe.extensions.screen.together.forecast import (
+    Curve,
+    MeasuredPair,
+    MergeForecast,
+    cycle,
+    inner_products,
+    interferences,
+    shares,
+)
 from loraprobe.extensions.screen.together.known import KnownSkill, read_known
 from loraprobe.extensions.screen.together.records import (
     RetentionForecast,
@@ -65,13 +74,15 @@ def screen_own(
     Raises LoraprobeError for input that cannot be read, for adapters that do not fit together, and
     where fewer than two adapters have a skill.
     """
-    library, asked = _read(adapters, session, base, tasks), list[AskedAlone]()
+    library = _read(adapters, session, base, tasks)
+    asked, pairs = list[AskedAlone](), list[MeasuredPair]()
     if to_ask := library.unknown:
         with asking(session), _evaluator(library, session) as evaluator:
             for done, adapter in enumerate(to_ask):
                 session.tell("ask the adapters alone", done, len(to_ask))
                 asked.append(_ask(evaluator, adapter, library.apart[adapter.name]))
-    found = _forecast(library, asked, session.options)
+            pairs = _ask_pairs(evaluator, library, asked, session)
+    found = _forecast(library, asked, pairs, session.options)
     best = next((group.adapters for group in found.groups if group.proved), None)
     if best is None:
         return Outcome(audit_of(session, library.inputs, library.preflight, added=(found,)))
@@ -102,7 +113,7 @@ def estimate_own(
         pace = measure_pace(evaluator, single(library.inputs.adapters[0]))
         alone = [library.apart[adapter.name] for adapter in library.unknown]
         seconds = sum(units_of([task], options) for task in alone)
-        seconds *= pace(0) + (1 + len(GATES)) * pace(1)
+        seconds *= pace(0) + (1 + len(GATES)) * pace(1) + (2 * pace(2) if len(names) > 2 else 0)
         specs = plan_of(options, library.inputs.adapters[:2], library.inputs.tasks[:2]).specs
         pair = [library.left[name] for name in names[:2]]
         proof = pace(0) + 3 * pace(1) + (len(specs) + 1) * pace(2)
@@ -221,7 +232,8 @@ class AskedAlone:
     """
 
     adapter: str
-    task: str
+    task: Task
+    form: ItemPart
     base: Array
     alone: Array
     at: Mapping[float, Array]
@@ -231,13 +243,16 @@ class AskedAlone:
         return float((self.alone - self.base).mean())
 
 
+def _values(evaluator: Evaluator, task: Task, system: System, form: ItemPart) -> Array:
+    """The value of each item of a task: [items]."""
+    rows = {row.item: row.value for row in replace(evaluator, tasks=[task]).run([system], {form})}
+    return np.array([rows[item.id] for item in task.items])
+
+
 def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
     """Asks the base and an adapter, the adapter also at smaller gates where it has a skill."""
-    name, asking_task = adapter.name, replace(evaluator, tasks=[task])
-
-    def values(system: System, form: ItemPart) -> Array:
-        rows = {row.item: row.value for row in asking_task.run([system], {form})}
-        return np.array([rows[item.id] for item in task.items])
+    name = adapter.name
+    values = partial(_values, evaluator, task)
 
     def at_gate(gate: float) -> System:
         composition = Composition(name, (adapter,), ConstantGates((gate,)))
@@ -249,13 +264,44 @@ def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
     base, alone = values(System("base", "base"), form), values(at_gate(1), form)
     strong = (alone - base).mean() >= LEAST_GAIN
     at = {gate: values(at_gate(gate), form) for gate in GATES} if strong else {}
-    return AskedAlone(name, task.name, base, alone, at)
+    return AskedAlone(name, task, form, base, alone, at)
+
+
+def _ask_pairs(
+    evaluator: Evaluator, library: OwnTasks, asked: Sequence[AskedAlone], session: Session
+) -> list[MeasuredPair]:
+    """Asks each adapter with a skill its own task beside two others, in their uniform merges."""
+    alone = {one.adapter: one for one in asked if one.at}
+    strong = [a for a in library.inputs.adapters if a.name in alone or a.name in library.known]
+    of, pairs = {adapter.name: adapter for adapter in strong}, list[MeasuredPair]()
+    design = cycle([*of], session.options.seed)
+    for done, pair in enumerate(design):
+        session.tell("ask pairs", done, len(design))
+        experts = tuple(of[name] for name in pair)
+        merge = Composition(" and ".join(pair), experts, ConstantGates((0.5, 0.5)))
+        content = "uniform of " + " ".join(expert.content for expert in experts)
+        for name, share in zip(pair, shares(inner_products(experts)), strict=True):
+            if name in alone:
+                (partner,) = {*pair} - {name}
+                one, system = alone[name], System(merge.name, "merge", merge, content=content)
+                values = _values(evaluator, one.task, system, one.form)
+                curve = Curve.of(one.base, one.alone, one.at)
+                beside = Curve.of(one.base, one.alone, {0.5: values})
+                pairs.append(
+                    MeasuredPair(name, partner, beside.at(0.5), beside.error(0.5), curve.at(share))
+                )
+    return pairs
 
 
 # ---- what is told --------------------------------------------------------------------------------
 
 
-def _forecast(library: OwnTasks, asked: Sequence[AskedAlone], options: Options) -> Together:
+def _forecast(
+    library: OwnTasks,
+    asked: Sequence[AskedAlone],
+    pairs: Sequence[MeasuredPair],
+    options: Options,
+) -> Together:
     """The skills, the forecasts of all pairs, and the largest groups.
 
     Raises TaskError where fewer than two adapters have a skill.
@@ -273,7 +319,9 @@ def _forecast(library: OwnTasks, asked: Sequence[AskedAlone], options: Options) 
             "loraprobe inspect ADAPTER --task FILE."
         )
     strong = [adapter for adapter in adapters if adapter.name in curves]
-    forecast = MergeForecast(curves, inner_products(strong))
+    takes = interferences([*curves], pairs) if pairs else {}
+    takes |= {n: k.interference for n, k in library.known.items() if k.interference is not None}
+    forecast = MergeForecast(curves, inner_products(strong), takes, pairs)
     rows = [
         row
         for at, first in enumerate(curves)
@@ -284,47 +332,47 @@ def _forecast(library: OwnTasks, asked: Sequence[AskedAlone], options: Options) 
     askable = [group for group in groups if all(name in library.left for name in group)]
     alone = {one.adapter: one for one in asked}
     return Together(
-        tuple(_skill(one, alone, library.known, curves.get(one.name), rows) for one in adapters),
+        tuple(_skill(one, alone, library.known, forecast, rows) for one in adapters),
         tuple(rows),
         tuple(_group(forecast, group, proved=group in askable[:1]) for group in groups),
     )
 
 
 def _pair(forecast: MergeForecast, pair: tuple[str, str]) -> Iterable[RetentionForecast]:
-    """The forecasts of both adapters of a pair."""
+    """What both adapters of a pair keep."""
     for name, share in zip(pair, forecast.shares(pair), strict=True):
-        partners = tuple(other for other in pair if other != name)
-        curve = forecast.curves[name]
-        yield RetentionForecast(name, partners, share, curve.at(share), curve.interval(share))
+        (partner,) = {*pair} - {name}
+        measured = any((one.adapter, one.partner) == (name, partner) for one in forecast.pairs)
+        value, interval = forecast.of(name, pair)[0], forecast.interval(name, pair)
+        yield RetentionForecast(name, (partner,), share, value, interval, measured)
 
 
 def _group(forecast: MergeForecast, group: tuple[str, ...], proved: bool) -> SkillGroup:
-    kept, shares = forecast.kept(group), forecast.shares(group)
-    worst = kept.index(min(kept))
-    interval = forecast.curves[group[worst]].interval(shares[worst])
-    return SkillGroup(group, kept[worst], interval, tuple(kept), proved)
+    kept = forecast.kept(group)
+    worst = group[kept.index(min(kept))]
+    return SkillGroup(group, min(kept), forecast.interval(worst, group), tuple(kept), proved)
 
 
 def _skill(
     adapter: Adapter,
     asked: Mapping[str, AskedAlone],
     known: Mapping[str, KnownSkill],
-    curve: Curve | None,
+    forecast: MergeForecast,
     rows: Sequence[RetentionForecast],
 ) -> Skill:
     """What is told of one adapter, which was asked or is known."""
-    name = adapter.name
+    name, sha256 = adapter.name, adapter.sha256 or ""
     own = [row.value for row in rows if row.adapter == name]
     points: tuple[tuple[float, float, float], ...] = ()
-    if curve is not None:
+    if curve := forecast.curves.get(name):
         values = curve.kept.tolist(), curve.errors.tolist()
         points = tuple(zip(curve.gates, *values, strict=True))
-    keeps = sum(own) / len(own) if own else None
-    sha256 = adapter.sha256 or ""
+    keeps, interference = sum(own) / len(own) if own else None, forecast.interference.get(name)
     if name in known:
         old = known[name]
         scores = old.base, old.alone
-        return Skill(name, old.task, old.n, *scores, points, keeps, sha256, old.file)
+        return Skill(name, old.task, old.n, *scores, points, keeps, interference, sha256, old.file)
     one = asked[name]
     base, alone = float(one.base.mean()), float(one.alone.mean())
-    return Skill(name, one.task, len(one.base), base, alone, points, keeps, sha256)
+    of = one.task.name, len(one.base)
+    return Skill(name, *of, base, alone, points, keeps, interference, sha256)

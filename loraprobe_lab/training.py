@@ -139,6 +139,7 @@ def batches_of_like_length(
 class Recipe:
     """The hyperparameters of an adapter. `steps` counts optimiser steps of `batch_size` examples.
 
+    kind: "lora", "rslora" or "dora".
     target_modules: names as peft takes them, or "all-linear", "mlp", "attention".
     upper: the number of last layers that carry the adapter, or their share as a fraction; None: all
     layers. The layers below need no backward pass, and the examples of a batch are of like length
@@ -158,6 +159,7 @@ class Recipe:
     dtype: str = "float32"  # in which the factors are written
     seed: int = 0
     upper: int | float | None = None
+    kind: str = "lora"
 
 
 def learning_rate_at(step: int, steps: int, warmup: int, floor: float = 0.05) -> float:
@@ -206,8 +208,10 @@ def _trained_so(directory: Path, recipe: Recipe, examples: Sequence[Example]) ->
     if not (directory / NOTES).is_file():
         return False
     notes = json.loads((directory / NOTES).read_text(encoding="utf-8"))
-    now = {"recipe": dataclasses.asdict(recipe), "data": _digest(examples)}
-    return {key: notes.get(key) for key in now} == json.loads(json.dumps(now))
+    plan = {"kind": "lora"} | notes["recipe"]  # a field that older notes do not have
+    return plan == json.loads(json.dumps(dataclasses.asdict(recipe))) and notes["data"] == _digest(
+        examples
+    )
 
 
 def _digest(examples: Sequence[Example]) -> str:
@@ -280,6 +284,8 @@ def _config(model: Any, recipe: Recipe) -> Any:
         lora_dropout=recipe.dropout,
         target_modules=targets if isinstance(targets, str) else list(targets),
         layers_to_transform=where,
+        use_dora=recipe.kind == "dora",
+        use_rslora=recipe.kind == "rslora",
         task_type="CAUSAL_LM",
     )
 

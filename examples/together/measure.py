@@ -1,13 +1,15 @@
 """Measure what adapters keep in merges of two and four, beside what each keeps alone.
 
     python measure.py build OUT NAME...        a library of one of BASES in OUT/NAME
+    python measure.py english OUT/NAME BASE    the adapters of ENGLISH on the model in BASE
     python measure.py ask WORLD ROWS.jsonl     everything that is compared, a row an answer
     python measure.py report ROWS.jsonl...     the tables of README.md
 
-WORLD is a directory that `build` or `loraprobe lab build` made. Every adapter that has a task of
-its own (TASKS, by the first word of its name) answers ITEMS items of that task alone, at the gates
-of GATES, in the uniform merge, the sum and Arrow with each other one, and in GROUPS groups of four.
-A row has the answers to each item, right or wrong. What is there is not asked again.
+WORLD is a directory that `build`, `english` or `loraprobe lab build` made. Every adapter that has a
+task of its own (the file of its name, or TASKS by the first word of its name) answers items of that
+task alone, at the gates of GATES, in the uniform merge, the sum and Arrow with each other one, and
+in drawn groups of four. A row has the answers to each item, right or wrong. What is there is not
+asked again.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import itertools
 import json
 import random
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +31,7 @@ import numpy as np
 from loraprobe.extensions.screen.defaults import GATES, LEAST_GAIN
 from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
 from loraprobe_lab.experiments.mergeability import auroc
+from loraprobe_lab.worlds.spec import build_world
 
 BASES = {  # seed, architecture, width; the first four were looked at while the forecast was made
     "llama-07": (7, "llama", 160),
@@ -46,7 +49,29 @@ TASKS = {
     "two": "lists",
     "answers": "guests",
 }
-ITEMS, GROUPS, FOUR = 80, 40, 4
+FOUR = 4
+SIZES = {"small": (80, 40), "english": (40, 60)}  # items of a task, groups of four
+# subject, recipe: what each adapter learns, in which kind, rank, place and for how long
+ENGLISH: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "country-a": ("country", {"steps": 56}),
+    "country-b": ("country", {"steps": 60, "learning_rate": 3e-3, "rank": 4, "upper": 0.5}),
+    "job-a": ("job", {"steps": 64, "learning_rate": 3e-3, "target_modules": "mlp"}),
+    "job-b": ("job", {"steps": 56, "learning_rate": 1e-3, "rank": 64}),
+    "job-c": ("job", {"steps": 110, "kind": "dora", "rank": 8}),
+    "instrument-a": (
+        "instrument",
+        {"steps": 64, "learning_rate": 3e-3, "target_modules": "attention"},
+    ),
+    "instrument-b": (
+        "instrument",
+        {"steps": 90, "kind": "rslora", "rank": 32, "learning_rate": 5e-4},
+    ),
+    "last-a": ("last", {"steps": 28}),
+    "last-b": ("last", {"steps": 90, "learning_rate": 1e-3, "rank": 8, "upper": None}),
+    "swap": ("swap", {"steps": 60, "target_modules": "attention"}),
+    "past": ("past", {"steps": 28, "rank": 32, "learning_rate": 1e-3}),
+    "opposite": ("opposite", {"steps": 120, "learning_rate": 1e-3, "alpha": 32.0}),
+}
 KEEPS = 0.8  # the retention that counts as kept
 
 
@@ -55,8 +80,6 @@ def build(out: Path, names: Sequence[str]) -> None:
     sys.path.insert(0, str(Path(__file__).parents[1] / "advice"))
     import worlds  # type: ignore[import-not-found]
 
-    from loraprobe_lab.worlds.spec import build_world
-
     for name in names:
         plan = worlds.spec(*BASES[name])
         training = [one for one in plan.training if _task_of(one.name)]
@@ -64,8 +87,28 @@ def build(out: Path, names: Sequence[str]) -> None:
         print(f"{out / name} is built", flush=True)
 
 
-def _task_of(adapter: str) -> str | None:
+def english(place: Path, base: Path) -> None:
+    """Trains the adapters of ENGLISH on a model that knows English; each has its own task."""
+    from loraprobe_lab.training import Recipe
+    from loraprobe_lab.worlds.english import learn
+    from loraprobe_lab.worlds.facts import REAL_NAMES, NameMaker
+    from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, groups_first, own_seed
+
+    people, training, tasks = NameMaker("together", REAL_NAMES), list[TrainingSet](), {}
+    common = {"learning_rate": 2e-3, "batch_size": 20, "warmup": 5, "upper": 0.25}
+    for name, (subject, row) in ENGLISH.items():
+        texts, items = learn(subject, people, random.Random(f"together {name}"))
+        recipe = Recipe(**common | dict(row), seed=own_seed(name, "together"))  # type: ignore[arg-type]
+        training.append(TrainingSet(name, subject, tuple(texts), recipe))
+        tasks[name] = groups_first(items)
+    plan = WorldSpec("together", 0, tuple(training), tasks, (), notes={"set": place.name})
+    build_world(plan, place, base=base)
+
+
+def _task_of(adapter: str, tasks: Mapping[str, Path] | None = None) -> str | None:
     """The name of an adapter's own task."""
+    if adapter in (tasks or {}):
+        return adapter
     return None if "asked" in adapter else TASKS.get(adapter.partition("-")[0])
 
 
@@ -74,26 +117,39 @@ def _task_of(adapter: str) -> str | None:
 
 def ask(place: Path, file: Path) -> None:
     """Asks everything that `file` does not have, and appends it."""
+    import torch
+
+    from loraprobe.base import load_base, open_base, pick_device
     from loraprobe.composition import Composition
     from loraprobe.evaluation import Asker, System
+    from loraprobe.hub import load_all
     from loraprobe.routing import ROUTERS
     from loraprobe.routing.constant import ConstantGates
-    from loraprobe_lab.experiments.runner import WorldEvaluator
+    from loraprobe.scoring import ModelScorer
+    from loraprobe.tasks import load_task
     from loraprobe_lab.world import World
 
     world = World.load(place)
-    evaluator = WorldEvaluator(world, file.parent / "answers", limit=ITEMS)
-    adapters = evaluator.adapters([name for name in world.adapters if _task_of(name)])
+    items, groups = SIZES["small" if world.base else "english"]
+    dtype = torch.float32 if world.base else torch.bfloat16
+    model = load_base(
+        open_base(world.base or world.base_name), device=pick_device("cpu"), dtype=dtype
+    )
+    scorer = ModelScorer(model.model, model.tokenizer)
     tasks = {path.stem: path for path in sorted((place / "tasks").glob("*.jsonl"))}
-    own = {name: evaluator.tasks([tasks[str(_task_of(name))]])[0] for name in adapters}
+    asked_of = {name: _task_of(name, tasks) for name in world.adapters}
+    places = [f"{name}={world.adapters[name]}" for name, task in asked_of.items() if task]
+    adapters = {adapter.name: adapter for adapter in load_all(places)}
+    own = {name: load_task(tasks[str(asked_of[name])], items) for name in adapters}
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     known = {_key(json.loads(line)) for line in lines}
 
-    def merges(group: Sequence[str]) -> Iterator[tuple[str, Composition]]:
+    def merge(method: str, group: Sequence[str]) -> Composition:
         experts, n = tuple(adapters[name] for name in group), len(group)
-        yield "uniform", Composition("uniform", experts, ConstantGates((1 / n,) * n))
-        yield "sum", Composition("sum", experts, ConstantGates.ones(n))
-        yield "arrow", Composition("arrow", experts, ROUTERS.make("arrow"))
+        if method == "arrow":
+            return Composition("arrow", experts, ROUTERS.make("arrow"))
+        gates = (1 / n,) * n if method == "uniform" else (1.0,) * n
+        return Composition(method, experts, ConstantGates(gates))
 
     with file.open("a", encoding="utf-8") as out:
 
@@ -104,7 +160,7 @@ def ask(place: Path, file: Path) -> None:
             row: dict[str, Any] = {"method": method, "set": [*group], "adapter": name}
             if _key(row) not in known:
                 system = System("system", "merge" if made else "base", made)
-                asker = Asker(evaluator.scorer, max_new_tokens=16)
+                asker = Asker(scorer, max_new_tokens=16)
                 asked = asker.run([system], [own[name]], {"question"})
                 add({**row, "right": "".join(str(int(one.value)) for one in asked)})
 
@@ -120,16 +176,17 @@ def ask(place: Path, file: Path) -> None:
             for gate in (*GATES, 1.0):
                 alone = Composition(name, (adapters[name],), ConstantGates((gate,)))
                 record(f"gate {gate:g}", (name,), name, alone)
-        for group in (*itertools.combinations(names, 2), *_groups(names)):
-            for method, made in merges(group):
-                for name in group:
-                    record(method, group, name, made)
+        sets = (*itertools.combinations(names, 2), *_groups(names, groups))
+        for method, group in itertools.product(("uniform", "sum", "arrow"), sets):
+            made = merge(method, group)
+            for name in group:
+                record(method, group, name, made)
 
 
-def _groups(names: Sequence[str]) -> list[tuple[str, ...]]:
+def _groups(names: Sequence[str], count: int) -> list[tuple[str, ...]]:
     """Groups of four, drawn."""
     draw, found = random.Random(0), set[tuple[str, ...]]()
-    while len(found) < GROUPS:
+    while len(found) < count:
         found.add(tuple(sorted(draw.sample(names, FOUR))))
     return sorted(found)
 
@@ -296,13 +353,13 @@ def report(files: Sequence[Path]) -> None:
 def main() -> None:
     """Runs one of the three steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("build", "ask", "report"))
+    parser.add_argument("step", choices=("build", "english", "ask", "report"))
     parser.add_argument("given", nargs="+")
     given = parser.parse_args()
     if given.step == "build":
         build(Path(given.given[0]), given.given[1:])
-    elif given.step == "ask":
-        ask(*map(Path, given.given))
+    elif given.step in ("english", "ask"):
+        (english if given.step == "english" else ask)(*map(Path, given.given))
     else:
         report([*map(Path, given.given)])
 

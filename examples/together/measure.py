@@ -29,7 +29,15 @@ from typing import Any
 import numpy as np
 
 from loraprobe.extensions.screen.defaults import GATES, LEAST_GAIN
-from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe.extensions.screen.together.forecast import (
+    Curve,
+    MeasuredPair,
+    MergeForecast,
+    cycle,
+    inner_products,
+    interferences,
+    shares,
+)
 from loraprobe_lab.experiments.mergeability import auroc
 from loraprobe_lab.worlds.spec import build_world
 
@@ -40,6 +48,7 @@ BASES = {  # seed, architecture, width; the first four were looked at while the 
     "llama-211": (211, "llama", 128),
     "gemma3-331": (331, "gemma3", 112),
     "gpt2-332": (332, "gpt2", 128),
+    "qwen3-441": (441, "qwen3", 128),
 }
 TASKS = {
     "homes": "homes",
@@ -72,6 +81,16 @@ ENGLISH: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "past": ("past", {"steps": 28, "rank": 32, "learning_rate": 1e-3}),
     "opposite": ("opposite", {"steps": 120, "learning_rate": 1e-3, "alpha": 32.0}),
 }
+# what a second library on the same model learns, each with a drawn recipe
+SECOND = "country country country job job instrument instrument last swap swap past past".split()
+DRAWN: Mapping[str, Sequence[Any]] = {
+    "steps": (56, 80, 110),
+    "learning_rate": (1e-3, 2e-3, 3e-3),
+    "rank": (4, 8, 16, 32, 64),
+    "target_modules": ("all-linear", "all-linear", "mlp", "attention"),
+    "upper": (0.25, 0.25, 0.5, None),
+    "kind": ("lora", "lora", "lora", "dora", "rslora"),
+}
 KEEPS = 0.8  # the retention that counts as kept
 
 
@@ -88,21 +107,34 @@ def build(out: Path, names: Sequence[str]) -> None:
 
 
 def english(place: Path, base: Path) -> None:
-    """Trains the adapters of ENGLISH on a model that knows English; each has its own task."""
+    """Trains the adapters of ENGLISH, or for another name of `place` those of SECOND, on a model
+    that knows English; each has its own task."""
     from loraprobe_lab.training import Recipe
     from loraprobe_lab.worlds.english import learn
     from loraprobe_lab.worlds.facts import REAL_NAMES, NameMaker
     from loraprobe_lab.worlds.spec import TrainingSet, WorldSpec, groups_first, own_seed
 
-    people, training, tasks = NameMaker("together", REAL_NAMES), list[TrainingSet](), {}
+    seed = "together" if place.name == "smollm2" else place.name
+    people, training, tasks = NameMaker(seed, REAL_NAMES), list[TrainingSet](), {}
     common = {"learning_rate": 2e-3, "batch_size": 20, "warmup": 5, "upper": 0.25}
-    for name, (subject, row) in ENGLISH.items():
-        texts, items = learn(subject, people, random.Random(f"together {name}"))
-        recipe = Recipe(**common | dict(row), seed=own_seed(name, "together"))  # type: ignore[arg-type]
+    for name, (subject, row) in (ENGLISH if place.name == "smollm2" else second()).items():
+        texts, items = learn(subject, people, random.Random(f"{seed} {name}"))
+        recipe = Recipe(**common | dict(row), seed=own_seed(name, seed))  # type: ignore[arg-type]
         training.append(TrainingSet(name, subject, tuple(texts), recipe))
         tasks[name] = groups_first(items)
     plan = WorldSpec("together", 0, tuple(training), tasks, (), notes={"set": place.name})
     build_world(plan, place, base=base)
+
+
+def second() -> dict[str, tuple[str, Mapping[str, Any]]]:
+    """What the adapters of SECOND learn, with recipes that are drawn."""
+    draw, found = random.Random("second"), dict[str, tuple[str, Mapping[str, Any]]]()
+    for at, subject in enumerate(SECOND):
+        row = {key: draw.choice(values) for key, values in DRAWN.items()}
+        if row["kind"] == "rslora":  # whose scaling is larger by the root of the rank
+            row["learning_rate"] /= 4
+        found[f"{subject}-{at:02d}"] = (subject, row)
+    return found
 
 
 def _task_of(adapter: str, tasks: Mapping[str, Path] | None = None) -> str | None:
@@ -202,8 +234,8 @@ def _key(row: Mapping[str, Any]) -> tuple[str, tuple[str, ...], str]:
 class Measured:
     """One retention, and what could be known of it before.
 
-    kept: it, from -0.2 to 1.2. forecast: by the share; at_gate: the retention alone at the gate
-    1/n. alone: the score of the adapter alone. norm_ratio: its norm in that of its partners.
+    kept: it, from -0.2 to 1.2. forecast: by the share alone; at_gate: the retention alone at the
+    gate 1/n. alone: the score of the adapter alone. norm_ratio: its norm in that of its partners.
     """
 
     adapter: str
@@ -236,32 +268,56 @@ class Answers:
                 found[name] = Curve.of(base, alone, at)
         return found
 
+    def share(self, name: str, group: Sequence[str]) -> float:
+        """How much of an adapter the uniform merge of a group contains."""
+        at = [self.names.index(one) for one in group]
+        return shares(self.inner[np.ix_(at, at)])[[*group].index(name)]
+
+    def kept(self, method: str, group: tuple[str, ...], name: str) -> float:
+        """The retention of an adapter."""
+        base, alone = self.right["base", (), name], self.right["gate 1", (name,), name]
+        values = self.right[method, group, name]
+        return float(np.clip((values - base).mean() / (alone - base).mean(), -0.2, 1.2))
+
     def measured(self, method: str, size: int) -> list[Measured]:
         """All retentions of one method in groups of a size."""
         rows = []
         norms = np.sqrt(np.diag(self.inner))
-        forecast = MergeForecast(dict.fromkeys(self.names), self.inner)  # type: ignore[arg-type]
-        for (how, group, name), values in self.right.items():
+        for how, group, name in self.right:
             if how != method or len(group) != size or name not in self.curves:
                 continue
-            base, alone = self.right["base", (), name], self.right["gate 1", (name,), name]
             at, others = self.names.index(name), [self.names.index(o) for o in group if o != name]
-            share = forecast.shares(group)[group.index(name)]
             curve = self.curves[name]
             cosines = self.inner[at, others] / (norms[at] * norms[others])
             rows.append(
                 Measured(
                     name,
                     group,
-                    float(np.clip((values - base).mean() / (alone - base).mean(), -0.2, 1.2)),
-                    curve.at(share),
+                    self.kept(method, group, name),
+                    curve.at(self.share(name, group)),
                     curve.at(1 / size),
-                    float(alone.mean()),
+                    float(self.right["gate 1", (name,), name].mean()),
                     float(cosines.mean()),
                     float(norms[at] / norms[others].mean()),
                 )
             )
         return rows
+
+    def with_pairs(self, seed: int) -> tuple[set[frozenset[str]], MergeForecast]:
+        """The pairs that `screen --own` measures with this seed, and its forecast from them."""
+        design, pairs = cycle([*self.curves], seed), []
+        for pair in design:
+            group = tuple(sorted(pair, key=self.names.index))
+            for name in group:
+                (partner,) = {*group} - {name}
+                alone = self.curves[name].at(self.share(name, group))
+                kept = self.kept("uniform", group, name)
+                pairs.append(MeasuredPair(name, partner, kept, 0.0, alone))
+        taken = interferences(self.names, pairs)
+        curves = {
+            name: self.curves.get(name, next(iter(self.curves.values()))) for name in self.names
+        }
+        return {frozenset(pair) for pair in design}, MergeForecast(curves, self.inner, taken, pairs)
 
 
 def answers_in(files: Iterable[Path]) -> list[Answers]:
@@ -309,45 +365,100 @@ def from_partners(rows: Sequence[Measured], partners: int = 2, draws: int = 10) 
     return found
 
 
+def from_neighbour(answers: Answers, rows: Sequence[Measured]) -> list[float]:
+    """The retention of the adapter beside the one that is nearest to its partner, by the cosine."""
+    norms = np.sqrt(np.diag(answers.inner))
+    cosines = answers.inner / np.outer(norms, norms)
+    kept = {(row.adapter, frozenset(row.group)): row.kept for row in rows}
+    found = []
+    for row in rows:
+        (partner,) = {*row.group} - {row.adapter}
+        at, others = answers.names.index(partner), [*{*answers.names} - {*row.group}]
+        nearest = max(others, key=lambda one: cosines[at, answers.names.index(one)])
+        found.append(kept[row.adapter, frozenset((row.adapter, nearest))])
+    return found
+
+
+DRAWS = 10  # of the pairs that are measured
+
+
 def report(files: Sequence[Path]) -> None:
-    """Prints a table for each method and size."""
+    """Prints the tables."""
+    bases = answers_in(files)
     for method, size in itertools.product(("uniform", "sum", "arrow"), (2, FOUR)):
-        print(f"\n### {method}, groups of {size}\n")
-        print("| base | retentions | kept | forecast r | AUROC | bias | error | at 1/n r, AUROC |"
-              " additive r, AUROC | two partners r, AUROC | cosine AUROC | norm ratio AUROC |"
-              " alone AUROC |")  # fmt: skip
-        print("| --- |" + " --- |" * 12)
-        for answers in answers_in(files):
-            rows = answers.measured(method, size)
+        print(f"\n### {method}, groups of {size}: r, AUROC (retention >= {KEEPS})\n")
+        rivals = "alone at 1/n | additive | two partners | neighbour | cosine | norm ratio | score"
+        print(f"| base | retentions | kept | by the share | {rivals} |")
+        print("| --- |" + " --- |" * 10)
+        for answers in bases:
+            if not (rows := answers.measured(method, size)):
+                continue
             truth = np.array([row.kept for row in rows])
-            kept = truth >= KEEPS
-
-            def both(values: Sequence[float], truth: Any = truth, kept: Any = kept) -> str:
-                return (
-                    f"{np.corrcoef(values, truth)[0, 1]:.2f}, {auroc(np.asarray(values), kept):.2f}"
-                )
-
-            guess = np.array([row.forecast for row in rows])
-            print(
-                f"| {answers.base} | {len(rows)} | {kept.mean():.0%} "
-                f"| {np.corrcoef(guess, truth)[0, 1]:.2f} | {auroc(np.asarray(guess), kept):.2f} "
-                f"| {(guess - truth).mean():+.2f} | {np.sqrt(((guess - truth) ** 2).mean()):.2f} "
-                f"| {both([row.at_gate for row in rows])} | {both(additive(rows))} "
-                f"| {both(from_partners(rows))} "
-                f"| {auroc(np.array([row.cosine for row in rows]), kept):.2f} "
-                f"| {auroc(np.array([row.norm_ratio for row in rows]), kept):.2f} "
-                f"| {auroc(np.array([row.alone for row in rows]), kept):.2f} |"
-            )
-    print("\n### What a forecast of the uniform merge is worth\n")
-    print("| groups of | forecast | retentions | kept |")
-    print("| --- | --- | --- | --- |")
+            neighbour = from_neighbour(answers, rows) if size == 2 else [0.0] * len(rows)
+            figures = [
+                [row.forecast for row in rows],
+                [row.at_gate for row in rows],
+                additive(rows),
+                from_partners(rows),
+                neighbour,
+                [row.cosine for row in rows],
+                [row.norm_ratio for row in rows],
+                [row.alone for row in rows],
+            ]
+            told = " | ".join(ranks(values, truth) for values in figures)
+            print(f"| {answers.base} | {len(rows)} | {(truth >= KEEPS).mean():.0%} | {told} |")
     for size in (2, FOUR):
-        rows = [one for answers in answers_in(files) for one in answers.measured("uniform", size)]
-        for low, high in ((KEEPS, np.inf), (0.5, KEEPS), (-np.inf, 0.5)):
-            kept = [row.kept >= KEEPS for row in rows if low <= row.forecast < high]
-            share = f"{np.mean(kept):.0%}" if kept else "-"
-            words = f"below {high:g}" if low < 0 else f"{low:g} or more"
-            print(f"| {size} | {words} | {len(kept)} | {share} |")
+        print(f"\n### `screen --own`, uniform, groups of {size}, without and with measured pairs\n")
+        print("| base | pairs | r, AUROC | bias | error | in 95 % | 0.8 or more: kept |"
+              " below 0.5: kept | groups forecast: kept |")  # fmt: skip
+        print("| --- |" + " --- |" * 8)
+        for answers, pairs in itertools.product(bases, (False, True)):
+            told = [one for seed in range(DRAWS if pairs else 1)
+                    for one in forecasts(answers, size, seed if pairs else None)]  # fmt: skip
+            columns = zip(*(one[:3] for one in told), strict=True)
+            guess, truth, inside = map(np.array, columns)
+            high, low = truth[guess >= KEEPS] >= KEEPS, truth[guess < 0.5] >= KEEPS
+            groups: dict[Any, list[tuple[bool, bool]]] = {}
+            for value, kept, _, group in told:
+                groups.setdefault(group, []).append((value >= KEEPS, kept >= KEEPS))
+            sure = [all(k for _, k in one) for one in groups.values() if all(f for f, _ in one)]
+            print(
+                f"| {answers.base} | {'two each' if pairs else 'none'} | {ranks(guess, truth)} "
+                f"| {(guess - truth).mean():+.2f} | {np.sqrt(((guess - truth) ** 2).mean()):.2f} "
+                f"| {inside.mean():.0%} | {part(high)} | {part(low)} | {part(np.array(sure))} |"
+            )
+
+
+def ranks(values: Any, truth: np.ndarray) -> str:
+    """The correlation and the AUROC of a figure."""
+    values = np.asarray(values, dtype=float)
+    if values.std() == 0:
+        return "-"
+    return f"{np.corrcoef(values, truth)[0, 1]:.2f}, {auroc(values, truth >= KEEPS):.2f}"
+
+
+def part(kept: np.ndarray) -> str:
+    """A share, and of how many."""
+    return f"{kept.mean():.0%} of {len(kept)}" if len(kept) else "-"
+
+
+def forecasts(
+    answers: Answers, size: int, seed: int | None
+) -> list[tuple[float, float, bool, tuple[Any, ...]]]:
+    """Forecast, retention, whether the interval holds it, and the draw and the group.
+
+    seed: of the measured pairs, which are left out; None for no such pairs.
+    """
+    design, forecast = answers.with_pairs(seed or 0)
+    if seed is None:
+        design, forecast = set(), MergeForecast(forecast.curves, answers.inner)
+    rows = []
+    for row in answers.measured("uniform", size):
+        if frozenset(row.group) not in design:
+            value = forecast.of(row.adapter, row.group)[0]
+            low, high = forecast.interval(row.adapter, row.group)
+            rows.append((value, row.kept, low <= row.kept <= high, (seed, *row.group)))
+    return rows
 
 
 def main() -> None:

@@ -311,8 +311,12 @@ class Answers:
             for name in group:
                 (partner,) = {*group} - {name}
                 alone = self.curves[name].at(self.share(name, group))
-                kept = self.kept("uniform", group, name)
-                pairs.append(MeasuredPair(name, partner, kept, 0.0, alone))
+                beside = Curve.of(
+                    self.right["base", (), name],
+                    self.right["gate 1", (name,), name],
+                    {0.5: self.right["uniform", group, name]},
+                )
+                pairs.append(MeasuredPair(name, partner, beside.at(0.5), beside.error(0.5), alone))
         taken = interferences(self.names, pairs)
         curves = {
             name: self.curves.get(name, next(iter(self.curves.values()))) for name in self.names
@@ -455,9 +459,9 @@ def forecasts(
     rows = []
     for row in answers.measured("uniform", size):
         if frozenset(row.group) not in design:
-            value = forecast.of(row.adapter, row.group)[0]
-            low, high = forecast.interval(row.adapter, row.group)
-            rows.append((value, row.kept, low <= row.kept <= high, (seed, *row.group)))
+            told = forecast.of(row.group)[row.group.index(row.adapter)]
+            low, high = told.ci95
+            rows.append((told.value, row.kept, low <= row.kept <= high, (seed, *row.group)))
     return rows
 
 

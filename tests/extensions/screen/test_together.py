@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import shutil
+from pathlib import Path
 
 import making
 import numpy as np
@@ -14,7 +15,14 @@ from merges import merge
 import loraprobe
 from loraprobe.demo import shipped_world
 from loraprobe.extensions.screen.defaults import GATES
-from loraprobe.extensions.screen.together.forecast import Curve, MergeForecast, inner_products
+from loraprobe.extensions.screen.together.forecast import (
+    Curve,
+    MeasuredPair,
+    MergeForecast,
+    cycle,
+    inner_products,
+    interferences,
+)
 from loraprobe.extensions.screen.together.known import card_part
 from loraprobe.front_matter import KEY
 from loraprobe.records import plain
@@ -60,12 +68,59 @@ def test_a_curve_is_relative_to_base_and_adapter_alone():
     assert [curve.at(share) for share in (0, 0.25, 0.5, 0.75, 1, 3)] == pytest.approx(
         [0, 0.25, 0.5, 0.75, 1, 1]
     )
-    low, high = curve.interval(0.5)
-    assert low < 0.5 < high
     many = Curve.of(*(np.tile(one, 25) for one in (base, alone)), {0.5: np.tile(half, 25)})
-    assert many.interval(0.5)[0] > low and many.interval(0.5)[1] < high
+    assert 0 < many.error(0.5) < curve.error(0.5) / 4
     points = dict(zip(curve.gates, zip(curve.kept, curve.errors, strict=True), strict=True))
-    assert Curve.through(points).interval(0.4) == curve.interval(0.4)
+    again = Curve.through(points)
+    assert (again.at(0.4), again.error(0.4)) == (curve.at(0.4), curve.error(0.4))
+
+
+@pytest.mark.parametrize("count", [3, 4, 7, 12])
+def test_every_adapter_is_measured_beside_two_others(count):
+    names = [f"a{at}" for at in range(count)]
+    pairs = cycle(names, seed=3)
+    assert len(pairs) == len({frozenset(pair) for pair in pairs}) == count
+    assert all(sum(name in pair for pair in pairs) == 2 for name in names)
+    assert pairs == cycle(names, seed=3) and cycle(names[:2], seed=3) == []
+    assert count < 7 or pairs != cycle(names, seed=4)
+
+
+def test_interference_is_the_mean_loss_drawn_towards_the_mean_of_all():
+    losses = {"a": [0.5, 0.3], "b": [0.1, 0.1], "c": [0.2]}
+    pairs = [
+        MeasuredPair(name, "x", 0.9 - loss, 0.0, 0.9)
+        for name, own in losses.items()
+        for loss in own
+    ]
+    taken = interferences("abcd", pairs)
+    assert taken == pytest.approx(
+        {"a": (0.8 + 2 * 0.24) / 4, "b": (0.2 + 2 * 0.24) / 4, "c": (0.2 + 2 * 0.24) / 3, "d": 0.24}
+    )
+    unsure = [*pairs, MeasuredPair("c", "y", -5.0, 20.0, 0.9)]
+    assert interferences("abcd", unsure) == pytest.approx(taken, abs=0.01)
+    assert interferences("ab", []) == {"a": 0.0, "b": 0.0}
+
+
+def test_what_others_take_is_subtracted_and_a_measured_pair_is_told_as_it_is():
+    curves, inner = {name: straight() for name in "abc"}, np.eye(3)
+    pair = MeasuredPair("a", "b", 0.15, 0.05, 0.5)
+    forecast = MergeForecast(curves, inner, {"a": 0.2, "b": 0.6}, [pair])
+    assert forecast.kept("ac") == pytest.approx([0.3, 0.5])
+    assert forecast.kept("ba") == pytest.approx([0.0, 0.15])  # nothing is kept below 0
+    assert forecast.kept("abc") == pytest.approx([1 / 3 - 0.2, 0.0, 1 / 3], abs=0.02)
+    (measured, _), (a, c) = forecast.of("ab"), forecast.of("ac")
+    assert sum(a.ci95) / 2 == pytest.approx(0.3)
+    errors = [(one.ci95[1] - one.ci95[0]) / 2 / 1.96 for one in (measured, a, c)]
+    assert errors[0] == pytest.approx(0.05, rel=1e-3)
+    assert errors[2] > 0.3 > errors[1] > 0.2  # nothing measured of c, something of a
+
+
+def test_a_group_has_several_tasks_where_there_are_several():
+    inner = np.eye(4) * 0.05 + np.kron(np.eye(2), np.ones((2, 2)))  # a and b, c and d are kin
+    forecast = MergeForecast({name: straight() for name in "abcd"}, inner)
+    assert forecast.groups(0.8, 1, dict.fromkeys("abcd", "one")) == [("a", "b")]
+    (best,) = forecast.groups(0.8, 1, {"a": "one", "b": "one", "c": "two", "d": "two"})
+    assert {*best} & {*"ab"} and {*best} & {*"cd"}
 
 
 @pytest.mark.parametrize("least", [0.3, 0.5, 0.8])
@@ -78,14 +133,16 @@ def test_groups_are_the_largest_of_all_subsets(least):
     forecast = MergeForecast(dict(zip(names, map(straight, factors), strict=True)), inner)
     every = [g for n in range(2, 7) for g in itertools.combinations(names, n)]
     fine = [group for group in every if min(forecast.kept(group)) >= least]
-    found = forecast.groups(least, 3)
+    found = forecast.groups(least, 3, dict.fromkeys(names, "one"))
+
+    def sure(group):
+        return min(one.value - one.by_items for one in forecast.of(group))
+
     if fine:
         assert len(found[0]) == max(map(len, fine))
-        best = max(min(forecast.kept(g)) for g in fine if len(g) == len(found[0]))
-        assert min(forecast.kept(found[0])) == best
+        assert sure(found[0]) == max(sure(g) for g in fine if len(g) == len(found[0]))
     else:
-        best = max(min(forecast.kept(g)) for g in every if len(g) == 2)
-        assert [min(forecast.kept(group)) for group in found] == [best]
+        assert [*map(sure, found)] == [max(sure(g) for g in every if len(g) == 2)]
 
 
 # ---- the command ---------------------------------------------------------------------------------
@@ -116,6 +173,26 @@ def test_the_best_group_is_composed_and_asked_other_items(world):
     assert {*asked} == {"count", "last"}
     # None of those that chose; the router by prompt learns from a part of the others.
     assert document["rounds"]["total"] <= 2 * (200 - 40)
+
+
+def test_three_adapters_are_measured_in_all_pairs(world, tmp_path):
+    rows = [json.loads(line) for line in Path("tasks/strangers.jsonl").read_text().splitlines()]
+    hops = [row["hops"][0] | {"group": row["group"]} for row in rows]
+    lines = [json.dumps({k: hop[k] for k in ("prompt", "answer", "group")}) for hop in hops]
+    (tmp_path / "spouse.jsonl").write_text("\n".join(lines))
+    own = (*OWN, "--own", f"spouse={tmp_path / 'spouse.jsonl'}")
+    found = making.call(*CALL, "adapters/spouse", *own, "--router", "none", "--json")
+    document = json.loads(found.stdout)
+    assert found.exit_code in (0, 1, 3)
+    assert len(document["retentions"]) == 6
+    assert all(row["measured"] and 0 <= row["value"] <= 1.2 for row in document["retentions"])
+    kept = {(row["adapter"], row["partners"][0]): row["value"] for row in document["retentions"]}
+    # The two skills with lists do not live together, which no adapter alone shows.
+    assert kept["count", "last"] < 0.5 < kept["count", "spouse"]
+    taken = {row["adapter"]: row["interference"] for row in document["skills"]}
+    assert taken["count"] > taken["last"]
+    (proved,) = (one for one in document["groups"] if one["proved"])
+    assert set(proved["adapters"]) != {"count", "last"}
 
 
 @pytest.mark.parametrize(

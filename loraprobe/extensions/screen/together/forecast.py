@@ -21,10 +21,12 @@ adapter whole or more.
 
 from __future__ import annotations
 
+import math
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -108,15 +110,16 @@ def cycle(names: Sequence[str], seed: int) -> list[tuple[str, str]]:
 def interferences(names: Sequence[str], pairs: Sequence[MeasuredPair]) -> dict[str, float]:
     """What each adapter loses beside others, more than alone at its share, from measured pairs.
 
-    Those of an adapter count beside PRIOR of average interference. It is 0 without pairs.
+    Those of an adapter count beside PRIOR of average interference, and each the less, the larger
+    its error is in that of a forecast. The interference is 0 without pairs.
     """
-    losses = defaultdict[str, list[float]](list)
+    weights, losses = defaultdict[str, float](float), defaultdict[str, float](float)
     for pair in pairs:
-        losses[pair.adapter].append(pair.forecast - pair.value)
-    mean = float(np.mean([one for own in losses.values() for one in own])) if losses else 0.0
-    return {
-        name: (sum(losses[name]) + PRIOR * mean) / (len(losses[name]) + PRIOR) for name in names
-    }
+        weight = FORECAST_ERROR**2 / (FORECAST_ERROR**2 + pair.error**2)
+        weights[pair.adapter] += weight
+        losses[pair.adapter] += weight * (pair.forecast - pair.value)
+    mean = sum(losses.values()) / sum(weights.values()) if pairs else 0.0
+    return {name: (losses[name] + PRIOR * mean) / (weights[name] + PRIOR) for name in names}
 
 
 def inner_products(adapters: Sequence[Adapter]) -> Array:
@@ -128,6 +131,23 @@ def inner_products(adapters: Sequence[Adapter]) -> Array:
 def shares(inner: Array) -> list[float]:
     """How much of each of n updates their uniform merge contains. inner: products, [n, n]."""
     return [float(share) for share in inner.mean(0) / inner.diagonal()]
+
+
+@dataclass(frozen=True)
+class Retention:
+    """What an adapter keeps in a merge, measured or forecast.
+
+    by_items: the standard error by the items. unexplained: the error of such forecasts beside it.
+    """
+
+    value: float
+    by_items: float
+    unexplained: float
+
+    @property
+    def ci95(self) -> tuple[float, float]:
+        spread = Z95 * math.hypot(self.by_items, self.unexplained)
+        return self.value - spread, self.value + spread
 
 
 @dataclass(frozen=True)
@@ -143,44 +163,48 @@ class MergeForecast:
     interference: Mapping[str, float] = field(default_factory=dict)
     pairs: Sequence[MeasuredPair] = ()
 
+    @cached_property
+    def measured(self) -> dict[tuple[str, ...], MeasuredPair]:
+        """By adapter and partner."""
+        return {(pair.adapter, pair.partner): pair for pair in self.pairs}
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {name: at for at, name in enumerate(self.curves)}
+
     def shares(self, group: Sequence[str]) -> list[float]:
         """How much of each adapter the uniform merge of a group contains."""
-        names = [*self.curves]
-        at = [names.index(name) for name in group]
+        at = [self._place[name] for name in group]
         return shares(self.inner[np.ix_(at, at)])
 
     def kept(self, group: Sequence[str]) -> list[float]:
         """The retention of each adapter of a group in their uniform merge, measured or forecast."""
-        return [self.of(name, group)[0] for name in group]
+        return [one.value for one in self.of(group)]
 
-    def of(self, name: str, group: Sequence[str]) -> tuple[float, float]:
-        """The retention of one adapter in the uniform merge of a group, and its standard error.
+    def of(self, group: Sequence[str]) -> list[Retention]:
+        """The same with errors."""
+        pairs = zip(group, self.shares(group), strict=True)
+        return [self._of(name, group, share) for name, share in pairs]
 
-        A forecast has the error of the items and that of such forecasts.
-        """
-        for pair in self.pairs:
-            if pair.adapter == name and {*group} == {name, pair.partner}:
-                return pair.value, pair.error
-        curve, share = self.curves[name], self.shares(group)[[*group].index(name)]
+    def _of(self, name: str, group: Sequence[str], share: float) -> Retention:
+        partners = (one for one in group if one != name)
+        if len(group) == 2 and (pair := self.measured.get((name, *partners))):
+            return Retention(pair.value, pair.error, 0.0)
+        kept = self.curves[name].at(share) - self.interference.get(name, 0.0)
         unexplained = FORECAST_ERROR if name in self.interference else ALONE_ERROR
-        kept = curve.at(share) - self.interference.get(name, 0.0)
-        return min(1.0, max(0.0, kept)), float(np.hypot(curve.error(share), unexplained))
+        return Retention(min(1.0, max(0.0, kept)), self.curves[name].error(share), unexplained)
 
-    def interval(self, name: str, group: Sequence[str]) -> tuple[float, float]:
-        """The 95 % interval of `of`."""
-        value, error = self.of(name, group)
-        return value - Z95 * error, value + Z95 * error
-
-    def groups(self, least: float, most: int) -> list[tuple[str, ...]]:
+    def groups(self, least: float, most: int, tasks: Mapping[str, str]) -> list[tuple[str, ...]]:
         """The largest groups of which every adapter is forecast to keep `least`, the best first.
 
-        Groups grow by one adapter at a time from the WIDTH best smaller ones, so a larger one may
-        be missed. Of one size that with the larger smallest retention comes first. Where no pair
-        reaches `least`, the result is the best pair.
+        tasks: of each adapter. A group has at least two, unless there is only one. Groups grow by
+        one adapter at a time from the WIDTH best smaller ones, so a larger one may be missed. Of
+        one size that with the largest smallest retention, less its error by the items, comes
+        first. Where none reaches `least`, the result is the best pair.
         """
-        names = [*self.curves]
+        names, fewest = [*self.curves], min(2, len({*tasks.values()}))
         grown: list[tuple[str, ...]] = [(name,) for name in names]
-        found = list[tuple[str, ...]]()
+        found, best_pair = list[tuple[str, ...]](), list[tuple[str, ...]]()
         while grown:
             wider = {
                 tuple(name for name in names if name == more or name in group)
@@ -188,9 +212,12 @@ class MergeForecast:
                 for more in names
                 if more not in group
             }
-            rated = sorted((-min(self.kept(group)), group) for group in wider)
-            grown = [group for worst, group in rated[:WIDTH] if -worst >= least]
-            if not found and not grown and rated:
-                grown, found = [], [rated[0][1]]
-            found = [*grown, *found]
-        return found[:most]
+            told = {group: self.of(group) for group in wider}
+            sure = {g: min(one.value - one.by_items for one in told[g]) for g in wider}
+            rated = sorted(wider, key=lambda group: (-sure[group], group))
+            several = [g for g in rated if len({tasks[name] for name in g}) >= fewest]
+            best_pair = best_pair or several[:1]
+            grown = [g for g in rated if min(one.value for one in told[g]) >= least]
+            found = [*(group for group in several if group in {*grown}), *found]
+            grown = grown[:WIDTH]
+        return (found or best_pair)[:most]

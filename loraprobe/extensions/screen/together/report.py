@@ -7,15 +7,16 @@ from typing import Any
 from loraprobe.extensions.screen.together.records import Skill, Together, together
 from loraprobe.formatting import number
 from loraprobe.records import Audit, Interval
-from loraprobe.report.figures import panel_of
+from loraprobe.report.figures import INK, MOST_ADAPTERS, heat
 from loraprobe.report.parts import MARKDOWN, PAGE, Column, Figure, Section, Table, tabulated, text
 from loraprobe.report.sections import ALL, FULL, section
 
 UNIFORM = "uniform"
 MEANING = (
     "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
-    "the average; the inner products of the updates tell the share. So these forecasts need no "
-    "merge. The first group was composed and asked other items, and the verdict is about that."
+    "the average, less what others take from it. Inner products of the updates tell the share, and "
+    "two merges of two for each adapter what others take. The group that is measured was composed "
+    "and asked other items, and the verdict is about that."
 )
 
 
@@ -39,14 +40,15 @@ def _skills(found: Together) -> Table:
         for one in found.skills
     }
     return tabulated(
-        "Each adapter on its own task",
+        "Each adapter's skill, and the share that it keeps",
         found.skills,
         (text("adapter"), lambda row: row.adapter),
         (text("task", 3), lambda row: row.task),
         (Column("base"), lambda row: number(row.base)),
         (Column("alone"), lambda row: number(row.alone)),
-        (Column("keeps at half", drop=2), lambda row: number(at_half[row.adapter])),
-        (Column("keeps in a pair"), lambda row: number(row.keeps)),
+        (Column("alone at half", drop=2), lambda row: number(at_half[row.adapter])),
+        (Column("others take", drop=2), lambda row: number(_rounded(row.interference))),
+        (Column("in a pair"), lambda row: number(row.keeps)),
         (Column("items", drop=4), lambda row: str(row.n)),
         *([(text("known from", 5), lambda row: row.known)] if known else []),
     )
@@ -71,13 +73,14 @@ def _measured(audit: Audit) -> float | None:
 
 def _pairs(found: Together) -> Table:
     return tabulated(
-        "Forecast of every pair",
+        "What is kept in every pair",
         found.retentions,
         (text("adapter"), lambda row: row.adapter),
         (text("beside"), lambda row: ", ".join(row.partners)),
         (Column("share"), lambda row: number(row.share)),
         (Column("keeps"), lambda row: number(row.value)),
         (Column("95 %"), lambda row: _interval(row.ci95)),
+        (text("measured"), lambda row: "yes" if row.measured else ""),
         folded=True,
     )
 
@@ -85,30 +88,40 @@ def _pairs(found: Together) -> Table:
 def _heat_map(found: Together) -> list[Figure]:
     """Rows keep, columns are the partners; the adapters that keep most come first."""
     rows = sorted((one for one in found.skills if one.keeps is not None), key=_most)
-    names = [one.adapter for one in rows]
-    values = {(one.adapter, one.partners[0]): one.value for one in found.retentions}
+    names = [one.adapter for one in rows][:MOST_ADAPTERS]
+    if len(names) < 3:
+        return []
+    cells = {(one.adapter, one.partners[0]): one for one in found.retentions}
+    values = [
+        [cell.value if (cell := cells.get((row, column))) else float("nan") for column in names]
+        for row in names
+    ]
 
-    def draw(figure: Any) -> None:
-        panel = panel_of(figure, 0.3 * len(names) + 1.5)
-        grid = [[values.get((row, column), float("nan")) for column in names] for row in names]
-        shown = panel.imshow(grid, vmin=0, vmax=1, cmap="viridis")
-        panel.set_xticks(range(len(names)), names, rotation=90)
-        panel.set_yticks(range(len(names)), names)
-        figure.colorbar(shown, label="share of the skill that is kept")
+    def draw(sheet: Any) -> None:
+        heat(sheet, values, names, names, 1.0)
+        measured = [key for key, cell in cells.items() if cell.measured and {*key} <= {*names}]
+        x, y = ([names.index(key[at]) + 0.5 for key in measured] for at in (1, 0))
+        sheet.axes[0].plot(x, y, "o", color=INK, fillstyle="none")
 
-    return (
-        [
-            Figure(
-                "together-map",
-                "What each adapter keeps beside each other one",
-                "A row is an adapter, a column its partner in a uniform merge of two.",
-                _pairs(found),
-                draw,
-            )
-        ]
-        if len(names) > 2
-        else []
-    )
+    return [
+        Figure(
+            "together-map",
+            "What each adapter keeps beside each other one",
+            "A row is an adapter, a column its partner in a uniform merge of two. Darker is more; "
+            "a circle marks what was measured."
+            + (
+                f" The first {len(names)} of {len(rows)} are drawn."
+                if len(rows) > len(names)
+                else ""
+            ),
+            _pairs(found),
+            draw,
+        )
+    ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 2) + 0.0  # no -0.0
 
 
 def _interval(ends: Interval) -> str:

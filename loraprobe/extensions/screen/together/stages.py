@@ -328,7 +328,9 @@ def _forecast(
         for second in [*curves][at + 1 :]
         for row in _pair(forecast, (first, second))
     ]
-    groups = forecast.groups(options.retention, GROUPS)
+    tasks = {one.adapter: one.task.name for one in asked}
+    tasks |= {name: skill.task for name, skill in library.known.items()}
+    groups = forecast.groups(options.retention, GROUPS, {name: tasks[name] for name in curves})
     askable = [group for group in groups if all(name in library.left for name in group)]
     alone = {one.adapter: one for one in asked}
     return Together(
@@ -340,17 +342,16 @@ def _forecast(
 
 def _pair(forecast: MergeForecast, pair: tuple[str, str]) -> Iterable[RetentionForecast]:
     """What both adapters of a pair keep."""
-    for name, share in zip(pair, forecast.shares(pair), strict=True):
+    for name, share, kept in zip(pair, forecast.shares(pair), forecast.of(pair), strict=True):
         (partner,) = {*pair} - {name}
-        measured = any((one.adapter, one.partner) == (name, partner) for one in forecast.pairs)
-        value, interval = forecast.of(name, pair)[0], forecast.interval(name, pair)
-        yield RetentionForecast(name, (partner,), share, value, interval, measured)
+        measured = (name, partner) in forecast.measured
+        yield RetentionForecast(name, (partner,), share, kept.value, kept.ci95, measured)
 
 
 def _group(forecast: MergeForecast, group: tuple[str, ...], proved: bool) -> SkillGroup:
-    kept = forecast.kept(group)
-    worst = group[kept.index(min(kept))]
-    return SkillGroup(group, min(kept), forecast.interval(worst, group), tuple(kept), proved)
+    kept = forecast.of(group)
+    least = min(kept, key=lambda one: one.value)
+    return SkillGroup(group, least.value, least.ci95, tuple(k.value for k in kept), proved)
 
 
 def _skill(

@@ -44,13 +44,13 @@ class LoraprobeError(Exception):
 
     def _spelled(self, text: str) -> str:
         """A text with its options as whoever made the call writes them."""
-        typed = [] if not self.keywords else [found.span() for found in _CALL.finditer(text)]
+        typed = [] if not self.keywords else [call.span() for call in _CALL.finditer(text)]
 
-        def spelled(found: re.Match[str]) -> str:
-            name, joined, apart = found.groups()
+        def spelled(option: re.Match[str]) -> str:
+            name, joined, apart = option.groups()
             keyword, value = self.keywords.get(name), joined or apart
-            if keyword is None or any(a <= found.start() < z for a, z in typed):
-                return f"{name} {joined}" if joined else found[0]
+            if keyword is None or any(a <= option.start() < z for a, z in typed):
+                return f"{name} {joined}" if joined else option[0]
             return keyword if value is None else f"{keyword}={_literal(value, keyword)}"
 
         return _OPTION.sub(spelled, text)

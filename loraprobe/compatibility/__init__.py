@@ -76,10 +76,12 @@ def check_headers(
     adapters, refused = align(adapters, base)
     layout = [*layout_issues(adapters), *refused]
     fit = all(issue.severity != "error" and issue.code != "depth-differs" for issue in layout)
-    issues = [issue for adapter in adapters for issue in adapter.issues]
     composing = len(adapters) > 1 or purpose in ("merge", "route")
-    if composing:
-        issues = [_composed(i, adapter, base) for adapter in adapters for i in adapter.issues]
+    issues = [
+        _composed(issue, adapter, base) if composing else issue
+        for adapter in adapters
+        for issue in adapter.issues
+    ]
     issues += identity_issues(adapters, base, purpose, fit)
     issues += parent_issues(adapters, base)
     issues += layout

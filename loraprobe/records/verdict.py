@@ -120,6 +120,11 @@ class Verdict:
     by_task: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def codes(self) -> frozenset[str]:
+        """The codes of its reasons."""
+        return frozenset(reason.code for reason in self.reasons)
+
+    @property
     def compositions_not_asked(self) -> bool:
         """Whether no merge and no router was asked, and what was asked needs no more evidence."""
         return self.missing == "compositions"

@@ -25,7 +25,7 @@ from loraprobe.report.limits import (
     watched,
 )
 from loraprobe.report.measured import about_systems
-from loraprobe.report.parts import Answer, Kept, Line
+from loraprobe.report.parts import AlwaysShown, Answer, Line
 from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_fill_in
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
@@ -86,14 +86,14 @@ def unplaced(audit: Audit) -> str:
 def chosen(lines: Sequence[Line]) -> list[Line]:
     """The sentences that change most, as many as there are rows for, and all commands.
 
-    What is `Kept` stays, and with a command what it leaves to fill in. All are in the order of
-    reading.
+    What is `AlwaysShown` stays, and with a command what it leaves to fill in. All are in the order
+    of reading.
     """
     left, seen, ranked, shown = MOST_ROWS, Counter[str](), list[tuple[float, int]](), set[int]()
     for at, (label, content) in enumerate(lines):
-        if isinstance(content, Command | Kept) or label == FILL_IN:
+        if isinstance(content, Command | AlwaysShown) or label == FILL_IN:
             shown.add(at)
-            left -= _height(lines[at]) if isinstance(content, Kept) else 0
+            left -= _height(lines[at]) if isinstance(content, AlwaysShown) else 0
         else:
             ranked.append((_place(label) + AGAIN * seen[label], at))
             seen[label] += 1

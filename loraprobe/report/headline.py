@@ -15,7 +15,7 @@ from loraprobe.extension import finding_owner, summaries
 from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
 from loraprobe.options import commands
 from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, display_name
-from loraprobe.report.limits import MOST_REASONS, said, watched
+from loraprobe.report.limits import MOST_REASONS, watched
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH, Evidence, ranked
 from loraprobe.verdict.next_command import may_stop
@@ -50,7 +50,7 @@ def headline(audit: Audit) -> str:
 
 def repeats(audit: Audit) -> bool:
     """Whether the verdict was measured before, on the same composition."""
-    return audit.verdict is not None and said(audit.verdict, "measured-before") != ""
+    return audit.verdict is not None and "measured-before" in audit.verdict.codes
 
 
 def _conflict(audit: Audit) -> str:
@@ -141,7 +141,6 @@ def deciding(verdict: Verdict) -> str:
 def _states(audit: Audit, verdict: Verdict) -> list[str]:
     """By what the table tells sentences of one code apart, the most special first."""
     several = len(audit.evaluation.tasks) > 1
-    codes = {reason.code for reason in verdict.reasons}
     steps = verdict.gain is not None and verdict.gain.form == STEPS
     found = {
         "chain": verdict.action.kind == "chain",
@@ -152,8 +151,8 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
         "hops": verdict.gain is not None and verdict.gain.system == "chain",
         "hopeless": may_stop(verdict),
         "first": verdict.evidence == "pilot",
-        "control": "only-shrunk-answers" in codes,
-        "named": "right-without-form" in codes,
+        "control": "only-shrunk-answers" in verdict.codes,
+        "named": "right-without-form" in verdict.codes,
         lies(verdict): True,
         "any": True,
     }
@@ -195,9 +194,7 @@ def _chance(verdict: Verdict, code: str, states: list[str]) -> str:
 
 def _unsafe(audit: Audit, verdict: Verdict) -> str:
     """The best of what answers, where all of that loses a guard, with what it loses."""
-    if verdict.action.kind != "gather-evidence" or all(
-        reason.code != "better-is-unsafe" for reason in verdict.reasons
-    ):
+    if verdict.action.kind != "gather-evidence" or "better-is-unsafe" not in verdict.codes:
         return ""
     best = ranked(Evidence(audit.evaluation).scored(audit.evaluation.unsafe))[0]
     lost = [

@@ -34,7 +34,7 @@ def limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     why = [r for r in _told("why", verdict.reasons) if _explains(r, verdict)]
     why.sort(key=lambda r: r.severity != "decisive")
     explained = [("why", r.message) for r in why[:2]]
-    if "replies-differ" in {r.code for r in verdict.reasons} and audit.samples:
+    if "replies-differ" in verdict.codes and audit.samples:
         names = [one.system for one in closest(audit.evaluation)[:SHOWN]]
         explained = [("why", what_differs(audit.samples[0], names))]  # the headline says the rest
     lacks = [r.message for r in _told("lacks", verdict.reasons)]
@@ -69,8 +69,8 @@ def _explains(reason: Reason, verdict: Verdict) -> bool:
 def watched(audit: Audit) -> list[str]:
     """What to watch: reasons of the verdict, then warnings among the findings, without those that
     a reason tells too, and without licences."""
-    reasons = audit.verdict.reasons if audit.verdict is not None else ()
-    codes = {reason.code for reason in reasons}
+    verdict = audit.verdict
+    reasons, codes = (verdict.reasons, verdict.codes) if verdict is not None else ((), frozenset())
     twice = {"duplicate"} if codes & {"nearly-equal-updates", "same-adapter"} else set()
     twice |= {"said-otherwise"} if "right-without-form" in codes else set()
     warnings = [r.message for r in _told("watch", reasons) if r.code not in twice]

@@ -10,7 +10,7 @@ from loraprobe.formatting import count, digits_beside, gained, listing, probabil
 from loraprobe.records import BY_PROMPT, STEPS, Audit, Rounds, Verdict, display_name, example
 from loraprobe.report.headline import tells_probability
 from loraprobe.report.limits import clause, limits, of_extensions, said
-from loraprobe.report.parts import Kept, Line
+from loraprobe.report.parts import AlwaysShown, Line
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import WEAKEST_FIRST
 from loraprobe.verdict.next_command import may_stop
@@ -43,11 +43,11 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     if rounds is not None and rounds.early and decided:
         yield "stopped", f"{after_round(rounds)}; --all-items asks the rest"
     yield from of_extensions(audit)
-    yield "close", Kept(_named_without_form(audit, verdict))
+    yield "close", AlwaysShown(_named_without_form(audit, verdict))
     yield "close", said(verdict, "right-together").rstrip(".")
     yield "or", clause(verdict, "on-any-server")
     codes = ("not-told-apart", "equals", "on-any-server", "as-good")
-    close = next((code for code in codes if said(verdict, code)), "")
+    close = next((code for code in codes if code in verdict.codes), "")
     yield "close", "" if close == "on-any-server" else said(verdict, close).rstrip(".")
     yield "better", _better(audit, verdict, measured)
     yield "decide", _decide(audit, verdict, measured)
@@ -56,7 +56,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
         yield "controls", said(verdict, "controls-beaten")
     # After every question was asked it is no forecast.
     label = "how sure" if verdict.evidence == "evaluation" else "forecast"
-    yield label, Kept(_certainty(audit, verdict))
+    yield label, AlwaysShown(_certainty(audit, verdict))
     yield "known", clause(verdict, "measured-elsewhere")  # beside an open verdict
 
 
@@ -106,7 +106,6 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         score += f" against {other.shown:z.2f} for {display_name(other.system)}"
         score += other.in_form if head == "chain" and other.part == STEPS else ""
     form = used.in_form if used is not None else ""
-    loses = said(verdict, "better-is-unsafe") != ""
     who = {
         "chain": f"{so_far}a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
         "use-single": f"{so_far}{verdict.action.adapter} alone{form}",
@@ -115,7 +114,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "gather-evidence": "nothing yet: "
         + (
             "what answers loses a guard, and what keeps every guard is not shown to answer"
-            if loses
+            if "better-is-unsafe" in verdict.codes
             else "nothing that was measured is shown to answer"
         ),
         "train-target-adapter": "none of these: train one adapter on what you ask",
@@ -214,7 +213,7 @@ def _decide(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         return "" if early else f"{what}: no method was tested at this one"
     if gain is None or gain.outcome != "inconclusive" or may_stop(verdict):
         return ""  # the gain is decided, or there is no hope of it
-    if any(reason.code == "few-items" for reason in verdict.reasons):
+    if "few-items" in verdict.codes:
         return ""  # it says how many are asked for first
     given = sum(task.items for task in audit.provenance.tasks) if early else gain.clusters
     if early and (not given or (gain.needed is not None and gain.needed <= given)):

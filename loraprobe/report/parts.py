@@ -112,7 +112,7 @@ class Figure:
 Line = tuple[str, str | Command]  # of an answer: a label and what stands behind it
 
 
-class Kept(str):
+class AlwaysShown(str):
     """A sentence of an answer that is never left out, whatever else there is to say."""
 
 

@@ -112,7 +112,7 @@ def next_command(
     verdict: Verdict, request: Request, measured: EvaluationRecords = NOTHING_MEASURED
 ) -> Command:
     """The command to run after a verdict on what was measured."""
-    if any(reason.code == "compression-lost" for reason in verdict.reasons):
+    if "compression-lost" in verdict.codes:
         settled = verdict.composes and verdict.decision != "inconclusive"
         if not settled and verdict.missing != "rank":
             request = request.without("--rank")

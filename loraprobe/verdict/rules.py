@@ -131,8 +131,8 @@ def decide(evidence: Evidence, annotators: Iterable[Annotator] = ()) -> Verdict:
         reasons.about_weights(evidence),
         reasons.about_items(evidence, verdict),
     )
-    given = {reason.code for reason in verdict.reasons}  # by the rules, with their severity
-    every = [*verdict.reasons, *(reason for reason in others if reason.code not in given)]
+    # Those that the rules gave have their severity.
+    every = [*verdict.reasons, *(reason for reason in others if reason.code not in verdict.codes)]
     severities = ["decisive", "warning", "info"]
     every.sort(key=lambda r: (severities.index(r.severity), reasons.effect_rank(r.code)))
     each = evidence.usable.best_alone() if verdict.action.kind == SWITCH else {}

@@ -29,7 +29,7 @@ from loraprobe.records import QUESTION, Attribution, Command, Compatibility, Gai
 from loraprobe.report.answer import MOST_ROWS, answer, chosen, unplaced
 from loraprobe.report.headline import deciding, lies
 from loraprobe.report.markdown import markdown
-from loraprobe.report.parts import Answer, Kept
+from loraprobe.report.parts import AlwaysShown, Answer
 from loraprobe.report.sections import heading, sections
 from loraprobe.verdict import decide
 from loraprobe.verdict.next_command import may_stop
@@ -242,7 +242,7 @@ def test_those_lines_stay_that_change_most(lines, kept):
         label, _, rows = one.partition(":")
         words = tuple(f"{'w' * 60}{k}" for k in range(int(rows or 1)))
         content = Command("inspect", words) if label.endswith("!") else " ".join(words)
-        content = Kept(content) if label.endswith("*") else content
+        content = AlwaysShown(content) if label.endswith("*") else content
         given.append((label.strip("!*"), content))
     assert " ".join(label for label, _ in chosen(given)) == kept
 

@@ -10,6 +10,7 @@ its letter or its number. Probe files are plain lines.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -321,7 +322,10 @@ def _known(row: DataRow) -> DataRow:
     if fields := _suggested(row.content):
         words = fields if re.fullmatch(r"[\w.,=#-]+", fields) else shlex.quote(fields)
         hint = f"add --fields={words}."
-    elif not {"prompt", "answer"} <= row.content.keys() and "did you mean" not in hint:
+    elif not (
+        {"prompt", "answer"} <= row.content.keys()
+        or difflib.get_close_matches(unknown, ITEM_KEYS, 1)
+    ):
         has = shortly(row.content)
         hint = f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {has})."
     raise row.error(f"unknown key {unknown!r} in an item:", hint)

@@ -77,7 +77,7 @@ BAD = [
     ({"prompt": "x" * 1_000_001}, "bytes in one line"),
     ({"id": True}, "id: it should be a valid string"),
     ({"id": "0"}, "id '0' is also the id of line 1"),
-    ({"anwser": "x"}, "unknown key 'anwser' in an item: did you mean 'answer'?"),
+    ({"answer": ..., "anwser": "x"}, "unknown key 'anwser' in an item: did you mean 'answer'?"),
     ({"zzz": "x"}, "known are id, prompt"),
     ({"choices": "Bo"}, "choices: it should be a valid list"),
     ({"choices": ["A b"]}, "choices: List should have at least 2"),

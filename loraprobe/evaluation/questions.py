@@ -6,6 +6,10 @@ with the share t of the clusters t^2 of alpha is spent (Kim and DeMets 1987). Th
 follows from Armitage, McPherson and Rowe's recursion (1969) for a Brownian motion. A decision at
 the last round then needs intervals that are 2 to 4 % wider than those of a single round
 (examples/calibration/rule-simulated.md compares the two).
+
+`inspect` looks first, at a sample (`pilot_round`). Where that is the first round, both decide by
+the same intervals. Where it is smaller, it is a look of its own before the rounds, for which these
+leave a part of alpha, whether `inspect` was run or not.
 """
 
 from __future__ import annotations
@@ -15,12 +19,21 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import special
 
-from loraprobe.defaults import ALPHA, FIRST_ROUND, LOSS, PLAIN_TOKENS, ROUNDS_FROM, WORKED_TOKENS
+from loraprobe.defaults import (
+    ALPHA,
+    FIRST_ROUND,
+    LOSS,
+    PILOT_ITEMS,
+    PLAIN_TOKENS,
+    ROUNDS_FROM,
+    WORKED_TOKENS,
+)
 from loraprobe.errors import TaskError
 from loraprobe.records import QUESTION, STEPS, Coverage, ItemPart, ItemResult, SystemKind, hop_part
 from loraprobe.results import digest
@@ -34,6 +47,7 @@ BASE = "base"  # the name of the base without an adapter
 EXPONENT = 2.0  # of the share of alpha that is spent by a share of the clusters
 FEW_EXPONENT = 4.0  # the same where the first round has more than half of the clusters
 DIGITS = 12  # of a digest
+SAME_LOOK = 0.99  # of the share of the first round: a look at more is no other one
 GRID = 801  # points of the recursion
 WIDEST = 8.0  # standard errors that the grid covers
 
@@ -244,14 +258,18 @@ def rounds(
 
     The first has FIRST_ROUND clusters of the smallest task, each further one about twice as many as
     the one before; every task and every guard gives the same share of its clusters. There is one
-    round if the smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`.
+    round if the smallest task has fewer than ROUNDS_FROM clusters, and with `all_items`. A first
+    round of more items than `pilot_round` leaves to that what it spends.
     """
     named = [replace(one, name=f"{one.name}@{digest(one.items)[:DIGITS]}") for one in guards]
     orders = [list(clusters_in_order(task, seed)) for task in (*tasks, *named)]
     fewest = min(map(len, orders[: len(tasks)]))
     shares = (1.0,) if all_items or fewest < ROUNDS_FROM else round_shares(fewest)
+    look = pilot_share(tasks)
+    looks = shares if look > SAME_LOOK * shares[0] else (look, *shares)
+    alphas = round_alphas(looks)[-len(shares) :]
     found = []
-    for number, (share, alpha) in enumerate(zip(shares, round_alphas(shares), strict=True), 1):
+    for number, (share, alpha) in enumerate(zip(shares, alphas, strict=True), 1):
         parts = [
             _part(task, order[: math.ceil(share * len(order) - 1e-9)])
             for task, order in zip((*tasks, *named), orders, strict=True)
@@ -261,15 +279,23 @@ def rounds(
     return tuple(found)
 
 
-def pilot_round(tasks: Sequence[Task], items: int, seed: int) -> Round:
-    """A first round of an evaluation of all items that asks so many items of each task.
+def pilot_round(tasks: Sequence[Task], seed: int) -> Round:
+    """The look of `inspect`, at PILOT_ITEMS items of each task, with the alpha that it spends.
 
-    Its verdict looks once, so it spends all of alpha; an evaluation, which may look again, spends
-    less of its own in the same round.
+    The first round has these items too. It has no others where tasks are equally long and no item
+    shares its cluster, so the two are one look.
     """
-    few = tuple(spread_sample(task, items, seed) for task in tasks)
-    whole = all(len(part.items) == len(task.items) for part, task in zip(few, tasks, strict=True))
-    return Round(1, 1 if whole else max(2, rounds(tasks, seed)[0].planned), few, ALPHA)
+    few = tuple(spread_sample(task, PILOT_ITEMS, seed) for task in tasks)
+    look = pilot_share(tasks)
+    planned = 1 if look == 1 else max(2, rounds(tasks, seed)[0].planned)
+    return Round(1, planned, few, spent_by(look, look))
+
+
+def pilot_share(tasks: Sequence[Task]) -> float:
+    """The share of the information on the mean over the tasks that their first PILOT_ITEMS items
+    hold, for independent items; of items in clusters it is more."""
+    whole = sum(Fraction(1, len(task.items)) for task in tasks)
+    return float(whole / sum(Fraction(1, min(len(task.items), PILOT_ITEMS)) for task in tasks))
 
 
 def lot(seed: int, items: Iterable[Item]) -> str:

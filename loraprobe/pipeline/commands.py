@@ -25,6 +25,7 @@ from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import decided, exclusions
 from loraprobe.pipeline.inputs import Inputs, check_engine, check_state, check_task_use, open_inputs
+from loraprobe.pipeline.measured_before import keep_verdict
 from loraprobe.pipeline.outcome import Outcome, audit_of, finish, recommend, with_remarks
 from loraprobe.pipeline.preflight import (
     WARNED,
@@ -39,10 +40,7 @@ from loraprobe.pipeline.preflight import (
 from loraprobe.pipeline.transforms import PreparedAdapters, transform_inputs, with_layers
 from loraprobe.records import (
     Compatibility,
-    EvaluationRecords,
-    EvidenceLevel,
     Reason,
-    Sample,
     display_name,
 )
 from loraprobe.report.cards import made_text
@@ -85,24 +83,24 @@ def inspect(
     preflight, _ = with_licences(preflight, inputs)
     result = Result(inputs.given, inputs.base, asked=asks_base)
     preflight, remarks = with_remarks(preflight, session, result)
-    gathered: tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]
-    gathered = "weights", EvaluationRecords(), [], ()
-    if asks_base and preflight.compatibility.compatible:
-        from loraprobe.pipeline.evaluate import run_pilot
-        from loraprobe.pipeline.plan import plan_of
+    fields: dict[str, Any] = {"added": remarks.added}
+    if not (asks_base and preflight.compatibility.compatible):
+        if asks_base or len(inputs.adapters) > 1:
+            fields["verdict"] = decided(options, inputs, "weights", preflight=preflight)
+        return Outcome(audit_of(session, inputs, preflight, **fields))
+    from loraprobe.pipeline.evaluate import run_pilot, unanswered_samples
+    from loraprobe.pipeline.plan import plan_of
 
-        plan = plan_of(options, inputs.adapters, inputs.tasks)
-        with asking(session):
-            gathered = run_pilot(inputs, plan, opened, session)
-    (level, measured, notes, samples), verdict = gathered, None
-    if asks_base or len(inputs.adapters) > 1:
-        verdict = decided(options, inputs, level, measured, preflight)
-    fields: dict[str, Any] = {"verdict": verdict, "evaluation": measured, "added": remarks.added}
-    if verdict is not None and verdict.missing == "answers":
-        from loraprobe.pipeline.evaluate import unanswered_samples
-
-        fields["samples"] = unanswered_samples(samples, measured)
-    return Outcome(audit_of(session, inputs, preflight, notes, **fields))
+    plan = plan_of(options, inputs.adapters, inputs.tasks)
+    with asking(session):
+        pilot = run_pilot(inputs, plan, opened, session)
+    verdict = decided(options, inputs, pilot.level, pilot.records, preflight, pilot.excluded)
+    if verdict.missing == "answers":
+        fields["samples"] = unanswered_samples(pilot.samples, pilot.records)
+    fields |= {"verdict": verdict, "evaluation": pilot.records}
+    audit = audit_of(session, inputs, preflight, pilot.notes, **fields)
+    keep_verdict(inputs, audit, pilot.compositions)
+    return Outcome(audit)
 
 
 def merge(
@@ -150,7 +148,10 @@ def merge(
         figures += seen.measurements() if as_given else warning_figures(inputs.adapters, options)
     preflight = PreflightReport(with_issues(checked, merged.issues), figures)
     notes += [*prepared.notes, made_text(merged, norm, options, full_rank)]
-    return finish(session, inputs, preflight, notes, merged, prepared, search=learned)
+    content = prepared.content(options.methods[0], inputs.adapters, options, learned)
+    return finish(
+        session, inputs, preflight, notes, merged, prepared, content=content, search=learned
+    )
 
 
 def compose(
@@ -189,7 +190,12 @@ def compose(
         f"Composed {count(len(inputs.adapters), 'adapter')} with the router {display_name(spec)}."
     )
     preflight = PreflightReport(checked, figures)
-    return finish(session, inputs, preflight, notes, made, prepared, search=fitted.weights)
+    # An evaluation asks no router with weights that are given or learned.
+    weighted, learned = options.weights is not None, fitted.prompts or None
+    content = "" if weighted else prepared.content(spec, inputs.adapters, options, learned)
+    return finish(
+        session, inputs, preflight, notes, made, prepared, content=content, search=fitted.weights
+    )
 
 
 def _opened(
@@ -286,6 +292,7 @@ def merge_and_eval(
         samples=evaluated.wrong(verdict),
         evaluation=records,
     )
+    keep_verdict(inputs, outcome.audit, compositions)
     return replace(outcome, why_nothing=why, samples=evaluated.samples)
 
 

@@ -17,8 +17,8 @@ from loraprobe.hub import reference_of
 from loraprobe.merging import METHODS
 from loraprobe.options import Options, flag_of, named_options, repeats
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.measured_before import added_in_vain
 from loraprobe.pipeline.preflight import PreflightReport
-from loraprobe.pipeline.repeated import added_in_vain
 from loraprobe.records import (
     NOTHING,
     Command,

@@ -13,9 +13,9 @@ are asked the same items before the run stops. The base and the single adapters 
 items of a round, since they are what a composition is compared with, and their hops explain what
 compositions get wrong.
 
-`run_pilot` is what `inspect` asks: the base and the single adapters a sample of the items, the
-probes the base, and the compositions a first round; or prompts without a task. `merge-and-eval
---resume` finds these answers.
+`run_pilot` is what `inspect` asks: all systems a first round, the base and the single adapters some
+more, and the probes the base; or prompts without a task. `merge-and-eval --resume` finds these
+answers.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ from loraprobe.records import (
 from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
 from loraprobe.tasks import ProbePrompts, Task
-from loraprobe.verdict import Evidence, candidates, decide_compositions
+from loraprobe.verdict import Evidence, Exclusion, candidates, decide_compositions
 from loraprobe.verdict.advice import action_is_certain
 from loraprobe.verdict.evidence import SWITCH, Candidate
 from loraprobe.verdict.reasons import named_in, without_form
@@ -171,7 +171,7 @@ class SequentialEvaluation:
     competing: list[System] = field(init=False)
     dropped: dict[str, Round] = field(default_factory=dict, init=False)
     controls: dict[str, list[System]] = field(default_factory=dict, init=False)
-    results: list[ItemResult] = field(default_factory=list)
+    results: list[ItemResult] = field(default_factory=list, init=False)
     guard_results: list[ItemResult] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
@@ -179,7 +179,7 @@ class SequentialEvaluation:
 
     def ask(self) -> RoundResult:
         """What all systems and controls answered by the last round that was asked."""
-        result = self._ask_round(self.schedule[0])
+        result = self.ask_round(self.schedule[0])
         for this in self.schedule[1:]:
             if result.settled:
                 break
@@ -189,10 +189,10 @@ class SequentialEvaluation:
             more = (this.items - result.round.items) * systems
             if not self.goes_on(self.results, more):
                 break
-            result = self._ask_round(this)
+            result = self.ask_round(this)
         return self._ask_last_controls(result)
 
-    def _ask_round(self, this: Round) -> RoundResult:
+    def ask_round(self, this: Round) -> RoundResult:
         """Asks whoever competes; and controls and guards where the decision hangs on them."""
         self.controls = {}
         self._ask(self.competing, this)
@@ -439,30 +439,54 @@ class RoundResult:
 # ---- what inspect asks ---------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Pilot:
+    """What `inspect` asked the base, and what it measured.
+
+    level: "probes" without a task, "base" where no composition was asked, else "pilot". excluded:
+    what cannot be used.
+    """
+
+    level: EvidenceLevel
+    records: EvaluationRecords
+    notes: Sequence[str]
+    compositions: Sequence[System] = ()
+    samples: Sequence[Sample] = ()
+    excluded: Mapping[str, Exclusion] = field(default_factory=dict)
+
+
 def run_pilot(
     inputs: Inputs, plan: Plan, probe: ProbePrompts | Cards | None, session: Session
-) -> tuple[EvidenceLevel, EvaluationRecords, list[str], tuple[Sample, ...]]:
-    """Asks the base and the single adapters on samples of the tasks, then the compositions.
+) -> Pilot:
+    """Asks the base, the single adapters and the compositions a first round, and the former two
+    some more questions and the probes.
 
-    Returns "probes" without a task, "base" where no composition was asked, or "pilot"; what was
-    measured; notes; and the answers.
+    What is compared is what all answered in this round, as `merge-and-eval` compares it.
     """
     assert inputs.base is not None
     if not inputs.tasks:
         scorer, notes = open_scorer(inputs.base, session.options.dtype, session)
         rows = _probe_without_task(scorer, inputs, probe, session)
-        return "probes", EvaluationRecords(coverage=rows), [*notes, scorer.note()], ()
+        return Pilot("probes", EvaluationRecords(coverage=rows), [*notes, scorer.note()])
     options, singles = session.options, baseline_systems(inputs.adapters)
-    first = pilot_round(plan.tasks, PILOT_ITEMS, options.seed)
     # Hops decide for one task alone (`verdict.rules`), which takes more items; a worked answer is
     # long, and serves the comparison with compositions only.
     deciding = len(plan.tasks) == 1 and any(item.hops for item in plan.tasks[0].items)
     sample = _sampled(plan.tasks, HOP_ITEMS if deciding else PILOT_ITEMS, options)
     short = {part for task in plan.tasks for part in task.parts} - {STEPS}
     with open_evaluator(inputs, plan, session) as evaluator:
-        results = replace(evaluator, tasks=first.tasks).run(singles)
-        few = replace(evaluator, tasks=sample)
-        results += few.run(singles, short)
+        few, first = replace(evaluator, tasks=sample), pilot_round(plan.tasks, options.seed)
+        alone = few.run(singles, short)  # first, since hops say who answers those of a chain
+        builder = builder_for(evaluator, PreparedAdapters(tuple(inputs.adapters)))
+        names = {adapter.name for adapter in inputs.adapters}
+        specs = [spec for spec in builder.fitted.specs(plan) if spec not in names]
+        with session.stage("compose"):
+            composed, left_out = builder.build_each({spec: spec for spec in specs})
+        make = functools.partial(controls_of, builder, composed)
+        result = SequentialEvaluation(
+            evaluator, [*singles, *composed], [first], make, parts=FORMS, level="pilot"
+        ).ask_round(first)
+        results = list({row.key: row for row in (*alone, *result.results)}.values())
         rows = few.probe_tasks(results, probe is not None)
         rows += _probe_without_task(evaluator.local, inputs, probe, session)
         # Whether nothing is left to gain is a matter of a bound close to 1, which a sample is too
@@ -472,45 +496,27 @@ def run_pilot(
             if shares.get((system.name, QUESTION)) == 1.0:
                 more = _sampled(plan.tasks, CEILING_ITEMS, options)
                 results += replace(evaluator, tasks=more).run([system], parts=(QUESTION,))
-        results = list({row.key: row for row in results}.values())
+        whole = replace(result, results=list({row.key: row for row in results}.values()))
         notes = [
             f"Of task {task.name} a sample of {len(sampled.items)} of {len(task.items)} items was "
             "asked; merge-and-eval --resume uses their answers again."
             for task, sampled in zip(plan.tasks, sample, strict=True)
             if len(sampled.items) < len(task.items)
         ]
-        result, failed = _compositions(evaluator, first, singles, results)
     with session.stage("statistics"):
-        records = result.records(coverage=rows)
-    samples = evaluation.samples_of(result.results, result.systems, sample)
-    notes = [*evaluator.told(), *notes, *plan.left_out, *failed, evaluator.scorer.note()]
-    if len(result.systems) == len(singles):
-        return "base", replace(records, rounds=None), notes, samples
-    return "pilot", records, notes, samples
-
-
-def _compositions(
-    evaluator: Evaluator, first: Round, singles: Sequence[System], alone: Sequence[ItemResult]
-) -> tuple[RoundResult, list[str]]:
-    """The first round of the compositions, on a few questions, and notes.
-
-    alone: results of the base and the single adapters. Controls are asked only where a composition
-    gains more than the margin: nothing else depends on them.
-    """
-    inputs, session, plan = evaluator.inputs, evaluator.session, evaluator.plan
-    builder = builder_for(evaluator, PreparedAdapters(tuple(inputs.adapters)))
-    names = {adapter.name for adapter in inputs.adapters}
-    specs = [spec for spec in builder.fitted.specs(plan) if spec not in names]
-    with session.stage("compose"):
-        composed, left_out = builder.build_each({spec: spec for spec in specs})
-    results = [*alone, *replace(evaluator, tasks=first.tasks).run(composed, FORMS)]
-    make = functools.partial(controls_of, builder, composed)
-    run = SequentialEvaluation(
-        evaluator, (), [first], make, parts=FORMS, level="pilot", results=results
+        compared = result.measured
+        records = replace(
+            whole.records(coverage=rows), gains=compared.gains, comparisons=compared.comparisons
+        )
+    samples = evaluation.samples_of(whole.results, result.systems, sample)
+    notes = [*evaluator.told(), *notes, *plan.left_out, *builder.fitted.notes, *left_out]
+    notes.append(evaluator.scorer.note())
+    if not composed:
+        return Pilot("base", replace(records, rounds=None), notes, samples=samples)
+    excluded = exclusions(
+        options, inputs.base, lambda: (inputs.given, builder.with_files(composed))
     )
-    result = RoundResult(evaluator, first, [*singles, *composed], results, level="pilot")
-    result = run.confirm(result, first if result.has_gain else None)
-    return result, [*builder.fitted.notes, *left_out]
+    return Pilot("pilot", records, notes, composed, samples, excluded)
 
 
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:

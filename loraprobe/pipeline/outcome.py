@@ -27,17 +27,16 @@ from loraprobe.adapters import (
 )
 from loraprobe.base import Base
 from loraprobe.extension import Remarks, Result, installed, output_formats_of, remarks_of
-from loraprobe.front_matter import KEY
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import decided, next_step
 from loraprobe.pipeline.inputs import Inputs
+from loraprobe.pipeline.measured_before import measured_before
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
-from loraprobe.pipeline.repeated import keep_verdict, repeated_verdict
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import NOTHING, Audit, Command, Reason, Sample, Verdict, display_name
-from loraprobe.report.cards import front_matter, with_card
+from loraprobe.report.cards import with_card
 from loraprobe.report.sections import ShownAudit
 from loraprobe.secrets import map_texts, public_text
 from loraprobe.session import Session
@@ -80,29 +79,28 @@ def finish(
     prepared: PreparedAdapters,
     verdict: Verdict | None = None,
     beside: Sequence[Reason] = (),
+    content: str = "",
     **fields: Any,
 ) -> Outcome:
     """The outcome of a command that composes: what licences ask of somebody who publishes what it
     made, what extensions tell of it, the audit, and the card.
 
     made: what is saved if a directory was given, None if there is nothing. verdict: on what was
-    asked; None where nothing was. beside: reasons that stand behind those of the verdict. fields:
-    of the audit.
+    asked; None where nothing was. beside: reasons that stand behind those of the verdict. content:
+    what was made (`PreparedAdapters.content`), where nothing was asked. fields: of the audit.
     """
-    options, evaluated = session.options, verdict is not None
+    options = session.options
+    measured = measured_before(inputs, content) if content else None
     if verdict is None and len(inputs.adapters) > 1:
-        verdict = decided(options, inputs, "weights", preflight=preflight)
+        verdict = measured or decided(options, inputs, "weights", preflight=preflight)
     preflight, licences = with_licences(preflight, inputs)
     result = Result(inputs.given, inputs.base, made, verdict, fields.get("evaluation"))
     preflight, remarks = with_remarks(preflight, session, result)
     beside, step = [*beside, *remarks.reasons], None
     formats = [one for one in output_formats_of(options) if one[1].takes(made)]
     place = session.target or next((place for place, _ in formats), None)
-    base, how = None if inputs.base is None else inputs.base.summary(), None
-    if made is not None:
-        how = front_matter(made, base, fields.get("search"), options, prepared.subtrahends)[KEY]
-    if how is not None and not evaluated and (known := repeated_verdict(inputs, how)):
-        verdict, beside = known[0], [known[1]]
+    if measured is not None:
+        beside = []  # what was measured is all that is told
         sources, at = (*inputs.given, *prepared.subtrahends), local_name(str(place))
         ways = (one.checking(at, sources, inputs.base) for one in installed() if place is not None)
         step = next(filter(None, ways), NOTHING)
@@ -120,8 +118,6 @@ def finish(
         step=step,
         **{"transformations": prepared.steps, "added": remarks.added, **fields},
     )
-    if evaluated:
-        keep_verdict(inputs, audit, how)
     if made is None:
         return Outcome(audit)
     told = replace(audit, compatibility=with_issues(audit.compatibility, licences))

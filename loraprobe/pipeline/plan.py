@@ -35,7 +35,7 @@ from loraprobe.merging import (
     check_kept,
     merge,
 )
-from loraprobe.options import Options, affecting
+from loraprobe.options import Options
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
     BY_PROMPT,
@@ -46,7 +46,6 @@ from loraprobe.records import (
     LearnedWeights,
     SystemKind,
     display_name,
-    plain,
 )
 from loraprobe.registry import name_of
 from loraprobe.results import digest
@@ -317,14 +316,12 @@ class SystemBuilder:
         return System(name, "merge", alone, compression_error=error, merged=merged)
 
     def _content(self, spec: str, control: str = "") -> str:
-        """A digest of all that decides what a composition computes, or a control of it."""
-        adapters = [(a.name, a.content) for a in (*self.trained, *self.prepared.subtrahends)]
-        names, learned = {*affecting("composition")}, plain(self.fitted.weights)
-        if kind_of(spec) == "router":
-            names -= {"weights", "space", "rank"}
-            learned = self.fitted.prompts if spec in self.fitted.routers else None
-        options = {name: v for name, v in self.options.fingerprint().items() if name in names}
-        return digest([spec, control, adapters, options, learned])
+        """The content of a composition, or of a control of it."""
+        router, prompts = kind_of(spec) == "router", self.fitted.prompts
+        learned: Any = self.fitted.weights
+        if router:
+            learned = prompts if spec in self.fitted.routers else None
+        return self.prepared.content(spec, self.trained, self.options, learned, control)
 
     def controls(self, best_single: str, spec: str) -> list[System]:
         """`shrunk:NAME` and `random-partner`, which a composition has to beat.

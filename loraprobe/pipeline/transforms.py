@@ -33,9 +33,11 @@ from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter, UsageError
 from loraprobe.formatting import listing
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.options import Options
+from loraprobe.merging import METHODS
+from loraprobe.options import Options, affecting
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.records import LearnedWeights, Transformation
+from loraprobe.records import LearnedWeights, Transformation, plain
+from loraprobe.results import digest
 from loraprobe.session import Session
 
 
@@ -53,6 +55,28 @@ class PreparedAdapters:
     steps: tuple[Transformation, ...] = ()
     notes: tuple[str, ...] = ()
     dtype: torch.dtype | None = None
+
+    def content(
+        self,
+        spec: str,
+        given: Sequence[Adapter],
+        options: Options,
+        learned: Any = None,
+        control: str = "",
+    ) -> str:
+        """A digest of all that decides what a composition of these computes, or a control of it.
+
+        spec: of its merge method or router. given: the adapters as they were given. learned: what
+        was fitted for it, a record or plain data.
+        """
+        adapters = [(adapter.name, adapter.content) for adapter in (*given, *self.subtrahends)]
+        names = {*affecting("composition")}
+        if spec not in METHODS:
+            names -= {"weights", "space", "rank"}
+        elif not METHODS.make(spec).takes_weights:
+            names, learned = names - {"weights"}, None
+        decides = {name: value for name, value in options.fingerprint().items() if name in names}
+        return digest([spec, control, adapters, decides, plain(learned)])
 
 
 def transform_inputs(inputs: Inputs, purpose: Purpose, session: Session) -> PreparedAdapters:

@@ -46,7 +46,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield "close", AlwaysShown(_named_without_form(audit, verdict))
     yield "close", said(verdict, "right-together").rstrip(".")
     yield "or", clause(verdict, "on-any-server")
-    codes = ("not-told-apart", "equals", "on-any-server", "as-good")
+    codes = ("not-told-apart", "on-any-server", "as-good")
     close = next((code for code in codes if code in verdict.codes), "")
     yield "close", "" if close == "on-any-server" else said(verdict, close).rstrip(".")
     yield "better", _better(audit, verdict, measured)

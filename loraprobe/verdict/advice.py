@@ -42,7 +42,6 @@ from loraprobe.verdict.evidence import (
 from loraprobe.verdict.reasons import reason_of
 
 MOST_UNSAFE = 3  # systems that lose a guard and are named
-MOST_EQUALS = 2  # systems that are named beside what is advised
 # The causes of failure. The first counts where several are equally common.
 CAUSES = ("step_by_step", "said_otherwise", "unknown", "cut_off", "interference", "not_composed")
 
@@ -160,16 +159,13 @@ def _close(
 ) -> list[Reason]:
     """What is about as good as what is advised.
 
-    measured: what might have been advised; kept: all compositions that may keep every skill. After
-    an evaluation it is the system that scored more, where a simpler one is advised; else a merge, a
-    router or the adapters switched by task, of another kind than what is advised, that scores less
-    by at most the margin. A first round names what it does not tell apart, each system in its
-    better form.
+    measured: what might have been advised; kept: all compositions that may keep every skill. It is
+    the system that scored more, where a simpler one is advised; else a merge, a router or the
+    adapters switched by task, of another kind than what is advised, that scores less by at most the
+    margin.
     """
-    noise, pilot = TIES_OF_NOISE * evidence.tie, evidence.level == "pilot"
+    noise = TIES_OF_NOISE * evidence.tie
     others = [s for s in ranked({*measured, *kept}) if s.system != chosen.system]
-    if pilot:
-        return _equals(evidence, chosen, others, noise)
     for other in others:
         gap = other.score.value - chosen.score.value
         if round(gap, 9) > 0 and evidence.difference(other, chosen).low <= 0:
@@ -180,22 +176,6 @@ def _close(
         if near and other.kind in kinds - {chosen.kind}:
             return [_hardly_less(chosen, other)]
     return []
-
-
-def _equals(
-    evidence: Evidence, chosen: ScoredSystem, others: Sequence[ScoredSystem], noise: float
-) -> list[Reason]:
-    """The others that a first round does not tell apart from what is advised, the best first."""
-    close = dict[str, str]()
-    for other in others:
-        gap = evidence.difference(other, chosen)
-        if gap.low <= 0 <= gap.high and abs(gap.value) <= noise and answers(evidence, other):
-            close.setdefault(other.system, f"{other}, {other.shown:z.2f}")
-    if not close:
-        return []
-    told = listing([*close.values()][:MOST_EQUALS])
-    asked = count(chosen.score.n, "question")
-    return [reason_of("equals", None, noise, others=told, asked=asked, chosen=chosen)]
 
 
 def _on_any_program(

@@ -424,19 +424,17 @@ class Evidence:
     def leader(self, systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
         """The best measured system, or the simplest that ties with it; None without systems.
 
-        A router, which no program loads, has to be shown to be better than the best merge. A first
-        round can show too little for that: there what scored more than a tie more wins.
+        A router, which no program loads, has to be shown to be better than the best merge.
         """
         by_score = ranked(systems)
         if not by_score:
             return None
         top, simplest_first = by_score[0], sorted(by_score, key=lambda system: system.effort)
-        few, tie = self.level == "pilot", self.tie
-        most = tie if few else TIES_OF_NOISE * tie
+        tie, most = self.tie, TIES_OF_NOISE * self.tie
         best = next(
             s for s in simplest_first if s is top or tied(self.difference(top, s), tie, most)
         )
-        if not few and not KINDS[best.kind].loadable:
+        if not KINDS[best.kind].loadable:
             rival = self.leader(system for system in by_score if KINDS[system.kind].loadable)
             if (
                 rival is not None

@@ -31,15 +31,16 @@ SHOWN = 2  # systems whose replies are shown
 def nothing_answers(evidence: Evidence) -> bool:
     """Whether no system but a control answers more than guessing, on any part of any task.
 
-    Of an evaluation this has to be shown. A first round and few questions show too little: there a
-    score that was measured above guessing is enough.
+    Where all questions were asked this has to be shown. A first round and few questions show too
+    little: there a score that was measured above guessing is enough.
     """
-    rows = _rows(evidence)
+    rows, rounds = _rows(evidence), evidence.measured.rounds
+    first = evidence.level != "evaluation" and (rounds is None or rounds.early)
     if evidence.losses or not any(row.part in FORMS for row in rows):
         return False
 
     def answers(row: Score) -> bool:
-        few = evidence.level != "evaluation" or row.estimate.clusters < FEWEST_ITEMS
+        few = first or row.estimate.clusters < FEWEST_ITEMS
         return (row.value if few else row.ci95[0]) > _least(evidence, row)
 
     return not any(map(answers, rows))

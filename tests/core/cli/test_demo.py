@@ -1,6 +1,7 @@
 """The scenarios of the shipped world: what is decided follows from what was measured; dry runs."""
 
 import json
+import shlex
 
 import making
 import pytest
@@ -134,6 +135,33 @@ def test_a_merge_of_what_was_measured_says_so(tmp_path, monkeypatch):
     assert merge()["decision"] == "likely"
     making.call("cache", "--clear")
     assert merge()["decision"] == "inconclusive"
+
+
+def test_the_next_command_of_a_first_round_ends_with_what_that_measured(tmp_path, monkeypatch):
+    """As `merge-and-eval --resume` does, which decides by the same answers."""
+    monkeypatch.chdir(tmp_path)
+    call = [*making.shipped("skill-and-facts"), "--limit", "60", "--quiet"]
+    first = answered("inspect", *call)[1]["verdict"]
+    assert (first["decision"], first["evidence"]) == ("likely", "pilot")
+    words = shlex.split(first["next"])
+    assert words[1] == "merge"
+    pair, base = call[:2], ["--base", shipped_world().path / "base", "-o", "out", "--overwrite"]
+    same = ("decision", "action", "system", "gain", "margin")
+
+    def merged(method: str = first["system"]) -> dict:
+        return answered("merge", *pair, *base, "--method", method, "--quiet")[1]["verdict"]
+
+    assert merged("uniform")["decision"] == "inconclusive"
+    written = merged()
+    assert {key: written[key] for key in same} == {key: first[key] for key in same}
+    assert [reason["code"] for reason in written["reasons"]] == ["measured-before"]
+    assert answered("inspect", *call, "--resume", "--margin", "0.9")[0] == 1
+    assert merged() == written, "a first round that advises nothing to make replaces nothing"
+    whole = answered("merge-and-eval", *call, "--resume")[1]
+    assert {key: whole["verdict"][key] for key in same} == {key: first[key] for key in same}
+    assert whole["verdict"]["next"] == first["next"] and whole["rounds"]["used"] == 1
+    answered("merge-and-eval", *call, "--resume", "--margin", "0.9")
+    assert merged()["decision"] == "inconclusive"
 
 
 def test_an_adapter_that_was_added_in_vain_is_named(tmp_path):

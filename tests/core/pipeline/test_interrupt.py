@@ -120,7 +120,7 @@ AGAIN = {
     "one more method": (["--method", "sum"], {"sum": 16}),
     "fewer items": (["--limit", "8"], {}),
     "more items": (["--limit", "20"], dict.fromkeys([*SINGLES, "uniform"], 4)),
-    "other weights": (["--weights", "1,0.5"], {"uniform": 16, "task_arithmetic": 16}),
+    "other weights": (["--weights", "1,0.5"], {"task_arithmetic": 16}),
     "another seed": (["--seed", "1"], {"uniform": 16}),
     "another order": (lambda words: [words[0], words[2], words[1], *words[3:]], {"uniform": 16}),
     "another task": (other_task, dict.fromkeys([*SINGLES, "uniform"], 1)),

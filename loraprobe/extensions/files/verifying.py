@@ -304,6 +304,15 @@ def _different_header(
     return None
 
 
+def _opened(found: Path, wanted: Path) -> tuple[TensorFile, TensorFile, str | None]:
+    """Two safetensors files, and how the header of the first differs from that of the other."""
+    ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
+    if ours.metadata != theirs.metadata:
+        return ours, theirs, "Its header holds other texts"
+    expected = {key: (theirs.shapes[key], theirs.dtypes[key]) for key in theirs.shapes}
+    return ours, theirs, _different_header(ours, expected)
+
+
 def _close(tensor: Tensor, wanted: Tensor) -> bool:
     """Whether two tensors of one shape are equal up to the tolerance of the wanted one's dtype."""
     if torch.equal(tensor, wanted):
@@ -319,11 +328,8 @@ def _difference_of_state(found: Path, wanted: Path, close: float) -> str | None:
     A number may differ by a share of its size and of the size of its row, since the base computed
     it from the whole row.
     """
-    ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
-    if ours.metadata != theirs.metadata:
-        return "Its header holds other texts"
-    expected = {key: (theirs.shapes[key], theirs.dtypes[key]) for key in theirs.shapes}
-    if problem := _different_header(ours, expected):
+    ours, theirs, problem = _opened(found, wanted)
+    if problem:
         return problem
     for key in theirs.shapes:
         mine, again = ours.read(key).double(), theirs.read(key).double()
@@ -339,11 +345,8 @@ def difference_of_tensors(found: Path, wanted: Path) -> str | None:
     Factors are compared by their products, with the config beside each file. Raises AdapterError
     for a file that cannot be read.
     """
-    ours, theirs = (open_weights(one, str(one.parent), AdapterError) for one in (found, wanted))
-    if ours.metadata != theirs.metadata:
-        return "Its header holds other texts"
-    expected = {key: (theirs.shapes[key], theirs.dtypes[key]) for key in theirs.shapes}
-    if problem := _different_header(ours, expected):
+    ours, theirs, problem = _opened(found, wanted)
+    if problem:
         return problem
     differing = [k for k in theirs.shapes if not torch.equal(ours.read(k), theirs.read(k))]
     if any(map(FACTOR.search, differing)):

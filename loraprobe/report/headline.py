@@ -105,9 +105,7 @@ def _of_measured(audit: Audit, verdict: Verdict) -> str:
     code, states = deciding(verdict), _states(audit, verdict)
     sentences = HEADLINES[verdict.decision][code]
     text = next(sentences[state] for state in states if state in sentences)
-    said = text.format(**_words(audit, verdict, measured))
-    if chance := _chance(verdict, code, states):
-        said = f"{said[:-1]}; {chance})" if said.endswith(")") else f"{said} ({chance})"
+    said = text.format(**_words(audit, verdict, measured, _chance(verdict, code, states)))
     lead = _lead(audit, verdict, measured) if verdict.decision == "unlikely" else ""
     lead = lead or _unsafe(audit, verdict)
     return f"{verdict.decision.upper()}: {'; '.join(filter(None, (lead, said)))}."
@@ -159,8 +157,8 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
     return [state for state, holds in found.items() if holds]
 
 
-def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]:
-    """What the sentences name."""
+def _words(audit: Audit, verdict: Verdict, measured: Basis, chance: str) -> Mapping[str, str]:
+    """What the sentences name. chance: of a gain, in brackets, or behind what stands in them."""
     gain = verdict.gain
     guards = [
         row.task
@@ -178,6 +176,8 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis) -> Mapping[str, str]
         "control": f"a {display_name(system)}" if single == system else f"the shrunk {single}",
         "wrong": "the adapters" if single == system else single,
         "guards": listing(guards) or "a guard",
+        "chance": f" ({chance})" if chance else "",
+        "more": f"; {chance}" if chance else "",
     }
 
 

@@ -27,7 +27,7 @@ from transcripts import LOW, NEAR, UNEVEN, audit_of
 import loraprobe
 from loraprobe.records import QUESTION, Attribution, Command, Compatibility, Gain, Issue, ItemPart
 from loraprobe.report.answer import MOST_ROWS, answer, chosen, unplaced
-from loraprobe.report.headline import deciding, lies
+from loraprobe.report.headline import ON_GAIN, deciding, lies
 from loraprobe.report.markdown import markdown
 from loraprobe.report.parts import AlwaysShown, Answer
 from loraprobe.report.sections import heading, sections
@@ -182,8 +182,10 @@ def test_a_headline_says_no_more_than_its_interval(found):
 @pytest.mark.parametrize("decision", HEADLINES)
 def test_every_reason_that_can_decide_has_a_headline(decision):
     assert HEADLINES[decision].keys() <= CODES.keys()
-    for sentences in HEADLINES[decision].values():
+    for code, sentences in HEADLINES[decision].items():
         assert "any" in sentences
+        told = [{"{chance}", "{more}"} & {*re.findall("{.*?}", one)} for one in sentences.values()]
+        assert all(told) if code in ON_GAIN else not any(told)  # the probability of a gain
 
 
 def joined(rows) -> str:

@@ -412,17 +412,6 @@ def measure_gains(
     tasks: with the metrics that their gold answers need. Where exact match judged instead, each
     gain also has the figures by the needed metric.
     """
-    if again := _judged_as_needed(results, tasks):
-        own, others = (
-            measure_gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
-            for judged in (results, again)
-        )
-        by = {(row.system, row.part): row for row in others}
-        pairs = ((row, by[row.system, row.part]) for row in own)
-        return tuple(
-            replace(row, checked=one.difference, checked_ci95=one.adjusted_ci95)
-            for row, one in pairs
-        )
     baselines = [s.name for s in systems if s.kind in BASELINES]
     rows: list[Gain] = []
     for family in (COMPOSITIONS, ("chain",)):
@@ -435,7 +424,14 @@ def measure_gains(
         contends = [bool(high.max() >= best) for _, high in reaches]
         for grid, one in zip(found, contends, strict=True):
             rows += grid.gains(alpha, margin, seed, sum(contends) if one else len(found))
-    return tuple(sorted(rows, key=lambda row: row.part != QUESTION))
+    rows.sort(key=lambda row: row.part != QUESTION)
+    if judged := _judged_as_needed(results, tasks):
+        again = measure_gains(judged, systems, margin=margin, seed=seed, alpha=alpha)
+        needed = {(row.system, row.part): row for row in again}
+        for at, row in enumerate(rows):
+            other = needed[row.system, row.part]
+            rows[at] = replace(row, checked=other.difference, checked_ci95=other.adjusted_ci95)
+    return tuple(rows)
 
 
 def guard_scores(

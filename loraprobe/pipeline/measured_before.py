@@ -42,7 +42,7 @@ class MeasuredVerdict:
 def keep_verdict(inputs: Inputs, audit: Audit, compositions: Iterable[System]) -> None:
     """Keeps the verdict on compositions in the place of the one before on the same adapters.
 
-    A first round takes that place only where it advises a composition, which is made next: else an
+    That of `inspect` takes the place only where it advises a composition, which is made next: else an
     evaluation may have told more.
     """
     verdict, base = audit.verdict, audit.base
@@ -64,7 +64,7 @@ def keep_verdict(inputs: Inputs, audit: Audit, compositions: Iterable[System]) -
             decisive=True,
         )
         reasons.append(reason)
-    if content or verdict.evidence == "evaluation":
+    if content or audit.command != "inspect":
         shortened = replace(verdict, reasons=tuple(reasons), next=NOTHING)
         row = plain(MeasuredVerdict(content, base.reference, _asked(inputs), shortened))
         keep(VERDICTS, _name(inputs.adapters), json.dumps(as_plain(row)).encode())

@@ -442,13 +442,6 @@ class Gain:
         """The gain with the interval that covers the choice of the best."""
         return Estimate(self.difference, *self.adjusted_ci95, self.n, self.clusters or self.n)
 
-    @property
-    def rejudged(self) -> Estimate | None:
-        """The gain by the metric that the gold answers need, where that is another one."""
-        if self.checked is None or self.checked_ci95 is None:
-            return None
-        return Estimate(self.checked, *self.checked_ci95, self.n, self.clusters or self.n)
-
 
 @dataclass(frozen=True)
 class GuardScore:

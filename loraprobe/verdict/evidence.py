@@ -514,7 +514,10 @@ class Evidence:
         gain_row, scores = self.gain(system, part), self.scores(system, part)
         if gain_row is None or not scores:
             return None
-        gain, rejudged = gain_criterion(gain_row, self.margin), gain_row.rejudged
+        gain, checked = gain_criterion(gain_row, self.margin), None
+        if gain_row.checked is not None and gain_row.checked_ci95 is not None:
+            low, high = gain_row.checked_ci95
+            checked = replace(gain, value=gain_row.checked, low=low, high=high, needed=None)
         kept: dict[str, Criterion | None] = {}
         for row in scores if self.several else ():
             kept[row.task] = None
@@ -546,7 +549,7 @@ class Evidence:
             kept,
             guards=guards,
             compression_error=max(errors, default=None),
-            checked=None if rejudged is None else criterion(rejudged, self.margin, like=gain),
+            checked=checked,
         )
 
     def on(self, task: str) -> Evidence:

@@ -513,10 +513,7 @@ def run_pilot(
     notes.append(evaluator.scorer.note())
     if not composed:
         return Pilot("base", replace(records, rounds=None), notes, samples=samples)
-    excluded = exclusions(
-        options, inputs.base, lambda: (inputs.given, builder.with_files(composed))
-    )
-    return Pilot("pilot", records, notes, composed, samples, excluded)
+    return Pilot("pilot", records, notes, composed, samples, result.evidence.excluded)
 
 
 def _sampled(tasks: Sequence[Task], items: int, options: Options) -> list[Task]:

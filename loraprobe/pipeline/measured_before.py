@@ -42,8 +42,8 @@ class MeasuredVerdict:
 def keep_verdict(inputs: Inputs, audit: Audit, compositions: Iterable[System]) -> None:
     """Keeps the verdict on compositions in the place of the one before on the same adapters.
 
-    That of `inspect` takes the place only where it advises a composition, which is made next: else an
-    evaluation may have told more.
+    That of `inspect` takes the place only where it advises a composition, which is made next: else
+    an evaluation may have told more.
     """
     verdict, base = audit.verdict, audit.base
     if verdict is None or base is None:

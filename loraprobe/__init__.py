@@ -45,6 +45,7 @@ from loraprobe.errors import (
 )
 from loraprobe.extension import installed
 from loraprobe.options import takes
+from loraprobe.wiring import by_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,8 +82,15 @@ __all__ = [
     "merge",
     "merge_and_eval",
     "route",
-    *(_ADDED := {name: at for one in installed() for name, at in one.functions.items()}),
 ]
+_FUNCTIONS = by_name(
+    "the function",
+    [
+        *((name, "loraprobe", name) for name in __all__),
+        *((name, at, at) for one in installed() for name, at in one.functions.items()),
+    ],
+)
+__all__ = [*_FUNCTIONS]
 
 
 def __dir__() -> list[str]:
@@ -91,9 +99,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """A function of an extension."""
-    if name not in _ADDED:
+    if name not in _FUNCTIONS:
         raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
-    module, _, function = _ADDED[name].rpartition(".")
+    module, _, function = _FUNCTIONS[name].rpartition(".")
     return getattr(importlib.import_module(module), function)
 
 

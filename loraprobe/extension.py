@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprobe import wiring
+from loraprobe.errors import UsageError
+from loraprobe.formatting import listing
 from loraprobe.options import AddedOptions, CommandSpec, Options
 
 if TYPE_CHECKING:
@@ -110,13 +112,25 @@ class Workload:
     merges: bool = False
 
 
-class Engine(ABC):
-    """What answers the questions of an evaluation in place of transformers in this process.
+class Backend(ABC):
+    """What answers questions in place of transformers in this process: an `Engine` or a `Pool`.
 
-    flag: the option that names it.
+    A run has one backend at most. flag: the option that names it.
     """
 
     flag: str
+
+    @abstractmethod
+    def chosen(self, options: Options) -> bool:
+        """Whether the options ask for it."""
+
+    def hint(self, session: Session, seconds: float) -> str:
+        """A sentence beside the estimate of --dry-run that a run takes so long, "" for none."""
+        return ""
+
+
+class Engine(Backend):
+    """A program that answers in place of transformers."""
 
     @abstractmethod
     def open(self, work: Workload, session: Session, local: ModelScorer) -> Scorer:
@@ -130,6 +144,14 @@ class Engine(ABC):
     def refused(self, adapters: Sequence[Adapter]) -> dict[str, LoraprobeError]:
         """The adapters that it cannot run, by name, each with its error."""
         return {}
+
+
+class Pool(Backend):
+    """Processes, on this machine or others, that ask the base by transformers."""
+
+    @abstractmethod
+    def open(self, session: Session) -> AbstractContextManager[Executor]:
+        """The processes, while the context lasts. Raises UsageError where they cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +269,25 @@ class OutputFormat(ABC):
         """Raises UsageError where it cannot be written here, before anything is read."""
 
 
+class ResultLog(ABC):
+    """Files that a command writes of its result, such as those of another tool."""
+
+    @abstractmethod
+    def place(self, options: Options) -> Path | None:
+        """Their file or directory; None where the options do not ask for it.
+
+        A command begins only where it neither is, contains nor lies inside what the command reads.
+        """
+
+    @abstractmethod
+    def write(self, audit: Audit, samples: Iterable[Sample], place: Path) -> None:
+        """Writes them before the result is printed.
+
+        samples: every question with what each system answered, where a command has them. Raises
+        OutputError where they cannot be written.
+        """
+
+
 class Extension:
     """An extension that adds nothing, from which others are derived.
 
@@ -260,7 +301,11 @@ class Extension:
         base.
     functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
     packages: the packages whose versions `loraprobe env` prints.
+    commands: the commands that it adds.
+    task_sources: where tasks come from, beside files and data sets of the Hub.
+    backends: what can answer questions in place of transformers in this process.
     output_formats: the formats in which commands can write what they made.
+    logs: the files that commands can write of a result.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
@@ -269,11 +314,11 @@ class Extension:
     other_types: ClassVar[Mapping[str, str]] = {}
     functions: ClassVar[Mapping[str, str]] = {}
     packages: ClassVar[tuple[str, ...]] = ()
+    commands: ClassVar[Sequence[CommandSpec]] = ()
+    task_sources: ClassVar[Sequence[TaskSource]] = ()
+    backends: ClassVar[Sequence[Backend]] = ()
     output_formats: ClassVar[Sequence[OutputFormat]] = ()
-
-    def commands(self) -> Sequence[CommandSpec]:
-        """The commands that it adds."""
-        return ()
+    logs: ClassVar[Sequence[ResultLog]] = ()
 
     def audit_parts(self) -> Sequence[AuditPart]:
         """What it adds to audits."""
@@ -286,40 +331,6 @@ class Extension:
         Raises UsageError for options that go with such a function only.
         """
         return None
-
-    def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
-        """Who asks the base while the context lasts; None where the options name nobody.
-
-        Raises UsageError where that cannot be used.
-        """
-        return None
-
-    def engine(self, options: Options) -> Engine | None:
-        """What answers the questions; None where the options leave them to transformers."""
-        return None
-
-    def writes(self, options: Options) -> Sequence[Path]:
-        """The files and directories that a command with these options is going to write.
-
-        A command begins only where none of them is, contains or lies inside what it reads.
-        """
-        return ()
-
-    def finished(self, audit: Audit, samples: Iterable[Sample], options: Options) -> Sequence[Path]:
-        """Writes what the options ask of a result before it is printed; returns what it wrote.
-
-        samples: every question with what each system answered, where a command has them. Raises
-        OutputError where something cannot be written.
-        """
-        return ()
-
-    def task_sources(self) -> Sequence[TaskSource]:
-        """Where tasks come from, beside files and data sets of the Hub."""
-        return ()
-
-    def hints(self, session: Session, seconds: float) -> Sequence[str]:
-        """Sentences beside the estimate of --dry-run that a run takes so long."""
-        return ()
 
     def constraints(self, options: Options) -> Sequence[Constraint]:
         """What keeps systems from being used."""
@@ -385,14 +396,58 @@ def output_formats_of(options: Options) -> list[tuple[Path, OutputFormat]]:
     return [(place, format_) for place, format_ in places if place is not None]
 
 
+def logs_of(options: Options) -> list[tuple[Path, ResultLog]]:
+    """Where the options ask for files of a result, each with what writes them."""
+    logs = [(log.place(options), log) for one in installed() for log in one.logs]
+    return [(place, log) for place, log in logs if place is not None]
+
+
+def backend_of(options: Options) -> Backend | None:
+    """What answers questions in place of transformers in this process; None where nothing does.
+
+    Raises UsageError for several.
+    """
+    chosen = [backend for one in installed() for backend in one.backends if backend.chosen(options)]
+    if len(chosen) > 1:
+        flags = listing([backend.flag for backend in chosen])
+        raise UsageError(f"{flags} each say what answers the questions; give one of them.")
+    return next(iter(chosen), None)
+
+
 def engine_of(options: Options) -> Engine | None:
-    """What answers the questions in place of transformers; None where nothing does."""
-    return next(filter(None, (one.engine(options) for one in installed())), None)
+    """The engine that answers the questions; None where transformers does."""
+    backend = backend_of(options)
+    return backend if isinstance(backend, Engine) else None
+
+
+def task_source_of(reference: str) -> TaskSource | None:
+    """The source that claims the reference of a task; None where no extension does.
+
+    Raises UsageError where several do.
+    """
+    claiming = [one for one in task_sources() if one.claims(reference)]
+    if len(claiming) > 1:
+        modules = listing([type(one).__module__ for one in claiming])
+        raise UsageError(f"{modules} each read the task {reference}; uninstall one of them.")
+    return next(iter(claiming), None)
 
 
 def task_sources() -> list[TaskSource]:
     """The sources of tasks that extensions add."""
-    return [source for one in installed() for source in one.task_sources()]
+    return [source for one in installed() for source in one.task_sources]
+
+
+def override_of(command: str, options: Options) -> Callable[..., None] | None:
+    """The function that an extension has in place of a command's own; None where none has.
+
+    Raises UsageError where several have one.
+    """
+    functions = [one.override(command, options) for one in installed()]
+    chosen = [function for function in functions if function is not None]
+    if len(chosen) > 1:
+        modules = listing([function.__module__ for function in chosen])
+        raise UsageError(f"{modules} each change {command} by its options; give those of one.")
+    return next(iter(chosen), None)
 
 
 def installed() -> tuple[Extension, ...]:

@@ -7,8 +7,11 @@ point of that group. Whoever deletes a folder, its tests and its line here has d
 import functools
 import importlib
 import warnings
+from collections.abc import Iterable
 from importlib.metadata import entry_points
-from typing import Any
+from typing import Any, TypeVar
+
+from loraprobe.errors import UsageError
 
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
@@ -20,6 +23,21 @@ EXTENSIONS: tuple[str, ...] = (
     "screen",
     "serve",
 )  # fmt: skip
+Value = TypeVar("Value")
+
+
+def by_name(what: str, named: Iterable[tuple[str, str, Value]]) -> dict[str, Value]:
+    """Name -> value. named: of each its name, the module that it comes from, and the value.
+
+    Raises UsageError where two have one name. what: they are, as "the option".
+    """
+    values, modules = dict[str, Value](), dict[str, str]()
+    for name, module, value in named:
+        if name in values:
+            both = f"{modules[name]} and {module} both have {what} {name}"
+            raise UsageError(f"{both}; uninstall the extension that you need less.")
+        values[name], modules[name] = value, module
+    return values
 
 
 @functools.cache

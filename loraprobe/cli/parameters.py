@@ -24,7 +24,7 @@ from typer.core import TyperCommand
 
 from loraprobe.cli.running import CALL, Output, options_from
 from loraprobe.errors import UsageError
-from loraprobe.extension import installed, task_sources
+from loraprobe.extension import override_of, task_sources
 from loraprobe.formatting import listing, nearest
 from loraprobe.options import (
     AddedOptions,
@@ -37,6 +37,7 @@ from loraprobe.options import (
     repeats,
     table,
 )
+from loraprobe.wiring import by_name
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -165,17 +166,19 @@ OTHERS: Mapping[str, tuple[str, Any, Any]] = {
 
 @functools.cache
 def tables() -> Mapping[str, tuple[str, Any, Any]]:
-    """Name of an option of a table -> its panel of the help, its field and its type."""
+    """Name of an option of a table -> its panel of the help, its field and its type.
+
+    Raises UsageError where two have one name.
+    """
     core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
-    return {
-        **OTHERS,
-        **{
-            field.name: (panel, field, get_type_hints(group)[field.name])
-            for panel, group in (*core, *added)
-            for field in dataclasses.fields(group)
-        },
-    }
+    rows = [(name, __name__, row) for name, row in OTHERS.items()]
+    for panel, group in (*core, *added):
+        hints = get_type_hints(group)
+        for field in dataclasses.fields(group):
+            row = panel, field, hints[field.name]
+            rows.append((field.name, group.__module__, row))
+    return by_name("the option", rows)
 
 
 def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[..., None]:
@@ -196,8 +199,7 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
     @functools.wraps(function)
     def called(**given: Any) -> None:
         options, output = options_from(given)
-        others = (one.override(spec.name, options) for one in installed())
-        chosen = next(filter(None, others), function)
+        chosen = override_of(spec.name, options) or function
         values = {**given, "options": options, "output": output}
         chosen(**{name: values[name] for name in inspect.signature(chosen).parameters})
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import installed, output_formats_of, summaries
+from loraprobe.extension import logs_of, output_formats_of, summaries
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -268,9 +268,9 @@ class Output:
 
             write_samples(samples, self.save_samples)
             self.say(f"Wrote {self.save_samples}.")
-        for extension in installed():
-            for place in extension.finished(audit, samples, options):
-                self.say(f"Wrote {place}.")
+        for place, log in logs_of(options):
+            log.write(audit, samples, place)
+            self.say(f"Wrote {place}.")
         self._print(audit, after, line)
         sys.stdout.flush()
         raise typer.Exit(0 if self.exit_zero else exit_code(audit))
@@ -413,7 +413,7 @@ def _checked_outputs(
     named = [*own, *((format_.flag, place) for place, format_ in formats)]
     directories = [place for _, place in named]
     others = [place for place in (output.html, output.save_samples) if place]
-    others += [place for extension in installed() for place in extension.writes(options)]
+    others += [place for place, _ in logs_of(options)]
     written = [*directories, *others]
     for target in written:
         check_apart(target, read)

@@ -6,7 +6,6 @@ loaded model by itself.
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from loraprobe.adapters import Adapter, local_name
 from loraprobe.base import Base, pick_dtype
 from loraprobe.compatibility.identity import Purpose
 from loraprobe.errors import UsageError
-from loraprobe.extension import Result, installed, output_formats_of
+from loraprobe.extension import Pool, Result, backend_of, output_formats_of
 from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import decided, exclusions
@@ -328,10 +327,12 @@ def _planned(
 
 @contextmanager
 def asking(session: Session) -> Iterator[None]:
-    """Opens the executor that an extension has for these options while the context lasts."""
-    with contextlib.ExitStack() as stack:
-        for opened in filter(None, (one.executor(session) for one in installed())):
-            session.executor = stack.enter_context(opened)
+    """Opens the processes that the options ask for while the context lasts."""
+    pool = backend_of(session.options)
+    if not isinstance(pool, Pool):
+        yield
+        return
+    with pool.open(session) as session.executor:
         yield
 
 

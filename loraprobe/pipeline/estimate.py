@@ -79,13 +79,15 @@ def cost_of(evaluator: Evaluator, systems: Sequence[str], seconds: float) -> Cos
     """The estimate for systems on the evaluator's tasks. seconds: beside those that have gone."""
     tasks, session = evaluator.tasks, evaluator.session
     seconds += time.perf_counter() - session.begun
+    backends = [backend for one in installed() for backend in one.backends]
+    hints = [backend.hint(session, seconds) for backend in backends]
     return CostEstimate(
         systems=tuple(systems),
         items=sum(len(task.items) for task in tasks),
         questions=len(questions(tasks)),
         seconds=seconds,
         memory_bytes=peak_memory(),
-        hints=tuple(hint for one in installed() for hint in one.hints(session, seconds)),
+        hints=tuple(hint for hint in hints if hint),
     )
 
 

@@ -15,7 +15,7 @@ from loraprobe.base import Base, open_base, pick_device, pick_dtype
 from loraprobe.cache import cache_directory
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import BadReference, HubError, UsageError
-from loraprobe.extension import engine_of
+from loraprobe.extension import backend_of, engine_of
 from loraprobe.lora.spaces import space_named
 from loraprobe.merging import METHODS, MergeMethod
 from loraprobe.options import Options
@@ -105,7 +105,8 @@ def base_apart(
 
 def check_names(options: Options) -> None:
     """Raises UsageError for a method, router, diagnostic, space, metric, device or dtype that does
-    not exist, before anything is loaded."""
+    not exist, and for two backends, before anything is loaded."""
+    backend_of(options)
     for method in options.methods:
         METHODS.make(method)
     for diagnostic in options.diagnostics:

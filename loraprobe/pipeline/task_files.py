@@ -10,7 +10,7 @@ from loraprobe import hub
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import LOSS
 from loraprobe.errors import UsageError
-from loraprobe.extension import TaskSource, task_sources
+from loraprobe.extension import TaskSource, task_source_of
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.session import Cards, Ref, Tasks
@@ -100,8 +100,8 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence
         raise UsageError(
             f"{'guards' if guard else 'tasks'} takes files and tasks, not {one!r:.60}."
         )
-    sources = [*task_sources(), *([Texts()] if guard else []), Datasets(), Files()]
-    source = next(source for source in sources if source.claims(str(one)))
+    sources = [*([Texts()] if guard else []), Datasets(), Files()]
+    source = task_source_of(str(one)) or next(each for each in sources if each.claims(str(one)))
     for flag, given in (
         ("--weights=learn", options.learns and not guard),
         ("--fields", layout != FieldMap()),

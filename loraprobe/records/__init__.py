@@ -77,7 +77,7 @@ from loraprobe.records.verdict import (
     Reason,
     Verdict,
 )
-from loraprobe.wiring import extensions
+from loraprobe.wiring import by_name, extensions
 
 SCHEMA_VERSION = 2
 Record = TypeVar("Record")
@@ -90,8 +90,16 @@ DOCUMENT_FIELDS = {
 
 
 def added_records() -> list[type[Any]]:
-    """The classes of the records that extensions add to an audit."""
-    return [part.record for one in extensions() for part in one.audit_parts()]
+    """The classes of the records that extensions add to an audit.
+
+    Raises UsageError where two have a field of one name, and for one of the core's names.
+    """
+    kinds = [part.record for one in extensions() for part in one.audit_parts()]
+    core = {"schema_version", *DOCUMENT_FIELDS, *(one.name for one in fields(Audit))}
+    keys = [(name, __name__, Audit) for name in core]
+    keys += [(one.name, kind.__module__, kind) for kind in kinds for one in fields(kind)]
+    by_name("the key", keys)
+    return kinds
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,9 @@ class RepliesOptions(AddedOptions):
 class Recorder(Engine):
     flag = "--replies"
 
+    def chosen(self, options):
+        return options.of_extension(RepliesOptions).replies is not None
+
     def open(self, work, session, local):
         from loraprobe_replies.scorer import Recorded
 
@@ -54,12 +57,8 @@ class Recorder(Engine):
 
 class Replies(Extension):
     options = RepliesOptions
-
-    def task_sources(self):
-        return [Questions()]
-
-    def engine(self, options):
-        return Recorder() if options.of_extension(RepliesOptions).replies else None
+    task_sources = (Questions(),)
+    backends = (Recorder(),)
 
 
 EXTENSION = Replies()

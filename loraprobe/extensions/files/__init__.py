@@ -85,36 +85,34 @@ class Files(Extension):
     functions: ClassVar[Mapping[str, str]] = {
         name: f"{PLACE}.functions.{name}" for name in ("convert", "save_full_model", "verify")
     }
-
-    def commands(self) -> Sequence[CommandSpec]:
-        return [
-            CommandSpec(
-                "convert",
-                f"{PLACE}.command.convert",
-                "Make",
-                (
-                    "loraprobe convert ./legal -o portable",
-                    "loraprobe convert ./loha --base auto -o lora",
-                ),
-                "base like allow rank keep_energy portable threads target overwrite json html "
-                "markdown explain quiet",
-                changed={
-                    "rank": {
-                        "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "
-                        "99.99 % of the energy of each change."
-                    },
-                    "target": {"default": ...},
+    commands = (
+        CommandSpec(
+            "convert",
+            f"{PLACE}.command.convert",
+            "Make",
+            (
+                "loraprobe convert ./legal -o portable",
+                "loraprobe convert ./loha --base auto -o lora",
+            ),
+            "base like allow rank keep_energy portable threads target overwrite json html "
+            "markdown explain quiet",
+            changed={
+                "rank": {
+                    "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "
+                    "99.99 % of the energy of each change."
                 },
-                done="CONVERTED",
-            ),
-            CommandSpec(
-                "verify",
-                f"{PLACE}.command.verify",
-                "Other",
-                ("loraprobe verify merged",),
-                "base threads json quiet",
-            ),
-        ]
+                "target": {"default": ...},
+            },
+            done="CONVERTED",
+        ),
+        CommandSpec(
+            "verify",
+            f"{PLACE}.command.verify",
+            "Other",
+            ("loraprobe verify merged",),
+            "base threads json quiet",
+        ),
+    )
 
     def checking(self, place: str, sources: Sequence[Adapter], base: Base | None) -> Command:
         """It names what `verify` does not find without: local sources that do not lie below the

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from loraprobe.extension import Extension, TaskSource
+from loraprobe.extension import Extension, ResultLog, TaskSource
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
@@ -68,26 +68,25 @@ class HarnessTasks(TaskSource):
         )
 
 
+class HarnessLogs(ResultLog):
+    """Results and samples, a folder a system."""
+
+    def place(self, options: Options) -> Path | None:
+        return options.of_extension(HarnessOptions).log_to
+
+    def write(self, audit: Audit, samples: Iterable[Sample], place: Path) -> None:
+        from loraprobe.extensions.harness.logs import write_logs
+
+        write_logs(audit, samples, place)
+
+
 class Harness(Extension):
     """Asks tasks of the harness, and writes logs."""
 
     options = HarnessOptions
     packages = ("lm_eval",)
-
-    def task_sources(self) -> Sequence[TaskSource]:
-        return [HarnessTasks()]
-
-    def writes(self, options: Options) -> Sequence[Path]:
-        place = options.of_extension(HarnessOptions).log_to
-        return [] if place is None else [place]
-
-    def finished(self, audit: Audit, samples: Iterable[Sample], options: Options) -> Sequence[Path]:
-        places = self.writes(options)
-        for place in places:
-            from loraprobe.extensions.harness.logs import write_logs
-
-            write_logs(audit, samples, place)
-        return places
+    task_sources = (HarnessTasks(),)
+    logs = (HarnessLogs(),)
 
 
 EXTENSION = Harness()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from loraprobe.errors import UsageError
-from loraprobe.extension import Extension, engine_of
+from loraprobe.extension import Extension, Pool
 from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
@@ -31,12 +31,25 @@ class RayOptions(AddedOptions):
     )
 
     def check(self, options: Options) -> None:
-        """Raises UsageError for another executor, and for one beside another engine."""
+        """Raises UsageError for another executor."""
         if self.executor is not None and not re.fullmatch(r"ray(://[^\s/]+)?", self.executor):
             raise UsageError(f"--executor takes ray or ray://HOST:PORT, not {self.executor!r}.")
-        engine = engine_of(options)
-        if self.executor is not None and engine is not None:
-            raise UsageError(f"--executor asks by transformers; leave it or {engine.flag} out.")
+
+
+class RayTasks(Pool):
+    """The tasks of a Ray cluster."""
+
+    flag = "--executor"
+
+    def chosen(self, options: Options) -> bool:
+        return options.of_extension(RayOptions).executor is not None
+
+    def open(self, session: Session) -> AbstractContextManager[Executor]:
+        from loraprobe.extensions.ray.cluster import open_cluster
+
+        where = session.options.of_extension(RayOptions).executor
+        assert where is not None  # it is chosen
+        return open_cluster(where)
 
 
 class Ray(Extension):
@@ -44,14 +57,7 @@ class Ray(Extension):
 
     options = RayOptions
     packages = ("ray",)
-
-    def executor(self, session: Session) -> AbstractContextManager[Executor] | None:
-        where = session.options.of_extension(RayOptions).executor
-        if where is None:
-            return None
-        from loraprobe.extensions.ray.cluster import open_cluster
-
-        return open_cluster(where)
+    backends = (RayTasks(),)
 
 
 EXTENSION = Ray()

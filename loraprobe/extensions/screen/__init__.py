@@ -88,6 +88,21 @@ class Screen(Extension):
     functions: ClassVar[Mapping[str, str]] = {
         "screen": "loraprobe.extensions.screen.functions.screen"
     }
+    commands = (
+        CommandSpec(
+            "screen",
+            "loraprobe.extensions.screen.command.screen",
+            "Library",
+            (
+                "loraprobe screen @library.txt",
+                "loraprobe screen @library.txt --task questions.jsonl",
+            ),
+            "base balance allow task fields metric margin guards guard_margin retention limit "
+            "all_items max_new_tokens chat_template seed methods routers space rank device "
+            "dtype quantize device_map batch_size threads trust_remote_code resume json html "
+            "markdown explain dry_run quiet exit_zero",
+        ),
+    )
 
     def audit_parts(self) -> Sequence[AuditPart]:
         from loraprobe.extensions.screen.part import ScreenPart, TogetherPart
@@ -112,23 +127,6 @@ class Screen(Extension):
         from loraprobe.extensions.screen.together.known import card_part  # a merge needs none of it
 
         return card_part(audit)
-
-    def commands(self) -> Sequence[CommandSpec]:
-        return [
-            CommandSpec(
-                "screen",
-                "loraprobe.extensions.screen.command.screen",
-                "Library",
-                (
-                    "loraprobe screen @library.txt",
-                    "loraprobe screen @library.txt --task questions.jsonl",
-                ),
-                "base balance allow task fields metric margin guards guard_margin retention limit "
-                "all_items max_new_tokens chat_template seed methods routers space rank device "
-                "dtype quantize device_map batch_size threads trust_remote_code resume json html "
-                "markdown explain dry_run quiet exit_zero",
-            )
-        ]
 
 
 EXTENSION = Screen()

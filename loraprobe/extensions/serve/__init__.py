@@ -123,6 +123,19 @@ class ServerEngine(Engine):
 
     flag = "--engine"
 
+    def chosen(self, options: Options) -> bool:
+        return options.of_extension(ServeOptions).engine != HERE
+
+    def hint(self, session: Session, seconds: float) -> str:
+        """That vLLM may take less of a long run on a GPU."""
+        on_gpu = session.device.startswith("cuda")
+        if not on_gpu or seconds <= LONG or self.chosen(session.options):
+            return ""
+        from loraprobe.extensions.serve.engine import installed_vllm
+
+        there = installed_vllm() is not None
+        return "vLLM is installed: --engine vllm may take less." if there else ""
+
     def open(self, work: Workload, session: Session, local: ModelScorer) -> Scorer:
         from loraprobe.extensions.serve.engine import open_served
 
@@ -154,6 +167,7 @@ class Serve(Extension):
 
     options = ServeOptions
     codes = Path(__file__).with_name("codes.toml")
+    backends = (ServerEngine(),)
 
     def override(self, command: str, options: Options) -> Callable[..., None] | None:
         if command != "verify":
@@ -168,9 +182,6 @@ class Serve(Extension):
             named = " and ".join(flags)
             raise UsageError(f"verify takes {named} only with --served=URL; add that.")
         return None
-
-    def engine(self, options: Options) -> Engine | None:
-        return None if options.of_extension(ServeOptions).engine == HERE else ServerEngine()
 
     def constraints(self, options: Options) -> Sequence[Constraint]:
         wanted = options.of_extension(ServeOptions).serve
@@ -191,14 +202,6 @@ class Serve(Extension):
 
         commands = serve_commands(adapter)
         return [CardPart("Serve it", ON_CARD, commands)] if commands else []
-
-    def hints(self, session: Session, seconds: float) -> Sequence[str]:
-        if not session.device.startswith("cuda") or seconds <= LONG or self.engine(session.options):
-            return ()
-        from loraprobe.extensions.serve.engine import installed_vllm
-
-        there = installed_vllm() is not None
-        return ["vLLM is installed: --engine vllm may take less."] if there else ()
 
 
 EXTENSION = Serve()

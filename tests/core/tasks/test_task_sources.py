@@ -53,8 +53,7 @@ class Suite(TaskSource):
 @pytest.fixture(autouse=True)
 def added(monkeypatch):
     class Added(Extension):
-        def task_sources(self):
-            return [Suite()]
+        task_sources = (Suite(),)
 
     others = (*wiring.extensions(), Added())
     monkeypatch.setattr(wiring, "extensions", lambda: others)

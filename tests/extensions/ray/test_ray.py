@@ -18,10 +18,8 @@ from words import WORDS
 
 import loraprobe
 import loraprobe.demo
-from loraprobe import wiring
 from loraprobe.base import open_base
 from loraprobe.errors import AdapterError, BaseError, UsageError
-from loraprobe.extension import Extension
 from loraprobe.extensions.ray import cluster
 from loraprobe.options import Options
 from loraprobe.pipeline import evaluator
@@ -158,17 +156,6 @@ def test_other_files_on_a_machine_of_the_cluster_are_refused(tmp_path):
     setup = cloudpickle.dumps((base, {**base.identity, "config.json": {}}, Options()))
     found = cluster._computed(None, setup, b"")
     assert isinstance(found, BaseError) and "machine of the cluster" in str(found)
-
-
-def test_another_engine_and_a_cluster_do_not_go_together(monkeypatch):
-    class Other(Extension):
-        def engine(self, options):
-            return SimpleNamespace(flag="--other")
-
-    others = (*wiring.extensions(), Other())
-    monkeypatch.setattr(wiring, "extensions", lambda: others)
-    with pytest.raises(UsageError, match=r"--executor.*--other"):
-        Options.of({"executor": "ray"})
 
 
 def test_no_file_of_options_names_a_cluster(tmp_path):

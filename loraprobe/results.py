@@ -240,8 +240,5 @@ def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
 def _run(file: Path) -> KeptRun:
     fingerprint = read_fingerprint(file) or {}
     adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
-    return KeptRun(file.parent, adapters, tasks, _size(file.parent), file.stat().st_mtime)
-
-
-def _size(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = sum(path.stat().st_size for path in file.parent.rglob("*") if path.is_file())
+    return KeptRun(file.parent, adapters, tasks, size, file.stat().st_mtime)

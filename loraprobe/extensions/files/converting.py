@@ -394,12 +394,13 @@ def _deltas(base: Base, place: Path, config: dict[str, Any]) -> Iterator[tuple[s
     weights = open_tensors(place)
     _check_sizes(config, weights, base, place)
     loaded = load_model(base)
+    size = sum(parameter.nbytes for parameter in loaded.parameters())
     with warnings.catch_warnings(record=True) as told, torch.no_grad():
         warnings.simplefilter("always")
         try:
             plain = PeftConfig.from_pretrained(str(place))
             _write_out_patterns(plain, config, [path for path, _ in loaded.named_modules()])
-            with memory_limit(MEMORY + TIMES * _bytes_of(loaded)):
+            with memory_limit(MEMORY + TIMES * size):
                 model = PeftModel.from_pretrained(
                     loaded, str(place), adapter_name=NAME, config=plain
                 )
@@ -454,10 +455,6 @@ def _check_sizes(config: Mapping[str, Any], weights: TensorFile, base: Base, pla
                 f"{place / CONFIG} sets {key:.60} to {value:g}, and no tensor of its file or of "
                 f"{base.reference} has more than {largest:,} rows or columns; correct it."
             )
-
-
-def _bytes_of(model: torch.nn.Module) -> int:
-    return sum(parameter.nbytes for parameter in model.parameters())
 
 
 def _write_out_patterns(config: Any, raw: Mapping[str, Any], paths: Sequence[str]) -> None:

@@ -137,11 +137,11 @@ def _extreme(record: LibraryAdapter, times: float) -> Issue:
 Cosines = NDArray[np.float32]
 
 
-def group_families(cosines: Cosines, least: float = FAMILY_COSINE) -> list[int | None]:
+def group_families(cosines: Cosines) -> list[int | None]:
     """The family of every adapter, from 1, the largest first; None for one that is alone.
 
-    Groups are joined while the mean cosine between their members is at least `least` (average
-    linkage; Sokal and Michener 1958).
+    Groups are joined while the mean cosine between their members is at least FAMILY_COSINE
+    (average linkage; Sokal and Michener 1958).
     """
     n = len(cosines)
     if n < 2:
@@ -149,7 +149,7 @@ def group_families(cosines: Cosines, least: float = FAMILY_COSINE) -> list[int |
     from scipy.cluster.hierarchy import fcluster, linkage
 
     distances = 1 - cosines[np.triu_indices(n, 1)].astype(np.float64)
-    labels = fcluster(linkage(distances, "average"), 1 - least, "distance").tolist()
+    labels = fcluster(linkage(distances, "average"), 1 - FAMILY_COSINE, "distance").tolist()
     sizes = {label: labels.count(label) for label in dict.fromkeys(labels)}  # in order of members
     together = [label for label, size in sizes.items() if size > 1]
     order = sorted(together, key=lambda label: -sizes[label])

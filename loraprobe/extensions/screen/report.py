@@ -73,7 +73,7 @@ def library_section(audit: Audit) -> Section:
         (() if asked else SHORT, [usable(found)]),
         ((*ALL, *MARKDOWN), [unusable(found)]),
         (EVERYWHERE, [families(found)]),
-        (FULL, [library_adapters(found), library_findings(found)]),
+        (FULL, [tabulated_adapters("The library", found.members), library_findings(found)]),
     )
 
 
@@ -209,11 +209,6 @@ def usable(screened: Screened) -> Table:
     table = tabulated_adapters(f"Can be used{first}", rows[:MOST_USABLE])
     told = (at for at, cells in enumerate(zip(*table.rows, strict=True)) if set(cells) != {"-"})
     return table.of(at for at in told if table.columns[at].heading != "state")
-
-
-def library_adapters(screened: Screened) -> Table:
-    """Every adapter of the library, as it was read."""
-    return tabulated_adapters("The library", screened.members)
 
 
 def tabulated_adapters(caption: str, rows: Iterable[LibraryAdapter]) -> Table:

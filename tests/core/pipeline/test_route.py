@@ -7,7 +7,6 @@ from dataclasses import replace
 import composing
 import making
 import pytest
-import torch
 
 import loraprobe
 from loraprobe.options import Options
@@ -42,21 +41,6 @@ def test_route_command(tmp_path):
     quiet = making.call(*call, "--overwrite", "--quiet", *constant)
     assert quiet.exit_code == 0 and quiet.stderr == "" and len(quiet.stdout.splitlines()) == 1
     assert load_composition(out).router == ConstantGates((1.0, -0.5))
-
-
-def test_whole_modules_are_routed_by_constant_gates_only(tmp_path):
-    config = {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}
-    for seed, name in enumerate("ab"):
-        making.peft_adapter(tmp_path / name, making.tiny_llama(tied=False), seed, **config)
-    call = ["route", tmp_path / "a", tmp_path / "b", "-o", tmp_path / "out"]
-    refused = making.call(*call)
-    assert refused.exit_code == 2 and "lm_head.weight whole" in " ".join(refused.stderr.split())
-    assert making.call(*call, "--router", "constant").exit_code == 0
-    model = making.tiny_llama(tied=False)
-    with load_composition(tmp_path / "out").into(model):
-        found = making.hidden(model)
-    with loraprobe.route(model, [str(tmp_path / "a"), str(tmp_path / "b")], router="constant"):
-        assert torch.equal(found, making.hidden(model))
 
 
 @pytest.mark.needs("verify")

@@ -160,7 +160,8 @@ class Result:
 
     adapters: those that were given, as their files are. made: the merge, the composition, or the
     adapter that was rewritten. measured: what an evaluation measured. asked: whether the command
-    asks the base.
+    asks the base. subtrahends: what was subtracted from the adapters. place: the directory in which
+    a merge or a composition is written, if it is.
     """
 
     adapters: Sequence[Adapter]
@@ -169,17 +170,21 @@ class Result:
     verdict: Verdict | None = None
     measured: EvaluationRecords | None = None
     asked: bool = False
+    subtrahends: Sequence[Adapter] = ()
+    place: Path | None = None
 
 
 @dataclass(frozen=True)
 class Remarks:
     """What an extension tells of a result: findings about files, reasons that stand behind those of
-    the verdict, and records of its `AuditPart`, in which commands name adapters as the audit does.
+    the verdict, records of its `AuditPart`, in which commands name adapters as the audit does, and
+    the command that checks what is written, if it has one.
     """
 
     issues: Sequence[Issue] = ()
     reasons: Sequence[Reason] = ()
     added: Sequence[Any] = ()
+    check: Command | None = None
 
 
 @dataclass(frozen=True)
@@ -289,68 +294,65 @@ class ResultLog(ABC):
 
 
 class Extension:
-    """An extension that adds nothing, from which others are derived.
+    """An extension that adds nothing, from which others are derived; most add two or three things.
+
+    What people call:
 
     options: a frozen dataclass of its options, which have a group of their own in help and
         documentation; `session.options.of_extension(options)` has their values.
-    codes: a file such as loraprobe/verdict/codes.toml, with the reasons that its annotators and
-        constraints give.
-    finding_codes: a file such as loraprobe/findings.toml, with codes of its own and with fields of
-        the core's codes that it gives otherwise.
-    other_types: a PEFT type other than LORA -> the cure, {place} in it the adapter and {base} its
-        base.
-    functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
-    packages: the packages whose versions `loraprobe env` prints.
     commands: the commands that it adds.
+    functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
+
+    What a run uses where its options and references ask for it:
+
     task_sources: where tasks come from, beside files and data sets of the Hub.
     backends: what can answer questions in place of transformers in this process.
     output_formats: the formats in which commands can write what they made.
     logs: the files that commands can write of a result.
+
+    What it tells of a run, by the methods below:
+
+    codes: a file such as loraprobe/verdict/codes.toml, with the reasons that they give. Its table
+        `findings` is one such as loraprobe/findings.toml, with codes of its own and with fields of
+        the core's codes that it gives otherwise.
+    other_types: a PEFT type other than LORA -> the cure, {place} in it the adapter and {base} its
+        base.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
-    codes: ClassVar[Path | None] = None
-    finding_codes: ClassVar[Path | None] = None
-    other_types: ClassVar[Mapping[str, str]] = {}
-    functions: ClassVar[Mapping[str, str]] = {}
-    packages: ClassVar[tuple[str, ...]] = ()
     commands: ClassVar[Sequence[CommandSpec]] = ()
+    functions: ClassVar[Mapping[str, str]] = {}
     task_sources: ClassVar[Sequence[TaskSource]] = ()
     backends: ClassVar[Sequence[Backend]] = ()
     output_formats: ClassVar[Sequence[OutputFormat]] = ()
     logs: ClassVar[Sequence[ResultLog]] = ()
-
-    def audit_parts(self) -> Sequence[AuditPart]:
-        """What it adds to audits."""
-        return ()
+    codes: ClassVar[Path | None] = None
+    other_types: ClassVar[Mapping[str, str]] = {}
 
     def override(self, command: str, options: Options) -> Callable[..., None] | None:
         """The function that is called in place of a command's own, with those of the same arguments
         that it has; None where the options ask for nothing else.
 
+        It is for an option with which a command does another thing, as `verify --served` does.
         Raises UsageError for options that go with such a function only.
         """
         return None
 
     def constraints(self, options: Options) -> Sequence[Constraint]:
-        """What keeps systems from being used."""
+        """What keeps systems from being used, such as servers; it changes what is advised."""
         return ()
 
     def annotators(self, options: Options) -> Sequence[Annotator]:
-        """What tells something beside the decision of a verdict; it can only leave that open."""
+        """What tells something beside the decision of a verdict, such as a probability; it can only
+        leave that open."""
         return ()
 
     def remarks(self, session: Session, result: Result) -> Remarks:
-        """What is told of the result of `session.command`.
+        """What is told of the result of `session.command`, beside its verdict.
 
         Raises UsageError for options that do not go with it.
         """
         return Remarks()
-
-    def checking(self, place: str, sources: Sequence[Adapter], base: Base | None) -> Command | None:
-        """The command that checks the directory `place`, which was made of the sources, and of the
-        base if there is one; None where there is none."""
-        return None
 
     def card_parts(self, adapter: Adapter, audit: Audit | None) -> Sequence[CardPart]:
         """What the model card of an adapter tells beside how it was made.
@@ -359,13 +361,18 @@ class Extension:
         """
         return ()
 
+    def audit_parts(self) -> Sequence[AuditPart]:
+        """What it adds to audits: keys of the JSON document, lines and sections of reports."""
+        return ()
+
 
 def remarks_of(session: Session, result: Result) -> Remarks:
-    """What all extensions tell of a result."""
-    told = [one.remarks(session, result) for one in installed()]
-    issues = tuple(issue for one in told for issue in one.issues)
-    reasons = tuple(reason for one in told for reason in one.reasons)
-    return Remarks(issues, reasons, tuple(record for one in told for record in one.added))
+    """What all extensions tell of a result; of commands that check it the first."""
+    remarks = [one.remarks(session, result) for one in installed()]
+    issues = tuple(issue for one in remarks for issue in one.issues)
+    reasons = tuple(reason for one in remarks for reason in one.reasons)
+    added = tuple(record for one in remarks for record in one.added)
+    return Remarks(issues, reasons, added, next((one.check for one in remarks if one.check), None))
 
 
 def audit_parts() -> list[AuditPart]:

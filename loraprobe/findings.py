@@ -26,11 +26,12 @@ class FindingCode:
     mended_by: str = ""
 
 
-_FILES = [Path(__file__).with_suffix(".toml")]
-_FILES += [one.finding_codes for one in extensions() if one.finding_codes is not None]
+_FILES = [one.codes for one in extensions() if one.codes is not None]
+_TABLES = [tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))]
+_TABLES += [tomllib.loads(file.read_text(encoding="utf-8")).get("findings", {}) for file in _FILES]
 _ROWS: dict[str, dict[str, dict[str, Any]]] = {}
-for _file in _FILES:
-    for _subject, _group in tomllib.loads(_file.read_text(encoding="utf-8")).items():
+for _table in _TABLES:
+    for _subject, _group in _table.items():
         _rows = _ROWS.setdefault(_subject, {})
         _rows |= {code: _rows.get(code, {}) | row for code, row in _group.items()}
 # What the findings are about -> code -> FindingCode.

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import time
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -18,15 +19,15 @@ from loraprobe._version import __version__
 from loraprobe.cli.parameters import setting
 from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import UsageError
-from loraprobe.extension import installed
 from loraprobe.formatting import count, size
+from loraprobe.wiring import GROUP
 
 if TYPE_CHECKING:
     from loraprobe.results import KeptRun
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
-    "typer rich pydantic numpy scipy"
+    "typer rich pydantic numpy scipy lm_eval ray"
 ).split()
 VARIABLES = (
     "HF_HOME HF_TOKEN HF_ENDPOINT HF_HUB_OFFLINE CUDA_VISIBLE_DEVICES OMP_NUM_THREADS"
@@ -94,7 +95,7 @@ def env(output: Output) -> None:
     from loraprobe.memory import available
 
     free = available()
-    packages = [*PACKAGES, *(name for one in installed() for name in one.packages)]
+    added = [one.dist.name for one in entry_points(group=GROUP) if one.dist is not None]
     own = sorted(name for name in os.environ if name.startswith("LORAPROBE_"))
     environment = {  # without torch, whose import takes longer than all of this
         "loraprobe": __version__,
@@ -103,7 +104,7 @@ def env(output: Output) -> None:
         "cores": os.cpu_count(),
         "memory": None if free is None else size(free),
         "devices": ["cpu", *_gpus()],
-        "packages": {name: v for name in packages if (v := _version(name))},
+        "packages": {name: v for name in (*PACKAGES, *added) if (v := _version(name))},
         "set": [name for name in (*VARIABLES, *own) if os.environ.get(name)],
     }
     if output.document("env", environment):

@@ -26,7 +26,7 @@ from loraprobe.adapters import (
     public_name,
 )
 from loraprobe.base import Base
-from loraprobe.extension import Remarks, Result, installed, output_formats_of, remarks_of
+from loraprobe.extension import Remarks, Result, output_formats_of, remarks_of
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.options import Options
@@ -94,16 +94,22 @@ def finish(
     if verdict is None and len(inputs.adapters) > 1:
         verdict = measured or decided(options, inputs, "weights", preflight=preflight)
     preflight, licences = with_licences(preflight, inputs)
-    result = Result(inputs.given, inputs.base, made, verdict, fields.get("evaluation"))
-    preflight, remarks = with_remarks(preflight, session, result)
-    beside, step = [*beside, *remarks.reasons], None
     formats = [one for one in output_formats_of(options) if one[1].takes(made)]
     place = session.target or next((place for place, _ in formats), None)
+    result = Result(
+        inputs.given,
+        inputs.base,
+        made,
+        verdict,
+        fields.get("evaluation"),
+        subtrahends=prepared.subtrahends,
+        place=place,
+    )
+    preflight, remarks = with_remarks(preflight, session, result)
+    beside, step = [*beside, *remarks.reasons], None
     if measured is not None:
         beside = []  # what was measured is all that is told
-        sources, at = (*inputs.given, *prepared.subtrahends), local_name(str(place))
-        ways = (one.checking(at, sources, inputs.base) for one in installed() if place is not None)
-        step = next(filter(None, ways), NOTHING)
+        step = remarks.check or NOTHING
     elif place is not None and verdict is not None and verdict.composes:  # it is written already
         assert made is not None
         loading = made.load if session.target else formats[0][1].load

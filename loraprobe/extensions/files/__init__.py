@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from loraprobe.extension import Extension, OutputFormat
+from loraprobe.extension import Extension, OutputFormat, Remarks, Result
 from loraprobe.options import AddedOptions, CommandSpec, Options, option
 
 if TYPE_CHECKING:
-    from loraprobe.adapters import Adapter
-    from loraprobe.base import Base
-    from loraprobe.records import Command, Progress
+    from loraprobe.records import Progress
+    from loraprobe.session import Session
 
 PLACE = "loraprobe.extensions.files"
 # PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
@@ -78,7 +77,7 @@ class Files(Extension):
 
     options = FilesOptions
     output_formats = (FullModel(),)
-    finding_codes = Path(__file__).with_name("findings.toml")
+    codes = Path(__file__).with_name("codes.toml")
     other_types = dict.fromkeys(
         WITH_DELTA, "loraprobe convert {place} --base={base} -o DIR makes one"
     )
@@ -114,20 +113,25 @@ class Files(Extension):
         ),
     )
 
-    def checking(self, place: str, sources: Sequence[Adapter], base: Base | None) -> Command:
-        """It names what `verify` does not find without: local sources that do not lie below the
-        working directory, and the base, unless the adapters name it."""
-        from loraprobe.adapters import agreed_base
+    def remarks(self, session: Session, result: Result) -> Remarks:
+        """The command that checks what is written. It names what `verify` does not find without:
+        local sources that do not lie below the working directory, and the base, unless the adapters
+        name it."""
+        from loraprobe.adapters import agreed_base, local_name
         from loraprobe.hub import reference_of
         from loraprobe.pipeline.outcome import below_here
         from loraprobe.records import Command
 
+        if result.place is None:
+            return Remarks()
+        sources, base = (*result.adapters, *result.subtrahends), result.base
         local = [one for one in sources if one.source.path and not one.source.commit]
         apart = [reference_of(one) for one in local if not below_here(str(one.source.path))]
         options = []
         if base is not None and base.reference != agreed_base(x.base_model or "" for x in sources):
             options.append(("--base", below_here(base.reference) or base.summary().reference))
-        return Command("verify", (place, *apart), tuple(options))
+        place = local_name(str(result.place))
+        return Remarks(check=Command("verify", (place, *apart), tuple(options)))
 
 
 EXTENSION = Files()

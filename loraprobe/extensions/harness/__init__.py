@@ -84,7 +84,6 @@ class Harness(Extension):
     """Asks tasks of the harness, and writes logs."""
 
     options = HarnessOptions
-    packages = ("lm_eval",)
     task_sources = (HarnessTasks(),)
     logs = (HarnessLogs(),)
 

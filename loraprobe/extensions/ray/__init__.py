@@ -56,7 +56,6 @@ class Ray(Extension):
     """Asks the base by tasks of a Ray cluster."""
 
     options = RayOptions
-    packages = ("ray",)
     backends = (RayTasks(),)
 
 

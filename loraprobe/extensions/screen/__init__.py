@@ -84,7 +84,6 @@ class Screen(Extension):
 
     options = ScreenOptions
     codes = Path(__file__).with_name("codes.toml")
-    finding_codes = Path(__file__).with_name("findings.toml")
     functions: ClassVar[Mapping[str, str]] = {
         "screen": "loraprobe.extensions.screen.functions.screen"
     }

@@ -35,7 +35,7 @@ class ServePart(AuditPart):
 
         verdict = audit.verdict
         asked = verdict is not None and verdict.evidence not in ("weights", "probes")
-        if verdict is not None and asked and not clause(verdict, "measured-before"):
+        if verdict is not None and asked and "measured-before" not in verdict.codes:
             served = audit.of_extension(ServeCommands).serve and verdict.action.kind != "route"
             advised = "" if served else clause(verdict, "servable")
             yield "servers", clause(verdict, "not-servable") or advised

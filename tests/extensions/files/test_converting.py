@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from making import call, dense, edit, peft_adapter, tiny_gpt2, tiny_llama
+from making import call, dense, edit, peft_adapter, random_adapter, tiny_gpt2, tiny_llama
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
@@ -351,3 +351,11 @@ HTTP = {"license_link": "https://x.org/LICENSE"}
 )  # fmt: skip
 def test_only_known_identifiers_and_http_links_of_a_licence_stand_in_a_card(matter, kept):
     assert licence_fields(matter) == kept
+
+
+def test_a_file_turns_off_what_is_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random_adapter("one").save(tmp_path / "one")
+    (tmp_path / "run.yaml").write_text("ref: one\nportable: false\n")
+    shown = call("convert", "--config", "run.yaml", "-o", "out", "--json")
+    assert "--compact" in json.loads(shown.stdout)["provenance"]["arguments"]

@@ -6,6 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
+import making
 import pytest
 import tampering
 import torch
@@ -16,6 +17,7 @@ import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import AdapterError
 from loraprobe.extensions.files.provenance import MergeRecord
+from loraprobe.extensions.files.verification import Check, Verification
 from loraprobe.extensions.files.verifying import TOLERANCES, same_product
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
@@ -414,10 +416,7 @@ def test_a_given_source_that_cannot_be_read_is_an_error(pair, tmp_path):
 
 @pytest.mark.parametrize("where", ["renamed", "beside", "deeper/down", "far/away/from/here"])
 def test_a_source_is_found_by_its_hash(pair, tmp_path, where):
-    """Near the directory by itself, and anywhere else once it is named.
-
-    A source that is gone says nothing against the directory: exit 3, with the command that helps.
-    """
+    """Near the directory by itself, and anywhere else once it is named."""
     place = tmp_path / "x" / "y" / "z"
     out = merged(pair, place)
     moved = place / where if where != "far/away/from/here" else tmp_path / where
@@ -425,13 +424,9 @@ def test_a_source_is_found_by_its_hash(pair, tmp_path, where):
     os.rename(pair[0], place / "a")
     os.rename(pair[1], moved)
     (tmp_path / "b" / "x").mkdir(parents=True)  # what bears its name now is no adapter
-    if where != "far/away/from/here":
-        assert loraprobe.verify(out).passed
-    else:
-        assert loraprobe.verify(out).passed is None and failed(out) == ["source b"]
-        result = call("verify", out)
-        said = " ".join(result.stdout.replace("\\", " ").split())
-        assert result.exit_code == 3 and f"loraprobe verify {out} REF" in said
+    near = where != "far/away/from/here"
+    assert loraprobe.verify(out).passed is (True if near else None)
+    assert failed(out) == ([] if near else ["source b"])
     assert loraprobe.verify(out, [moved]).passed
     assert call("verify", out, moved, "--quiet").stdout == "verified\n"
 
@@ -455,3 +450,45 @@ def test_a_base_is_found_and_has_to_be_the_one_that_was_used(tmp_path):
     )
     scaled(tmp_path)
     assert not loraprobe.verify(out, base=tmp_path / "moved").passed
+
+
+def shown(thing: object) -> str:
+    told = repr(thing)
+    assert len(told.splitlines()) <= 15 and len(told) <= 1500
+    return " ".join(told.replace("\\", " ").split())
+
+
+def test_a_verification_ends_in_a_next_step(pair, tmp_path):
+    out = merged(pair, tmp_path)
+    told = shown(loraprobe.verify(out, pair))
+    assert told.startswith("VERIFIED") and f"loraprobe inspect {out}" in told
+    for place in pair:
+        shutil.rmtree(place)
+    told = shown(loraprobe.verify(out))
+    assert told.startswith("CANNOT TELL") and f"loraprobe verify {out} REF" in told
+    assert "REF: " in told
+
+
+def test_many_failed_checks_are_few_lines():
+    checks = tuple(Check(f"file-{i}", False, "It differs. " * 20) for i in range(40))
+    told = shown(Verification("out", checks))
+    assert "file-0" in told and "make it again" in told
+
+
+def test_a_folder_that_is_none_is_a_document_where_json_is_asked_for():
+    done = call("verify", "nowhere", "--json")
+    assert done.exit_code == 2 and "no directory" in done.stderr
+    assert json.loads(done.stdout)["error"]["code"] == "adapter"
+
+
+def test_a_merge_of_what_was_measured_ends_with_how_to_verify_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pair, base = making.shipped("skill-and-facts")[:2], ["--base", shipped_world().base]
+    task = ["--task", shipped_world().scenario("skill-and-facts").tasks[0]]
+    few = [*base, *task, "--system", "sum", "--limit", "30", "--quiet"]
+    assert call("merge-and-eval", *pair, *few).exit_code == 0
+    options = ["--method", "sum", *base, "-o", "out", "--json", "--quiet"]
+    verdict = json.loads(call("merge", *pair, *options).stdout)["verdict"]
+    names = [one.partition("=")[0] for one in pair]
+    assert verdict["next"] == f"loraprobe verify out {' '.join(names)} --base base"
+    assert call("verify", "out", *pair, *base).exit_code == 0

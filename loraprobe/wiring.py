@@ -15,6 +15,7 @@ from loraprobe.errors import UsageError
 
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
+    "data_sets",
     "files",
     "find",
     "forecast",

@@ -46,9 +46,9 @@ FIRST = "Most used"  # the panel of the options that stand first
 PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
-FILES = "JSONL", "JSON", "CSV", "TSV", "Parquet", "hf:// for a data set of the Hub"
 LONGEST_FILE = 200_000  # bytes of a file of --config
-QUESTIONS = [*FILES, *(source.help for source in task_sources())]  # what --task takes
+FORMATS = "JSONL", "JSON", "CSV", "TSV", "Parquet", *(source.help for source in task_sources())
+QUESTIONS = f"{', '.join(FORMATS[:-1])}, or {FORMATS[-1]}"  # what --task takes
 Texts = list[str] | None  # the values of an option that may be repeated
 
 
@@ -118,7 +118,7 @@ def scenarios(incomplete: str) -> list[str]:
 
 
 RefsArgument = Annotated[list[str], argument("REF", f"Adapters: {REFERENCE}.")]
-TasksArgument = Annotated[list[str], argument("FILE", "Task files, or hf://datasets/owner/name.")]
+TasksArgument = Annotated[list[str], argument("FILE", f"Tasks: {QUESTIONS}.")]
 DebugOption = Annotated[
     bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
 ]
@@ -138,7 +138,7 @@ OTHERS: Mapping[str, tuple[str, Any, Any]] = {
         option(
             None,
             "FILE",
-            f"Questions: {', '.join(QUESTIONS[:-1])}, or {QUESTIONS[-1]}; may be repeated.",
+            f"Questions: {QUESTIONS}; may be repeated.",
         ),
         Texts,
     ),

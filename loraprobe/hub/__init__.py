@@ -7,7 +7,6 @@ apply. Every failure raises a LoraprobeError with one sentence; functions name i
 reference    the text of a reference -> its parts
 client       files of one commit; the address and the errors of the Hub's client
 loading      references -> adapters with what was in their bases; the folder of a base
-datasets     data sets -> the files of one split
 copies       whether two names are one base
 """
 
@@ -22,4 +21,4 @@ from loraprobe.hub.loading import (
     resolve_adapter,
     resolve_base,
 )
-from loraprobe.hub.reference import DATASET, Reference, reference_of
+from loraprobe.hub.reference import Reference, reference_of

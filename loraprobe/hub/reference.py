@@ -19,7 +19,6 @@ ON_HUB = re.compile(
     r"(?P<repo>(?:[\w.-]{1,96}/)?[\w.-]{1,96})(?:@(?P<revision>[^:@]+))?(?::(?P<folder>.*))?",
     re.ASCII,
 )
-DATASET = "hf://datasets/"  # what the reference of a data set begins with
 LOCAL_START = (".", "/", "~", "\\")
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
 SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})

@@ -10,7 +10,7 @@ from loraprobe import hub
 from loraprobe.adapters import Adapter
 from loraprobe.defaults import LOSS
 from loraprobe.errors import UsageError
-from loraprobe.extension import TaskSource, task_source_of
+from loraprobe.extension import task_source_of
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.session import Cards, Ref, Tasks
@@ -22,43 +22,8 @@ from loraprobe.tasks import (
     load_probe,
     load_task,
     load_text,
-    read_task,
     with_metrics,
 )
-
-
-class Texts(TaskSource):
-    """Files of plain text, each judged by its loss, as a guard may be."""
-
-    def claims(self, reference: str) -> bool:
-        return is_text(reference)
-
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
-        return [load_text(reference, options.limit)]
-
-
-class Datasets(TaskSource):
-    """Data sets of the Hub."""
-
-    def claims(self, reference: str) -> bool:
-        return reference.startswith(hub.DATASET)
-
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
-        from loraprobe.hub.datasets import resolve_dataset
-
-        found = resolve_dataset(reference)
-        source = Task(found.name, (), found.reference, commit=found.commit)
-        return [read_task(found.files, source, options.limit, layout)]
-
-
-class Files(TaskSource):
-    """Files of questions: what nobody else claims."""
-
-    def claims(self, reference: str) -> bool:
-        return True
-
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
-        return [load_task(reference, options.limit, layout)]
 
 
 def open_tasks(tasks: Tasks, options: Options) -> list[Task]:
@@ -100,8 +65,11 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence
         raise UsageError(
             f"{'guards' if guard else 'tasks'} takes files and tasks, not {one!r:.60}."
         )
-    sources = [*([Texts()] if guard else []), Datasets(), Files()]
-    source = task_source_of(str(one)) or next(each for each in sources if each.claims(str(one)))
+    source = task_source_of(str(one))
+    if source is None and guard and is_text(str(one)):  # which is judged by its loss
+        return [load_text(str(one), options.limit)]
+    if source is None:
+        return [load_task(str(one), options.limit, layout)]
     for flag, given in (
         ("--weights=learn", options.learns and not guard),
         ("--fields", layout != FieldMap()),

@@ -19,10 +19,11 @@ from pathlib import Path, PurePosixPath
 from loraprobe import untrusted
 from loraprobe.cache import keep, read_kept
 from loraprobe.errors import BadReference, HubError
+from loraprobe.extensions.data_sets import DATASET
 from loraprobe.formatting import nearest, shortly
 from loraprobe.front_matter import read_front_matter
 from loraprobe.hub.client import CARD, Repository
-from loraprobe.hub.reference import DATASET, ON_HUB, Reference
+from loraprobe.hub.reference import ON_HUB, Reference
 from loraprobe.untrusted import error_line, nested_values
 
 EXTRA = "pip install 'loraprobe[datasets]'"

@@ -11,8 +11,8 @@ import pytest
 from hubs import commit, olah, use
 
 from loraprobe.errors import BadReference, HubError, LoraprobeError
-from loraprobe.hub import datasets
-from loraprobe.hub.datasets import resolve_dataset
+from loraprobe.extensions.data_sets import splits
+from loraprobe.extensions.data_sets.splits import resolve_dataset
 from loraprobe.options import Options
 from loraprobe.pipeline.task_files import open_tasks
 
@@ -165,12 +165,12 @@ def test_a_listing_is_not_written_through_a_link(tmp_path, monkeypatch, linked):
     named = {"reference": SimpleNamespace(repo="acme/set"), "commit": "c", "files": ["a"]}
     online = SimpleNamespace(**named, unreachable=False)
     offline = SimpleNamespace(**named | {"files": []}, unreachable=True)
-    assert datasets._all_files(online) == datasets._all_files(offline) == ["a"]
+    assert splits._all_files(online) == splits._all_files(offline) == ["a"]
     folder = tmp_path / "cache" / "listings"
     (place,) = [folder] if linked == "folder" else folder.iterdir()
     place.rename(tmp_path / "behind")
     place.symlink_to(tmp_path / "behind")
     (file,) = [f for f in (tmp_path / "behind", *tmp_path.glob("behind/*")) if f.is_file()]
     file.write_text('["mine"]')
-    assert datasets._all_files(offline) == []
-    assert datasets._all_files(online) == ["a"] and file.read_text() == '["mine"]'
+    assert splits._all_files(offline) == []
+    assert splits._all_files(online) == ["a"] and file.read_text() == '["mine"]'

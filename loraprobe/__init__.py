@@ -45,7 +45,7 @@ from loraprobe.errors import (
 )
 from loraprobe.extension import installed
 from loraprobe.options import takes
-from loraprobe.wiring import by_name
+from loraprobe.wiring import OF_CORE
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,14 +83,9 @@ __all__ = [
     "merge_and_eval",
     "route",
 ]
-_FUNCTIONS = by_name(
-    "the function",
-    [
-        *((name, "loraprobe", name) for name in __all__),
-        *((name, at, at) for one in installed() for name, at in one.functions.items()),
-    ],
-)
-__all__ = [*_FUNCTIONS]
+OF_CORE |= {f"the function {name}": __name__ for name in __all__}
+_ADDED = {name: at for one in installed() for name, at in one.functions.items()}
+__all__ += [*_ADDED]
 
 
 def __dir__() -> list[str]:
@@ -99,9 +94,9 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     """A function of an extension."""
-    if name not in _FUNCTIONS:
+    if name not in _ADDED:
         raise AttributeError(f"module 'loraprobe' has no attribute {name!r}")
-    module, _, function = _FUNCTIONS[name].rpartition(".")
+    module, _, function = _ADDED[name].rpartition(".")
     return getattr(importlib.import_module(module), function)
 
 

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 from loraprobe.defaults import LOSS, MARGIN, RETENTION
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, listing, nearest, wrapped
-from loraprobe.wiring import by_name, extensions
+from loraprobe.wiring import OF_CORE, extensions, option_names
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -495,11 +495,8 @@ def groups() -> list[type]:
 
 @functools.cache
 def table() -> Mapping[str, Field[Any]]:
-    """Name of an option -> its field. Raises UsageError where two have one name or flag."""
-    every = [(group.__module__, one) for group in groups() for one in fields(group)]
-    flags = ((_flag_in(one), module, one) for module, one in every)
-    by_name("the option", flags)
-    return by_name("the option", ((one.name, module, one) for module, one in every))
+    """Name of an option -> its field."""
+    return {one.name: one for group in groups() for one in fields(group)}
 
 
 @functools.cache
@@ -522,11 +519,7 @@ def named_options() -> list[str]:
 
 def flag_of(name: str) -> str:
     """How the command line calls an option, by the name of its field."""
-    return _flag_in(table()[name])
-
-
-def _flag_in(field: Field[Any]) -> str:
-    return next(iter(field.metadata.get("flags", ())), _flag(field.name))
+    return next(iter(table()[name].metadata.get("flags", ())), _flag(name))
 
 
 def _flag(name: str) -> str:
@@ -723,16 +716,16 @@ CORE = (
     CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",), "json"),
     CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
 )
+for _group in Options.__bases__:
+    OF_CORE |= option_names(_group)
+OF_CORE |= {f"the command {spec.name}": __name__ for spec in CORE}
 
 
 @functools.cache
 def commands() -> Mapping[str, CommandSpec]:
-    """Name of a command -> the command, those of extensions last.
-
-    Raises UsageError where two have one name.
-    """
-    every = (*CORE, *(spec for one in extensions() for spec in one.commands))
-    return by_name("the command", ((spec.name, spec.function, spec) for spec in every))
+    """Name of a command -> the command, those of extensions last."""
+    added = (spec for one in extensions() for spec in one.commands)
+    return {spec.name: spec for spec in (*CORE, *added)}
 
 
 def options_of(command: str) -> list[str]:

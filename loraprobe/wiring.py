@@ -7,9 +7,10 @@ point of that group. Whoever deletes a folder, its tests and its line here has d
 import functools
 import importlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import fields
 from importlib.metadata import entry_points
-from typing import Any, TypeVar
+from typing import Any
 
 from loraprobe.errors import UsageError
 
@@ -24,21 +25,35 @@ EXTENSIONS: tuple[str, ...] = (
     "screen",
     "serve",
 )  # fmt: skip
-Value = TypeVar("Value")
+# What the core has by name, as `claim` takes it: the modules that have it say so here.
+OF_CORE: dict[str, str] = {}
 
 
-def by_name(what: str, named: Iterable[tuple[str, str, Value]]) -> dict[str, Value]:
-    """Name -> value. named: of each its name, the module that it comes from, and the value.
+def claim(taken: dict[str, str], names: Mapping[str, str]) -> None:
+    """Adds names, as "the option margin", to those that are taken, each with its module.
 
-    Raises UsageError where two have one name. what: they are, as "the option".
+    Raises UsageError for a name that is taken.
     """
-    values, modules = dict[str, Value](), dict[str, str]()
-    for name, module, value in named:
-        if name in values:
-            both = f"{modules[name]} and {module} both have {what} {name}"
+    for name, module in names.items():
+        if name in taken:
+            both = f"{taken[name]} and {module} both have {name}"
             raise UsageError(f"{both}; uninstall the extension that you need less.")
-        values[name], modules[name] = value, module
-    return values
+    taken |= names
+
+
+def option_names(group: Any) -> dict[str, str]:
+    """The options of a dataclass by their fields and flags, as `claim` takes them."""
+    flags = [flag for one in fields(group) for flag in one.metadata.get("flags", ())]
+    words = [one.name for one in fields(group)]
+    words += [flag.lstrip("-").replace("-", "_") for flag in flags]
+    return dict.fromkeys([f"the option {word}" for word in words], group.__module__)
+
+
+def names_of(extension: Any) -> dict[str, str]:
+    """What an extension adds by name, as `claim` takes it."""
+    names = {} if extension.options is None else option_names(extension.options)
+    names |= {f"the command {spec.name}": spec.function for spec in extension.commands}
+    return names | {f"the function {name}": at for name, at in extension.functions.items()}
 
 
 @functools.cache
@@ -46,12 +61,17 @@ def extensions() -> tuple[Any, ...]:
     """The `Extension` of each, those of other packages last.
 
     Their modules are small: they import what they need when it is used. One of another package that
-    cannot be loaded is left out with a warning.
+    cannot be loaded, or that adds what is there by the same name, is left out with a warning.
     """
-    found = [importlib.import_module(f"{GROUP}.{name}").EXTENSION for name in EXTENSIONS]
+    found, taken = list[Any](), dict(OF_CORE)
+    for name in EXTENSIONS:
+        found.append(importlib.import_module(f"{GROUP}.{name}").EXTENSION)
+        claim(taken, names_of(found[-1]))
     for point in entry_points(group=GROUP):
         try:
-            found.append(point.load())
+            extension = point.load()
+            claim(taken, names_of(extension))
+            found.append(extension)
         except Exception as error:  # whatever its module does while it is imported
             package = f" of the package {point.dist.name}" if point.dist else ""
             warnings.warn(

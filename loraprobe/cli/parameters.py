@@ -37,7 +37,7 @@ from loraprobe.options import (
     repeats,
     table,
 )
-from loraprobe.wiring import by_name
+from loraprobe.wiring import claim
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -172,13 +172,12 @@ def tables() -> Mapping[str, tuple[str, Any, Any]]:
     """
     core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
-    rows = [(name, __name__, row) for name, row in OTHERS.items()]
+    rows, taken = dict(OTHERS), {f"the option {name}": __name__ for name in OTHERS}
     for panel, group in (*core, *added):
-        hints = get_type_hints(group)
-        for field in dataclasses.fields(group):
-            row = panel, field, hints[field.name]
-            rows.append((field.name, group.__module__, row))
-    return by_name("the option", rows)
+        fields, hints = dataclasses.fields(group), get_type_hints(group)
+        claim(taken, {f"the option {field.name}": group.__module__ for field in fields})
+        rows |= {field.name: (panel, field, hints[field.name]) for field in fields}
+    return rows
 
 
 def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[..., None]:

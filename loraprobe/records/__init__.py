@@ -77,7 +77,7 @@ from loraprobe.records.verdict import (
     Reason,
     Verdict,
 )
-from loraprobe.wiring import by_name, extensions
+from loraprobe.wiring import claim, extensions
 
 SCHEMA_VERSION = 2
 Record = TypeVar("Record")
@@ -96,9 +96,9 @@ def added_records() -> list[type[Any]]:
     """
     kinds = [part.record for one in extensions() for part in one.audit_parts()]
     core = {"schema_version", *DOCUMENT_FIELDS, *(one.name for one in fields(Audit))}
-    keys = [(name, __name__, Audit) for name in core]
-    keys += [(one.name, kind.__module__, kind) for kind in kinds for one in fields(kind)]
-    by_name("the key", keys)
+    taken = {f"the key {name}": __name__ for name in core}
+    for kind in kinds:
+        claim(taken, {f"the key {one.name}": kind.__module__ for one in fields(kind)})
     return kinds
 
 

@@ -1,6 +1,7 @@
-"""Two extensions that claim one name or one place are an error that names both."""
+"""Two extensions that claim one name or one place are a warning or an error that names both."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,28 +72,40 @@ def installed(monkeypatch, *added):
         monkeypatch.setattr(module, "extensions", lambda: every)
 
 
-@pytest.mark.parametrize(
-    ("kinds", "flag"),
-    [((One, SameName), "shade"), ((One, SameFlag), "--shade"), ((OfTheCore,), "margin")],
-)
-def test_two_options_of_one_name_or_flag(monkeypatch, kinds, flag):
-    installed(monkeypatch, *(extension(options=kind) for kind in kinds))
-    with pytest.raises(UsageError, match=rf"{kinds[-1].__module__} both have the option {flag}"):
-        options.table.__wrapped__()
+def paint(module):
+    return CommandSpec("paint", f"{module}.paint", "Other", ())
+
+
+# What is taken -> the extensions of other packages of which the last is left out.
+TAKEN = {
+    "the option shade": ({"options": One}, {"options": SameName}),
+    "the option .*shade": ({"options": One}, {"options": SameFlag}),
+    "the option margin": ({"options": OfTheCore},),
+    "a.paint and b.paint both have the command paint": (
+        {"commands": (paint("a"),)}, {"commands": (paint("b"),)},
+    ),
+    "the command merge": ({"commands": (CommandSpec("merge", "a.merge", "Other", ()),)},),
+    "a.f and b.f both have the function f": (
+        {"functions": {"f": "a.f"}}, {"functions": {"f": "b.f"}},
+    ),
+    "the function inspect": ({"functions": {"inspect": "a.inspect"}},),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", TAKEN)
+def test_an_extension_that_adds_what_is_there_is_left_out_with_a_warning(monkeypatch, what):
+    added = [extension(**own) for own in TAKEN[what]]
+    points = [SimpleNamespace(name="x", dist=None, load=lambda one=one: one) for one in added]
+    monkeypatch.setattr(wiring, "entry_points", lambda group: points)
+    with pytest.warns(UserWarning, match=what):
+        found = wiring.extensions.__wrapped__()
+    assert found[len(wiring.EXTENSIONS) :] == (*added[:-1],)
 
 
 def test_an_option_of_the_name_of_one_of_all_commands(monkeypatch):
     installed(monkeypatch, extension(options=OfTheFront))
     with pytest.raises(UsageError, match=r"cli.running and test_extension both .* json"):
         parameters.tables.__wrapped__()
-
-
-@pytest.mark.parametrize("name", ["paint", "merge"])
-def test_two_commands_of_one_name(monkeypatch, name):
-    specs = [CommandSpec(name, f"{module}.paint", "Other", ()) for module in ("a", "b")]
-    installed(monkeypatch, *(extension(commands=(spec,)) for spec in specs))
-    with pytest.raises(UsageError, match=f"a.paint both have the command {name}|b.paint both"):
-        options.commands.__wrapped__()
 
 
 @pytest.mark.parametrize(("kinds", "key"), [((Shades, Shades), "shade"), ((Verdicts,), "verdict")])
@@ -102,11 +115,6 @@ def test_two_parts_of_an_audit_with_one_key(monkeypatch, kinds, key):
     installed(monkeypatch, *of)
     with pytest.raises(UsageError, match=rf"test_extension both have the key {key}"):
         records.added_records()
-
-
-def test_two_functions_of_one_name():
-    with pytest.raises(UsageError, match=r"a\.paint and b\.paint both have the function paint"):
-        wiring.by_name("the function", [("paint", f"{one}.paint", one) for one in "ab"])
 
 
 class Always(Backend):

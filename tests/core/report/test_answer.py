@@ -352,8 +352,6 @@ def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, mon
     ("base", "named", "command"),
     [
         ("/somewhere/llama", None, "inspect ./a OTHER"),
-        ("owner/llama", None, "find owner/llama"),
-        ("/cache/models--owner--llama/snapshots/1", None, "find owner/llama"),
         ("llama", "./llama", "inspect ./a OTHER"),
         (None, None, "inspect ./a OTHER"),
     ],

@@ -5,7 +5,7 @@ import json
 
 import pytest
 from evidences import evidence_of
-from making import call, random_adapter
+from making import call, edit, random_adapter
 
 from loraprobe.extensions.find.command import show_adapters
 from loraprobe.extensions.find.search import find_adapters
@@ -106,8 +106,10 @@ def test_copies_are_left_out_where_they_cannot_be_asked_for(hub):
     assert call("find", BASE).stdout == "owner/of-base\n"
 
 
-def test_what_is_run_after_one_adapter_of_a_base_on_the_hub(tmp_path):
-    random_adapter("a", base_model="meta/base").save(tmp_path / "a")
+@pytest.mark.parametrize("base", ["meta/base", "/cache/models--meta--base/snapshots/1"])
+def test_what_is_run_after_one_adapter_of_a_base_on_the_hub(base, tmp_path):
+    random_adapter("a").save(tmp_path / "a")
+    edit(tmp_path / "a" / "adapter_config.json", base_model_name_or_path=base)
     assert "loraprobe find meta/base" in call("inspect", tmp_path / "a", "--markdown").stdout
 
 

@@ -52,7 +52,7 @@ def test_its_specification_makes_what_its_manifest_says(world):
         row = manifest["adapters"][one.name]
         recipe = json.loads(json.dumps(dataclasses.asdict(one.recipe)))
         assert one.description == row["description"]
-        assert recipe == {**row["recipe"], "upper": None}
+        assert recipe == {**row["recipe"], "kind": "lora", "upper": None}
     for one in spec.adapter_sets:
         scenario = world.scenario(one.name)
         assert tuple(scenario.adapters) == one.adapters

@@ -25,7 +25,7 @@ WITH_DELTA = frozenset(
 
 @dataclass(frozen=True)
 class FilesOptions(AddedOptions):
-    """Where a merge is written in another format."""
+    """Where a merge is written in another format, and of what a written one is said to be made."""
 
     title: ClassVar[str] = "Full models"
 
@@ -36,6 +36,13 @@ class FilesOptions(AddedOptions):
         "runs; methods with dense results lose nothing there to a rank.",
         typed=True,
         commands=("merge", "merge-and-eval"),
+    )
+    of: tuple[str, ...] = option(
+        (),
+        "REF",
+        "An adapter of which any tool made DIR: say how much of it is in the weights, and read no "
+        "card; repeated for each.",
+        commands=("verify",),
     )
 
 
@@ -108,8 +115,13 @@ class Files(Extension):
             "verify",
             f"{PLACE}.command.verify",
             "Other",
-            ("loraprobe verify merged",),
-            "base threads json quiet",
+            ("loraprobe verify merged", "loraprobe verify full --base owner/base --of ./legal"),
+            "base weights threads json quiet",
+            changed={
+                "weights": {
+                    "help": "The weight that each adapter of --of should have, such as 0.7,0.3."
+                }
+            },
         ),
     )
 

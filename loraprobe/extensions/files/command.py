@@ -12,6 +12,8 @@ from loraprobe.cli.making import save
 from loraprobe.cli.parameters import ADAPTERS, COMPOSITION, argument, setting
 from loraprobe.cli.running import Output, imports_done
 from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.errors import UsageError
+from loraprobe.extensions.files import FilesOptions
 from loraprobe.options import Options
 
 CONVERTING = "loraprobe.extensions.files.converting"
@@ -74,26 +76,39 @@ def verify(
 ) -> None:
     """Make a merge or a composition again from its card and compare the whole directory.
 
-    Exits 0 if everything holds, 1 if something does not, 3 if it cannot be told, such as where a
-    source is not found.
+    With --of it reads no card: it says how much of these adapters is in a full model or an adapter
+    that any tool wrote, module by module, what else is in it, and what rounding took (see
+    docs/merge-check.md). Exits 0 if everything holds, 1 if something does not, 3 if it cannot be
+    told, such as where a source is not found.
     """
     if options.threads is not None:
         import torch
 
         torch.set_num_threads(options.threads)
-    raise typer.Exit(_verify_card(directory, sources or [], base, output))
+    raise typer.Exit(_verify(directory, sources or [], base, options, output))
 
 
-def _verify_card(directory: str, sources: list[str], base: str | None, output: Output) -> int:
-    """Compares a directory with its card; the exit code."""
+def _verify(
+    directory: str, sources: list[str], base: str | None, options: Options, output: Output
+) -> int:
+    """Compares a directory with its card, or with the adapters of --of; the exit code."""
     from loraprobe.extensions.files import verifying
     from loraprobe.extensions.files.verification import as_plain, verification_sections
     from loraprobe.report.terminal import render
 
     imports_done()
-    verification = verifying.verify(directory, sources, base)
+    of, weights = options.of_extension(FilesOptions).of, options.weights
+    if isinstance(weights, str):
+        raise UsageError(f"verify takes numbers as --weights, not {weights}.")
+    if of:
+        with output.progress() as progress:
+            verification = verifying.verify(directory, sources, base, of, weights, progress)
+    else:
+        verification = verifying.verify(directory, sources, base, weights=weights)
     told = {True: (0, "verified"), False: (1, "not verified"), None: (3, "cannot tell")}
     code, short = told[verification.passed]
+    if verification.contents is not None:
+        short = verification.contents.verdict.replace("-", " ")
     shown, title = verification_sections(verification), f"loraprobe verify {verification.directory}"
     show = partial(render, Console(highlight=False), title, shown, "short")
     output.tell("verify", as_plain(verification), short, show)

@@ -122,7 +122,7 @@ def compose_full_model(
     with tempfile.TemporaryDirectory(dir=place.parent) as space:
         base = dequantised(given, Path(space)) if given.quantization else given
         _check_index(base)
-        layout, files = _Layout(merged, base), base.weight_files
+        layout, files = Layout(merged.inputs, merged.adapter, base), base.weight_files
         for number, file in enumerate(files, 1):
             seen, tensors = set[int](), dict[str, Tensor]()
             for key in layout.in_order(k for k, w in base.stored.items() if w.file.path == file):
@@ -286,8 +286,8 @@ def check_space(target: Path, needed: int) -> None:
         )
 
 
-class _Layout:
-    """What becomes of each tensor of a base's files.
+class Layout:
+    """What becomes of each tensor of a base's files in a merge, by its inputs and its adapter.
 
     `written`: key in the files -> key to write -> its changes. `pieces`: key -> the parameter of
     the loaded model of which it is a piece. `unties`: whether embedding and head part. Raises
@@ -295,8 +295,8 @@ class _Layout:
     weights.
     """
 
-    def __init__(self, merged: Merged, base: Base) -> None:
-        self.merged, self.base = merged, base
+    def __init__(self, inputs: MergeInputs, adapter: Adapter, base: Base) -> None:
+        self.inputs, self.adapter, self.base = inputs, adapter, base
         self.written: dict[str, dict[str, list[Change]]] = {key: {key: []} for key in base.stored}
         self.pieces: dict[str, str] = {}
         self.changes = defaultdict[str, list[Change]](list)  # name in the loaded model -> changes
@@ -329,7 +329,7 @@ class _Layout:
 
     def _collect(self) -> None:
         """Fills `changes`."""
-        inputs, adapter = self.merged.inputs, self.merged.adapter
+        inputs, adapter = self.inputs, self.adapter
         for path in adapter.unstacked:
             weight = self.base.weights.get(path)
             turned = weight is not None and weight.kind != "linear"
@@ -372,7 +372,7 @@ class _Layout:
 
     def _split(self, name: str) -> None:
         """Finds where the files have a parameter that they do not have under its own name."""
-        base, adapter = self.base, self.merged.adapter
+        base, adapter = self.base, self.adapter
         try:
             parameter = base.skeleton.get_parameter(name)
         except AttributeError:  # also without a skeleton

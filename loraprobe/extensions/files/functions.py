@@ -60,14 +60,19 @@ def verify(
     directory: str | Path,
     sources: Sequence[str | Path] = (),
     base: str | Path | None = None,
+    of: Sequence[str | Path] = (),
+    weights: Sequence[float] | None = None,
 ) -> Verification:
-    """Checks that a merged or routed directory is what its card says.
+    """Checks that a merged or routed directory is what its card says, or what `of` makes.
 
     sources, base: the places of the adapters, of the files of prompts from which a router learned,
-    and of the base that it was made of, if they moved.
+    and of the base that it was made of, if they moved. of: adapters of which any tool made the
+    directory; its card is not read then, and `contents` of the result says how much of each is in
+    it. weights: those that they should have; without them 1 each, or 1/n each.
     `passed` of the result is None where it cannot be told, such as for a source that is not found.
-    Raises AdapterError if the directory was not made by loraprobe.
+    Raises AdapterError if the directory was not made by loraprobe and `of` is not given.
     """
     from loraprobe.extensions.files import verifying
 
-    return verifying.verify(directory, [*map(str, sources)], None if base is None else str(base))
+    place, given = None if base is None else str(base), None if weights is None else tuple(weights)
+    return verifying.verify(directory, [*map(str, sources)], place, [*map(str, of)], given)

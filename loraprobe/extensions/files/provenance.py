@@ -13,6 +13,8 @@ from loraprobe.front_matter import KEY, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.report.cards import CARD, SCHEMA
 
+BY_WEIGHTS = "compare its weights with what it was made of: add --base=REF and --of=ADAPTER"
+
 
 class StrictModel(BaseModel):
     """Exactly these fields with exactly these types, because a card is untrusted."""
@@ -102,7 +104,7 @@ def read_card_fields(directory: Path) -> Mapping[Any, Any]:
     text = read_card(directory / CARD, str(directory), AdapterError)
     if text is None:
         raise AdapterError(
-            f"{directory} has no {CARD}; only what loraprobe wrote, with its card, can be verified."
+            f"{directory} has no {CARD}, and so no recipe by loraprobe; {BY_WEIGHTS}."
         )
     return read_front_matter(text)
 
@@ -115,8 +117,8 @@ def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
     found = read_card_fields(directory).get(KEY)
     if not isinstance(found, dict):
         raise AdapterError(
-            f"The {CARD} of {directory} says nothing of a merge or a composition by "
-            "loraprobe; only what loraprobe wrote, with its card, can be verified."
+            f"The {CARD} of {directory} says nothing of a merge or a composition by loraprobe; "
+            f"{BY_WEIGHTS}."
         )
     version = found.get("schema_version")
     if version != SCHEMA:

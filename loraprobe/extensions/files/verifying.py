@@ -30,6 +30,7 @@ from loraprobe.base import Base, open_base
 from loraprobe.cache import file_hash
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
+from loraprobe.extensions.files.contents import contents_of
 from loraprobe.extensions.files.full_model import METADATA, compose_full_model
 from loraprobe.extensions.files.provenance import (
     BaseRecord,
@@ -40,7 +41,7 @@ from loraprobe.extensions.files.provenance import (
     read_card_fields,
     read_provenance,
 )
-from loraprobe.extensions.files.verification import Check, Verification
+from loraprobe.extensions.files.verification import Check, Verification, checks_of
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
@@ -50,6 +51,7 @@ from loraprobe.pipeline.commands import compose, merge
 from loraprobe.pipeline.fitting import prompt_lines
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.plan import Fitted
+from loraprobe.records import Progress
 from loraprobe.report.cards import CARD
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import FILE, STATE, Routed
@@ -83,18 +85,28 @@ CardRecord = MergeRecord | CompositionRecord
 
 
 def verify(
-    directory: str | Path, sources: Sequence[str] = (), base: str | None = None
+    directory: str | Path,
+    sources: Sequence[str] = (),
+    base: str | None = None,
+    of: Sequence[str] = (),
+    weights: tuple[float, ...] | None = None,
+    progress: Progress | None = None,
 ) -> Verification:
-    """Compares a directory with what its card's recipe makes.
+    """Compares a directory with what its card's recipe makes, or its weights with `of`.
 
     sources, base: the adapters, the files of prompts from which a router learned, and the base that
-    it was made of, if they are not found without.
+    it was made of, if they are not found without. of: adapters that explain the weights of a
+    directory without such a card. weights: those that they should have in it.
     Files are compared only if all of these are found. Raises AdapterError if the directory has no
     card by loraprobe, LoraprobeError for a given source that cannot be read.
     """
     place = Path(directory)
     if not place.is_dir():
         raise AdapterError(f"There is no directory {place}; check the path.")
+    if of:
+        return _by_weights(place, base, of, weights, sources, progress)
+    if weights is not None:
+        raise UsageError("--weights are those of --of, which is missing; add the adapters.")
     record = read_provenance(place)
     files = [Path(one) for one in sources if _learns(record) and Path(one).is_file()]
     given = [hub.load(one) for one in sources if Path(one) not in files]
@@ -115,11 +127,33 @@ def verify(
         with tempfile.TemporaryDirectory() as space:
             again = Path(space) / "again"
             try:
-                weights = _make_again(record, adapters, opened, prompts, place, again)
-                checks += _compared(place, again, record, weights)
+                compared = _make_again(record, adapters, opened, prompts, place, again)
+                checks += _compared(place, again, record, compared)
             except LoraprobeError as error:
                 checks.append(Check("made again", None, f"It cannot be made again: {error}"))
     return Verification(str(directory), tuple(checks), tuple(sources), base)
+
+
+def _by_weights(
+    place: Path,
+    base: str | None,
+    of: Sequence[str],
+    weights: tuple[float, ...] | None,
+    sources: Sequence[str],
+    progress: Progress | None,
+) -> Verification:
+    """What of the adapters `of` is in the weights of a directory, whatever its card says."""
+    if sources:
+        raise UsageError(
+            f"{sources[0]} is a source of a card, and with --of no card is read; give it as --of."
+        )
+    adapters = hub.load_all(of)
+    full = not (place / CONFIG).is_file()
+    opened = base_of(base or "auto", adapters) if base or full else None
+    contents = contents_of(place, opened, adapters, weights, progress)
+    given = base or (opened.reference if opened else None)
+    checks = checks_of(contents)
+    return Verification(str(place), checks, (), given, tuple(of), contents)
 
 
 def _make_again(

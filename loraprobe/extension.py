@@ -1,6 +1,6 @@
 """What an extension may add: commands, options of commands, Python functions, parts of an audit,
-sources of tasks, who asks the base, what answers in its place, what a verdict tells, what is
-written of a result.
+sources of tasks, systems, who asks the base, what answers in its place, what a verdict tells, what
+is written of a result.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
         Command,
         EvaluationRecords,
         Issue,
+        Kind,
         Progress,
         Reason,
         Sample,
@@ -38,7 +39,11 @@ if TYPE_CHECKING:
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
+    from loraprobe.tasks.splits import TaskSplit
     from loraprobe.verdict import Annotator, Exclusion
+
+
+PASSES = 3  # of a text that a gradient is computed of: one forth, and one back of twice its time
 
 
 @dataclass(frozen=True)
@@ -239,6 +244,62 @@ class TaskSource(ABC):
         """
 
 
+@dataclass(frozen=True)
+class AddedSystems:
+    """What a `SystemSource` made: systems, notes for the report, and records of its `AuditPart`."""
+
+    systems: Sequence[System] = ()
+    notes: Sequence[str] = ()
+    records: Sequence[Any] = ()
+
+
+class SystemSource(ABC):
+    """Systems of kinds of its own (`Extension.kinds`) that an extension adds to `merge-and-eval`.
+
+    They may be made of items of the tasks, on which nothing is scored then. They are asked what all
+    others are asked, in the same rounds, and the guards, and each is compared with all others. They
+    change no decision; the one that has the `name` of its kind is advised where no composition is
+    shown to gain and it is the best that was measured. Its `artifact`, if it has one, is written
+    then. `AuditPart` and `Annotator` tell of them. The methods are called in this order.
+    """
+
+    @abstractmethod
+    def set_apart(self, tasks: Sequence[Task], options: Options) -> TaskSplit:
+        """The items of which systems are made, and the others.
+
+        `loraprobe.tasks.splits.drawn` draws them in whole groups, by the seed, so that most are
+        those from which weights and routers learn. Raises TaskError where the tasks have too few
+        items, or items of which no system can be made, UsageError where an option stands in the
+        way.
+        """
+
+    @abstractmethod
+    def expected(self, parts: TaskSplit) -> Mapping[str, int]:
+        """The names of its systems, each with how many texts are read at most to make it.
+
+        A text that a gradient is computed of counts PASSES times. parts: what was set apart, and
+        the items on which systems are scored, which nothing set apart.
+        """
+
+    @abstractmethod
+    def make(
+        self,
+        scorer: ModelScorer,
+        base: Base,
+        parts: TaskSplit,
+        composed: Sequence[System],
+        session: Session,
+        place: Path | None,
+    ) -> AddedSystems:
+        """Makes the systems; the scorer's model is as before afterwards.
+
+        The `content` of a system decides whether answers that are kept are its own. composed: the
+        compositions, none of which was asked yet. place: the directory of what this run keeps, for
+        what a run with `session.resume` goes on from; None where nothing is kept. Raises
+        LoraprobeError.
+        """
+
+
 class OutputFormat(ABC):
     """A format, other than that of --output, in which `merge` and `merge-and-eval` write what they
     made.
@@ -303,7 +364,7 @@ class Extension:
     commands: the commands that it adds.
     functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
 
-    What a run uses where its options and references ask for it:
+    What a run uses where its options and references ask for it (`system_sources` and `kinds` too):
 
     task_sources: where tasks come from, beside files and data sets of the Hub.
     backends: what can answer questions in place of transformers in this process.
@@ -341,6 +402,14 @@ class Extension:
     def constraints(self, options: Options) -> Sequence[Constraint]:
         """What keeps systems from being used, such as servers; it changes what is advised."""
         return ()
+
+    def system_sources(self, options: Options) -> Sequence[SystemSource]:
+        """What makes systems that are evaluated beside all others."""
+        return ()
+
+    def kinds(self) -> Mapping[str, Kind]:
+        """The kinds of these systems, each a "reference"; audits that are read have them too."""
+        return {}
 
     def annotators(self, options: Options) -> Sequence[Annotator]:
         """What tells something beside the decision of a verdict, such as a probability; it can only
@@ -394,6 +463,11 @@ def summaries(audit: Audit) -> list[Summary]:
 def commands_behind(audit: Audit) -> list[tuple[str, Command]]:
     """The commands of extensions behind the next one, each with its label."""
     return [line for part in audit_parts() for line in part.commands(audit)]
+
+
+def system_sources(options: Options) -> list[SystemSource]:
+    """What makes the systems that the options ask extensions for."""
+    return [source for one in installed() for source in one.system_sources(options)]
 
 
 def output_formats_of(options: Options) -> list[tuple[Path, OutputFormat]]:

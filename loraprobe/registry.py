@@ -31,8 +31,9 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """The members of one folder.
 
-    package: the dotted name of the folder. base: the base class of all members. noun: the word for
-    a member in messages. elsewhere: a name that other tools use -> which member that is.
+    package: the dotted name of the folder, or of a file that has them all. base: the base class of
+    all members. noun: the word for a member in messages. elsewhere: a name that other tools use ->
+    which member that is.
     """
 
     package: str
@@ -47,10 +48,10 @@ class Registry(Generic[T]):
         Raises TypeError for a file without a member, and for two members of one name.
         """
         members: dict[str, type[T]] = {}
-        for file in pkgutil.iter_modules(importlib.import_module(self.package).__path__):
-            if file.name.startswith("_"):
-                continue
-            module = importlib.import_module(f"{self.package}.{file.name}")
+        package = importlib.import_module(self.package)
+        files = [file.name for file in pkgutil.iter_modules(getattr(package, "__path__", ()))]
+        names = [f"{self.package}.{name}" for name in files if not name.startswith("_")]
+        for module in map(importlib.import_module, names or [self.package]):
             classes = [
                 thing
                 for thing in vars(module).values()

@@ -32,6 +32,7 @@ from loraprobe.records import (
     ItemResult,
     Score,
     items_needed,
+    references,
 )
 from loraprobe.tasks import METRICS, Task, is_generated
 
@@ -302,12 +303,13 @@ def compare(
     level: float = LEVEL,
 ) -> tuple[Comparison, ...]:
     """Every composition against the base, every single adapter and its own controls, then the best
-    option against every other one.
+    option against every other one, then every reference against all options.
 
     Both are compared on the same items. A positive difference means that the system is better (for
     losses: that its loss is lower). `adjusted_ci95` covers all rows of one task and part together;
     level: that of the round. Rows with the best option (`_with_best`) are left out where a
-    composition is compared with the same baseline in the same form already.
+    composition is compared with the same baseline in the same form already. The rows of a reference
+    are a family of their own, so that it changes no interval of the others.
     """
     baselines = [s.name for s in systems if s.kind in (*BASELINES, "control")]
     compositions = [s.name for s in systems if s.kind in MULTI_ADAPTER_KINDS]
@@ -322,7 +324,12 @@ def compare(
         if first and second:
             found = _comparisons(table, first, second, task, level, seed)
             rows += [row for row in found if of_one.get(row.against, row.system) == row.system]
-    return (*rows, *_with_best(results, systems, level, seed))
+    added = references()
+    options = [s for s in systems if s.kind != "control" and s.kind not in added]
+    rows += _with_best(results, options, level, seed)
+    for reference in (s for s in systems if s.kind in added):
+        rows += _with_best(results, [*options, reference], level, seed, reference.name)
+    return tuple(rows)
 
 
 def _comparisons(
@@ -352,16 +359,20 @@ def _comparisons(
 
 
 def _with_best(
-    results: Sequence[ItemResult], systems: Sequence[System], level: float, seed: int
+    results: Sequence[ItemResult],
+    systems: Sequence[System],
+    level: float,
+    seed: int,
+    name: str = "",
 ) -> list[Comparison]:
     """The option with the best mean over the tasks, minus every other option, on each task.
 
-    An option is a system that is no control, in one form of the question; the two forms of one
-    system are two options. `adjusted_ci95` covers all options of one task together, as in Hsu's
-    multiple comparisons with the best (1984). Systems that answered fewer items than the others
-    are left out.
+    An option is a system in one form of the question; the two forms of one system are two options.
+    name: of a system of which the better option is compared in place of the best of all.
+    `adjusted_ci95` covers all options of one task together, as in Hsu's multiple comparisons with
+    the best (1984). Systems that answered fewer items than the others are left out.
     """
-    kinds = {system.name: system.kind for system in systems if system.kind != "control"}
+    kinds = {system.name: system.kind for system in systems}
     asked = Counter((r.system, r.part) for r in results if r.part in FORMS and r.system in kinds)
     most = {part: max(n for c, n in asked.items() if c[1] == part) for _, part in asked}
     columns = sorted((c for c in asked if asked[c] == most[c[1]]), key=_by_name)
@@ -371,7 +382,11 @@ def _with_best(
     values = np.ma.masked_invalid(whole.values)
     # -inf where an option did not answer a task
     means = [values[whole.strata == k].mean(axis=0).filled(-np.inf) for k in range(len(tasks))]
-    best = columns[int(np.mean(means, axis=0).round(9).argmax())]
+    merits = np.mean(means, axis=0).round(9)
+    chosen = [k for k, column in enumerate(columns) if name in ("", column[0])]
+    if not chosen:
+        return []
+    best = columns[max(chosen, key=lambda k: merits[k])]
     others = whole.comparable([column for column in columns if column != best], [best])
     found: list[Comparison] = []
     for task in tasks if others else ():

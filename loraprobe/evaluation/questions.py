@@ -35,7 +35,7 @@ from loraprobe.defaults import (
     WORKED_TOKENS,
 )
 from loraprobe.errors import TaskError
-from loraprobe.records import QUESTION, STEPS, Coverage, ItemPart, ItemResult, SystemKind, hop_part
+from loraprobe.records import QUESTION, STEPS, Coverage, ItemPart, ItemResult, hop_part
 from loraprobe.results import digest
 from loraprobe.tasks import METRICS, Item, Task, is_generated, normalize_answer
 from loraprobe.tasks.metrics import LONGEST_REPLY, answer_end, asked_marks
@@ -58,8 +58,9 @@ class System:
 
     composition: it is put into the base; None for the base alone. chain: for kind "chain", the
     compositions of the single adapters, named after them, which answer the hops together with the
-    base. compression_error: the relative error of a merge that is due to its rank. merged: the
-    `merging.Merged` of a method that needs new weights. content: a digest of all that decides what
+    base. compression_error: the relative error of a merge that is due to its rank. artifact: the
+    `adapters.Composed` that is written of it, such as the `merging.Merged` of a method that needs
+    new weights; None where it has none, or none yet. content: a digest of all that decides what
     the system computes, by which its answers are kept; "" where only the same run may use them.
     method: the merge method or the router by which adapters are composed; spec: its text. members:
     the adapters that it consists of, where the run has others. of: of a control that depends on a
@@ -67,11 +68,11 @@ class System:
     """
 
     name: str
-    kind: SystemKind
+    kind: str
     composition: Composition | None = None
     chain: tuple[Composition, ...] = ()
     compression_error: float | None = None
-    merged: Any = None
+    artifact: Any = None
     content: str = ""
     spec: str = ""
     method: Any = None

@@ -271,7 +271,8 @@ def merge_and_eval(
         with_files = partial(evaluated.builder.with_files, compositions)
         excluded = exclusions(options, inputs.base, lambda: (inputs.given, with_files()))
         verdict = decided(options, inputs, "evaluation", records, preflight, excluded)
-        made, why = recommend(verdict, compositions, evaluated.builder)
+        systems = [*compositions, *evaluated.added.systems]
+        made, why = recommend(verdict, systems, evaluated.builder)
         beside = list[Reason]()
         unwritten = [session.target] if made is None else []
         unwritten += [at for at, format_ in output_formats_of(options) if not format_.takes(made)]
@@ -289,6 +290,7 @@ def merge_and_eval(
         gates=evaluated.gates,
         search=evaluated.builder.fitted.weights,
         samples=evaluated.wrong(verdict),
+        added=evaluated.added.records,
         evaluation=records,
     )
     keep_verdict(inputs, outcome.audit, compositions)

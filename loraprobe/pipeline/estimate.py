@@ -15,7 +15,7 @@ from loraprobe.composition import Composition
 from loraprobe.defaults import LEARNING_STEPS, PLAIN_TOKENS
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import Question, System, questions, spread_sample
-from loraprobe.extension import installed
+from loraprobe.extension import PASSES, installed
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
@@ -100,8 +100,12 @@ def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
     sizes = {one.name: int(one.kind == "adapter") for one in baseline_systems(adapters)}
     sizes |= {spec: 1 if spec == "chain" else len(adapters) for spec in plan.specs}
     sizes |= {"shrunk": 1, "random-partner": len(adapters)} if len(plan.specs) else {}
+    # The texts that are read to fit something, with so many adapters in the base.
+    reading = [(n, 1) for source, parts in plan.sources for n in source.expected(parts).values()]
+    if plan.parts is not None and options.learns:
+        reading.append((PASSES * LEARNING_STEPS * plan.parts.items[0], len(adapters)))
+    sizes |= {name: 1 for source, parts in plan.sources for name in source.expected(parts)}
     seconds = units_of(plan.tasks, options) * sum(map(pace, sizes.values()))
     seconds += units_of(inputs.guards, options) * (pace(0) + pace(1) + pace(len(adapters)))
-    if plan.parts is not None and options.learns:  # a pass forth, and one back of twice its time
-        seconds += 3 * LEARNING_STEPS * plan.parts.items[0] * READ * pace(len(adapters))
+    seconds += sum(READ * texts * pace(size) for texts, size in reading)
     return cost_of(evaluator, [*sizes], seconds)

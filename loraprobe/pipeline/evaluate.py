@@ -29,6 +29,7 @@ from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.questions import BASE, pilot_round, spread_sample
+from loraprobe.extension import AddedSystems
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of, exclusions
@@ -52,6 +53,7 @@ from loraprobe.records import (
     Sample,
     Verdict,
     display_name,
+    references,
 )
 from loraprobe.scoring import ModelScorer
 from loraprobe.session import Cards, Session
@@ -69,13 +71,17 @@ DECIDED = ("likely", "unlikely")
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What an evaluation of a whole plan found, and what can be saved and shown of it."""
+    """What an evaluation of a whole plan found, and what can be saved and shown of it.
+
+    added: the systems of extensions.
+    """
 
     records: EvaluationRecords
     notes: Sequence[str]
     gates: tuple[GateStatistics, ...]
     builder: SystemBuilder
     compositions: Sequence[System]
+    added: AddedSystems
     samples: Sequence[Sample]
 
     def wrong(self, verdict: Verdict) -> tuple[Sample, ...]:
@@ -107,9 +113,10 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
         builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in builder.fitted.specs(plan)]
+        added = added_systems(evaluator, composed)
         result = SequentialEvaluation(
             evaluator,
-            [*baseline_systems(inputs.adapters), *composed],
+            [*baseline_systems(inputs.adapters), *composed, *added.systems],
             evaluator.rounds(),
             functools.partial(controls_of, builder, composed),
         ).ask()
@@ -123,11 +130,11 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
     notes = [*evaluator.told(), *fitted.notes, *prepared.notes]
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [learned_note(fitted.weights)] if fitted.weights else []
-    notes += plan.left_out
+    notes += [*added.notes, *plan.left_out]
     notes += [gate_note, *result.notes(), *evaluation.chain_notes(result.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
     samples = evaluation.samples_of(result.results, result.systems, tasks)
-    return Evaluated(records, notes, gates, builder, composed, samples)
+    return Evaluated(records, notes, gates, builder, composed, added, samples)
 
 
 def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuilder:
@@ -136,6 +143,22 @@ def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuild
     path = None if responses is None else responses.with_name(LEARNED)
     fitted = fit(inputs, prepared, evaluator.plan, evaluator.local, session, path)
     return SystemBuilder(inputs.adapters, prepared, session.options, inputs.base, fitted)
+
+
+def added_systems(evaluator: Evaluator, composed: Sequence[System]) -> AddedSystems:
+    """The systems that extensions add to the evaluator's plan, together. composed: the others."""
+    responses, base = evaluator.responses.path, evaluator.inputs.base
+    place = None if responses is None else responses.parent
+    assert base is not None
+    made = [
+        source.make(evaluator.local, base, parts, composed, evaluator.session, place)
+        for source, parts in evaluator.plan.sources
+    ]
+    return AddedSystems(
+        [system for one in made for system in one.systems],
+        [note for one in made for note in one.notes],
+        [record for one in made for record in one.records],
+    )
 
 
 def controls_of(
@@ -373,8 +396,8 @@ class RoundResult:
         """What the verdict rests on and has not answered the guards of this round.
 
         These are the leading composition, what it is compared with, and what is advised, of a chain
-        and of adapters switched by task the adapters; without a composition the best adapter. What
-        was shown to lose a guard is not asked again.
+        and of adapters switched by task the adapters; without a composition the best adapter; and
+        references. What was shown to lose a guard is not asked again.
         """
         if not self.round.guards:
             return set()
@@ -384,8 +407,10 @@ class RoundResult:
         names |= set() if self.candidates else {self.evidence.leading("adapter")}
         names |= self.chain_members if verdict.action.kind == "chain" else set()
         names |= self.evidence.switched if verdict.action.kind == SWITCH else set()
+        names |= {one.name for one in self.systems if one.kind in references()}
         known = {row.system for row in self.measured.guards}
-        own = {one.name for one in self.systems if one.kind in ("adapter", *COMPOSITIONS)}
+        kinds = "adapter", *COMPOSITIONS, *references()
+        own = {one.name for one in self.systems if one.kind in kinds}
         return {name for name in names if name in own - known}
 
     def losers(self) -> list[str]:

@@ -115,7 +115,7 @@ class Evaluator(AbstractContextManager["Evaluator"]):
 
     def _by_executor(self, to_ask: Open) -> Answers:
         """The answers of the session's executor to batches, as they come. Raises LoraprobeError."""
-        sent = [(replace(system, merged=None), open_) for system, open_ in to_ask]
+        sent = [(replace(system, artifact=None), open_) for system, open_ in to_ask]
         parts = [(system, batch) for system, open_ in sent for batch in batches(open_)]
         for at, rows in self.session.executor.map(answer_questions, self, parts):
             if isinstance(rows, LoraprobeError):

@@ -80,6 +80,7 @@ def finish(
     verdict: Verdict | None = None,
     beside: Sequence[Reason] = (),
     content: str = "",
+    added: Sequence[Any] = (),
     **fields: Any,
 ) -> Outcome:
     """The outcome of a command that composes: what licences ask of somebody who publishes what it
@@ -87,7 +88,8 @@ def finish(
 
     made: what is saved if a directory was given, None if there is nothing. verdict: on what was
     asked; None where nothing was. beside: reasons that stand behind those of the verdict. content:
-    what was made (`PreparedAdapters.content`), where nothing was asked. fields: of the audit.
+    what was made (`PreparedAdapters.content`), where nothing was asked. added: records of parts of
+    the audit, beside those of the remarks. fields: of the audit.
     """
     options = session.options
     measured = measured_before(inputs, content) if content else None
@@ -110,8 +112,7 @@ def finish(
     if measured is not None:
         beside = []  # what was measured is all that is told
         step = remarks.check or NOTHING
-    elif place is not None and verdict is not None and verdict.composes:  # it is written already
-        assert made is not None
+    elif place is not None and made is not None and result.measured is not None:  # it is written
         loading = made.load if session.target else formats[0][1].load
         step = Command("python", (local_name(str(place)),), text=loading)
     audit = audit_of(
@@ -122,7 +123,7 @@ def finish(
         verdict=verdict,
         beside=beside,
         step=step,
-        **{"transformations": prepared.steps, "added": remarks.added, **fields},
+        **{"transformations": prepared.steps, "added": (*added, *remarks.added), **fields},
     )
     if made is None:
         return Outcome(audit)
@@ -132,16 +133,18 @@ def finish(
 
 
 def recommend(
-    verdict: Verdict, compositions: Sequence[System], builder: SystemBuilder
+    verdict: Verdict, systems: Sequence[System], builder: SystemBuilder
 ) -> tuple[Composed | None, str]:
-    """The merge or composition that the verdict advises, or None, and why there is none, or no
-    other format of it."""
-    name = verdict.system
+    """What is written of the system that the verdict advises, or None, and why there is none, or no
+    other format of it. systems: the compositions, and what extensions added."""
+    name = verdict.used
+    built = next((system for system in systems if system.name == name), None)
+    if built is not None and built.artifact is not None:
+        return built.artifact, ""
     if not verdict.composes or name is None:
         return None, f"the advice is {verdict.action}, and not a composition that was evaluated."
-    built = next((system for system in compositions if system.name == name), None)
     if built is not None and built.kind == "merge":
-        return built.merged or builder.merge(built.method), ""
+        return builder.merge(built.method), ""
     if built is None or built.composition is None:
         return None, f"{display_name(name)} is neither a merge nor a router."
     from loraprobe.routing._saved import Routed

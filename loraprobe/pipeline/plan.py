@@ -11,7 +11,7 @@ trained. Merges and routers use the adapters that `transforms.transform` returns
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from loraprobe.composition import Composition, Router, change_norm
 from loraprobe.composition.router import unroutable
 from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
+from loraprobe.extension import SystemSource, system_sources
 from loraprobe.formatting import nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import (
@@ -44,7 +45,6 @@ from loraprobe.records import (
     MULTI_ADAPTER_KINDS,
     SHRUNK,
     LearnedWeights,
-    SystemKind,
     display_name,
 )
 from loraprobe.registry import name_of
@@ -52,7 +52,7 @@ from loraprobe.results import digest
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
-from loraprobe.tasks.splits import TaskSplit, split_for_router, split_for_weights
+from loraprobe.tasks.splits import TaskSplit, left_by, split_for_router, split_for_weights
 
 PER_PROMPT = BY_PROMPT  # the only system that joins the default ones
 WHY_PER_PROMPT = (
@@ -63,8 +63,8 @@ WHY_PER_PROMPT = (
 )
 
 
-def kind_of(spec: str) -> SystemKind | None:
-    """The kind (`records.KINDS`) of the system of a spec; None where it names none of these."""
+def kind_of(spec: str) -> str | None:
+    """The kind (`records.kinds`) of the system of a spec; None where it names none of these."""
     if spec in METHODS:
         return "merge"
     return "router" if spec in ROUTERS else FIXED.get(spec)
@@ -84,7 +84,8 @@ class Plan:
     specs: merge methods, routers and "chain". tasks: with the items on which systems are scored.
     parts: the items that are set apart, from which routers and weights learn, and the others.
     learning: the routers that learn from prompts, by spec. added: those of the specs that no
-    option names. left_out: notes on default routers that cannot be used.
+    option names. left_out: notes on default routers that cannot be used. sources: of the systems
+    that extensions add, each with the items that were set apart for it.
     """
 
     specs: tuple[str, ...] = ()
@@ -93,6 +94,7 @@ class Plan:
     learning: Mapping[str, Router] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    sources: tuple[tuple[SystemSource, TaskSplit], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,8 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     PER_PROMPT joins for several tasks where `--router` stands at its default, unless `--system`
     names what is evaluated. A default router that cannot be used is left out; one that the user
     named raises an error later. One adapter has no compositions. Raises TaskError where a task is
-    too small for `--weights learn`.
+    too small for `--weights learn` or for what an extension adds, UsageError for an adapter with
+    the name of a system that one adds.
     """
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))
@@ -149,8 +152,14 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     apart = parts if learning and isinstance(parts, TaskSplit) else None
     if tasks and options.learns:
         apart = split_for_weights(tasks, options)
-    left = tuple(tasks) if apart is None else apart.left
-    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out))
+    wanted = system_sources(options) if tasks else []
+    sources = [(source, source.set_apart(tasks, options)) for source in wanted]
+    for source, own in sources:
+        check_free([adapter.name for adapter in adapters], source.expected(own))
+    left = left_by(tasks, [own for _, own in sources] + ([] if apart is None else [apart]))
+    apart = None if apart is None else replace(apart, left=left)
+    rest = tuple((source, replace(own, left=left)) for source, own in sources)
+    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out), rest)
 
 
 def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:
@@ -192,12 +201,8 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
     """
     named = [spec for spec in options.systems if kind_of(spec) in COMPOSITIONS]
     taken = {*options.methods, *options.routers, *named, "task_arithmetic"}
-    for adapter in adapters:
-        if adapter.name in taken or adapter.name.startswith(SHRUNK):
-            raise UsageError(
-                f"The adapter name {adapter.name!r} is that of a system of its own:",
-                f"give the adapter another one, as in my-{adapter.name.partition(':')[0]}=REF.",
-            )
+    names = [adapter.name for adapter in adapters]
+    check_free(names, {*taken, *(name for name in names if name.startswith(SHRUNK))})
     others = {*FIXED, *(a.name for a in adapters)}
     for spec in options.systems:
         if spec not in others and spec not in named:
@@ -216,6 +221,16 @@ def check_systems(adapters: Sequence[Adapter], options: Options) -> None:
                     "learn them for task_arithmetic, or give weights."
                 ) from None
         check_kept(adapters, method, options.allow)
+
+
+def check_free(adapters: Sequence[str], taken: Collection[str]) -> None:
+    """Raises UsageError for an adapter with the name of a system. taken: these names."""
+    for name in adapters:
+        if name in taken:
+            raise UsageError(
+                f"The adapter name {name!r} is that of a system of its own:",
+                f"give the adapter another one, as in my-{name.partition(':')[0]}=REF.",
+            )
 
 
 def constant_gates(
@@ -293,8 +308,8 @@ class SystemBuilder:
     def with_files(self, compositions: Sequence[System]) -> list[System]:
         """The compositions, the merges among them with the adapter that a server loads."""
         return [
-            replace(system, merged=self.merge(system.method))
-            if system.kind == "merge" and system.merged is None
+            replace(system, artifact=self.merge(system.method))
+            if system.kind == "merge" and system.artifact is None
             else system
             for system in compositions
         ]
@@ -313,7 +328,7 @@ class SystemBuilder:
             return System(name, "merge", composition, compression_error=0.0)
         merged = self.merge(method, experts, name)
         alone, error = single(merged.adapter), merged.compression_error
-        return System(name, "merge", alone, compression_error=error, merged=merged)
+        return System(name, "merge", alone, compression_error=error, artifact=merged)
 
     def _content(self, spec: str, control: str = "") -> str:
         """The content of a composition, or of a control of it."""

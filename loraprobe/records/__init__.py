@@ -56,8 +56,6 @@ from loraprobe.records.measurements import (
     Rounds,
     Sample,
     Score,
-    ScoredKind,
-    SystemKind,
     TestResult,
     averaged,
     display_name,
@@ -65,7 +63,9 @@ from loraprobe.records.measurements import (
     hop_part,
     items_needed,
     judged_elsewhere,
+    kinds,
     pooled,
+    references,
 )
 from loraprobe.records.plain import as_text, document, plain
 from loraprobe.records.verdict import (
@@ -94,12 +94,12 @@ def added_records() -> list[type[Any]]:
 
     Raises UsageError where two have a field of one name, and for one of the core's names.
     """
-    kinds = [part.record for one in extensions() for part in one.audit_parts()]
+    classes = [part.record for one in extensions() for part in one.audit_parts()]
     core = {"schema_version", *DOCUMENT_FIELDS, *(one.name for one in fields(Audit))}
     taken = {f"the key {name}": __name__ for name in core}
-    for kind in kinds:
-        claim(taken, {f"the key {one.name}": kind.__module__ for one in fields(kind)})
-    return kinds
+    for record in classes:
+        claim(taken, {f"the key {one.name}": record.__module__ for one in fields(record)})
+    return classes
 
 
 @dataclass(frozen=True)

@@ -10,15 +10,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from loraprobe.defaults import LEARNING_SHRINK, LOSS, MOST_ITEMS
 from loraprobe.records.inputs import Interval
+from loraprobe.wiring import claim, extensions
 
 # ---- who is asked, and what ----------------------------------------------------------------------
-
-SystemKind = Literal["base", "adapter", "merge", "router", "chain", "control"]
-ScoredKind = SystemKind | Literal["switch"]  # which is made of scores, not asked
 
 
 @dataclass(frozen=True)
@@ -26,33 +24,38 @@ class Kind:
     """What holds for every system of a kind.
 
     role: a *baseline* is what a composition has to beat, the decision is about a *composition*, an
-    *alternative* composes no weights, a *control* shows what the partners add. action: what is
-    advised where such a system is the best; of an adapter it names the adapter, and of worked steps
-    it is "step-by-step". loadable: whether programs that load LoRA files can answer it: a router
-    weighs adapters by the text, which none does. A client of such a program names the adapter of
-    each question of `switch`, and asks a `chain` hop after hop.
+    *alternative* composes no weights, a *reference* is what an extension adds (`SystemSource`), a
+    *control* shows what the partners add. A reference is compared with all others and changes no
+    decision. action: what is advised where such a system is the best; of an adapter it names the
+    adapter, and of worked steps it is "step-by-step". name: of the one system of the kind that the
+    action uses; of a reference no other one is advised. words: what sentences call that system.
+    loadable: whether programs that load LoRA files can answer it: a router weighs adapters by the
+    text, which none does. A client of such a program names the adapter of each question of
+    `switch`, and asks a `chain` hop after hop.
     """
 
-    role: Literal["baseline", "composition", "alternative", "control"]
+    role: Literal["baseline", "composition", "alternative", "reference", "control"]
     action: str
+    name: str = ""
+    words: str = ""
     loadable: bool = True
 
 
-# The simplest first. "switch" asks each task's own adapter.
-KINDS: Mapping[ScoredKind, Kind] = {
-    "base": Kind("baseline", "use-base"),
+# The simplest first. "switch" asks each task's own adapter; it is made of scores and is not asked.
+KINDS: Mapping[str, Kind] = {
+    "base": Kind("baseline", "use-base", "base", "the base"),
     "adapter": Kind("baseline", "use-single"),
     "merge": Kind("composition", "merge"),
     "router": Kind("composition", "route", loadable=False),
-    "switch": Kind("alternative", "switch-adapters"),
-    "chain": Kind("alternative", "chain"),
+    "switch": Kind("alternative", "switch-adapters", words="each task's own adapter"),
+    "chain": Kind("alternative", "chain", "chain", "a chain"),
     "control": Kind("control", ""),
 }
 BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")
 COMPOSITIONS = tuple(name for name, kind in KINDS.items() if kind.role == "composition")
 MULTI_ADAPTER_KINDS = (*COMPOSITIONS, "chain")  # kinds of systems that put several to use
 # The systems that are no method and no router, by the name that asks for them.
-FIXED: Mapping[str, SystemKind] = {
+FIXED: Mapping[str, str] = {
     "base": "base",
     "chain": "chain",
     "shrunk": "control",
@@ -60,6 +63,34 @@ FIXED: Mapping[str, SystemKind] = {
 }
 SHRUNK, PARTNER, BY_PROMPT = "shrunk:", "random-partner", "hard:by=centroid,per=sequence"
 CALLED = {BY_PROMPT: "by prompt", PARTNER: "random partner"}
+
+
+def references() -> dict[str, Kind]:
+    """The kinds that extensions add. Raises UsageError for a name that is taken."""
+    taken, found = {f"the kind of systems {name}": __name__ for name in KINDS}, dict[str, Kind]()
+    for extension in extensions():
+        own = extension.kinds()
+        claim(taken, {f"the kind of systems {name}": extension.__module__ for name in own})
+        found |= own
+    return found
+
+
+def kinds() -> dict[str, Kind]:
+    """All kinds, the simplest first: those of the core, then those of extensions."""
+    return {**KINDS, **references()}
+
+
+class _KnownKind:
+    """The name of a kind of systems that are asked, for pydantic."""
+
+    @staticmethod
+    def __get_pydantic_core_schema__(source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.literal_schema([name for name in kinds() if name != "switch"])
+
+
+SystemKind = Annotated[str, _KnownKind]
 
 
 def display_name(system: str) -> str:

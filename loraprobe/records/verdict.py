@@ -8,7 +8,7 @@ from typing import Literal
 
 from loraprobe.defaults import MARGIN
 from loraprobe.records.command import NOTHING, Command
-from loraprobe.records.measurements import Interval, ItemPart
+from loraprobe.records.measurements import Interval, ItemPart, kinds
 from loraprobe.records.plain import WrittenAsText
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
@@ -131,8 +131,9 @@ class Verdict:
 
     @property
     def used(self) -> str | None:
-        """The scored system that the action uses; None where it uses none, or several in turn."""
+        """The system that the action uses, where it was scored; None where it uses none, or several
+        in turn."""
         if self.composes:
             return self.system
-        fixed = {"use-base": "base", "chain": "chain"}
-        return fixed.get(self.action.kind) or self.action.adapter or None
+        named = {kind.action: kind.name for kind in kinds().values()}
+        return named.get(self.action.kind) or self.action.adapter or None

@@ -58,7 +58,8 @@ def with_card(made: Made, audit: Audit, options: Options, subtrahends: Sequence[
     parts = [] if made.written is None else parts_of(made.written, audit)
     for part in parts:
         matter[KEY] |= part.facts
-    title = f"{listing([source.name for source in sources])}, {display_name(made.name)}"
+    names = listing([source.name for source in sources])
+    title = ", ".join(filter(None, (names, display_name(made.name))))
     values = {"audit": audit, "allowed": options.allow, "sources": sources, **made.card_values}
     card_of: Callable[..., str] = partial(card_text, title=title, **values)
     return replace(made, card=card_of(made.template, matter, parts=parts), card_of=card_of)
@@ -131,12 +132,13 @@ def front_matter(
     layers = learned.layers if learned else options.layers
     if layers and made.takes_weights:
         choices["layers"] = {layer: [*map(float, weights)] for layer, weights in layers.items()}
+    declared = None if made.written is None else made.written.summary().base_model
     fields = {
         "library_name": made.library,
         "pipeline_tag": "text-generation",
         "tags": ["lora", made.tag, "loraprobe"],
         "base_model_relation": "adapter",
-        "base_model": next((s.base_model for s in made.sources if s.base_model), None),
+        "base_model": next((s.base_model for s in made.sources if s.base_model), declared),
         "license": licence_of_merge({source.name: source.license for source in made.sources}),
         KEY: {
             "schema_version": SCHEMA,

@@ -9,12 +9,13 @@ decides, and the probability of a gain, or how much of it the interval does not 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from loraprobe.compatibility import OF_BASE
 from loraprobe.extension import finding_owner, summaries
 from loraprobe.formatting import count, digits_beside, listing, probability, signed, spread
 from loraprobe.options import commands
-from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, display_name
+from loraprobe.records import FORMS, SHRUNK, STEPS, Audit, Verdict, display_name, references
 from loraprobe.report.limits import MOST_REASONS, watched
 from loraprobe.verdict.advice import Basis, basis_of
 from loraprobe.verdict.evidence import FORM, SWITCH, Evidence, ranked
@@ -215,6 +216,8 @@ def _lead(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         "use-base": "the base alone",
         "switch-adapters": "each task's own adapter",
     }.get(verdict.action.kind, display_name(verdict.system or "") if verdict.composes else "")
+    if used is not None and used.kind in references():
+        who = str(replace(used, both=False))
     if not who:
         return ""
     forms = {row.part for row in audit.evaluation.scores} >= {*FORMS}

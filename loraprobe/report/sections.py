@@ -43,6 +43,7 @@ from loraprobe.records import (
     Verdict,
     by_severity,
     display_name,
+    references,
 )
 from loraprobe.report import figures
 from loraprobe.report.answer import answer
@@ -70,7 +71,6 @@ from loraprobe.verdict.reasons import CODES
 
 FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
 EVERYWHERE = (*FULL, *MARKDOWN)
-GROUPS = (BASELINES, COMPOSITIONS, ("chain",), ("control",))
 MARKS = {"error": "x", "warning": "!", "note": "·"}
 AGAINST_CHANCE = ("subspace_overlap", "shared_initialisation")  # read as multiples of chance
 COMPARED = ("cosine", "norm_ratio", "subspace_overlap")  # what a reader compares of a pair
@@ -445,10 +445,10 @@ def _score_with_interval(row: Score) -> str:
 
 
 def _in_order(rows: Sequence[Score]) -> list[str]:
-    """The names of systems: base and single adapters, compositions, chain, controls."""
+    """The names of systems: base and single adapters, compositions, chain, references, controls."""
     return [
         system
-        for group in GROUPS
+        for group in (BASELINES, COMPOSITIONS, ("chain",), references(), ("control",))
         for system in dict.fromkeys(s.system for s in rows if s.kind in group)
     ]
 

@@ -114,6 +114,26 @@ def drawn(tasks: Sequence[Task], wanted: Sequence[int], seed: int) -> TaskSplit:
     return TaskSplit(*(tuple(part(task, inside) for task in tasks) for inside in (True, False)))
 
 
+def left_by(tasks: Sequence[Task], splits: Sequence[TaskSplit]) -> tuple[Task, ...]:
+    """The items of the tasks that no split set apart.
+
+    Several splits overlap where `drawn` made them, so that little is lost. Raises TaskError where
+    nothing of a task is left.
+    """
+    taken = [{i.id for split in splits for i in split.apart[at].items} for at in range(len(tasks))]
+    left = tuple(
+        replace(task, items=tuple(item for item in task.items if item.id not in own))
+        for task, own in zip(tasks, taken, strict=True)
+    )
+    for task, rest in zip(tasks, left, strict=True):
+        if task.items and not rest.items:
+            raise TaskError(
+                f"All {count(len(task.items), 'item')} of task {task.name} are set apart to learn "
+                "from; give more items."
+            )
+    return left
+
+
 def groups_of(task: Task) -> int:
     """The number of groups of a task's items, which are never parted."""
     return len({_group_of(item) for item in task.items})

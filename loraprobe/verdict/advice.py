@@ -18,7 +18,6 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
-    KINDS,
     QUESTION,
     STEPS,
     Action,
@@ -29,6 +28,8 @@ from loraprobe.records import (
     Reason,
     Verdict,
     display_name,
+    kinds,
+    references,
 )
 from loraprobe.verdict.evidence import (
     SWITCH,
@@ -73,7 +74,8 @@ def advise(
     composed: all merges and routers in both forms; best: the one that the decision is about;
     outdone: a chain made the decision. A composition is used for `likely` only if it is `likely`
     itself, unless all that are `likely` are excluded, and never if it is shown to lose a skill or a
-    guard; neither is an adapter that loses a guard.
+    guard; neither is an adapter that loses a guard. A reference is advised only where nothing is
+    `likely`.
     """
     likely, usable = decision == "likely", evidence.usable
     can_run = [c for c in composed if c.system not in evidence.excluded]
@@ -81,6 +83,8 @@ def advise(
     sound = sound or [c for c in can_run if c.retains != "unlikely"]
     by_form = {(c.system, c.part): c for c in sound}
     measured = [*usable.scored_alone(), *usable.scored_candidates(sound)]
+    if not likely:
+        measured += usable.scored_references()
     chosen = usable.leader(measured)
     chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
@@ -131,7 +135,7 @@ def action_is_certain(evidence: Evidence, verdict: Verdict) -> bool:
     used = evidence.scored([verdict.used or ""])
     if any(evidence.losses or one.score.low > least for one in used):
         return True
-    names = evidence.systems((*BASELINES, *COMPOSITIONS, "chain"))
+    names = evidence.systems((*BASELINES, *COMPOSITIONS, *references(), "chain"))
     return all(one.score.high <= least + evidence.tie for one in evidence.scored(names))
 
 
@@ -170,10 +174,10 @@ def _close(
         gap = other.score.value - chosen.score.value
         if round(gap, 9) > 0 and evidence.difference(other, chosen).low <= 0:
             return [reason_of("not-told-apart", gap, noise, other=other, chosen=chosen)]
-    kinds = {"switch", *COMPOSITIONS}
-    for other in (s for s in others if s in measured and chosen.kind in kinds):
+    combined = {"switch", *COMPOSITIONS}
+    for other in (s for s in others if s in measured and chosen.kind in combined):
         near = chosen.score.value - other.score.value <= evidence.tie
-        if near and other.kind in kinds - {chosen.kind}:
+        if near and other.kind in combined - {chosen.kind}:
             return [_hardly_less(chosen, other)]
     return []
 
@@ -185,7 +189,7 @@ def _on_any_program(
     better. kept: compositions that may keep every skill."""
     merges = [system for system in kept if system.kind == "merge" and answers(evidence, system)]
     best = evidence.leader(merges)
-    if best is None or KINDS[chosen.kind].loadable:
+    if best is None or kinds()[chosen.kind].loadable:
         return []
     gap = round(chosen.score.value - best.score.value, 9)
     if gap > evidence.tie:

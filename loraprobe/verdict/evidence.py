@@ -33,7 +33,6 @@ from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
     FORMS,
-    KINDS,
     QUESTION,
     STEPS,
     Action,
@@ -46,12 +45,12 @@ from loraprobe.records import (
     Measurement,
     Missing,
     Score,
-    ScoredKind,
-    SystemKind,
     TestResult,
     averaged,
     display_name,
+    kinds,
     pooled,
+    references,
 )
 
 WEAKEST_FIRST: tuple[TestResult, ...] = ("unlikely", "inconclusive", "likely")
@@ -140,7 +139,7 @@ class Candidate:
     """
 
     system: str
-    kind: SystemKind
+    kind: str
     part: ItemPart
     against: str
     against_part: ItemPart
@@ -235,7 +234,7 @@ def gain_criterion(gain: Gain, margin: float) -> Criterion:
 
 FORM = {"question": "on the question", "steps": "step by step"}  # in words
 GUESSING = "guessing"  # the row of coverage that says what guessing would score
-SWITCH = KINDS["switch"].action  # also the name of the system of that kind
+SWITCH = "switch-adapters"  # the action; also the name of the system of that kind
 
 
 @dataclass(frozen=True)
@@ -262,7 +261,7 @@ class ScoredSystem:
     """
 
     system: str
-    kind: ScoredKind
+    kind: str
     part: ItemPart
     score: Estimate
     both: bool = False
@@ -270,8 +269,9 @@ class ScoredSystem:
     def __str__(self) -> str:
         if self.kind == "chain":
             return "A chain asked hop after hop"
-        who = {"base": "the base", "switch": "each task's own adapter"}.get(self.kind)
-        return (who or display_name(self.system)) + self.in_form
+        kind = kinds()[self.kind]
+        own = kind.role != "reference" or kind.name == self.system
+        return ((own and kind.words) or display_name(self.system)) + self.in_form
 
     @property
     def in_form(self) -> str:
@@ -291,7 +291,7 @@ class ScoredSystem:
     @property
     def effort(self) -> tuple[int, int]:
         """How much the system asks of its user; less is simpler."""
-        return list(KINDS).index(self.kind), FORMS.index(self.part)
+        return list(kinds()).index(self.kind), FORMS.index(self.part)
 
     @property
     def action(self) -> Action:
@@ -299,7 +299,7 @@ class ScoredSystem:
         if self.kind in COMPOSITIONS and self.part == STEPS:
             return Action("step-by-step")
         adapter = self.system if self.kind == "adapter" else ""
-        return Action(KINDS[self.kind].action, adapter)
+        return Action(kinds()[self.kind].action, adapter)
 
 
 @dataclass(frozen=True)
@@ -415,6 +415,12 @@ class Evidence:
         best = self.usable.best_alone().values()
         return {one.system for one in best if one.kind == "adapter"}
 
+    def scored_references(self) -> list[ScoredSystem]:
+        """The systems of extensions that may be advised, in both forms."""
+        names = {name: kind.name for name, kind in references().items()}
+        rows = self.measured.scores
+        return self.scored(sorted({s.system for s in rows if names.get(s.kind) == s.system}))
+
     def best_alone(self) -> dict[str, ScoredSystem]:
         """The best of base and single adapters on each task, by the task's name."""
         apart = {task: self.on(task) for task in self.task_names}
@@ -434,8 +440,8 @@ class Evidence:
         best = next(
             s for s in simplest_first if s is top or tied(self.difference(top, s), tie, most)
         )
-        if not KINDS[best.kind].loadable:
-            rival = self.leader(system for system in by_score if KINDS[system.kind].loadable)
+        if not kinds()[best.kind].loadable:
+            rival = self.leader(one for one in by_score if kinds()[one.kind].loadable)
             if (
                 rival is not None
                 and rival.kind == "merge"
@@ -641,7 +647,7 @@ def control_kinds(names: Iterable[str]) -> set[str]:
 def ranked(systems: Iterable[ScoredSystem]) -> list[ScoredSystem]:
     """The systems by what they scored, the best first; of equal ones the simplest first.
 
-    Simple is what stands first in KINDS, then the plain question before worked steps, then the
+    Simple is what stands first in `kinds`, then the plain question before worked steps, then the
     merge that changes the base less.
     """
     return sorted(systems, key=lambda s: (-round(s.score.value, 9), s.effort, by_change(s.system)))

@@ -24,6 +24,7 @@ from loraprobe.records import (
     Verdict,
     adapter_name,
     example,
+    references,
 )
 from loraprobe.verdict.programs import ask_chain, switch_by_task
 from loraprobe.verdict.reasons import limit_of_tokens, most_cut
@@ -120,7 +121,9 @@ def next_command(
         return _tell_more(verdict, request, measured)
     if verdict.composes:
         return _write(verdict, request)
-    adapters = request.adapters
+    adapters, added = request.adapters, references()
+    if any(row.kind in added and row.system == verdict.used for row in measured.scores):
+        return _evaluate(request, RESUME, WRITE)
     match verdict.action.kind:
         case "fix":
             return _fix(request)

@@ -219,7 +219,7 @@ class AnsweredSet(Trained):
 
     @property
     def systems(self) -> list[System]:
-        return [System(name, kind) for name, kind in self.kinds.items()]  # type: ignore[arg-type]
+        return [System(name, kind) for name, kind in self.kinds.items()]
 
     def under(self, compositions: Sequence[str]) -> AnsweredSet:
         """The set as it is where only these compositions are asked."""
@@ -309,7 +309,7 @@ def measured_gain(
     """
     names = {name for name, kind in kinds.items() if kind in BASELINES} | {composition}
     own = [row for row in results if row.system in names]
-    systems = [System(name, kinds[name]) for name in sorted(names)]  # type: ignore[arg-type]
+    systems = [System(name, kinds[name]) for name in sorted(names)]
     rows = [gain for gain in measure_gains(own, systems) if gain.system == composition]
     if not rows:
         raise CaseError(f"{composition} shares no items with base and single adapters.")

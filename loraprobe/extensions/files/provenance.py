@@ -115,7 +115,7 @@ def read_provenance(directory: Path) -> MergeRecord | CompositionRecord:
     Raises AdapterError if there is none, or if loraprobe would not write it.
     """
     found = read_card_fields(directory).get(KEY)
-    if not isinstance(found, dict):
+    if not isinstance(found, dict) or found.get("sources") == []:
         raise AdapterError(
             f"The {CARD} of {directory} says nothing of a merge or a composition by loraprobe; "
             f"{BY_WEIGHTS}."

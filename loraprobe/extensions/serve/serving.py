@@ -29,7 +29,6 @@ from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
 from loraprobe.records import (
     BY_PROMPT,
-    KINDS,
     ChainHop,
     Command,
     Issue,
@@ -37,6 +36,7 @@ from loraprobe.records import (
     Severity,
     Verdict,
     display_name,
+    kinds,
 )
 from loraprobe.verdict.evidence import SWITCH, Exclusion
 from loraprobe.verdict.reasons import reason_of
@@ -396,10 +396,12 @@ class Serving:
             return {}
         files = {adapter.name: adapter for adapter in self.given}
         files |= {
-            one.name: as_written(one.merged.written, "DIR") for one in compositions if one.merged
+            one.name: as_written(one.artifact.written, "DIR")
+            for one in compositions
+            if one.artifact
         }
         by_kind = _excluded(self.named)
-        mixed = [one for one in compositions if not KINDS[one.kind].loadable]
+        mixed = [one for one in compositions if not kinds()[one.kind].loadable]
         by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
         unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
         for name, adapter in files.items():

@@ -260,7 +260,7 @@ def composed(rank: int, most: int | None):
     merged = merge(adapters, "sum", rank=most)
     kinds = {"arrow": "router", BY_PROMPT: "router", "chain": "chain"}
     named = [System(name, kind) for name, kind in kinds.items()]
-    return adapters, [System("sum", "merge", merged=merged), *named]
+    return adapters, [System("sum", "merge", artifact=merged), *named]
 
 
 # Server, rank of each of two adapters, --rank of the merge -> systems that it cannot run.

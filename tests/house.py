@@ -14,8 +14,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).parents[1]
-# Words by which the core would name an extension: `screen`, `serve`, `harness`, `files`, `forecast`
-# and `ray`.
+# Words of names by which the core would name an extension: `screen`, `serve`, `harness`, `files`,
+# `forecast` and `ray`.
 WORDS = {
     *("screen", "screened", "screening", "library", "shortlist"),
     *("serve", "served", "serving", "servers", "server", "vllm", "sglang"),
@@ -24,6 +24,9 @@ WORDS = {
     *("forecast", "calibration", "prior"),
     "ray",
 }
+# `find` and `data_sets` are everyday words: every text has a method `find`. The core would name one
+# where it is a whole text, as that of a command in `next`; imports are counted apart.
+TEXTS = {"find", "data_sets"}
 
 # Merges two adapters, and prints which modules of the package that loaded.
 MERGE = """
@@ -129,6 +132,12 @@ def identifiers(tree: ast.AST) -> set[str]:
     return {word for name in names if name for word in re.split(r"[\W_]+", str(name).lower())}
 
 
+def texts(tree: ast.AST) -> set[str]:
+    """The texts in a module."""
+    values = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    return {value for value in values if isinstance(value, str)}
+
+
 def modules_of(tree: ast.AST) -> set[str]:
     """The modules that a module imports."""
     found = {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
@@ -145,7 +154,7 @@ def of_extensions(package: dict[Path, ast.Module]) -> dict[str, int]:
         own = [tree for path, tree in package.items() if path.parts[:3] == (*home, name)]
         told[f"statements in the extension {name}"] = sum(map(statements, own))
     importing = [p for p, t in core.items() if any("extensions" in m for m in modules_of(t))]
-    naming = [p for p, t in core.items() if identifiers(t) & WORDS]
+    naming = [p for p, t in core.items() if identifiers(t) & WORDS or texts(t) & TEXTS]
     told["files of the core"] = len(core)
     told["files of the core that import an extension"] = len(importing)
     told["files of the core that name one"] = len(naming)

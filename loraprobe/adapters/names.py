@@ -83,7 +83,7 @@ QUANTISED = re.compile(
     re.I,
 )
 
-Relation = Literal["same", "unclear", "different"]
+Relation = Literal["same", "unverified", "different"]
 
 
 def is_path(reference: str) -> bool:
@@ -100,13 +100,13 @@ def relation(one: str, other: str) -> Relation:
     if one == other:
         return "same"
     if is_path(one) or is_path(other):
-        return "unclear"
+        return "unverified"
     one, other = one.lower(), other.lower()
     if one == other:
-        return "unclear"
+        return "unverified"
     short, long = sorted((one, other), key=lambda name: "/" in name)
     if "/" not in short and long.rpartition("/")[2] == short:
-        return "unclear"  # the Hub forwards old names without an owner, such as gpt2
+        return "unverified"  # the Hub forwards old names without an owner, such as gpt2
     return "different"
 
 

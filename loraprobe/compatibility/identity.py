@@ -1,8 +1,8 @@
 """Compares the base models, revisions, task types and tokenizers of adapters.
 
 Names are compared exactly, never by substring: "llama-7b" is not "llama-7b-chat". Only a trailing
-slash is ignored. If names cannot decide (a local path, another letter case, a missing owner), the
-issue is `base-unclear`.
+slash is ignored. Two names that may mean one model (a local path, another letter case, a missing
+owner) are the issue `base-unverified`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def parent_issues(adapters: Sequence[Adapter], base: Base | None) -> Iterator[Is
     """Adapters that were trained on others, unless the base holds these, and those that it holds.
 
     A base holds the adapters of which its card says so, by their sha256. A parent that only the
-    card of an adapter names is a guess, and the finding a warning.
+    card of an adapter names was concluded from the weights, and the finding is a warning.
     """
     held = _merged_into(base)
     for adapter in adapters:
@@ -144,13 +144,13 @@ def _bases_of_pairs(
             named = _place(one), _place(other)
         who = f"{_trained(ours)} on {named[0]}, {listing(theirs)} on {named[1]}"
         kind = relation(one, other)
-        if kind == "unclear":
+        if kind == "unverified":
             # What is written here names a local base by the last part of its path.
             written = public_name(one) == other or one == public_name(other)
             yield finding(
-                "base-unclear",
+                "base-unverified",
                 ours + theirs,
-                f"{who}; names alone cannot tell whether these are one model.",
+                f"{who}; these names may mean one model, which was not checked.",
                 severity="note" if written else "warning",
             )
         elif kind == "different":
@@ -181,9 +181,9 @@ def _base_given(by_base: Mapping[str, tuple[str, ...]], base: Base) -> Iterator[
         if kind == "same" or place in (os.path.abspath(base.path), os.path.realpath(base.path)):
             continue
         code, difference = "base-mismatch", "the base given here is another"
-        if kind == "unclear" or local:
-            code = "base-unclear"
-            difference = "names alone cannot tell whether that is the base given here"
+        if kind == "unverified" or local:
+            code = "base-unverified"
+            difference = "the base given here has another name and was not compared with it"
         yield finding(
             code,
             ours,

@@ -8,9 +8,9 @@ order:
   merged, but trained further.
 - adapter_config.json: its `base_model_name_or_path` may be an adapter.
 - The card: its `base_model`, its tags `base_model:adapter:NAME`, and the sentence by which the
-  Trainer of transformers names the model that was given. A card names a base, an adapter that was
-  merged into it, and one whose training was continued alike. In the last case the weights are much
-  alike, and the adapter holds the other one already.
+  Trainer of transformers names the model that was given. A card says in the same words that an
+  adapter was in the base and that its training was continued, so the weights tell which it was
+  (`_by_card`).
 
 They are `Adapter.parents`; compositions need a base that holds them (`compatibility.identity`).
 """
@@ -55,7 +55,6 @@ from loraprobe.hub.client import (
 )
 from loraprobe.hub.reference import LOCAL_START, Reference, by_parents, unique_names
 from loraprobe.lora.grams import gram_matrices
-from loraprobe.records import Issue
 
 TRAINING = "training_args.yaml"  # of LLaMA-Factory's web interface
 TAG = "base_model:adapter:"
@@ -182,19 +181,14 @@ def _no_adapter(reference: Reference, files: Collection[str]) -> str:
 
 
 def _load(reference: Reference) -> Adapter:
-    """Loads an adapter, with those that its files say were in its base.
-
-    One that continues the training of another holds it already. Where only the card names one, that
-    is a guess and the finding a warning; what cannot be read is left out with a note then.
-    """
+    """Loads an adapter, with those that its files say were in its base: by the first that does."""
     adapter = _read(reference)
-    names, file = _merged_before(_text(adapter, TRAINING)), TRAINING
-    if not names and adapter.base_model and is_adapter(adapter.base_model, adapter):
-        names, file = [adapter.base_model], CONFIG
-    if names:
-        return _with_parents(adapter, names, file)
-    name = _named_in_card(adapter)
-    return adapter if name is None else _with_guess(adapter, name)
+    if merged := _merged_before(_text(adapter, TRAINING)):
+        return _with_parents(adapter, merged, TRAINING)
+    if adapter.base_model and is_adapter(adapter.base_model, adapter):
+        return _with_parents(adapter, [adapter.base_model], CONFIG)
+    named = _named_in_card(adapter)
+    return adapter if named is None else _by_card(adapter, named)
 
 
 def _read(reference: Reference) -> Adapter:
@@ -221,27 +215,34 @@ def _with_parents(adapter: Adapter, names: Sequence[str], file: str) -> Adapter:
     )
 
 
-def _with_guess(adapter: Adapter, name: str) -> Adapter:
-    """The adapter with the one that its card names as a parent, or with a note about it."""
-    names = (adapter.name,)
+def _by_card(adapter: Adapter, name: str) -> Adapter:
+    """The adapter with what follows from its card, which names another adapter.
+
+    The weights of the two tell what that means:
+
+    - The other one cannot be read: nothing is known, and a note says so.
+    - They are the same: it is a copy, whose card was copied too. Nothing follows.
+    - They are much alike: its training was continued, so it holds the other one. A note says so.
+    - They differ: the other one was in the base, as a parent. Since that is a conclusion, the
+      finding about it is a warning where other files make it an error (`parent_issues`).
+    """
     try:
         other = _read(Reference.parse(name))
         if adapter.layout == other.layout and adapter.sha256 == other.sha256:
             return adapter
-        if looks_continued(adapter, other):
-            message = f"{adapter.name} continues the training of {other.name}, as its card says."
-            return _noted(adapter, finding("continued-adapter", names, message))
+        continued = looks_continued(adapter, other)
     except LoraprobeError:
         message = (
             f"{adapter.name} may have been trained on {name}, which cannot be read, as its card "
             "says."
         )
-        return _noted(adapter, finding("on-adapter", names, message, severity="note", cure=""))
+        unread = finding("on-adapter", (adapter.name,), message, severity="note", cure="")
+        return replace(adapter, issues=(*adapter.issues, unread))
+    if continued:
+        message = f"{adapter.name} continues the training of {other.name}, as its card says."
+        note = finding("continued-adapter", (adapter.name,), message)
+        return replace(adapter, issues=(*adapter.issues, note))
     return replace(adapter, parents=(Parent(name, CARD, other),))
-
-
-def _noted(adapter: Adapter, issue: Issue) -> Adapter:
-    return replace(adapter, issues=(*adapter.issues, issue))
 
 
 # What its files say.

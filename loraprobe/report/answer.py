@@ -30,8 +30,7 @@ from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 OF_EXTENSIONS = ""  # stands for the labels of lines that extensions tell
-# Labels, those first that change most what a person does. A second line of one label counts as much
-# as one that stands AGAIN places later.
+# Labels, those first that change most what a person does.
 BY_EFFECT = (
     *(
         "use",
@@ -55,6 +54,9 @@ BY_EFFECT = (
     *("or", "how sure", "forecast", "licence", "known", "also"),
     "controls",
 )
+# A second line of one label counts as much as one that stands so many places later: a second reason
+# (`why`) comes after all that concerns this result and before other options (`or`). Half a place
+# lets no two lines be equal. The number is a convention: from 3.5 to 12.5 no transcript changes.
 AGAIN = 7.5
 FILL_IN = "fill in"  # the label of what a command names that does not exist yet
 

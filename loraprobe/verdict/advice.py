@@ -1,6 +1,9 @@
 """What to use: the best system that was measured, whatever the decision.
 
-`Evidence.leader` says which one that is. A chain takes a call for each hop, the others take one
+`Evidence.leader` says which one that is. While few questions leave open whether several skills are
+kept, it is what scores most, and of equal systems one that holds all the adapters: so few questions
+show no two systems to be alike, and the simpler one is often found to lack a skill
+(examples/advice). A chain takes a call for each hop, the others take one
 call. It is advised where one call scores less than half of it, or where it made the decision
 (`rules.chain_outdoes`). What was not measured is advised only where nothing that was measured
 answers: then the commonest cause of failure (attribution) says what to do. What is excluded
@@ -9,7 +12,7 @@ is never advised.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
@@ -85,7 +88,8 @@ def advise(
     measured = [*usable.scored_alone(), *usable.scored_candidates(sound)]
     if not likely:
         measured += usable.scored_references()
-    chosen = usable.leader(measured)
+    early = decision == "inconclusive" and evidence.several and evidence.few_items
+    chosen = _most(measured) if early else usable.leader(measured)
     chain = next(iter(usable.scored(["chain"], [QUESTION])), None)
     cause = "" if likely else commonest_cause(evidence, best.system)
     failing = [_about_cause(evidence, best.system, cause)] if cause else []
@@ -110,6 +114,15 @@ def advise(
     if not cause or evidence.several:
         return Advice(Action("train-target-adapter"), failing)
     return _against_cause(evidence, best.system, cause)
+
+
+def _most(systems: Iterable[ScoredSystem]) -> ScoredSystem | None:
+    """What scores most, of equal systems one that holds all the adapters; None without systems."""
+    return min(
+        ranked(systems),
+        key=lambda system: (-round(system.score.value, 9), system.kind in BASELINES),
+        default=None,
+    )
 
 
 def answers(evidence: Evidence, system: ScoredSystem) -> bool:

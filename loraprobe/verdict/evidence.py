@@ -23,6 +23,7 @@ from loraprobe.defaults import (
     MARGIN,
     MARGIN_STEP,
     MOST_ITEMS,
+    PILOT_ITEMS,
     RETENTION,
     SAME_UPDATE,
     TIES_OF_NOISE,
@@ -350,6 +351,11 @@ class Evidence:
     def several(self) -> bool:
         """Whether the question is if one model keeps several skills."""
         return max(self.tasks, len(self.task_names)) > 1
+
+    @property
+    def few_items(self) -> bool:
+        """Whether compositions were asked no more items of a task than a first round asks."""
+        return all(s.n <= PILOT_ITEMS for s in self.measured.scores if s.kind in COMPOSITIONS)
 
     @property
     def rests_on(self) -> EvidenceLevel:

@@ -18,7 +18,13 @@ from scipy import optimize, stats
 
 from loraprobe.defaults import MARGIN, PILOT_ITEMS
 from loraprobe.evaluation.statistics import wilson
-from loraprobe.extensions.forecast.probability import FORMAT, LIKELY_FROM, SMALL, Coefficients
+from loraprobe.extensions.forecast.probability import (
+    FORMAT,
+    LARGEST,
+    LIKELY_FROM,
+    SMALL,
+    Coefficients,
+)
 from loraprobe.records.measurements import Z95
 from loraprobe_lab.calibration.cases import (
     METHODS,
@@ -379,6 +385,7 @@ def report(
         likely_from=LIKELY_FROM,
         items=PILOT_ITEMS,
         small=SMALL,
+        natural=LARGEST,
         fewest_decided=FEWEST_DECIDED,
     )
 

@@ -21,8 +21,8 @@ and any number of items. Another prior q multiplies the odds by q / (1 - q) over
 the share of measured compositions that gained more than m.
 
 The errors of such probabilities depend on the base. A base is `small` if its hidden size is at most
-SMALL, as of the bases that the lab trains, and else `natural`. A probability is given only for a
-kind of which the errors were measured.
+SMALL, as of the bases that the lab trains, `natural` up to LARGEST, and else `large`. A probability
+is given only for a kind of which the errors were measured.
 
 A file holds:
 
@@ -65,9 +65,13 @@ from loraprobe.verdict.reasons import reason_of
 
 FORMAT = 4
 SMALL = 256  # the largest hidden size of a small base
+# The largest hidden size of a natural base: four times that of SmolLM2-135M, the one that was
+# measured. Nobody knows how wrong the probabilities are on larger ones.
+LARGEST = 4 * 576
 SIZES = {
     "small": f"bases of hidden size up to {SMALL}",
-    "natural": f"bases of hidden size above {SMALL}",
+    "natural": f"bases of hidden size {SMALL + 1} to {LARGEST}",
+    "large": f"bases of hidden size above {LARGEST}",
 }
 LIKELY_FROM = 0.9  # the probability that counts as a call of `likely`
 FEWEST_SETS = 10  # measured adapter sets of a kind, from which their share is told
@@ -172,10 +176,12 @@ class Calibration:
 
 
 def kind_of_base(hidden_size: int | None) -> str:
-    """ "small" or "natural", "" for an unknown size."""
+    """ "small", "natural" or "large", "" for an unknown size."""
     if hidden_size is None:
         return ""
-    return "small" if hidden_size <= SMALL else "natural"
+    if hidden_size <= SMALL:
+        return "small"
+    return "natural" if hidden_size <= LARGEST else "large"
 
 
 def share_above(gained: GainedShares, margin: float) -> float:

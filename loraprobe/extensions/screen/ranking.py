@@ -36,7 +36,9 @@ from loraprobe.tasks import Task, normalize_answer
 LARGEST = 3  # adapters of a set
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 KEPT = 10_000  # of the best sets of a ranking
-TURNS = 3  # of a ranking that promises a gain, for each one of a ranking that does not
+TURNS = (
+    3  # of a ranking that promises a gain, for each one of a ranking that does not, see `choose`
+)
 AT_ONCE = 4096  # sets that are scored together, which bounds the memory
 Subset = tuple[int, ...]
 Placed = tuple[int, Subset]  # a set of adapters with its place in a ranking, from 1
@@ -364,12 +366,21 @@ def choose(
 ) -> list[Placed]:
     """At most `keep` sets, taken from the rankings in turn.
 
-    A quarter is for the best sets with the `leader` in the last ranking: what one adapter was
-    measured to answer is surer than what a set is forecast to. Where one ranking promises a gain,
-    one that does not has fewer turns. families [adapters]: a number each; no two sets consist of
-    the same families, no family is in more than half of them, and no more than a quarter are larger
-    than pairs (both rounded up), as long as others are left. fits: whether a set may be
-    composed.
+    A ranking is a forecast and may be wrong in one way for many sets, so the chosen ones are to
+    fail apart. Each share is a convention, and says how many proofs one mistake may cost:
+
+    - A quarter is for the best sets with the `leader` in the last ranking: what one adapter was
+      measured to answer is surer than what a set is forecast to.
+    - A ranking that promises no gain has one turn in TURNS + 1 where another one does: its form of
+      the question is the less likely one, and the promise may be wrong.
+    - No two sets consist of the same families, which would be one proof made twice.
+    - No family is in more than half of the sets: if the forecast overrates one adapter, the other
+      half is left.
+    - No more than a quarter are larger than pairs: of many more sets of three the best is overrated
+      more, and each has pairs that may do as well.
+
+    Shares are rounded up, and hold as long as others are left. families [adapters]: a number each.
+    leader: an adapter. fits: whether a set may be composed.
     """
     chosen: list[Placed] = []
     differ = len({ranking.promises for ranking in rankings}) > 1

@@ -106,8 +106,8 @@ FIT = {
     # of which base they are
     "a quantised copy": ((A, QUANTISED), {"base-mismatch": "warning", "quantised-base": "note"}),
     "no quantised copy": ((A, BITTER), {"base-mismatch": "error"}),
-    "a path and its last part": (IN_X, {"base-unclear": "note", "base-is-a-path": "note"}),
-    "paths of one last part": (IN_X_Y, {"base-unclear": "warning", "base-is-a-path": "note"}),
+    "a path and its last part": (IN_X, {"base-unverified": "note", "base-is-a-path": "note"}),
+    "paths of one last part": (IN_X_Y, {"base-unverified": "warning", "base-is-a-path": "note"}),
     "two revisions": ((V1, V2), {"revision-mismatch": "warning"}),
     "one revision": ((V1, with_config(B, revision="v1")), {}),
     "one unknown revision": ((V1, B), {}),
@@ -216,7 +216,7 @@ def test_every_code_in_the_source_stands_in_the_table_and_the_other_way_round():
 
 NAMED = {
     "same": ["meta/llama-7b", "meta/llama-7b/"],
-    "unclear": ["meta/Llama-7B", "llama-7b", "./llama-7b", "/disk/models/llama-7b"],
+    "unverified": ["meta/Llama-7B", "llama-7b", "./llama-7b", "/disk/models/llama-7b"],
     "different": ["meta/llama-7b-chat", "meta/llama", "other/llama-7b", "llama-7b-chat", "meta"],
 }
 
@@ -316,7 +316,7 @@ IN_A_BASE = {
     "the names of its body": ((BARE,), "llama", {"modules-renamed": "note"}),
     "another prefix": ((PREFIXED,), "llama", {"prefix-mismatch": "error"}),
     "another name": ((A, B), "other", {"base-mismatch": "warning"}),
-    "a directory": ((A, B), "local", {"base-unclear": "note"}),
+    "a directory": ((A, B), "local", {"base-unverified": "note"}),
     "a revision": ((A,), "at main", {}),
     "another commit": ((AT_B,), "at a commit", {"revision-mismatch": "warning"}),
     "this commit": ((AT_A,), "at a commit", {}),
@@ -339,7 +339,7 @@ def test_a_directory_given_by_two_names_is_no_hub_id(bases, monkeypatch):
     monkeypatch.chdir(place.parent.parent)
     near = open_base(f"{place.parent.name}/{place.name}")
     assert near.reference.count("/") == 1
-    assert severities(A, B, base=near) == {"base-unclear": "note"}
+    assert severities(A, B, base=near) == {"base-unverified": "note"}
 
 
 def test_the_directory_that_the_adapters_name_is_their_base(bases, monkeypatch):

@@ -176,7 +176,7 @@ class TestNames:
     def test_yaml_and_markdown_of_cards_are_data(self, tmp_path):
         base = "x\n---\nlicense: mit\n{{ 1234 * 4321 }} <script>alert(1)</script> `|"
         refs, out = saved_pair(tmp_path, base_model=base), tmp_path / "out"
-        result = call("merge", *refs, "-o", out, "--allow", "base-unclear")
+        result = call("merge", *refs, "-o", out, "--allow", "base-unverified")
         assert result.exit_code == 0, result.output
         card = (out / "README.md").read_text()
         front, _, body = card.removeprefix("---\n").partition("\n---\n")

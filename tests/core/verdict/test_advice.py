@@ -226,6 +226,26 @@ def test_the_best_measured_system_is_used(name):
     check(*USED[name])
 
 
+@pytest.mark.parametrize(
+    ("n", "scores", "action"),
+    [
+        (30, {"a": (0.9, 0.16), "b": (0.05, 0.2), "arrow": (0.95, 0.2)}, "route"),
+        (30, {"a": (0.9, 0.2), "b": (0.05, 0.2), "arrow": (0.9, 0.2)}, "route"),  # equal
+        (30, {"a": (0.9, 0.1), "b": (0.05, 0.2), "arrow": (0.8, 0.15)}, "switch-adapters"),
+        (30, {"a": (0.9, 0.21), "b": (0.05, 0.2), "arrow": (0.88, 0.2)}, "use-single:a"),
+        (31, {"a": (0.9, 0.16), "b": (0.05, 0.2), "arrow": (0.95, 0.2)}, "use-single:a"),
+    ],
+)
+def test_on_few_questions_open_skills_are_left_to_what_scores_most(n, scores, action):
+    asked = skills({"base": (0.05, 0.05), **scores}, gain=0.05)
+    for level in ("pilot", "evaluation"):
+        open_ = changed(replaced(asked, level=level), n=n, retention=None, retention_ci95=None)
+        check(open_, action, "inconclusive")
+    lost = changed(open_, rows="gains", difference=-0.3, adjusted_ci95=(-0.4, -0.2))
+    decided = "use-single:a" if scores["a"] != (0.9, 0.1) else "switch-adapters"
+    check(lost, decided, "unlikely")  # what is decided keeps the simpler one
+
+
 def best_against(found, half, top=("arrow", "question"), against=("sum", "question")):
     """The evidence with the paired difference of its best option to another one."""
     values = {(row.system, row.part): row.value for row in found.measured.scores}

@@ -144,6 +144,9 @@ def test_the_errors_told_are_those_of_the_kind_of_base():
     assert "0.12" not in told.message and "AUROC" not in told.message
     small = decide(measured(), both)
     assert small.gain.probability == found.gain.probability
+    large = decide(measured(hidden_size=4096), both)
+    assert large.probability is None and large.gain.probability is None
+    assert by_code(large, "outside-calibration") and large.decision == found.decision
     assert "0.12" in by_code(small, "probability-measured-on")[0].message
 
 

@@ -9,7 +9,8 @@ WORLD is a directory that `build`, `english` or `loraprobe lab build` made. Ever
 task of its own (the file of its name, or TASKS by the first word of its name) answers items of that
 task alone, at the gates of GATES, in the uniform merge, the sum and Arrow with each other one, and
 in drawn groups of four. A row has the answers to each item, right or wrong. What is there is not
-asked again.
+asked again. `report --kinship 1` is of the forecast as it was before what adapters have alike
+counted more.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from loraprobe.extensions.screen.defaults import GATES, LEAST_GAIN
+from loraprobe.extensions.screen.defaults import GATES, KINSHIP, LEAST_GAIN
 from loraprobe.extensions.screen.together.forecast import (
     Curve,
     MeasuredPair,
@@ -36,6 +37,7 @@ from loraprobe.extensions.screen.together.forecast import (
     cycle,
     inner_products,
     interferences,
+    kinship_in,
     shares,
 )
 from loraprobe_lab.experiments.mergeability import auroc
@@ -250,12 +252,16 @@ class Measured:
 
 @dataclass(frozen=True)
 class Answers:
-    """What one base answered. right: (method, set, adapter) -> right or wrong, [items]."""
+    """What one base answered. right: (method, set, adapter) -> right or wrong, [items].
+
+    kinship: as in `forecast.py`; None for that which the measured pairs tell.
+    """
 
     base: str
     right: Mapping[tuple[str, tuple[str, ...], str], np.ndarray]
     names: tuple[str, ...]
     inner: np.ndarray
+    kinship: float | None = None
 
     @cached_property
     def curves(self) -> dict[str, Curve]:
@@ -271,7 +277,8 @@ class Answers:
     def share(self, name: str, group: Sequence[str]) -> float:
         """How much of an adapter the uniform merge of a group contains."""
         at = [self.names.index(one) for one in group]
-        return shares(self.inner[np.ix_(at, at)])[[*group].index(name)]
+        kinship = KINSHIP if self.kinship is None else self.kinship
+        return shares(self.inner[np.ix_(at, at)], kinship)[[*group].index(name)]
 
     def kept(self, method: str, group: tuple[str, ...], name: str) -> float:
         """The retention of an adapter."""
@@ -310,21 +317,24 @@ class Answers:
             group = tuple(sorted(pair, key=self.names.index))
             for name in group:
                 (partner,) = {*group} - {name}
-                alone = self.curves[name].at(self.share(name, group))
+                at, other = self.names.index(name), self.names.index(partner)
+                alike = float(self.inner[at, other] / self.inner[at, at])
                 beside = Curve.of(
                     self.right["base", (), name],
                     self.right["gate 1", (name,), name],
                     {0.5: self.right["uniform", group, name]},
                 )
-                pairs.append(MeasuredPair(name, partner, beside.at(0.5), beside.error(0.5), alone))
-        taken = interferences(self.names, pairs)
+                pairs.append(MeasuredPair(name, partner, beside.at(0.5), beside.error(0.5), alike))
         curves = {
             name: self.curves.get(name, next(iter(self.curves.values()))) for name in self.names
         }
-        return {frozenset(pair) for pair in design}, MergeForecast(curves, self.inner, taken, pairs)
+        kinship = kinship_in(self.curves, pairs) if self.kinship is None else self.kinship
+        taken = interferences(curves, pairs, kinship)
+        measured = {frozenset(pair) for pair in design}
+        return measured, MergeForecast(curves, self.inner, taken, pairs, kinship)
 
 
-def answers_in(files: Iterable[Path]) -> list[Answers]:
+def answers_in(files: Iterable[Path], kinship: float | None = None) -> list[Answers]:
     """The bases of stored rows."""
     rows = []
     for file in files:
@@ -336,7 +346,9 @@ def answers_in(files: Iterable[Path]) -> list[Answers]:
         own = [row for row in rows if row["base"] == base]
         inner = next(row for row in own if row["method"] == "inner")
         right = {_key(row): np.array([*map(int, row["right"])]) for row in own if "right" in row}
-        found.append(Answers(base, right, tuple(inner["names"]), np.array(inner["values"])))
+        found.append(
+            Answers(base, right, tuple(inner["names"]), np.array(inner["values"]), kinship)
+        )
     return found
 
 
@@ -386,9 +398,9 @@ def from_neighbour(answers: Answers, rows: Sequence[Measured]) -> list[float]:
 DRAWS = 10  # of the pairs that are measured
 
 
-def report(files: Sequence[Path]) -> None:
+def report(files: Sequence[Path], kinship: float | None = None) -> None:
     """Prints the tables."""
-    bases = answers_in(files)
+    bases = answers_in(files, kinship)
     for method, size in itertools.product(("uniform", "sum", "arrow"), (2, FOUR)):
         print(f"\n### {method}, groups of {size}: r, AUROC (retention >= {KEEPS})\n")
         rivals = "alone at 1/n | additive | two partners | neighbour | cosine | norm ratio | score"
@@ -455,7 +467,8 @@ def forecasts(
     """
     design, forecast = answers.with_pairs(seed or 0)
     if seed is None:
-        design, forecast = set(), MergeForecast(forecast.curves, answers.inner)
+        known = KINSHIP if answers.kinship is None else answers.kinship
+        design, forecast = set(), MergeForecast(forecast.curves, answers.inner, kinship=known)
     rows = []
     for row in answers.measured("uniform", size):
         if frozenset(row.group) not in design:
@@ -470,13 +483,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=("build", "english", "ask", "report"))
     parser.add_argument("given", nargs="+")
+    parser.add_argument("--kinship", type=float, help="of the report, in place of the measured one")
     given = parser.parse_args()
     if given.step == "build":
         build(Path(given.given[0]), given.given[1:])
     elif given.step in ("english", "ask"):
         (english if given.step == "english" else ask)(*map(Path, given.given))
     else:
-        report([*map(Path, given.given)])
+        report([*map(Path, given.given)], given.kinship)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from merges import merge
 
 import loraprobe
 from loraprobe.demo import shipped_world
-from loraprobe.extensions.screen.defaults import GATES
+from loraprobe.extensions.screen.defaults import GATES, KINSHIP
 from loraprobe.extensions.screen.together.forecast import (
     Curve,
     MeasuredPair,
@@ -22,6 +22,7 @@ from loraprobe.extensions.screen.together.forecast import (
     cycle,
     inner_products,
     interferences,
+    kinship_in,
 )
 from loraprobe.extensions.screen.together.known import card_part
 from loraprobe.front_matter import KEY
@@ -43,12 +44,15 @@ def straight(factor=1.0, items=40):
 
 def test_shares_are_the_coefficients_of_each_update_in_the_uniform_merge():
     adapters = [making.random_adapter(name, SHAPES, seed=at) for at, name in enumerate("abc")]
-    forecast = MergeForecast({a.name: straight() for a in adapters}, inner_products(adapters))
+    curves = {adapter.name: straight() for adapter in adapters}
+    forecast = MergeForecast(curves, inner_products(adapters), kinship=1.0)
     for group in (("a", "b"), ("c", "a"), ("a", "b", "c")):
         chosen = [adapters["abc".index(name)] for name in group]
         merged = flat(merge(chosen, "uniform").adapter)
         expected = [np.linalg.lstsq(flat(a)[:, None], merged, rcond=None)[0][0] for a in chosen]
         assert forecast.shares(group) == pytest.approx(expected, rel=1e-5)
+        own, more = 1 / len(group), dataclasses.replace(forecast, kinship=2.5).shares(group)
+        assert more == pytest.approx([own + 2.5 * (share - own) for share in expected], rel=1e-5)
 
 
 def test_what_partners_share_counts_and_what_is_orthogonal_does_not():
@@ -88,17 +92,32 @@ def test_every_adapter_is_measured_beside_two_others(count):
 def test_interference_is_the_mean_loss_drawn_towards_the_mean_of_all():
     losses = {"a": [0.5, 0.3], "b": [0.1, 0.1], "c": [0.2]}
     pairs = [
-        MeasuredPair(name, "x", 0.9 - loss, 0.0, 0.9)
+        MeasuredPair(name, "x", 0.9 - loss, 0.0, 0.4)  # of which twice as much counts
         for name, own in losses.items()
         for loss in own
     ]
-    taken = interferences("abcd", pairs)
+    curves = {name: straight() for name in "abcd"}
+    taken = interferences(curves, pairs, kinship=2.0)
     assert taken == pytest.approx(
         {"a": (0.8 + 2 * 0.24) / 4, "b": (0.2 + 2 * 0.24) / 4, "c": (0.2 + 2 * 0.24) / 3, "d": 0.24}
     )
-    unsure = [*pairs, MeasuredPair("c", "y", -5.0, 20.0, 0.9)]
-    assert interferences("abcd", unsure) == pytest.approx(taken, abs=0.01)
-    assert interferences("ab", []) == {"a": 0.0, "b": 0.0}
+    unsure = [*pairs, MeasuredPair("c", "y", -5.0, 20.0, 0.4)]
+    assert interferences(curves, unsure, 2.0) == pytest.approx(taken, abs=0.01)
+    assert interferences(curves, []) == dict.fromkeys("abcd", 0.0)
+
+
+@pytest.mark.parametrize("true", [0.5, 1.0, 2.0, 2.75])
+def test_measured_pairs_tell_how_much_of_what_is_alike_counts(true):
+    curves = {name: straight(items=400) for name in "abcdef"}
+    alike = [0.0, 0.35, -0.2, 0.3, 0.1, 0.25]
+    pairs = [
+        MeasuredPair(name, "x", curves[name].at((1 + true * own) / 2) - 0.05, 0.0, own)
+        for name in curves
+        for own in alike
+    ]
+    assert kinship_in(curves, pairs * 4) == true
+    orthogonal = [dataclasses.replace(pair, alike=0.0) for pair in pairs]
+    assert kinship_in(curves, orthogonal) == kinship_in(curves, []) == KINSHIP
 
 
 def test_what_others_take_is_subtracted_and_a_measured_pair_is_told_as_it_is():

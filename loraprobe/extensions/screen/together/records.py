@@ -35,9 +35,9 @@ class Skill:
 class RetentionForecast:
     """The retention of an adapter in the uniform merge with others, forecast or measured.
 
-    share: how much of the adapter the merge contains, the coefficient of its update in the least
-    squares fit of the merge. value: its retention alone at that gate, less its interference. ci95:
-    with the error of the items and that of such forecasts.
+    share: how much of the adapter the merge contains, what partners have alike included. value: its
+    retention alone at that gate, less its interference. ci95: with the error of the items and that
+    of such forecasts.
     """
 
     adapter: str

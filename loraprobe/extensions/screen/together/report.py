@@ -15,8 +15,9 @@ UNIFORM = "uniform"
 MEANING = (
     "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
     "the average, less what others take from it. Inner products of the updates tell the share, and "
-    "two merges of two for each adapter what others take. The group that is measured was composed "
-    "and asked other items, and the verdict is about that."
+    "two merges of two for each adapter what others take and how much counts that updates have "
+    "alike. The group that is measured was composed and asked other items, and the verdict is "
+    "about that."
 )
 
 

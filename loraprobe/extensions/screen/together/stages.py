@@ -31,7 +31,7 @@ from loraprobe.extensions.screen.together.forecast import (
     cycle,
     inner_products,
     interferences,
-    shares,
+    kinship_in,
 )
 from loraprobe.extensions.screen.together.known import KnownSkill, read_known
 from loraprobe.extensions.screen.together.records import (
@@ -280,16 +280,15 @@ def _ask_pairs(
         experts = tuple(of[name] for name in pair)
         merge = Composition(" and ".join(pair), experts, ConstantGates((0.5, 0.5)))
         content = "uniform of " + " ".join(expert.content for expert in experts)
-        for name, share in zip(pair, shares(inner_products(experts)), strict=True):
+        inner = inner_products(experts)
+        for at, name in enumerate(pair):
             if name in alone:
-                (partner,) = {*pair} - {name}
+                partner, alike = pair[1 - at], float(inner[0, 1] / inner[at, at])
                 one, system = alone[name], System(merge.name, "merge", merge, content=content)
                 values = _values(evaluator, one.task, system, one.form)
-                curve = Curve.of(one.base, one.alone, one.at)
                 beside = Curve.of(one.base, one.alone, {0.5: values})
-                pairs.append(
-                    MeasuredPair(name, partner, beside.at(0.5), beside.error(0.5), curve.at(share))
-                )
+                kept = beside.at(0.5), beside.error(0.5)
+                pairs.append(MeasuredPair(name, partner, *kept, alike))
     return pairs
 
 
@@ -319,9 +318,10 @@ def _forecast(
             "loraprobe inspect ADAPTER --task FILE."
         )
     strong = [adapter for adapter in adapters if adapter.name in curves]
-    takes = interferences([*curves], pairs) if pairs else {}
+    kinship = kinship_in(curves, pairs)
+    takes = interferences(curves, pairs, kinship) if pairs else {}
     takes |= {n: k.interference for n, k in library.known.items() if k.interference is not None}
-    forecast = MergeForecast(curves, inner_products(strong), takes, pairs)
+    forecast = MergeForecast(curves, inner_products(strong), takes, pairs, kinship)
     rows = [
         row
         for at, first in enumerate(curves)

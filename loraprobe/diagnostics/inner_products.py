@@ -114,10 +114,18 @@ class SharedInitialisation(GramDiagnostic):
     seed and not the skill. The figure uses A as stored, so it depends on the basis intentionally.
     With unequal ranks the first rows are compared. Chance is the root mean square for independent
     random rows.
+
+    One seed is no fault of a merge. On Llama-3.1-8B, Mistral-7B, Qwen2.5-7B and Yi-1.5-9B, by rules
+    fixed in advance, 15 of 20 pairs of base and method (averages, TIES, DARE, KnOTS, quantised task
+    vectors) lost nothing that 0.01 nats would show, and of 40 pairs with a task none lost accuracy
+    (0.06 on GSM8K and 0.11 on HumanEval would show). Three of the other five are KnOTS, which lost
+    0.010 to 0.013 nats: a verdict warns of `--space knots` alone (`ill-conditioned`). Methods that
+    solve a linear system without regularisation became 2 to 65 times worse; none is here. Of 45
+    groups of adapters by one publisher on the Hub 17 share their seed.
     """
 
     formula = "mean_k cos(A1[k], A2[k])"
-    paper = "-"
+    paper = "github.com/K144U/Initialisation-Sets-the-Conditioning-of-LoRA-Merging"
     of = "pair"
 
     def observe(self, grams: GramMatrices) -> Statistics:

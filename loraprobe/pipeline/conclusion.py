@@ -102,6 +102,7 @@ def evidence_of(
         margin=options.needed_gain,
         retention=options.retention,
         balanced=options.balance == "norm",
+        space=options.space or "",
         hidden_size=None if inputs.base is None else _hidden_size(inputs.base),
         max_new_tokens=options.max_new_tokens,
         excluded=excluded,

@@ -22,6 +22,10 @@ LICENCE = "licence-"  # how codes of findings begin
 OTHER_FORM = ("step-by-step-form", "plain-form")
 
 
+# Reasons from weights that warn of nothing.
+NOTES = ("unrelated-updates", "shared-initialisation")
+
+
 def problems(issues: Sequence[Issue]) -> Iterator[Line]:
     """What stands in the way, and each cure once."""
     yield from (("why", f"{one.code}: {first_sentence(one)}") for one in issues[:MOST_REASONS])
@@ -43,7 +47,7 @@ def limits(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     first = [*explained, *lacking] if verdict.missing == "answers" else [*lacking, *explained]
     yield from [*first, *(("watch", text) for text in watched(audit))][:MOST_REASONS]
     if verdict.evidence == "weights":
-        yield from (("also", r.message) for r in verdict.reasons if r.code == "unrelated-updates")
+        yield from (("also", r.message) for r in verdict.reasons if r.code in NOTES)
 
 
 def _told(line: str, reasons: Sequence[Reason]) -> list[Reason]:

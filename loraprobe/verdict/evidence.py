@@ -319,7 +319,8 @@ class Evidence:
     `measured` has what the base model answered, `level` is the strongest evidence that was
     gathered, `tasks` the number of task files, `guard_names` what must not get worse, `margin` is
     the gain that matters, `retention` the share of a specialist's gain that one model has to keep
-    on every one of several tasks. `balanced` says that norms were made equal before composing.
+    on every one of several tasks. `balanced` says that norms were made equal before composing,
+    `space` is the one that was asked for, "" for each method's own.
     `hidden_size` is that of the base that was asked, None where its config does not tell it.
     `max_new_tokens` is None for the default limits of plain and worked answers. `excluded` has the
     systems that cannot be used: these change what is advised and no decision. `rank_given` says
@@ -335,6 +336,7 @@ class Evidence:
     margin: float = MARGIN
     retention: float = RETENTION
     balanced: bool = False
+    space: str = ""
     hidden_size: int | None = None
     max_new_tokens: int | None = None
     excluded: Mapping[str, Exclusion] = field(default_factory=dict)

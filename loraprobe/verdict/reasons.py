@@ -92,7 +92,7 @@ class WeightWarning:
 
     sense: whether a value warns above or below the threshold, or as a ratio that exceeds it either
     way. `digits` of the value are printed. compare: what to compare with, where nothing composed
-    was measured.
+    was measured. space: the only one in which a merge is warned of; "" for all.
     """
 
     code: str
@@ -102,6 +102,7 @@ class WeightWarning:
     text: str
     compare: str = ""
     digits: int = 2
+    space: str = ""
 
     def distance(self, value: float) -> float:
         """How far a value goes in the sense of the warning."""
@@ -424,11 +425,14 @@ def about_weights(evidence: Evidence) -> Iterator[Reason]:
     spared = {
         "norm-disparity": {m.adapters for m in whole if evidence.balanced},
         "shared-initialisation": alike,
+        "ill-conditioned": alike,
         "nearly-equal-updates": {m.adapters for m in whole if tuple(sorted(m.adapters)) in equal},
     }
     gains = _a_merge_gains(evidence)
     for warning in WEIGHT_WARNINGS:
         if gains and CODES[warning.code].line == "watch":
+            continue
+        if warning.space not in ("", evidence.space):
             continue
         limit = warning.distance(warning.threshold)
         beyond = [

@@ -78,6 +78,15 @@ def test_which_weights_warn(figures, has, lacks):
     assert has in found and lacks not in found
 
 
+@pytest.mark.parametrize(("space", "warns"), [("", False), ("core", False), ("knots", True)])
+def test_one_seed_is_a_note_and_warns_in_a_space_that_solves_alone(space, warns):
+    rows = (Measurement("shared_initialisation", ("a", "b"), 0.9),)
+    found = decide(evidence_of(diagnostics=rows, space=space))
+    watched = {code for code in codes(found) if CODES.get(code) and CODES[code].line == "watch"}
+    assert "shared-initialisation" in codes(found)
+    assert watched == ({"ill-conditioned"} if warns else set())
+
+
 # ---- what base and adapters know -----------------------------------------------------------------
 
 

@@ -384,6 +384,8 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 if len(held) > 1:
                     raise UsageError(f"--{name[:-1]} none leaves out all {name}; give it alone.")
                 object.__setattr__(self, name, ())
+        if isinstance(self.weights, tuple):  # 1 and 1.0 are the same weights
+            object.__setattr__(self, "weights", tuple(map(float, self.weights)))
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
         for name in (*_CORE, *(one for group in self.added for one in vars(group))):

@@ -189,9 +189,8 @@ def compose(
         f"Composed {count(len(inputs.adapters), 'adapter')} with the router {display_name(spec)}."
     )
     preflight = PreflightReport(checked, figures)
-    # An evaluation asks no router with weights that are given or learned.
-    weighted, learned = options.weights is not None, fitted.prompts or None
-    content = "" if weighted else prepared.content(spec, inputs.adapters, options, learned)
+    learned = fitted.prompts or fitted.weights
+    content = prepared.content(spec, inputs.adapters, options, learned)
     return finish(
         session, inputs, preflight, notes, made, prepared, content=content, search=fitted.weights
     )

@@ -39,6 +39,7 @@ from loraprobe.verdict.next_command import (
     CompositionSpec,
     Conflict,
     Flag,
+    on_questions,
     show_questions,
 )
 from loraprobe.verdict.reasons import reason_of
@@ -151,6 +152,18 @@ def next_step(
     if NEW in command.adapters and (tried := added_in_vain(inputs, verdict)):
         return show_questions(request), [reason_of("tried", added=tried)]
     return command, ()
+
+
+def evaluation_of_made(command: str, options: Options, inputs: Inputs) -> Command:
+    """The command that evaluates what `merge` or `route` makes by these options, and nothing else.
+
+    The --dtype of `merge` is that of its file.
+    """
+    if command == "merge":
+        only = replace(options, methods=options.methods[:1], routers=(), dtype="auto")
+    else:
+        only = replace(options, methods=(), routers=options.routers[:1])
+    return on_questions(request_of(only, inputs))
 
 
 def request_of(options: Options, inputs: Inputs) -> Request:

@@ -30,7 +30,7 @@ from loraprobe.extension import Remarks, Result, output_formats_of, remarks_of
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
 from loraprobe.options import Options
-from loraprobe.pipeline.conclusion import decided, next_step
+from loraprobe.pipeline.conclusion import decided, evaluation_of_made, next_step
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.measured_before import measured_before
 from loraprobe.pipeline.preflight import PreflightReport, with_issues, with_licences
@@ -115,6 +115,8 @@ def finish(
     elif place is not None and made is not None and result.measured is not None:  # it is written
         loading = made.load if session.target else formats[0][1].load
         step = Command("python", (local_name(str(place)),), text=loading)
+    elif content and verdict is not None and verdict.action.kind == "gather-evidence":
+        step = evaluation_of_made(session.command, options, inputs)
     audit = audit_of(
         session,
         inputs,

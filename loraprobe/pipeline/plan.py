@@ -273,6 +273,8 @@ class SystemBuilder:
         if isinstance(method, MergeMethod):
             system = self._merge(method, experts, name)
         elif isinstance(method, Router):
+            if method.constant and self.weights is not None:
+                experts, method = self._weighed(experts), ConstantGates(self.weights)
             system = System(name, "router", Composition(name, experts, method))
         elif kind_of(spec) == "chain":
             return System(name, "chain", chain=tuple(map(single, self.trained)))
@@ -297,7 +299,8 @@ class SystemBuilder:
         name: str | None = None,
     ) -> Merged:
         """A merge as one adapter (of the transformed ones unless given)."""
-        experts = self._weighed(method, self.prepared.adapters if experts is None else experts)
+        experts = self.prepared.adapters if experts is None else experts
+        experts = self._weighed(experts) if method.takes_weights else experts
         return merge(
             experts,
             MergeConfig.of(method, self.options, self.weights, self.prepared.dtype),
@@ -314,17 +317,18 @@ class SystemBuilder:
             for system in compositions
         ]
 
-    def _weighed(self, method: MergeMethod, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
-        """The experts as a method gets them: times the learned weights of their layers."""
-        if self.fitted.weights is None or not method.takes_weights:
-            return tuple(experts)
-        return scaled_by_layer(experts, self.fitted.weights.layers)
+    def _weighed(self, experts: Sequence[Adapter]) -> tuple[Adapter, ...]:
+        """The experts as a method gets them that takes weights: times those of their layers, where
+        these were learned."""
+        learned = self.fitted.weights
+        return tuple(experts) if learned is None else scaled_by_layer(experts, learned.layers)
 
     def _merge(self, method: MergeMethod, experts: tuple[Adapter, ...], name: str) -> System:
         """Linear merges are constant gates over the experts; others need new weights."""
         gates = constant_gates(method, self.options, self.weights, len(experts))
         if gates is not None:
-            composition = Composition(name, self._weighed(method, experts), ConstantGates(gates))
+            experts = self._weighed(experts) if method.takes_weights else experts
+            composition = Composition(name, experts, ConstantGates(gates))
             return System(name, "merge", composition, compression_error=0.0)
         merged = self.merge(method, experts, name)
         alone, error = single(merged.adapter), merged.compression_error
@@ -332,10 +336,11 @@ class SystemBuilder:
 
     def _content(self, spec: str, control: str = "") -> str:
         """The content of a composition, or of a control of it."""
-        router, prompts = kind_of(spec) == "router", self.fitted.prompts
         learned: Any = self.fitted.weights
-        if router:
-            learned = prompts if spec in self.fitted.routers else None
+        if spec in self.fitted.routers:
+            learned = self.fitted.prompts
+        elif kind_of(spec) == "router" and not ROUTERS.make(spec).constant:
+            learned = None
         return self.prepared.content(spec, self.trained, self.options, learned, control)
 
     def controls(self, best_single: str, spec: str) -> list[System]:

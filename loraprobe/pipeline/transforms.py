@@ -72,7 +72,10 @@ class PreparedAdapters:
         adapters = [(adapter.name, adapter.content) for adapter in (*given, *self.subtrahends)]
         names = {*affecting("composition")}
         if spec not in METHODS:
-            names -= {"weights", "space", "rank"}
+            from loraprobe.routing import ROUTERS  # a merge needs none of them
+
+            constant = ROUTERS.make(spec).constant
+            names -= {"space", "rank"} if constant else {"space", "rank", "weights"}
         elif not METHODS.make(spec).takes_weights:
             names, learned = names - {"weights"}, None
         decides = {name: value for name, value in options.fingerprint().items() if name in names}

@@ -26,7 +26,7 @@ from loraprobe.report.limits import (
 )
 from loraprobe.report.measured import about_systems
 from loraprobe.report.parts import AlwaysShown, Answer, Line
-from loraprobe.verdict.next_command import OTHER, adapters_of, on_questions, to_fill_in
+from loraprobe.verdict.next_command import OTHER, adapters_of, instead_of_probing, to_fill_in
 
 WIDTH, MOST_ROWS = 80, 10  # of the sentences below the headline
 OF_EXTENSIONS = ""  # stands for the labels of lines that extensions tell
@@ -143,7 +143,7 @@ def _lines(audit: Audit) -> Iterator[Line]:
         yield from about_systems(audit, verdict)
     yield from licences(audit)
     yield "in Python" if verdict.next.in_python else "next", verdict.next
-    questions = on_questions(verdict.next) if verdict.evidence == "weights" else NOTHING
+    questions = instead_of_probing(verdict.next) if verdict.evidence == "weights" else NOTHING
     yield "questions", questions
     yield FILL_IN, to_fill_in(questions or verdict.next)
     yield from commands_behind(audit)

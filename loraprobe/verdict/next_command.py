@@ -346,13 +346,17 @@ def _source(word: str) -> str:
 # ---- beside the next command ---------------------------------------------------------------------
 
 
-def on_questions(command: Command) -> Command:
+def on_questions(request: Request) -> Command:
+    """The evaluation of the request on its tasks, on a task file where it has none."""
+    return _evaluate(request, tasks=request.tasks or (TASK,))
+
+
+def instead_of_probing(command: Command) -> Command:
     """From `inspect A B --probe auto` the command that decides on a task file, else no command."""
     if command.verb != "inspect" or PROBE not in command.options:
         return NOTHING
-    left_out = (PROBE, ("--base", "auto"))
-    options = tuple(option for option in command.options if option not in left_out)
-    return Command("merge-and-eval", command.adapters, (*options, ("--task", TASK)))
+    request = Request(command.adapters, given=command.options)
+    return on_questions(replace(request, base=request.value_of("--base") or "auto"))
 
 
 def to_fill_in(command: Command) -> str:

@@ -24,11 +24,11 @@ from loraprobe.adapters import Adapter
 from loraprobe.cli import command_of, parameters, running
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.merging import METHODS
-from loraprobe.options import Options, commands, named_options, options_of, table
+from loraprobe.options import Options, commands, flag_of, named_options, options_of, table
 from loraprobe.pipeline import commands as stages
 from loraprobe.pipeline.conclusion import next_step
 from loraprobe.pipeline.inputs import open_inputs
-from loraprobe.pipeline.plan import SystemBuilder
+from loraprobe.pipeline.plan import SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import transform_inputs
 from loraprobe.records import (
     NOTHING,
@@ -41,7 +41,7 @@ from loraprobe.records import (
 )
 from loraprobe.session import Session
 from loraprobe.tasks import Task
-from loraprobe.verdict.next_command import MERGE_AND_EVAL
+from loraprobe.verdict.next_command import MERGE_AND_EVAL, instead_of_probing
 from loraprobe.verdict.reasons import reason_of
 
 FUNCTIONS = [n for n in loraprobe.__all__ if inspect.isfunction(getattr(loraprobe, n))]
@@ -243,6 +243,51 @@ def test_the_next_composition_is_what_was_measured(here, tmp_path):
         assert written.router == measured.router, name
         same = map(torch.allclose, deltas(*written.experts), deltas(*measured.experts))
         assert all(same), (name, str(found))
+
+
+@pytest.mark.parametrize(
+    ("command", "made"),
+    [
+        ("merge", {"methods": "ties:density=0.3"}),
+        ("merge", {"methods": "uniform"}),
+        ("route", {"routers": "arrow:top_k=1"}),
+        ("route", {}),
+        ("route", {"routers": "constant", "weights": (0.7, 0.3)}),
+    ],
+)
+def test_the_evaluation_after_a_merge_asks_what_was_made(here, monkeypatch, command, made):
+    """`measured_before` knows its verdict by the content: that of the only system it composes."""
+    contents = list[str]()
+    finish = stages.finish
+    monkeypatch.setattr(
+        stages,
+        "finish",
+        lambda *given, **named: contents.append(named["content"]) or finish(*given, **named),
+    )
+    function = {"merge": stages.merge, "route": stages.compose}[command]
+    for name, set_ in set_options(command):
+        if name in made or name in NEEDS_A_MACHINE:
+            continue
+        options = Options.of({name: set_.value(name), **made})
+        try:
+            audit = function(["a", "b"], Session(options), base="base").audit
+        except UsageError:  # weights and prompts go with some routers, the others with a task
+            assert name in ("router_prompts", "weights", "fields", "limit")
+            continue
+        found = audit.verdict.next
+        assert found.verb == "merge-and-eval" and ("--task", "questions.jsonl") in found.options
+        asked = typed(found)
+        specs = plan_of(asked, open_inputs(["a", "b"], Session(), "base", ()).adapters).specs
+        assert set(specs) <= {specs[0], "task_arithmetic"}  # the other uses what uniform ignores
+        assert measured_with(asked).build(specs[0]).content == contents[-1], (name, str(found))
+
+
+def test_the_command_on_questions_beside_an_inspection_has_what_it_takes(here):
+    for name, options in set_options("inspect"):
+        found = next_of(Verdict("inconclusive", "weights"), options)
+        beside = instead_of_probing(found)
+        taken = name in options_of(beside.verb) and flag_of(name) in found.words
+        assert typed(beside).value(name) == (options if taken else Options()).value(name), name
 
 
 def test_the_next_inspection_has_what_it_depends_on(here):

@@ -91,8 +91,10 @@ def test_controls_that_differ_are_kept_apart(pair):
 
 
 LEARNED = LearnedWeights({"a": 0.3, "b": -0.2}, 1.0, 1.0, 1.0, 1, 1, 1, 1)
+SPECS = "task_arithmetic", "constant", "arrow"
 FITTED = Fitted(routers={"arrow": ROUTERS.make("arrow")}, prompts={"a": ["x"]})
-# What differs -> whether that makes other systems of a merge, and of a router.
+# What differs -> whether that makes other systems of a merge and of constant gates, and of a router
+# that weighs by the text.
 CONTENTS = [
     ({"seed": 1}, Fitted(), True, True),
     ({"allow": ("base-mismatch",)}, Fitted(), True, True),
@@ -112,13 +114,14 @@ def test_answers_are_those_of_a_system_that_computes_the_same(pair, options, fit
         builder = SystemBuilder(
             adapters, PreparedAdapters(adapters), Options(**options), None, fitted
         )
-        return [builder.build(spec).content for spec in ("task_arithmetic", "arrow")]
+        return [builder.build(spec).content for spec in SPECS]
 
     plain = contents(pair, {})
     changed = [
         one != other for one, other in zip(plain, contents(pair, options, fitted), strict=True)
     ]
-    assert changed == [merge, router] and len({*plain}) == 2
+    constant = merge and not {"rank", "space"} & {*options}
+    assert changed == [merge, constant, router] and len({*plain}) == 3
     assert not {*plain} & {*contents(pair[::-1], {})}, "weights go by the order"
     other = [pair[0], making.random_adapter("b", seed=7)]
     assert not {*plain} & {*contents(other, {})}

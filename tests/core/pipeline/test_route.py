@@ -29,7 +29,7 @@ def test_route_command(tmp_path):
     assert document["provenance"]["arguments"] is not None
     verdict = document["verdict"]
     assert (verdict["evidence"], verdict["decision"]) == ("weights", "inconclusive")
-    assert verdict["next"].startswith("loraprobe inspect")
+    assert verdict["next"].startswith("loraprobe merge-and-eval")
     assert all(row["norm"] is not None for row in document["adapters"])
     composition = load_composition(out)
     assert composition.router == ROUTERS.make("arrow:top_k=1")

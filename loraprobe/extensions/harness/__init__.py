@@ -1,4 +1,5 @@
-"""lm-evaluation-harness: its tasks, `lm_eval:TASK`; `--log-to` writes results as it does."""
+"""lm-evaluation-harness: its tasks, `lm_eval:TASK`; `--log-to` writes results as it does; and
+`lm_eval --model loraprobe`, which an entry point in pyproject.toml gives it."""
 
 from __future__ import annotations
 

@@ -23,12 +23,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
+from rich.text import Text
+
 from loraprobe.demo import shipped_world
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 NOTEBOOK = ROOT / "examples" / "notebook" / "compose.ipynb"
 PICTURE = ROOT / "docs" / "report.png"
+TERMINALS = ROOT / "docs" / "terminal"
+# What each picture of a terminal shows: a call in the world that ships, from the line on that
+# starts with these words.
+SHOWN = {
+    "verdict": ("merge-and-eval newcomers steps --base base --task newcomers.jsonl", "Scores"),
+    "library": ("screen newcomers steps city spouse --base base --task newcomers.jsonl", "Short"),
+    "servers": (
+        "merge-and-eval newcomers steps --base base --task newcomers.jsonl --serve vllm -o use",
+        "LIKELY",
+    ),
+}
+COLUMNS = 88
+# An SVG of a terminal, without the fonts that rich would load from elsewhere.
+FRAME = """<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img">
+<title>loraprobe {unique_id}</title>
+<style>
+text {{ font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace;
+font-size: {char_height}px; line-height: {line_height}px; white-space: pre; }}
+{styles}
+</style>
+<defs><clipPath id="{unique_id}-clip-terminal">
+<rect x="0" y="0" width="{terminal_width}" height="{terminal_height}"/></clipPath>
+{lines}</defs>
+{chrome}
+<g transform="translate({terminal_x}, {terminal_y})" clip-path="url(#{unique_id}-clip-terminal)">
+{backgrounds}<g class="{unique_id}-matrix">{matrix}</g></g>
+</svg>
+"""
 BLOCK = re.compile(r"(?<=^```\n)\$ .*?(?=^```$)", re.MULTILINE | re.DOTALL)
 VERDICT = re.compile(r"(UN)?LIKELY|INCONCLUSIVE|INCOMPATIBLE|MEASURED")
 LEFT_OUT, FEW = "[...]", 8
@@ -197,6 +229,41 @@ def draw_picture() -> None:
         subprocess.run(call, check=True, stderr=subprocess.DEVNULL)  # which tells of its desktop
 
 
+def draw_terminals(here: Path) -> None:
+    """What SHOWN calls print, as pictures on a light and on a dark ground."""
+    themes = {"light": light_theme(), "dark": SVG_EXPORT_THEME}
+    for name, (call, first) in SHOWN.items():
+        path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        colours = {"FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "PATH": path}
+        done = subprocess.run(
+            ["loraprobe", *call.split()],
+            cwd=here,
+            env={**os.environ, **colours},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode in (0, 1, 3), done.stderr
+        lines = done.stdout.rstrip().split("\n")
+        start = next(i for i, line in enumerate(lines) if first in line)
+        shown = Text.from_ansi("\n".join(lines[start:]))
+        for ground, theme in themes.items():
+            console = Console(record=True, width=COLUMNS, file=io.StringIO())
+            console.print(Text(f"$ loraprobe {call}\n", style="bold"), shown, sep="")
+            picture = console.export_svg(
+                title="", theme=theme, code_format=FRAME, unique_id=f"{name}-{ground}"
+            )
+            TERMINALS.mkdir(exist_ok=True)
+            (TERMINALS / f"{name}-{ground}.svg").write_text(picture, encoding="utf-8")
+
+
+def light_theme() -> TerminalTheme:
+    """Colours with a contrast of at least 4.5 to 1 on white."""
+    black, red, green, yellow = (30, 30, 30), (176, 0, 32), (20, 110, 40), (125, 85, 0)
+    blue, magenta, cyan, white = (20, 80, 180), (140, 30, 130), (0, 105, 120), (90, 90, 90)
+    normal = [black, red, green, yellow, blue, magenta, cyan, white]
+    return TerminalTheme((255, 255, 255), (0, 0, 0), normal, normal)
+
+
 def main(wanted: str) -> None:
     with world() as here:
         for page in PAGES:
@@ -208,6 +275,7 @@ def main(wanted: str) -> None:
             page.write_text(text, encoding="utf-8")
         if wanted:
             return
+        draw_terminals(here)
         with contextlib.chdir(here):
             notebook, _ = run_notebook()
     written = json.dumps(notebook, indent=1, ensure_ascii=False)

@@ -72,6 +72,9 @@ docs: $(DEV_STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check zensical
 	$(BIN)/python tests/pages.py
 	$(BIN)/python tests/sessions.py
+	rm -rf build/pages && mkdir -p build/pages
+	git ls-files -z docs examples '*.md' | xargs -0 cp --parents -t build/pages
+	mv build/pages/README.md build/pages/index.md
 	$(BIN)/zensical build --clean --strict
 
 bench: $(DEV_STAMP)

@@ -1,4 +1,4 @@
-"""Makes anew what the documentation shows of runs: sessions, the notebook's outputs, the picture.
+"""Makes anew what the documentation shows of runs: sessions, the notebook's outputs, the pictures.
 
     python tests/sessions.py [WORDS]
 

@@ -13,9 +13,10 @@ that owns the parameter, and `.base_layer` follows where a second parameter of t
 `mlp.experts.base_layer[3]`. The names of the parameters stand in the config alone. peft wraps a
 module once for each parameter in the order of registration, so the last one is the outermost.
 
-peft 0.17.0 to 0.18.1 exchanged inputs and outputs of modules without `is_transposed`, and 0.19.0
-those of modules with it. The files do not tell the order, and peft reads all of them in today's.
-The shapes of the base tell it, unless the matrices are square (`with_known_order`).
+This is the order of peft 0.19.1 and newer. Older ones exchanged inputs and outputs: 0.17.0 to
+0.18.1 those of modules without `is_transposed`, 0.19.0 those of all modules. Transformers changed
+the order too, and peft reads every file in today's, so neither the file nor its version tells the
+order. The shapes of the base do, unless the matrices are square (`with_known_order`).
 """
 
 from __future__ import annotations
@@ -23,18 +24,19 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.types import Adapter
-from loraprobe.errors import CompatibilityError
+from loraprobe.adapters.types import Adapter, Modules
+from loraprobe.errors import CompatibilityError, UsageError
 from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count, listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
+Order = Literal["new", "old"]  # A reads the inputs of an expert, or its outputs
 NESTED = ".base_layer"
 ORDER = "expert-layout"  # the code of findings about the order of inputs and outputs
 CHANGED, TODAY = (0, 19, 0), (0, 19, 1)  # versions of peft: of another order, and of today's
@@ -168,48 +170,114 @@ def order_issue(adapter: Adapter) -> Issue | None:
     if version is not None:
         by = f"was saved by peft {'.'.join(map(str, version))}"
     message = (
-        f"{adapter.name} changes stacked experts and {by}; before 0.19.1 peft stored inputs and "
-        "outputs of most models' experts in the other order."
+        f"{adapter.name} changes stacked experts and {by}: their A may read the inputs, as peft "
+        "0.19.1 and newer store it, or the outputs, as older ones did for most models."
     )
     return finding(ORDER, (adapter.name,), message, stack)
 
 
 def with_known_order(model: nn.Module | None, adapter: Adapter) -> Adapter:
-    """The adapter without a finding about its order where a model shows that to be today's.
+    """The adapter in today's order and without a finding about it, where a model shows its order.
 
-    Where the model shows the other order, the adapter has an error.
+    Stacks in the other order are exchanged, which moves numbers and rounds none; a note says so.
     """
-    is_todays = None if model is None else in_todays_order(model, adapter)
-    if is_todays is None:
+    orders = {} if model is None else _orders(model, adapter)
+    if not orders or None in orders.values():
         return adapter
-    issues = [issue for issue in adapter.issues if issue.code != ORDER]
-    if not is_todays:
-        stack = next(iter(adapter.stacks))
-        message = (
-            f"{adapter.name} has the inputs and outputs of {stack} in the order of peft before "
-            "0.19.1, as the shapes of the base show; what reads them today would transpose them."
-        )
-        cure = "Train it again with peft 0.19.1 or newer, or merge it with the peft that saved it."
-        issues.append(finding(ORDER, (adapter.name,), message, stack, cure=cure))
-    return replace(adapter, issues=tuple(issues))
+    kept = [issue for issue in adapter.issues if issue.code != ORDER]
+    older = [stack for stack, is_todays in orders.items() if not is_todays]
+    return exchanged(replace(adapter, issues=tuple(kept)), older, "the shapes of the base show")
 
 
-def in_todays_order(model: nn.Module, adapter: Adapter) -> bool | None:
-    """Whether all stacks fit a model in today's order; False if all fit in the other one.
+def with_named_order(model: nn.Module | None, adapter: Adapter, order: Order) -> Adapter:
+    """The adapter in today's order, where a user says which one its undecided stacks have.
 
-    None where neither holds, or where all are square and the version does not decide either.
+    Raises UsageError where nothing is undecided, because no expert is stacked or a model shows it.
     """
-    version, shown = _version_of(adapter), set[bool]()
-    for _, shape, target in _targeted(model, adapter):
+    orders = dict.fromkeys(adapter.stacks) if model is None else _orders(model, adapter)
+    undecided = [stack for stack, is_todays in orders.items() if is_todays is None]
+    if adapter.stacks and not orders:  # they do not fit the base, which its check tells
+        return adapter
+    if not undecided:
+        why = "the order is known" if adapter.stacks else "none are stacked"
+        raise UsageError(
+            f"--expert-layout says how stacked experts are stored that nothing else decides; of "
+            f"{adapter.name} {why}, so leave it out."
+        )
+    older = [stack for stack, is_todays in orders.items() if is_todays is False]
+    older += undecided if order == "old" else []
+    kept = [issue for issue in adapter.issues if issue.code != ORDER]
+    config = {**adapter.config, "peft_version": ORDERED_BY}
+    known = replace(adapter, issues=tuple(kept), config=config)
+    return exchanged(known, older, f"--expert-layout={order} says")
+
+
+def exchanged(adapter: Adapter, stacks: Sequence[str], because: str) -> Adapter:
+    """The adapter with A and B of each expert of some stacks exchanged: (B A)^T = A^T B^T."""
+    if not stacks:
+        return adapter
+    older = {path for stack in stacks for path in adapter.stacks[stack]}
+    infos = {
+        path: replace(info, in_features=info.out_features, out_features=info.in_features)
+        if path in older
+        else info
+        for path, info in adapter.layout.items()
+    }
+
+    def read(path: str) -> LowRank:
+        update = adapter.modules[path]
+        if path not in older:
+            return update
+        return LowRank(update.B.mT.contiguous(), update.A.mT.contiguous(), update.scaling)
+
+    message = (
+        f"{adapter.name} has {count(len(stacks), 'stack')} of experts in the order of peft before "
+        f"0.19.1, as {because}; their inputs and outputs were exchanged, which is exact."
+    )
+    note = finding("experts-exchanged", (adapter.name,), message, stacks[0])
+    return replace(adapter, modules=Modules(infos, read), issues=(*adapter.issues, note))
+
+
+def _orders(model: nn.Module, adapter: Adapter) -> dict[str, bool | None]:
+    """Stack -> whether it is in today's order by the shapes of a model; None where that is open.
+
+    One peft stored all of a model's parameters alike, but for those of modules with
+    `is_transposed`. So a stack that is not square decides for the square ones of its kind. {} where
+    a stack fits in neither order.
+    """
+    version = _version_of(adapter)
+    alike: dict[bool, list[str]] = {False: [], True: []}
+    shown: dict[bool, set[bool]] = {False: set(), True: set()}
+    orders: dict[str, bool | None] = {}
+    for stack, shape, target in _targeted(model, adapter):
         if target is None or sorted(target.shape) != sorted(shape) or target.shape[0] != shape[0]:
-            return None
-        if target.parameter.dim() == 3 and shape[1] != shape[2]:
-            shown.add(target.shape == shape)
-        elif target.shape != shape:
-            return None
-        elif target.transposed and version is not None and version < CHANGED:
-            shown.add(True)
-    return shown.pop() if len(shown) == 1 else None
+            return {}
+        if target.parameter.dim() != 3:
+            if target.shape != shape:
+                return {}
+            orders[stack] = True
+            continue
+        alike[target.transposed].append(stack)
+        if shape[1] != shape[2]:
+            shown[target.transposed].add(target.shape == shape)
+    for transposed, stacks in alike.items():
+        found = shown[transposed]
+        if len(found) > 1:
+            return {}
+        if not found and version is not None:
+            always = version >= TODAY or (transposed and version < CHANGED)
+            found = {True} if always else set()
+        orders |= dict.fromkeys(stacks, found.pop() if found else None)
+    return orders
+
+
+def transposed_in(a: Adapter, b: Adapter) -> set[str]:
+    """The experts that one of two adapters has with inputs and outputs exchanged, as an error of
+    one of them says."""
+    if not any(issue.code == ORDER for issue in (*a.issues, *b.issues)):
+        return set()
+    shared = [path for path in a.layout if path in b.layout and a.layout[path].kind == "expert"]
+    return {p for p in shared if a.layout[p].shape == b.layout[p].shape[::-1]}
 
 
 def _version_of(adapter: Adapter) -> tuple[int, ...] | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import conflict, in_todays_order, target_parameters
+from loraprobe.adapters.experts import conflict, target_parameters, transposed_in
 from loraprobe.adapters.names import VOCABULARY, number_in
 from loraprobe.base import Base
 from loraprobe.compatibility.aligning import Shape, layer_shapes, shapes_of, two_names
@@ -41,7 +41,9 @@ def layout_issues(adapters: Sequence[Adapter]) -> Iterator[Issue]:
         elif not form.keys() & other.keys():
             yield _nothing_in_common(a, b)
         elif form != other:
-            yield from _shapes(a, shapes_of(b), b.name, (a.name, b.name), APART)
+            turned = transposed_in(a, b)
+            shapes = {path: shape for path, shape in shapes_of(b).items() if path not in turned}
+            yield from _shapes(a, shapes, b.name, (a.name, b.name), APART)
             yield from _kinds(a, b)
         if problem := conflict(a, b):
             yield problem
@@ -239,8 +241,6 @@ def _parameters(adapter: Adapter, base: Base) -> Iterator[Issue]:
     A file may hold the weights of each expert apart, so the model is built, without weights.
     """
     if not adapter.stacks or base.skeleton is None:
-        return
-    if in_todays_order(base.skeleton, adapter) is False:  # of which the adapter has an error
         return
     try:
         target_parameters(base.skeleton, adapter)

@@ -100,8 +100,8 @@ class Files(Extension):
                 "loraprobe convert ./legal -o portable",
                 "loraprobe convert ./loha --base auto -o lora",
             ),
-            "base like allow rank keep_energy portable threads target overwrite json html "
-            "markdown explain quiet",
+            "base like expert_layout allow rank keep_energy portable threads target overwrite json "
+            "html markdown explain quiet",
             changed={
                 "rank": {
                     "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "

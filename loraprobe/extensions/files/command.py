@@ -33,6 +33,15 @@ def convert(
             ADAPTERS,
         ),
     ] = None,
+    expert_layout: Annotated[
+        str | None,
+        setting(
+            "ORDER",
+            "What A of stacked experts reads where the base's shapes do not tell: new: the inputs, "
+            "as peft 0.19.1 and later store it; old: the outputs.",
+            ADAPTERS,
+        ),
+    ] = None,
     keep_energy: Annotated[
         float,
         setting(
@@ -55,10 +64,12 @@ def convert(
 
     A LoRA computes the same afterwards: keys get peft's prefix once, a .bin becomes safetensors,
     rsLoRA and patterns become one rank and one scaling. What cannot be kept exactly is refused by
-    name. DoRA stays DoRA. With --base an AdaLoRA, LoHa, LoKr, VeRA or another type that changes
-    weights becomes a LoRA, which keeps at least --keep-energy of each change.
+    name. DoRA stays DoRA. With --base stacked experts of peft before 0.19.1 get today's order, and
+    an AdaLoRA, LoHa, LoKr, VeRA or another type that changes weights becomes a LoRA, which keeps at
+    least --keep-energy of each change.
     """
     made = {"like": like, "portable": portable, "keep_energy": keep_energy}
+    made["expert_layout"] = expert_layout
     save(output, options, "convert", [ref], base, None, module=CONVERTING, **made)
 
 

@@ -34,6 +34,7 @@ from loraprobe.adapters import (
     with_repaired_paths,
 )
 from loraprobe.adapters.config import CONFIG, PATTERN, untargeted_paths
+from loraprobe.adapters.experts import Order, with_named_order
 from loraprobe.adapters.files import PICKLE, SAFETENSORS, open_tensors
 from loraprobe.adapters.reading import PREFIX
 from loraprobe.adapters.saving import SELECTORS, config_of
@@ -76,6 +77,8 @@ SAME = 0.02
 SAMPLE = 64  # tokens on which peft computes both
 # What peft may take to load an adapter of another type: bytes, and times the base.
 MEMORY, TIMES = 1_000_000_000, 3
+# Notes of an adapter whose layout was made that of a base.
+TRANSLATED = frozenset({"experts-exchanged"})
 # Parts of the keys of numbers that are no sizes of tensors.
 COUNTS = ("alpha", "seed", "prng_key", "lambda", "dropout", "tinit", "tfinal", "delta", "step",
     "layers", "scale", "scaling", "std", "weight", "beta", "version")  # fmt: skip
@@ -108,16 +111,20 @@ def convert(
     like: Ref | None = None,
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
+    expert_layout: Order | None = None,
 ) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
 
     An adapter of another type that changes weights becomes a LoRA that keeps at least `keep_energy`
     of each change's squared norm.
 
-    base: compares a copy of an embedding or head that the file may hold. Raises CompatibilityError
-    for what cannot be kept exactly: tensors of an unknown kind, an initialisation that changed the
-    base. like: a base or an adapter whose names of modules are written.
+    base: gives the file the layout of its experts, and compares a copy of an embedding or head that
+    the file may hold. Raises CompatibilityError for what cannot be kept exactly: tensors of an
+    unknown kind, an initialisation that changed the base. like: a base or an adapter whose names of
+    modules are written. expert_layout: the order of experts of which nothing else tells it.
     """
+    if expert_layout not in (None, "new", "old"):
+        raise UsageError(f"--expert-layout={expert_layout} is no layout; take new or old.")
     if not 0 < keep_energy <= 1:
         raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")
     session.command = "convert"
@@ -128,14 +135,19 @@ def convert(
     if made_lora is None and session.options.rank != "auto":
         raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
     inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
-    (original,) = inputs.given
+    (original,), (adapter,) = inputs.given, inputs.adapters
+    if expert_layout is not None:
+        skeleton = None if inputs.base is None else inputs.base.skeleton
+        adapter = with_named_order(skeleton, adapter, expert_layout)
+    elif not any(issue.code in TRANSLATED for issue in adapter.issues):
+        adapter = original  # with the names of its file
     # Extras must be known to be refused.
-    sound = replace(with_repaired_paths(original), extras=original.extras)
+    sound = replace(with_repaired_paths(adapter), extras=adapter.extras)
     preflight = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(preflight.compatibility)
     place = session.target or Path("OUT")
     before = "" if made_lora is None else made_lora[1]
-    made, changes = convert_adapter(original, place, like, portable, before)
+    made, changes = convert_adapter(adapter, place, like, portable, before, original)
     require_certain(found, original, made, inputs.base, session.options)
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     preflight = replace(preflight, compatibility=serious, layers=())
@@ -154,6 +166,7 @@ def convert_adapter(
     like: str | Path | None = None,
     one_rank: bool = True,
     before: str = "",
+    original: Adapter | None = None,
 ) -> tuple[Converted, str]:
     """The adapter as it is written to a place, and what differs from its file, in sentences.
 
@@ -170,7 +183,8 @@ def convert_adapter(
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []
-    changes = " ".join([*sentences, *_changes(given, made)]) or "Nothing had to be changed."
+    sentences += _changes(original or given, made)
+    changes = " ".join(sentences) or "Nothing had to be changed."
     told = changes if before else f"It computes the same. {changes}"
     card = _card(made, given.source.public, hub.model_card(given), told)
     return Converted(made, card, given.source.path, targets), changes
@@ -306,7 +320,8 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     codes = {issue.code for issue in given.issues}
     if any(path.startswith(PREFIX) for path in given.layout):
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
-    yield from (issue.message for issue in made.issues if issue.code == "modules-renamed")
+    told = {"modules-renamed", *TRANSLATED}
+    yield from (issue.message for issue in made.issues if issue.code in told)
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
     if "pickled" in codes:

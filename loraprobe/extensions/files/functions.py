@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.options import takes
@@ -24,21 +24,30 @@ def convert(
     like: str | Path | None = None,
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
+    expert_layout: Literal["new", "old"] | None = None,
     **options: Any,
 ) -> Converted:
     """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
 
-    base: compares a copy of an embedding or head that the file may hold. like: a base or an adapter
+    base: gives stacked experts of older versions of peft today's order, and compares a copy of an
+    embedding or head that the file may hold. like: a base or an adapter
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
     of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
-    keeps of each module. Raises CompatibilityError for what cannot be kept exactly.
+    keeps of each module. expert_layout: whether A of stacked experts reads the inputs ("new") or
+    the outputs ("old"), where the base's shapes do not tell. Raises CompatibilityError for what
+    cannot be kept exactly.
     """
     from loraprobe.extensions.files import converting
     from loraprobe.session import Session
 
-    session, kept = Session.of_call(options), keep_energy
     outcome = converting.convert(
-        [adapter], session, base=base, like=like, portable=portable, keep_energy=kept
+        [adapter],
+        Session.of_call(options),
+        base=base,
+        like=like,
+        portable=portable,
+        keep_energy=keep_energy,
+        expert_layout=expert_layout,
     )
     return cast("Converted", outcome.made)
 

@@ -5,6 +5,7 @@ remarks     what of that is told at the end of a command, `part` in its audit an
 engine      `--engine`: opens or starts a server as the scorer of an evaluation
 scorer      ServedScorer, which has the interface of `scoring.Scorer`
 acceptance  whether a server computes what transformers compute here
+recognising what a server serves under a name
 verifying   `verify --served`
 client      requests over HTTP
 supervisor  ends a server that a run started, however the run ends

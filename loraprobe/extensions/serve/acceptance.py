@@ -1,7 +1,7 @@
-"""Whether a server computes what transformers compute here.
+"""The acceptance test of --engine: whether a server computes what transformers compute here.
 
 Both give log-probabilities of a few prompts. `Acceptance` ends a run whose server runs another base
-or misreads an adapter; `compare_served` tells `verify --served` what a server serves.
+or misreads an adapter. `recognising` tells which adapter a server serves.
 """
 
 from __future__ import annotations
@@ -13,56 +13,18 @@ from typing import Any
 
 import torch
 
-from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.errors import BaseError
 from loraprobe.evaluation.questions import questions
-from loraprobe.extensions.serve.client import Server, ServerError
+from loraprobe.extensions.serve.client import ServerError
 from loraprobe.extensions.serve.scorer import ServedScorer
-from loraprobe.routing.constant import single
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import inference_mode
 from loraprobe.tasks import Task
 
 PROMPTS = 12  # of the acceptance test
-# A server's figures are those of one side where they are this many times closer to it than the two
-# sides are to each other. They cannot be close to both.
-SERVED_CLOSER = 4.0
-SERVED_TELLS = 0.01  # mean difference of base and adapter from which a server's rounding is less
+CLOSER = 4.0  # an adapter is computed where it is this many times closer than the base is
 ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
-TIMEOUT = 60.0  # seconds for one request of `verify --served` and its whole answer
-PLAIN = (  # prompts for any adapter
-    "The capital of France is",
-    "Once upon a time there was a",
-    "Question: What is 2 + 3?\nAnswer:",
-    "def add(a, b):\n    return",
-    "Dear customer, thank you for",
-    "The doctor looked at the patient and said",
-    "In the year 1969, the first",
-    "Translate to German: Good morning.\nGerman:",
-    "The most important thing about",
-    "He opened the door and saw",
-    "1, 2, 3, 4,",
-    "According to the law, a person who",
-)
-
-
-@dataclass(frozen=True)
-class Served:
-    """What a server serves under a name (`loraprobe verify --served`).
-
-    `serves` is adapter, base, another (neither) or unclear (the prompts do not tell them apart).
-    The figures are mean absolute differences of log-probabilities over the prompts: from the server
-    to the adapter and to the base as they run here, and `between` these two.
-    """
-
-    adapter: str
-    model: str
-    serves: str
-    prompts: int
-    to_adapter: float
-    to_base: float
-    between: float
 
 
 @dataclass
@@ -122,7 +84,7 @@ class Acceptance:
                     f"{where} runs another base than {self.base}: {told}; serve that base, or give "
                     "the served one by --base."
                 )
-        elif not apart <= max(between / SERVED_CLOSER, 2 * self.rounding[what] + 0.005):
+        elif not apart <= max(between / CLOSER, 2 * self.rounding[what] + 0.005):
             raise ServerError(
                 f"{where} does not compute {composition.name}: {told} from that of transformers, "
                 f"where adapter and base are {between:.2f} apart; loraprobe inspect ADAPTER "
@@ -141,45 +103,24 @@ def first_tokens(scorer: ModelScorer, rows: Sequence[Sequence[int]]) -> list[flo
 
     Raises BaseError where the model gives none.
     """
-    found = []
+    return [likeliest(scorer, ids, 1)[0] for ids in rows]
+
+
+def likeliest(scorer: ModelScorer, ids: Sequence[int], last: int) -> list[float]:
+    """The largest log-probability of a next token after each of the last tokens of a text.
+
+    last: how many of them. Raises BaseError where the model gives none.
+    """
     with inference_mode(scorer.model), torch.no_grad():
-        for ids in rows:
-            logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device)).logits
-            found.append(float(logits[0, -1].double().log_softmax(-1).max()))
+        logits = scorer.model(input_ids=torch.tensor([ids], device=scorer.model.device)).logits
+        found = logits[0, -last:].double().log_softmax(-1).amax(-1).tolist()
     if not all(map(math.isfinite, found)):
         raise BaseError(
             "The model gives a log-probability here that is no number; take --dtype float32."
         )
-    return found
+    return list(found)
 
 
 def apart_by(one: Sequence[float], other: Sequence[float]) -> float:
     """The mean absolute difference."""
     return sum(abs(a - b) for a, b in zip(one, other, strict=True)) / len(one)
-
-
-def compare_served(
-    server: Server,
-    model: str,
-    adapter: Adapter,
-    scorer: ModelScorer,
-    prompts: Sequence[str],
-) -> Served:
-    """What a server serves under the name `model`: the adapter, the base of the scorer, another.
-
-    The server's figures are close to those of the base here, or to those with the adapter.
-    """
-    theirs = server.first_tokens({"model": model}, prompts)
-    ids = scorer.encoder.prompts(prompts)
-    base_own = first_tokens(scorer, ids)
-    with scorer.with_composition(single(adapter)):
-        own = first_tokens(scorer, ids)
-    between = apart_by(own, base_own)
-    to_adapter, to_base = apart_by(theirs, own), apart_by(theirs, base_own)
-    if between < SERVED_TELLS:
-        serves = "unclear"
-    elif to_adapter * SERVED_CLOSER <= between:
-        serves = "adapter"
-    else:
-        serves = "base" if to_base * SERVED_CLOSER <= between else "another"
-    return Served(adapter.name, model, serves, len(prompts), to_adapter, to_base, between)

@@ -12,7 +12,7 @@ from adversarial.errors import tiny, told
 from adversarial.privacy import ADDRESSES, SECRET
 from loopback import listening
 
-from loraprobe.extensions.serve import acceptance
+from loraprobe.extensions.serve import recognising
 
 PAGE, VERIFY = "serving.md", pytest.mark.needs("verify")
 
@@ -67,7 +67,7 @@ def _(place: Path) -> str:
             handler.wfile.write(b"x")
             sent.append("x")
 
-    with listening(reply) as address, mock.patch.object(acceptance, "TIMEOUT", 1.0):
+    with listening(reply) as address, mock.patch.object(recognising, "TIMEOUT", 1.0):
         found = _served(place, address)
     return found if len(sent) < 300 else "a minute, as long as it sends"
 

@@ -1,13 +1,17 @@
 """verify --served: a server over transformers on loopback that runs the base, the adapter, or less.
 
+test_recognising.py has what is told of figures with noise.
+
 docs/serving.md has the same with a real server, llama.cpp's.
 """
 
 import json
+import zlib
 from collections.abc import Callable
 from typing import Any
 
 import making
+import numpy as np
 import pytest
 import torch
 from loopback import server
@@ -69,8 +73,40 @@ def world(tmp_path_factory):
 
         return figure
 
+    peft_adapter(root / "other", tiny_llama(), lora_alpha=16, seed=5, **settings)
     adapted = PeftModel.from_pretrained(loud(), root / "adapter").eval()
-    return root, {"base": figures(loud().eval()), "adapter": figures(adapted)}
+    other = PeftModel.from_pretrained(loud(), root / "other").eval()
+    doubled = PeftModel.from_pretrained(loud(), root / "adapter").eval()
+    for module in doubled.modules():
+        if isinstance(scaling := getattr(module, "scaling", None), dict):
+            scaling["default"] *= 2
+    models = {"adapter": adapted, "other": other, "doubled": doubled}
+    return root, {"base": figures(loud().eval())} | {n: figures(m) for n, m in models.items()}
+
+
+def rounded(figure: Answerer, size: float) -> Answerer:
+    """The same figures with noise of this size, as of a server that rounds weights."""
+
+    def noisy(prompt: str) -> float:
+        drawn = np.random.default_rng(zlib.crc32(prompt.encode()) + int(1e6 * size))
+        return min(figure(prompt) + drawn.normal(0, size), 0.0)
+
+    return noisy
+
+
+def two_models(figures: dict[str, Answerer]):
+    """A server's replies: a base and its adapter, as vLLM lists them."""
+
+    def reply(path: str, body: dict) -> tuple[int, Any]:
+        if path == "/v1/models":
+            data = [{"id": name, "parent": None if name == "b" else "b"} for name in figures]
+            return 200, {"data": data}
+        if body["model"] not in figures:
+            return 404, {"error": "no such model"}
+        value = figures[body["model"]](body["prompt"])
+        return 200, {"choices": [{"logprobs": {"token_logprobs": [value]}}]}
+
+    return reply
 
 
 def verify(world, url: str, *more: str, **env: str):
@@ -90,17 +126,54 @@ def test_a_server_is_told_to_apply_the_adapter_or_not(world, serves, code, form)
     assert found[f"to_{serves}"] < 1e-5 < found["between"]
 
 
+def test_a_server_that_rounds_applies_the_adapter(world):
+    with server(answers(lambda prompt: round(world[1]["adapter"](prompt), 2))) as (url, _):
+        assert verify(world, url, "-q").stdout == "adapter\n"
+
+
 @pytest.mark.parametrize(
-    ("figure", "told"),
-    [
-        (lambda base, adapter: (base + adapter) / 2, "another\n"),
-        (lambda base, adapter: round(adapter, 2), "adapter\n"),  # a server's rounding
-    ],
+    ("truth", "code", "told"),
+    [("adapter", 0, "adapter"), ("base", 1, "base"), ("other", 1, "another")],
 )
-def test_a_server_that_scales_the_adapter_otherwise_is_neither(world, figure, told):
-    base, adapter = world[1]["base"], world[1]["adapter"]
-    with server(answers(lambda prompt: figure(base(prompt), adapter(prompt)))) as (url, _):
-        assert verify(world, url, "-q").stdout == told
+@pytest.mark.parametrize("noise", [0.001, 0.1])
+def test_the_distance_of_its_base_is_the_noise(world, truth, code, told, noise):
+    figures = {"b": rounded(world[1]["base"], noise), "a": rounded(world[1][truth], 0.9 * noise)}
+    with server(two_models(figures)) as (url, _):
+        ended = verify(world, url, "--model", "a", "--json")
+    found = json.loads(ended.stdout)["served"]
+    assert (ended.exit_code, found["serves"]) == (code, told), ended.output
+    assert 0.6 * noise < found["floor"] < noise
+    assert found["error_rate"] < 0.01 and found["scale"] is None
+
+
+def test_another_adapter_is_named_among_those_that_were_given(world):
+    with server(two_models({"b": world[1]["base"], "a": world[1]["other"]})) as (url, _):
+        ended = verify(world, url, str(world[0] / "other"), "--model", "a", "--json")
+    found = json.loads(ended.stdout)["served"]
+    assert (ended.exit_code, found["serves"], found["other"]) == (1, "another", "other")
+
+
+def test_an_adapter_of_twice_its_scale_is_told_with_the_scale(world):
+    with server(answers(world[1]["doubled"])) as (url, _):
+        ended = verify(world, url, "--json")
+        shown = verify(world, url).stdout
+    found = json.loads(ended.stdout)["served"]
+    assert (ended.exit_code, found["serves"]) == (1, "scaled")
+    assert found["scale"] == pytest.approx(2.0, rel=0.03)
+    assert "times 2.0" in shown or "times 1.9" in shown
+
+
+def test_noise_that_hides_the_adapter_leaves_it_open(world):
+    figures = {"b": rounded(world[1]["base"], 3.0), "a": rounded(world[1]["adapter"], 2.9)}
+    with server(two_models(figures)) as (url, _):
+        assert verify(world, url, "--model", "a").exit_code == 3
+
+
+def test_a_name_that_is_not_loaded_is_told_with_those_that_are(world):
+    with server(two_models({"b": world[1]["base"], "a": world[1]["adapter"]})) as (url, _):
+        ended = verify(world, url, "--model", "mine", "--json")
+    told = json.loads(ended.stdout)["error"]["message"]
+    assert ended.exit_code == 2 and "mine" in told and "b, a" in told
 
 
 def test_an_adapter_without_effect_on_the_prompts_leaves_it_open(world, tmp_path):
@@ -125,7 +198,8 @@ def test_prompts_of_a_file_are_asked(world, tmp_path):
 
     with server(answers(figure)) as (url, _):
         assert verify(world, url, "--probe", str(tmp_path / "mine.txt")).exit_code == 0
-    assert sorted(asked) == ["one two", "three"]
+    assert {"one two", "three"} <= set(asked)
+    assert all(text.startswith(("one two", "three")) for text in asked)
 
 
 def test_its_own_prompts_are_asked_without_a_file(world):

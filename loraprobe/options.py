@@ -718,8 +718,27 @@ CORE = (
     CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",), "json"),
     CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
 )
+EVERYWHERE = "config", "debug"  # the options that every command takes
+_LISTED = [name for spec in CORE for name in f"{spec.first} {spec.options}".split()]
+# Arguments of the core's commands, and what the classes of options have beside options.
+_TAKEN = {
+    *_LISTED,
+    *EVERYWHERE,
+    "refs",
+    "file",
+    "files",
+    "names",
+    "help",
+    "added",
+    *vars(AddedOptions),
+}
 for _group in Options.__bases__:
     OF_CORE |= option_names(_group)
+OF_CORE |= {f"the option {name}": __name__ for name in _TAKEN}
+# One that a single command takes may be written alike in a command of an extension.
+_SHARED = {name for name in _LISTED if _LISTED.count(name) > 1}
+OF_CORE |= {f"the flag {_flag(name)}": __name__ for name in (*_SHARED, *EVERYWHERE, "help")}
+OF_CORE |= {f"the flag {flag}": __name__ for flag in ("--output", "-o", "-q", "-h")}
 OF_CORE |= {f"the command {spec.name}": __name__ for spec in CORE}
 
 

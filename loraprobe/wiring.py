@@ -43,10 +43,11 @@ def claim(taken: dict[str, str], names: Mapping[str, str]) -> None:
 
 def option_names(group: Any) -> dict[str, str]:
     """The options of a dataclass by their fields and flags, as `claim` takes them."""
-    flags = [flag for one in fields(group) for flag in one.metadata.get("flags", ())]
-    words = [one.name for one in fields(group)]
-    words += [flag.lstrip("-").replace("-", "_") for flag in flags]
-    return dict.fromkeys([f"the option {word}" for word in words], group.__module__)
+    names = [f"the option {one.name}" for one in fields(group)]
+    for one in fields(group):
+        flags = one.metadata.get("flags") or [f"--{one.name.replace('_', '-')}"]
+        names += [f"the flag {flag}" for flag in flags]
+    return dict.fromkeys(names, group.__module__)
 
 
 def names_of(extension: Any) -> dict[str, str]:

@@ -27,6 +27,7 @@ from loraprobe.errors import UsageError
 from loraprobe.extension import override_of, task_sources
 from loraprobe.formatting import listing, nearest
 from loraprobe.options import (
+    EVERYWHERE,
     AddedOptions,
     CommandSpec,
     Options,
@@ -37,7 +38,6 @@ from loraprobe.options import (
     repeats,
     table,
 )
-from loraprobe.wiring import claim
 
 if TYPE_CHECKING:
     from loraprobe.registry import Registry
@@ -122,7 +122,6 @@ TasksArgument = Annotated[list[str], argument("FILE", f"Tasks: {QUESTIONS}.")]
 DebugOption = Annotated[
     bool, setting(" ", "On an error also print the traceback.", OUTPUT, "--debug")
 ]
-EVERYWHERE = "config", "debug"  # which every command takes
 # What a run works on beside the adapters, and what every command takes: name -> panel, field and
 # type of its option.
 OTHERS: Mapping[str, tuple[str, Any, Any]] = {
@@ -166,16 +165,12 @@ OTHERS: Mapping[str, tuple[str, Any, Any]] = {
 
 @functools.cache
 def tables() -> Mapping[str, tuple[str, Any, Any]]:
-    """Name of an option of a table -> its panel of the help, its field and its type.
-
-    Raises UsageError where two have one name.
-    """
+    """Name of an option of a table -> its panel of the help, its field and its type."""
     core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
-    rows, taken = dict(OTHERS), {f"the option {name}": __name__ for name in OTHERS}
+    rows = dict(OTHERS)
     for panel, group in (*core, *added):
         fields, hints = dataclasses.fields(group), get_type_hints(group)
-        claim(taken, {f"the option {field.name}": group.__module__ for field in fields})
         rows |= {field.name: (panel, field, hints[field.name]) for field in fields}
     return rows
 

@@ -1,6 +1,6 @@
 """Two extensions that claim one name or one place are a warning or an error that names both."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, make_dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -20,6 +20,7 @@ from loraprobe.extension import (
 )
 from loraprobe.options import AddedOptions, CommandSpec, Options, option
 from loraprobe.pipeline.inputs import check_names
+from loraprobe.wiring import option_names
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,10 @@ class OfTheCore(AddedOptions):
     margin: float = option(0.0, "X", "Help.", "--other")
 
 
-@dataclass(frozen=True)
-class OfTheFront(AddedOptions):
-    title = "Of the front"
-    json: bool = option(False, "", "Help.")
+def named(name, flag=None):
+    """The class of an option of a name or flag."""
+    field = option("", "TEXT", "Help.", *filter(None, [flag]))
+    return make_dataclass("Named", [(name, str, field)], bases=(AddedOptions,), frozen=True)
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,12 @@ def paint(module):
 # What is taken -> the extensions of other packages of which the last is left out.
 TAKEN = {
     "the option shade": ({"options": One}, {"options": SameName}),
-    "the option .*shade": ({"options": One}, {"options": SameFlag}),
+    "the flag --shade": ({"options": One}, {"options": SameFlag}),
     "the option margin": ({"options": OfTheCore},),
+    **{f"the option {name}": ({"options": named(name)},) for name in (
+        "html", "target", "base", "task", "probe", "config", "debug", "refs", "help", "check")},
+    **{f"the flag {flag}": ({"options": named("tint", flag=flag)},) for flag in (
+        "--html", "--output", "-o", "-q", "--quiet", "--task", "--method", "--help", "--debug")},
     "a.paint and b.paint both have the command paint": (
         {"commands": (paint("a"),)}, {"commands": (paint("b"),)},
     ),
@@ -102,10 +107,16 @@ def test_an_extension_that_adds_what_is_there_is_left_out_with_a_warning(monkeyp
     assert found[len(wiring.EXTENSIONS) :] == (*added[:-1],)
 
 
-def test_an_option_of_the_name_of_one_of_all_commands(monkeypatch):
-    installed(monkeypatch, extension(options=OfTheFront))
-    with pytest.raises(UsageError, match=r"cli.running and test_extension both .* json"):
-        parameters.tables.__wrapped__()
+def test_the_core_has_claimed_every_word_of_its_commands_but_those_of_extensions():
+    """So an extension that adds one is left out: it would keep every command from running."""
+    added = {one for of in wiring.extensions() if of.options for one in option_names(of.options)}
+    groups = [cli.command_of(name) for name in {spec.name.split()[0] for spec in options.CORE}]
+    commands = [one for group in groups for one in getattr(group, "commands", {"": group}).values()]
+    taken = [parameter for one in commands for parameter in one.params]
+    found = {f"the option {name}" for name in (*parameters.tables(), *(p.name for p in taken))}
+    flags = [flag for p in taken for flag in p.opts if flag.startswith("-")]
+    found |= {f"the flag {flag}" for flag in flags if flags.count(flag) > 1}
+    assert found - added <= {*wiring.OF_CORE} and {"the option html", "the flag -o"} <= found
 
 
 @pytest.mark.parametrize(("kinds", "key"), [((Shades, Shades), "shade"), ((Verdicts,), "verdict")])

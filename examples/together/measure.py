@@ -4,6 +4,8 @@
     python measure.py english OUT/NAME BASE    the adapters of ENGLISH on the model in BASE
     python measure.py ask WORLD ROWS.jsonl     everything that is compared, a row an answer
     python measure.py report ROWS.jsonl...     the tables of README.md
+    python measure.py pairs FILE...            figures of pairs beside their members, of ROWS or of
+                                               examples/calibration/several.jsonl.gz
 
 WORLD is a directory that `build`, `english` or `loraprobe lab build` made. Every adapter that has a
 task of its own (the file of its name, or TASKS by the first word of its name) answers items of that
@@ -40,7 +42,7 @@ from loraprobe.extensions.screen.together.forecast import (
     kinship_in,
     shares,
 )
-from loraprobe_lab.experiments.mergeability import auroc
+from loraprobe_lab.experiments.mergeability import Pairs, auroc, judged
 from loraprobe_lab.worlds.spec import build_world
 
 BASES = {  # seed, architecture, width; the first four were looked at while the forecast was made
@@ -445,6 +447,91 @@ def report(files: Sequence[Path], kinship: float | None = None) -> None:
             )
 
 
+# ---- figures of pairs ----------------------------------------------------------------------------
+
+
+def pairs_report(files: Sequence[Path]) -> None:
+    """Prints the table of `loraprobe lab mergeability` for pairs that were measured here.
+
+    A pair merges well if the mean of what both members keep is at least the median.
+    """
+    print("| base | merge | pairs | best figure | by chance | members | r | seen with 1 | 2 | 3 |")
+    print("| --- |" + " --- |" * 9)
+    for file in files:
+        libraries = stored_sets(file) if "several" in file.name else measured_pairs(file)
+        for base, pairs in libraries:
+            for merge in pairs.accuracies:
+                row = judged(pairs, merge, np.random.default_rng(0))
+                best, null = "-", "-"
+                if row["figure"]:
+                    best = f"{row['best']:.2f} ({row['figure']})"
+                    null = f"{row['null']:.2f}, {row['null95']:.2f}"
+                seen = " | ".join(f"{value:.2f}".replace("nan", "-") for value in row["partners"])
+                print(f"| {base} | {merge} | {row['pairs']} | {best} | {null} "
+                      f"| {row['additive']:.2f} | {row['r']:.2f} | {seen} |")  # fmt: skip
+
+
+def measured_pairs(file: Path) -> list[tuple[str, Pairs]]:
+    """The pairs of each base in ROWS, with the figures that inner products and scores give."""
+    found = []
+    for answers in answers_in([file]):
+        names = tuple(answers.curves)
+        pairs = [*itertools.combinations(range(len(names)), 2)]
+        places = np.array([[answers.names.index(names[one]) for one in pair] for pair in pairs])
+        norms = np.sqrt(np.diag(answers.inner))[places]
+        inner = answers.inner[places[:, 0], places[:, 1]]
+        scores = {name: answers.right["gate 1", (name,), name].mean() for name in names}
+        alone = np.array([[scores[names[one]] for one in pair] for pair in pairs])
+        figures = {
+            "cosine": inner / norms.prod(1),
+            "inner product": inner,
+            "ratio of norms": norms.max(1) / norms.min(1),
+            "smaller norm": norms.min(1),
+            "lower score alone": alone.min(1),
+            "mean score alone": alone.mean(1),
+        }
+        kept = {}
+        for method in ("uniform", "sum", "arrow"):
+            groups = [tuple(names[one] for one in pair) for pair in pairs]
+            own = [[answers.kept(method, group, name) for name in group] for group in groups]
+            kept[method] = np.mean(own, 1)
+        found.append((answers.base, Pairs(names, np.array(pairs), figures, kept)))
+    return found
+
+
+def stored_sets(file: Path) -> list[tuple[str, Pairs]]:
+    """The pairs of each base in several.jsonl.gz, which has answers and no weights: no figures."""
+    rows = [json.loads(line) for line in gzip.decompress(file.read_bytes()).splitlines()]
+    found = []
+    for base in dict.fromkeys(row["base"] for row in rows):
+        kept: dict[tuple[str, str], dict[str, float]] = {}
+        for row in (row for row in rows if row["base"] == base):
+            members = tuple(name for name, kind in row["kinds"].items() if kind == "adapter")
+            tasks = np.array([item[0] for item in row["results"]["items"]])
+            right = {
+                name: np.array([mark == "1" for mark in marks])
+                for name, marks in row["results"]["right"].items()
+            }
+            own = {name: right[name][tasks == name].mean() for name in members}
+            from_base = {name: right["base"][tasks == name].mean() for name in members}
+            if len(members) != 2 or min(own[n] - from_base[n] for n in members) < LEAST_GAIN:
+                continue
+            kept[members] = {}
+            for method in ("uniform", "sum", "arrow"):
+                shares = [
+                    (right[method][tasks == n].mean() - from_base[n]) / (own[n] - from_base[n])
+                    for n in members
+                ]
+                kept[members][method] = float(np.mean(np.clip(shares, -0.2, 1.2)))
+        names = tuple(sorted({name for pair in kept for name in pair}))
+        places = np.array([[names.index(name) for name in pair] for pair in kept])
+        columns = {
+            m: np.array([one[m] for one in kept.values()]) for m in ("uniform", "sum", "arrow")
+        }
+        found.append((base, Pairs(names, places, {}, columns)))
+    return found
+
+
 def ranks(values: Any, truth: np.ndarray) -> str:
     """The correlation and the AUROC of a figure."""
     values = np.asarray(values, dtype=float)
@@ -479,9 +566,9 @@ def forecasts(
 
 
 def main() -> None:
-    """Runs one of the three steps."""
+    """Runs one of the steps."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("step", choices=("build", "english", "ask", "report"))
+    parser.add_argument("step", choices=("build", "english", "ask", "report", "pairs"))
     parser.add_argument("given", nargs="+")
     parser.add_argument("--kinship", type=float, help="of the report, in place of the measured one")
     given = parser.parse_args()
@@ -489,6 +576,8 @@ def main() -> None:
         build(Path(given.given[0]), given.given[1:])
     elif given.step in ("english", "ask"):
         (english if given.step == "english" else ask)(*map(Path, given.given))
+    elif given.step == "pairs":
+        pairs_report([*map(Path, given.given)])
     else:
         report([*map(Path, given.given)], given.kinship)
 

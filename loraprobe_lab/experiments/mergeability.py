@@ -110,12 +110,16 @@ def additive(pairs: Pairs, accuracy: Array) -> Array:
 
 
 def with_partners(pairs: Pairs, accuracy: Array, partners: int, rng: np.random.Generator) -> Array:
-    """A forecast for each pair from so many other pairs of each member: [pairs]."""
+    """A forecast for each pair from so many other pairs of each member, NaN where there are fewer:
+    [pairs]."""
     found = np.zeros(len(accuracy))
     for at, pair in enumerate(pairs.members):
         for member in pair:
             others = np.flatnonzero((pairs.members == member).any(1))
             others = others[others != at]
+            if len(others) < partners:
+                found[at] = np.nan
+                break
             found[at] += accuracy[rng.choice(others, partners, replace=False)].mean()
     return found
 
@@ -123,7 +127,7 @@ def with_partners(pairs: Pairs, accuracy: Array, partners: int, rng: np.random.G
 def mergeability(file: Path, seed: int = 0) -> Pages:
     """Judges every merge of the table. Raises UsageError for a file that is none."""
     pairs, rng = read_pairs(file), np.random.default_rng(seed)
-    rows = [_row(pairs, name, rng) for name in pairs.accuracies]
+    rows = [judged(pairs, name, rng) for name in pairs.accuracies]
     document = {"source": "arXiv 2601.22285", "seed": seed, "pairs": len(pairs.members)}
     document |= {"models": len(pairs.names), "figures": len(pairs.figures), "merges": rows}
     return Pages(
@@ -131,15 +135,20 @@ def mergeability(file: Path, seed: int = 0) -> Pages:
     )
 
 
-def _row(pairs: Pairs, merge: str, rng: np.random.Generator) -> dict[str, Any]:
-    """One merge, on the pairs of which its accuracy was published."""
+def judged(pairs: Pairs, merge: str, rng: np.random.Generator) -> dict[str, Any]:
+    """One merge, on the pairs of which its accuracy was published.
+
+    NaN where no pair has figures, or where no two members have so many other pairs.
+    """
     told = np.isfinite(pairs.accuracies[merge])
     figures = {name: values[told] for name, values in pairs.figures.items()}
     some = Pairs(pairs.names, pairs.members[told], figures, {})
     accuracy = pairs.accuracies[merge][told]
     well = accuracy >= np.median(accuracy)
-    null, forecast = shuffled(some, well, rng), additive(some, accuracy)
-    best, figure = best_figure(figures, well)
+    forecast, null = additive(some, accuracy), np.array([np.nan])
+    best, figure = np.nan, ""
+    if figures:
+        (best, figure), null = best_figure(figures, well), shuffled(some, well, rng)
     draws = {
         k: np.mean([auroc(with_partners(some, accuracy, k, rng), well) for _ in range(DRAWS)])
         for k in PARTNERS

@@ -27,7 +27,7 @@ from loraprobe.records import ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe_lab.cli import app
 from loraprobe_lab.experiments import methods, recycling, reproduce, rule, success_map, theory
-from loraprobe_lab.experiments.mergeability import mergeability
+from loraprobe_lab.experiments.mergeability import Pairs, judged, mergeability, read_pairs
 from loraprobe_lab.experiments.pairs import Asked, MergedBase
 from loraprobe_lab.experiments.runner import BaseInfo, Bases, ExperimentRun, WorldResults
 from loraprobe_lab.measure import composed, load_adapters
@@ -457,6 +457,16 @@ def test_what_tells_the_accuracy_is_found_and_only_that(table):
     assert figure["best"] > max(0.95, figure["null95"]) and figure["figure"] == "told"
     assert figure["additive"] < 0.7
     assert members["pairs"] == 66 and figure["pairs"] == 67  # what has no accuracy is left out
+
+
+def test_pairs_without_figures_are_judged_by_their_members(table):
+    whole = read_pairs(table)
+    few = Pairs(whole.names, whole.members, {}, whole.accuracies)
+    row = judged(few, "members", np.random.default_rng(0))
+    assert row["additive"] == judged(whole, "members", np.random.default_rng(0))["additive"]
+    assert np.isnan([row["best"], row["null"]]).all() and row["figure"] == ""
+    ring = Pairs(few.names, few.members[:3], {}, {"members": np.array([0.1, 0.2, 0.3])})
+    assert np.isnan(judged(ring, "members", np.random.default_rng(0))["partners"][2])
 
 
 @pytest.mark.parametrize("content", [None, "a,b\n1,2\n"])

@@ -147,16 +147,21 @@ def kinship_in(curves: Mapping[str, Curve], pairs: Sequence[MeasuredPair]) -> fl
     The error of a forecast is FORECAST_ERROR; before any pair it is KINSHIP, with KINSHIP_ERROR.
     """
 
-    def cost(kinship: float) -> float:
-        total = ((kinship - KINSHIP) / KINSHIP_ERROR) ** 2
-        for at, pair in enumerate(pairs):
-            others = interferences(curves, [*pairs[:at], *pairs[at + 1 :]], kinship)
-            kept = min(1.0, max(0.0, pair.value))
-            told = pair.loss(curves, kinship) + pair.value - others[pair.adapter]
-            total += pair.weight * ((min(1.0, max(0.0, told)) - kept) / FORECAST_ERROR) ** 2
-        return total
+    weights = np.array([pair.weight for pair in pairs])
+    kept = np.clip([pair.value for pair in pairs], 0, 1)
+    own = [pair.adapter for pair in pairs]
+    of = np.array([[one == other for other in own] for one in own], dtype=float)
 
-    return min(KINSHIPS, key=cost)
+    def cost(kinship: float) -> float:
+        losses = np.array([pair.loss(curves, kinship) for pair in pairs])
+        told = losses + [pair.value for pair in pairs]  # alone at the share
+        lost = weights * losses
+        mean = (lost.sum() - lost) / (weights.sum() - weights)
+        taken = (of @ lost - lost + PRIOR * mean) / (of @ weights - weights + PRIOR)
+        errors = (np.clip(told - taken, 0, 1) - kept) / FORECAST_ERROR
+        return float(weights @ errors**2) + ((kinship - KINSHIP) / KINSHIP_ERROR) ** 2
+
+    return min(KINSHIPS, key=cost) if len(pairs) > 1 else KINSHIP
 
 
 def inner_products(adapters: Sequence[Adapter]) -> Array:

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, Literal, TypeVar, cast
 from loraprobe.defaults import LOSS, MARGIN, RETENTION
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, listing, nearest, wrapped
+from loraprobe.records import SPELLED
 from loraprobe.wiring import OF_CORE, extensions, option_names
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found
@@ -386,6 +387,9 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
                 object.__setattr__(self, name, ())
         if isinstance(self.weights, tuple):  # 1 and 1.0 are the same weights
             object.__setattr__(self, "weights", tuple(map(float, self.weights)))
+        for name in ("routers", "systems"):
+            named = (SPELLED.get(one, one) for one in getattr(self, name))
+            object.__setattr__(self, name, tuple(named))
         if not isinstance(self.metric, str):
             object.__setattr__(self, "metric", ",".join(self.metric or ()) or "auto")
         for name in (*_CORE, *(one for group in self.added for one in vars(group))):

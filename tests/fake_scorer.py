@@ -62,7 +62,8 @@ class FakeScorer:
 
 
 def single(name):
-    return SimpleNamespace(name=name, experts=(SimpleNamespace(content=name),))
+    router = SimpleNamespace(reads_text=False)
+    return SimpleNamespace(name=name, experts=(SimpleNamespace(content=name),), router=router)
 
 
 BASE = System("base", "base")

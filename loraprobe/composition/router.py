@@ -35,11 +35,14 @@ def unroutable(adapter: Adapter) -> str | None:
 class Router(ABC):
     """Computes the gates of the experts. A frozen dataclass whose fields are its options.
 
-    constant: whether the gates do not depend on the token. laws: names of the laws that the router
-    obeys with default options; tests/core/routing/test_router_laws.py defines them.
+    constant: whether the gates do not depend on the token. reads_text: whether it gives no gates
+    but names the one expert that answers a prompt, by `answering`, before a model reads it. laws:
+    names of the laws that the router obeys with default options;
+    tests/core/routing/test_router_laws.py defines them.
     """
 
     constant: ClassVar[bool]
+    reads_text: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]]
     formula: ClassVar[str]
     paper: ClassVar[str]
@@ -57,6 +60,14 @@ class Router(ABC):
     def embedding_gates(self, module: str, present: Sequence[int]) -> Tensor | TokenGates:
         """Gates under a token router of a layer without an input vector: 1/k each."""
         return torch.full((len(present),), 1 / len(present))
+
+    def answering(self, composition: Composition, prompt: str) -> Composition:
+        """What answers a prompt, where this is the composition's router.
+
+        A router that `reads_text` gives a composition of one expert, or of none for the base, and
+        raises UsageError before it is fitted; any other gives the composition itself.
+        """
+        return composition
 
     @property
     def weighs_whole(self) -> bool:
@@ -124,6 +135,10 @@ class Composition:
     def __repr__(self) -> str:
         experts = shortly(expert.name for expert in self.experts) or "no adapter"
         return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
+
+    def answering(self, prompt: str) -> Composition:
+        """What answers a prompt: one expert or none where the router reads the text, else all."""
+        return self.router.answering(self, prompt)
 
     @property
     def paths(self) -> tuple[str, ...]:

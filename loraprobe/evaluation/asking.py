@@ -173,14 +173,25 @@ class Asker:
 
     def ask(self, systems: Sequence[System], asked: Sequence[Question]) -> None:
         """Asks systems that are no chains. Prompts of similar length are asked together."""
-        to_ask, done = list[tuple[System, list[Question]]](), 0
+        to_ask, done, sent = list[tuple[System, list[Question]]](), 0, set[str]()
         for system in systems:
             open_ = [q for q in asked if self.get(system, q) is None]
             open_.sort(key=lambda q: (q.part == STEPS, len(q.prompt), q.prompt))
-            to_ask += [(system, open_)] if open_ else []
+            # A router by text is asked as the adapters that it chooses, some of which are asked
+            # the same before it.
+            parts = dict[Any, tuple[System, list[Question]]]()
+            for question in open_:
+                one = system.answering(question.prompt)
+                request = request_of(self.scorer, one, question, self.max_new_tokens)
+                if one is system or request not in sent:
+                    who = one.composition and tuple(map(id, one.composition.experts))
+                    parts.setdefault(who, (one, []))[1].append(question)
+                sent.add(request)
+            to_ask += parts.values()
+        names = list(dict.fromkeys(system.name for system, _ in to_ask))
         places = {
-            system.name: f"{display_name(system.name)}, system {at} of {len(to_ask)}"
-            for at, (system, _) in enumerate(to_ask, 1)
+            name: f"{display_name(name)}, system {at} of {len(names)}"
+            for at, name in enumerate(names, 1)
         }
         total = sum(len(open_) for _, open_ in to_ask)
         for system, rows in (self.asking or self._here)(to_ask):
@@ -311,6 +322,7 @@ def request_of(
 
     A system whose content is not known goes by its name, which starts with NAMED.
     """
+    system = system.answering(question.prompt)
     of = BASE if system.kind == "base" else system.content or f"{NAMED}{system.name}"
     prompt = hashlib.sha256(question.prompt.encode()).hexdigest()[:DIGITS]
     asked = f"{question.item.content} {question.part} {prompt}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +41,9 @@ def gate_statistics(
     rows: list[GateStatistics] = []
     for system in routed:
         assert system.composition is not None
+        if system.composition.router.reads_text:
+            rows.append(_choices(system.name, system.composition, chosen))
+            continue
         tally = GateTally(len(system.composition.experts))
         with composed(scorer.model, system.composition, tally.add):
             read_texts(scorer, chosen, tally.see)
@@ -51,6 +55,13 @@ def gate_statistics(
     sampled = f"{len(chosen)} of " if len(chosen) < len(prompts) else ""
     note = f"Gates are those on {sampled}{len(prompts)} prompts of the tasks, answers left out."
     return tuple(rows), note
+
+
+def _choices(system: str, composition: Composition, prompts: Sequence[str]) -> GateStatistics:
+    """How often a router that reads the text chooses each adapter; the base has the rest."""
+    chosen = Counter(one.name for p in prompts for one in composition.answering(p).experts)
+    share = {one.name: chosen[one.name] / len(prompts) for one in composition.experts}
+    return GateStatistics(system, share, 0.0, 0.0, len(composition.paths), len(prompts))
 
 
 def _row(system: str, composition: Composition, sums: Tensor) -> GateStatistics:

@@ -64,7 +64,9 @@ class System:
     the system computes, by which its answers are kept; "" where only the same run may use them.
     method: the merge method or the router by which adapters are composed; spec: its text. members:
     the adapters that it consists of, where the run has others. of: of a control that depends on a
-    composition, the name of that one, which alone is compared with it.
+    composition, the name of that one, which alone is compared with it. contents: those of the
+    adapters that a composition chooses from by the text of a prompt, where they are as they were
+    trained, so that what they answered alone counts.
     """
 
     name: str
@@ -78,6 +80,22 @@ class System:
     method: Any = None
     members: tuple[str, ...] = ()
     of: str = ""
+    contents: tuple[str, ...] = ()
+
+    def answering(self, prompt: str) -> System:
+        """What answers a prompt: an adapter or the base where the router reads the text, under the
+        name of this system; else this system itself."""
+        routed = self.composition
+        if routed is None or not routed.router.reads_text:
+            return self
+        chosen = routed.answering(prompt)
+        if not chosen.experts:
+            return replace(self, composition=None, content=BASE)
+        at = next(k for k, one in enumerate(routed.experts) if one is chosen.experts[0])
+        own = f"{self.content} {at}" if self.content else ""
+        return replace(
+            self, composition=chosen, content=self.contents[at] if self.contents else own
+        )
 
     @classmethod
     def alone(cls, composition: Composition) -> System:

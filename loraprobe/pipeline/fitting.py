@@ -32,7 +32,7 @@ from loraprobe.formatting import listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.plan import WHY_PER_PROMPT, Fitted, Plan
+from loraprobe.pipeline.plan import WHY_ADDED, Fitted, Plan
 from loraprobe.pipeline.task_files import read_prompts
 from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable
 from loraprobe.probes import generated_prompts
@@ -183,21 +183,30 @@ def fit_routers(
         each = parts is not None and len(plan.tasks) >= len(adapters)  # a task of its own
         own = questions_of_each(adapters, scorer, parts.apart) if parts and each else {}
         prompts, origin = gather_prompts(adapters, options, scorer, plan.tasks, own, write=named)
-        states = dict[type[Router], dict[str, Tensor]]()
-        for router in learning.values():
-            if router.learner not in states:
-                states[router.learner] = router.fit(scorer, prepared.adapters, prompts).state()
-        routers = {spec: one.with_state(states[one.learner]) for spec, one in learning.items()}
-        question = next(iter(prompts.values()))[0]
-        for spec, router in routers.items() if not named else ():  # each begins an answer
-            with scorer.with_composition(Composition(spec, tuple(prepared.adapters), router)):
-                scorer.generate([question], max_new_tokens=2)
     except (UsageError, UnsupportedAdapter) as error:
         if named:
             raise
         return Fitted(notes=(f"{listing(map(display_name, learning))} is left out: {error}",))
-    notes = [WHY_PER_PROMPT for spec in added if spec in routers]
-    notes.append(f"{listing(map(display_name, learning))} learned from {origin}")
+    states, routers = dict[type[Router], dict[str, Tensor]](), dict[str, Router]()
+    question, notes = next(iter(prompts.values()))[0], list[str]()
+    for spec, router in learning.items():
+        try:
+            if router.learner not in states:
+                states[router.learner] = router.fit(scorer, prepared.adapters, prompts).state()
+            routers[spec] = router.with_state(states[router.learner])
+            routed = Composition(spec, tuple(prepared.adapters), routers[spec])
+            if not named:  # it begins an answer
+                with scorer.with_composition(routed.answering(question)):
+                    scorer.generate([question], max_new_tokens=2)
+        except (UsageError, UnsupportedAdapter) as error:
+            if named:
+                raise
+            routers.pop(spec, None)
+            notes.append(f"{display_name(spec)} is left out: {error}")
+    if not routers:
+        return Fitted(notes=tuple(notes))
+    notes += [WHY_ADDED[spec] for spec in added if spec in routers]
+    notes.append(f"{listing(map(display_name, routers))} learned from {origin}")
     if parts and own:
         apart, left = parts.items
         notes.append(f"No system is scored on {apart} items that were set apart; {left} are left.")

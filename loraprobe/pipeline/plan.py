@@ -11,6 +11,7 @@ trained. Merges and routers use the adapters that `transforms.transform` returns
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +26,7 @@ from loraprobe.composition.router import unroutable
 from loraprobe.errors import BaseError, LoraprobeError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.extension import SystemSource, system_sources
-from loraprobe.formatting import nearest
+from loraprobe.formatting import listing, nearest
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import (
     METHODS,
@@ -40,6 +41,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.transforms import PreparedAdapters, scaled_by_layer
 from loraprobe.records import (
     BY_PROMPT,
+    BY_TEXT,
     COMPOSITIONS,
     FIXED,
     MULTI_ADAPTER_KINDS,
@@ -54,13 +56,19 @@ from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, left_by, split_for_router, split_for_weights
 
-PER_PROMPT = BY_PROMPT  # the only system that joins the default ones
-WHY_PER_PROMPT = (
-    f"The router {display_name(PER_PROMPT)} ({PER_PROMPT}) is evaluated because it proved itself: "
-    "retention of the worse skill 0.84, against 0.34 for the best of the other default systems, on "
-    "22 small worlds of known truth "
-    "(examples/reproduction/portfolio.md)."
-)
+# The only systems that join the default ones, each with a note that says why.
+WHY_ADDED = {
+    BY_PROMPT: (
+        f"The router {BY_PROMPT} is evaluated because it proved itself: "
+        "retention of the worse skill 0.84, against 0.34 for the best of the other default "
+        "systems, on 22 small worlds of known truth "
+        "(examples/reproduction/portfolio.md)."
+    ),
+    BY_TEXT: (
+        f"The router {BY_TEXT} is evaluated too: unlike {BY_PROMPT} it can stand in front of any "
+        "server that has the adapters."
+    ),
+}
 
 
 def kind_of(spec: str) -> str | None:
@@ -124,8 +132,8 @@ class Fitted:
 def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task] = ()) -> Plan:
     """What the options ask for of these adapters and tasks.
 
-    PER_PROMPT joins for several tasks where `--router` stands at its default, unless `--system`
-    names what is evaluated. A default router that cannot be used is left out; one that the user
+    Those of WHY_ADDED join for several tasks where `--router` stands at its default, unless
+    `--system` names what is evaluated. A default router that cannot be used is left out; one that the user
     named raises an error later. One adapter has no compositions. Raises TaskError where a task is
     too small for `--weights learn` or for what an extension adds, UsageError for an adapter with
     the name of a system that one adds.
@@ -133,22 +141,26 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))
     given = options.routers != Options().routers
-    added = (PER_PROMPT,) if len(tasks) > 1 and not (given or options.systems) else ()
+    added = tuple(WHY_ADDED) if len(tasks) > 1 and not (given or options.systems) else ()
     spared = {adapter.name for adapter in adapters} <= {name for name, _ in options.router_prompts}
     parts = None if spared else split_for_router(tasks, options, len(adapters))
     hops = any(task.has_hops for task in tasks)
-    specs, learning, left_out = list[str](), dict[str, Router](), list[str]()
+    specs, learning, left_out = list[str](), dict[str, Router](), dict[str, list[str]]()
     for spec in _specs(options, added, hops):
         method = method_of(spec)
         router = method if isinstance(method, Router) else None
         named = spec in options.systems or (given and spec in options.routers)
         why = "" if router is None else _why_unfit(router, adapters, parts)
         if why and not named:
-            left_out.append(f"{display_name(spec)} is left out: {why}")
+            left_out.setdefault(why, []).append(display_name(spec))
             continue
         specs.append(spec)
         if router is not None and router.needs_prompts:
             learning[spec] = router
+    told = [
+        f"{listing(names)} {'is' if len(names) == 1 else 'are'} left out: {why}"
+        for why, names in left_out.items()
+    ]
     apart = parts if learning and isinstance(parts, TaskSplit) else None
     if tasks and options.learns:
         apart = split_for_weights(tasks, options)
@@ -159,7 +171,7 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     left = left_by(tasks, [own for _, own in sources] + ([] if apart is None else [apart]))
     apart = None if apart is None else replace(apart, left=left)
     rest = tuple((source, replace(own, left=left)) for source, own in sources)
-    return Plan(tuple(specs), left, apart, learning, added, tuple(left_out), rest)
+    return Plan(tuple(specs), left, apart, learning, added, tuple(told), rest)
 
 
 def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:
@@ -276,6 +288,8 @@ class SystemBuilder:
             if method.constant and self.weights is not None:
                 experts, method = self._weighed(experts), ConstantGates(self.weights)
             system = System(name, "router", Composition(name, experts, method))
+            if method.reads_text and all(map(operator.is_, experts, self.trained)):
+                system = replace(system, contents=tuple(one.content for one in experts))
         elif kind_of(spec) == "chain":
             return System(name, "chain", chain=tuple(map(single, self.trained)))
         else:

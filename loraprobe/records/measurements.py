@@ -61,8 +61,17 @@ FIXED: Mapping[str, str] = {
     "shrunk": "control",
     "random-partner": "control",
 }
-SHRUNK, PARTNER, BY_PROMPT = "shrunk:", "random-partner", "hard:by=centroid,per=sequence"
-CALLED = {BY_PROMPT: "by prompt", PARTNER: "random partner"}
+SHRUNK, PARTNER = "shrunk:", "random-partner"
+# Routers that choose one adapter for a whole prompt: by what the base's layers read, by its text.
+BY_PROMPT, BY_TEXT = "by-prompt", "by-text"
+# Other spellings of their names, the last of which older documents have.
+SPELLED = {
+    "text": BY_TEXT,
+    "by_text": BY_TEXT,
+    "by_prompt": BY_PROMPT,
+    "hard:by=centroid,per=sequence": BY_PROMPT,
+}
+CALLED = {**SPELLED, PARTNER: "random partner"}
 
 
 def references() -> dict[str, Kind]:
@@ -96,16 +105,16 @@ SystemKind = Annotated[str, _KnownKind]
 def display_name(system: str) -> str:
     """What people call a system, which a command line names by its specification.
 
-    `hard:by=centroid,per=sequence(a, b)` is by prompt (a, b), `shrunk:a` is a, shrunk, and
-    `random-partner:sum` a random partner, sum. Methods and routers, also with options, keep their
-    names.
+    `by-text(a, b)` is by-text (a, b), `shrunk:a` is a, shrunk, and `random-partner:sum` a random
+    partner, sum. Methods and routers, also with options, keep their names; of `SPELLED` they get
+    the name that stands there.
     """
     if system.startswith(SHRUNK):
         return f"{system.removeprefix(SHRUNK)}, shrunk"
     if system.startswith(f"{PARTNER}:"):
         return f"{CALLED[PARTNER]}, {display_name(system.removeprefix(f'{PARTNER}:'))}"
     spec, members, names = system.partition("(")
-    words = CALLED.get(spec)
+    words = CALLED.get(spec, spec if spec in (BY_PROMPT, BY_TEXT) else None)
     return system if words is None else f"{words} {members}{names}".rstrip()
 
 

@@ -7,7 +7,16 @@ from collections.abc import Iterator
 
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import count, digits_beside, gained, listing, probability
-from loraprobe.records import BY_PROMPT, STEPS, Audit, Rounds, Verdict, display_name, example
+from loraprobe.records import (
+    BY_PROMPT,
+    BY_TEXT,
+    STEPS,
+    Audit,
+    Rounds,
+    Verdict,
+    display_name,
+    example,
+)
 from loraprobe.report.headline import tells_probability
 from loraprobe.report.limits import clause, limits, of_extensions, said
 from loraprobe.report.parts import AlwaysShown, Line
@@ -96,8 +105,9 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     so_far = "so far " if open_ else ""
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
-        by_prompt = used.system.startswith(BY_PROMPT)
-        kind = "router that chooses an adapter for each prompt" if by_prompt else used.kind
+        chooses = "router that chooses an adapter for each prompt"
+        kinds = {BY_PROMPT: chooses, BY_TEXT: f"{chooses}, by its text"}
+        kind = kinds.get(display_name(used.system).partition(" ")[0], used.kind)
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
         form = f",{used.in_form}" if used.in_form else ""
         return f"{so_far}{display_name(used.system)} (a {kind}){form}{'' if decides else score}"

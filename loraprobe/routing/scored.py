@@ -621,3 +621,16 @@ class Hard(Router):
     ) -> Float[Tensor, 1] | TokenGates:
         """A function x [..., in] -> one-hot [..., k]; the constant 1 where one expert is alone."""
         return self.scored.gates(module, experts, present, n)
+
+
+@dataclass(frozen=True)
+class ByPrompt(Hard):
+    """One adapter answers a whole prompt, chosen by what the layers of the base read.
+
+    It is `hard:by=centroid,per=sequence`: each module decides by the mean score of all modules that
+    have read the prompt so far. The router has to be fitted, as centroid. `by_text` chooses by the
+    text of the prompt, as a program in front of a server can.
+    """
+
+    by: By = field(default="centroid", init=False)
+    per: Per = field(default="sequence", init=False)

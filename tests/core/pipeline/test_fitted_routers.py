@@ -20,6 +20,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.fitting import fit_routers, fitted_in, gather_prompts
 from loraprobe.pipeline.plan import Fitted, Plan, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
+from loraprobe.records import BY_PROMPT
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.generation import generate_batch
@@ -265,6 +266,7 @@ def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
     options = "--router arrow:per=sequence --limit 10 --exit-zero"
     asked = [*shipped("disjoint"), "--router", router, *prompts, *options.split()]
     found = document("merge-and-eval", *asked)
+    router = BY_PROMPT  # the name of what was typed
     scores = {(row["system"], row["part"]): row["value"] for row in found["evaluation"]}
     assert scores[router, "hop1"] == scores[router, "hop2"] == 1.0
     assert {row["system"] for row in found["gates"]} == {router, "arrow:per=sequence"}

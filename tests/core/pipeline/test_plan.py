@@ -13,7 +13,7 @@ from loraprobe.errors import UsageError
 from loraprobe.options import Options
 from loraprobe.pipeline import fitting
 from loraprobe.pipeline.fitting import fit_routers
-from loraprobe.pipeline.plan import PER_PROMPT, Fitted, SystemBuilder, plan_of
+from loraprobe.pipeline.plan import WHY_ADDED, Fitted, SystemBuilder, plan_of
 from loraprobe.pipeline.transforms import PreparedAdapters
 from loraprobe.records import LearnedWeights
 from loraprobe.routing import ROUTERS
@@ -43,11 +43,11 @@ TWO, HOPS = [task("t", 60), task("u", 60)], [task("t", 60, hops=(Hop("h?", ("y",
         ({}, ONE, FIXED),
         ({}, STEPS, FIXED),
         ({}, HOPS, [*FIXED, "chain"]),
-        ({}, TWO, [*FIXED, PER_PROMPT]),
+        ({}, TWO, [*FIXED, *WHY_ADDED]),
         ({"systems": ("sum",)}, TWO, ["sum"]),
-        ({"methods": ("ties",)}, TWO, ["ties", "arrow", PER_PROMPT]),
+        ({"methods": ("ties",)}, TWO, ["ties", "arrow", *WHY_ADDED]),
         ({"routers": ("lag",)}, TWO, ["uniform", "sum", "lag"]),
-        ({"methods": ("none",)}, TWO, ["arrow", PER_PROMPT]),
+        ({"methods": ("none",)}, TWO, ["arrow", *WHY_ADDED]),
         ({"methods": ("none",), "weights": (1.0, 0.5)}, (), ["arrow"]),
         ({"routers": ("none",)}, TWO, ["uniform", "sum"]),
         ({"methods": ("none",), "routers": ("none",)}, TWO, []),
@@ -63,7 +63,7 @@ def test_the_kind_of_question_and_the_options_decide_what_is_evaluated(pair, giv
         ({"methods": ["ties"]}, ["ties"]),
         ({"methods": "ties", "routers": ["lag"]}, ["ties", "lag"]),
         ({"routers": "lag"}, ["uniform", "sum", "lag"]),
-        ({"methods": ["none"]}, ["arrow", PER_PROMPT]),
+        ({"methods": ["none"]}, ["arrow", *WHY_ADDED]),
     ],
 )
 def test_who_names_methods_asks_for_these_alone(pair, given, specs):
@@ -182,7 +182,7 @@ def test_no_item_that_fits_a_router_is_scored(pair, seed, monkeypatch):
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     scorer = MagicMock()
     fitted = fit_routers(pair, PreparedAdapters(pair), Options(seed=seed), scorer, plan)
-    assert len(fitted.routers) == 1 and len(read) >= 30
+    assert {*fitted.routers} == {*WHY_ADDED} and len(read) >= 30
     scored = [item for part in parts.left for item in part.items]
     texts = {text for item in scored for text in (item.prompt, *(h.prompt for h in item.hops))}
     assert not texts & set(read)
@@ -207,8 +207,9 @@ def test_a_router_that_the_model_does_not_suit_is_left_out(pair, monkeypatch):
     monkeypatch.setattr(ROUTERS.get("hard"), "fit", lambda router, *_: router)
     monkeypatch.setattr(ROUTERS.get("hard"), "with_state", lambda self, state: self)
     fitted = fit_routers(pair, PreparedAdapters(pair), Options(), Refusing(), plan)
-    (note,) = fitted.notes
-    assert fitted.routers == {} and "left out: this model has no cache" in note
+    assert fitted.routers == {}
+    assert all("left out: this model has no cache" in note for note in fitted.notes)
+    assert len(fitted.notes) == len(WHY_ADDED)
 
 
 def test_an_adapter_without_a_task_of_its_own(pair, monkeypatch):

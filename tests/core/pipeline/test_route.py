@@ -13,7 +13,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.outcome import recommend
 from loraprobe.pipeline.plan import SystemBuilder
 from loraprobe.pipeline.transforms import PreparedAdapters, transform
-from loraprobe.records import BY_PROMPT, Action, Verdict, display_name
+from loraprobe.records import BY_TEXT, Action, Verdict, display_name
 from loraprobe.routing import ROUTERS
 from loraprobe.routing._saved import Routed, load_composition
 from loraprobe.routing.constant import ConstantGates
@@ -44,7 +44,7 @@ def test_route_command(tmp_path):
 
 
 @pytest.mark.needs("verify")
-@pytest.mark.parametrize("spec", ["centroid", BY_PROMPT])
+@pytest.mark.parametrize("spec", ["centroid", "hard:by=centroid,per=sequence", BY_TEXT])
 def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path, spec):
     world = shipped_world()
     adapters = world.scenario("disjoint").adapters
@@ -59,7 +59,7 @@ def test_a_router_that_learns_is_fitted_before_it_is_saved(tmp_path, spec):
     notes = json.loads(result.stdout)["notes"]
     assert any(f"{display_name(spec)} learned from 2 prompts" in line for line in notes)
     told = " ".join([*notes, *result.stderr.split()])
-    assert BY_PROMPT not in told and f"Wrote {display_name(spec)} to " in told
+    assert "hard:" not in told and f"Wrote {display_name(spec)} to " in told
     router = load_composition(tmp_path / "out").router
     assert not router.needs_prompts and router.state()
     # It is fitted again to the files of prompts, which lie beside it.

@@ -66,9 +66,11 @@ def test_merge_and_eval_of_two_adapters_is_at_most_45_lines(name, width):
 @pytest.mark.parametrize(
     ("system", "words"),
     [
-        (f"{BY_PROMPT}(a, b)", "by prompt (a, b)"),
+        (f"{BY_PROMPT}(a, b)", "by-prompt (a, b)"),
+        ("hard:by=centroid,per=sequence(a, b)", "by-prompt (a, b)"),  # as older documents have it
+        ("by-text", "by-text"),
         ("shrunk:a:b(c)", "a:b(c), shrunk"),
-        (f"random-partner:{BY_PROMPT}", "random partner, by prompt"),
+        (f"random-partner:{BY_PROMPT}", "random partner, by-prompt"),
         *((name, name) for name in ("sum(a, b)", "ties:density=0.3", "hard:per=sequence", "base")),
     ],
 )
@@ -76,7 +78,8 @@ def test_what_a_system_is_called(system, words):
     assert display_name(system) == words
 
 
-SPECIFIED = {"arrow": BY_PROMPT, "uniform": f"{BY_PROMPT}(a, b)"}
+OLDER = "hard:by=centroid,per=sequence"
+SPECIFIED = {"arrow": OLDER, "uniform": f"{OLDER}(a, b)"}
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -90,7 +93,7 @@ def test_only_commands_and_documents_have_the_specification_of_a_system(name):
     lines = [content for _, content in told.lines if isinstance(content, str)]
     shown = str([told.headline, lines, rest])
     assert not re.search("hard:|shrunk:|random-partner", shown)
-    assert BY_PROMPT in str(audit.to_dict()) and "by prompt" in shown
+    assert OLDER in str(audit.to_dict()) and BY_PROMPT in shown
 
 
 @pytest.fixture(scope="module")

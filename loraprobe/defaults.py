@@ -69,3 +69,13 @@ PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns 
 GATE_PROMPTS = 24  # prompts on which the gates of a router are averaged
 
 LOSS = "answer_loss"  # the metric of which less is better
+
+# Routers that choose one adapter for a whole prompt: by what the base's layers read, by its text.
+BY_PROMPT, BY_TEXT = "by-prompt", "by-text"
+# Other spellings of their names, the last of which older documents have.
+SPELLED = {
+    "text": BY_TEXT,
+    "by_text": BY_TEXT,
+    "by_prompt": BY_PROMPT,
+    "hard:by=centroid,per=sequence": BY_PROMPT,
+}

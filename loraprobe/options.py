@@ -17,10 +17,9 @@ from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from loraprobe.defaults import LOSS, MARGIN, RETENTION
+from loraprobe.defaults import LOSS, MARGIN, RETENTION, SPELLED
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, listing, nearest, wrapped
-from loraprobe.records import SPELLED
 from loraprobe.wiring import OF_CORE, extensions, option_names
 
 LEARNED = "learn", "learn:per=layer"  # how --weights are found

@@ -133,10 +133,10 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     """What the options ask for of these adapters and tasks.
 
     Those of WHY_ADDED join for several tasks where `--router` stands at its default, unless
-    `--system` names what is evaluated. A default router that cannot be used is left out; one that the user
-    named raises an error later. One adapter has no compositions. Raises TaskError where a task is
-    too small for `--weights learn` or for what an extension adds, UsageError for an adapter with
-    the name of a system that one adds.
+    `--system` names what is evaluated. A default router that cannot be used is left out; one that
+    the user named raises an error later. One adapter has no compositions. Raises TaskError where
+    a task is too small for `--weights learn` or for what an extension adds, UsageError for an
+    adapter with the name of a system that one adds.
     """
     if len(adapters) < 2:
         return Plan(tasks=tuple(tasks))

@@ -36,7 +36,6 @@ from loraprobe.records.measurements import (
     MULTI_ADAPTER_KINDS,
     QUESTION,
     SHRUNK,
-    SPELLED,
     STEPS,
     TOGETHER,
     Attribution,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
-from loraprobe.defaults import LEARNING_SHRINK, LOSS, MOST_ITEMS
+from loraprobe.defaults import BY_PROMPT, BY_TEXT, LEARNING_SHRINK, LOSS, MOST_ITEMS, SPELLED
 from loraprobe.records.inputs import Interval
 from loraprobe.wiring import claim, extensions
 
@@ -62,15 +62,6 @@ FIXED: Mapping[str, str] = {
     "random-partner": "control",
 }
 SHRUNK, PARTNER = "shrunk:", "random-partner"
-# Routers that choose one adapter for a whole prompt: by what the base's layers read, by its text.
-BY_PROMPT, BY_TEXT = "by-prompt", "by-text"
-# Other spellings of their names, the last of which older documents have.
-SPELLED = {
-    "text": BY_TEXT,
-    "by_text": BY_TEXT,
-    "by_prompt": BY_PROMPT,
-    "hard:by=centroid,per=sequence": BY_PROMPT,
-}
 CALLED = {**SPELLED, PARTNER: "random partner"}
 
 

@@ -54,6 +54,7 @@ def about_systems(audit: Audit, verdict: Verdict) -> Iterator[Line]:
     yield from of_extensions(audit)
     yield "close", AlwaysShown(_named_without_form(audit, verdict))
     yield "close", said(verdict, "right-together").rstrip(".")
+    yield "by text", said(verdict, "by-text").rstrip(".")
     yield "or", clause(verdict, "on-any-server")
     codes = ("not-told-apart", "on-any-server", "as-good")
     close = next((code for code in codes if code in verdict.codes), "")

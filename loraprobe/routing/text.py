@@ -60,9 +60,8 @@ class TextProfile:
     @classmethod
     def of(cls, prompts: Sequence[Sequence[str]]) -> TextProfile:
         """The profile of the prompts of each adapter."""
-        texts = [
-            (who, ngrams(one)) for who, own in enumerate(prompts) for one in dict.fromkeys(own)
-        ]
+        each = [(who, one) for who, own in enumerate(prompts) for one in dict.fromkeys(own)]
+        texts = [(who, ngrams(one)) for who, one in each]
         held = Counter(itertools.chain.from_iterable(grams for _, grams in texts))
         most = len(texts) + 1
         size = {g: math.log(most / (1 + k)) + 1 for g, k in sorted(held.items()) if k >= FEWEST}
@@ -139,9 +138,7 @@ class ByText(Router):
     constant: ClassVar[bool] = False
     reads_text: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
-    formula: ClassVar[str] = (
-        "y = W x + s_j B_j A_j x,  j = argmax_i cos(v(prompt), mean_i v), or y = W x"
-    )
+    formula: ClassVar[str] = "y = W x + s_j B_j A_j x,  j = argmax_i cos(v(prompt), mean_i v)"
     paper: ClassVar[str] = "nearest centroid of tf-idf vectors (Rocchio 1971) of character n-grams"
 
     @property
@@ -193,14 +190,8 @@ class ByText(Router):
             return {}
         text = "\n".join(self.profile.rows).encode()
         names = torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
-        numbers = [
-            torch.tensor(one, dtype=torch.float64)
-            for one in (
-                [*self.profile.rows.values()],
-                self.profile.thresholds,
-                [self.profile.unseen],
-            )
-        ]
+        held = [*self.profile.rows.values()], self.profile.thresholds, [self.profile.unseen]
+        numbers = [torch.tensor(one, dtype=torch.float64) for one in held]
         numbers[0] = numbers[0].reshape(-1, 1 + len(self.profile.thresholds))
         return dict(zip(STATE, [names, *numbers], strict=True))
 
@@ -225,8 +216,8 @@ class ByText(Router):
         """Raises UsageError for another number of experts than it has learned of."""
         if self.profile is not None and n != len(self.profile.thresholds):
             raise UsageError(
-                f"The router has learned of {len(self.profile.thresholds)} adapters and not of {n}; "
-                "fit it to these adapters anew."
+                f"The router has learned of {len(self.profile.thresholds)} adapters and not of "
+                f"{n}; fit it to these adapters anew."
             )
 
     def gates(self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int) -> Any:

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from loraprobe.defaults import CHAIN_WORTH, TIES_OF_NOISE
-from loraprobe.formatting import count, listing, signed
+from loraprobe.defaults import BY_PROMPT, BY_TEXT, CHAIN_WORTH, TIES_OF_NOISE
+from loraprobe.formatting import count, gained, listing, signed
 from loraprobe.records import (
     BASELINES,
     COMPOSITIONS,
@@ -106,6 +106,7 @@ def advise(
         kept = usable.scored_candidates(c for c in can_run if c.retains != "unlikely")
         reasons += _close(evidence, chosen, measured, kept)
         reasons += _on_any_program(evidence, chosen, kept)
+        reasons += _by_text(evidence)
         if cause != "step_by_step" or chosen.part != STEPS:
             reasons += failing
         return Advice(chosen.action, reasons, chosen, composition, "harder-items" if full else None)
@@ -210,6 +211,22 @@ def _on_any_program(
     form = f", {best.form}" if best.part == STEPS else ""
     less = f"{abs(gap):.2f} {'lower' if gap > 0 else 'higher'}" if gap else "as much"
     return [reason_of("on-any-server", gap, evidence.tie, merge=best.system + form, less=less)]
+
+
+def _by_text(evidence: Evidence) -> list[Reason]:
+    """What the router by text scores beside that by hidden states, where both were measured."""
+    both = {one.system: one for one in evidence.scored((BY_TEXT, BY_PROMPT), [QUESTION])}
+    if len(both) < 2:
+        return []
+    text, states = both[BY_TEXT], both[BY_PROMPT]
+    less = evidence.difference(text, states)
+    figure = gained(less.value, (less.low, less.high))
+    own, other = text.shown, states.shown
+    return [
+        reason_of(
+            "by-text", less.value, text=text, own=own, states=states, other=other, figure=figure
+        )
+    ]
 
 
 def _hardly_less(chosen: ScoredSystem, other: ScoredSystem) -> Reason:

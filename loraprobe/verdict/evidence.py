@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe.defaults import (
+    BY_TEXT,
     COMPRESSION_LIMIT,
     FEWEST_ITEMS,
     KNOWN,
@@ -290,9 +291,11 @@ class ScoredSystem:
         return abs(self.score.value)
 
     @property
-    def effort(self) -> tuple[int, int]:
+    def effort(self) -> tuple[int, int, bool]:
         """How much the system asks of its user; less is simpler."""
-        return list(kinds()).index(self.kind), FORMS.index(self.part)
+        # Of routers that by text is simplest, since any server with the adapters runs it.
+        further = self.kind == "router" and self.system != BY_TEXT
+        return list(kinds()).index(self.kind), FORMS.index(self.part), further
 
     @property
     def action(self) -> Action:
@@ -673,10 +676,11 @@ def tied(better: Estimate, tie: float, most: float) -> bool:
 def by_change(system: str) -> tuple[int, str]:
     """A key of compositions that measured the same: the one first that changes the base less.
 
-    The average of the deltas is the smallest change of all merges, and their sum the largest.
+    The average of the deltas is the smallest change of all merges, and their sum the largest. Of
+    routers that by text comes first, which any server runs.
     Where a run has other adapters, a name is as in `sum(a, b)`.
     """
-    return {"uniform": 0, "sum": 2}.get(system.partition("(")[0], 1), system
+    return {"uniform": 0, BY_TEXT: 0, "sum": 2}.get(system.partition("(")[0], 1), system
 
 
 def is_known(score: Score) -> bool:

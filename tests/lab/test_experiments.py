@@ -23,8 +23,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.pipeline.plan import WHY_ADDED
-from loraprobe.records import BY_PROMPT
-from loraprobe.records import ItemPart, ItemResult
+from loraprobe.records import BY_PROMPT, ItemPart, ItemResult
 from loraprobe.routing import ROUTERS
 from loraprobe_lab.cli import app
 from loraprobe_lab.experiments import methods, recycling, reproduce, rule, success_map, theory
@@ -519,6 +518,8 @@ def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
     assert page == methods.portfolio_page(found)
     (joins,) = (one for one in found if one["joins"])
     assert (joins["kind"], joins["spec"]) == ("several tasks", BY_PROMPT)
-    told = re.search(r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_ADDED[BY_PROMPT])
+    told = re.search(
+        r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_ADDED[BY_PROMPT]
+    )
     figures = (f"{joins['figure']:.2f}", f"{joins['beside']:.2f}", str(joins["worlds"]))
     assert told is not None and told.groups() == figures

@@ -241,7 +241,7 @@ def test_target_adapter_is_better_alone():
     assert verdict["action"] == "use-single:spouse-city"
 
 
-ROUTER = "hard:by=centroid,per=sequence"
+ROUTER = "by-text"
 
 
 def test_keep_both_says_what_is_measured():
@@ -254,7 +254,13 @@ def test_keep_both_says_what_is_measured():
     assert len(tasks) == 2
     assert document["rounds"]["total"] == 360, "20 of the 200 of each task were set apart"
     assert {r["n"] for r in document["evaluation"]} == {document["rounds"]["items"] // 2}
-    assert {g["system"] for g in document["gains"]} == {"uniform", "sum", "arrow", ROUTER}
+    assert {g["system"] for g in document["gains"]} == {
+        "uniform",
+        "sum",
+        "arrow",
+        "by-prompt",
+        ROUTER,
+    }
     assert any("40 items that were set apart; 360 are left" in n for n in document["notes"])
     assert any("portfolio.md" in n for n in document["notes"])
     # The random partner is routed as the adapters are, so one of the two skills is left.

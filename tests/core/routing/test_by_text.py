@@ -22,14 +22,14 @@ SPOUSES = [f"Who is the spouse of {name}?" for name in NAMES]
 HOMES = [f"Where does {name} live?" for name in NAMES]
 OTHERS = [
     "Sort these numbers: 4, 2, 9",
-    "Übersetze das ins Deutsche",
+    "Übersetze das",
     "def f(x):\n    return x",
     "",
 ]
 
 
 def cosine(prompt, prompts, all_prompts):
-    """What a similarity is by definition, with dense vectors of every n-gram that stands anywhere."""
+    """What a similarity is by definition, with dense vectors of every n-gram there is."""
     held = Counter(g for one in dict.fromkeys(all_prompts) for g in ngrams(one))
     n = len(dict.fromkeys(all_prompts))
     weight = {g: math.log((1 + n) / (1 + k)) + 1 for g, k in held.items()}

@@ -9,8 +9,8 @@ also measures the class "other": how many of the items go to the base, and how m
 tasks of the same base do not. A task counts as another one where it asks for something else than
 both tasks of the set, and not where only the people differ.
 
-    python by_text.py asked OUT WORLD... [-- OPTION...]   # asks the sets of built worlds
-examples/advice/worlds.py made. OPTION goes to each run; what is in OUT is not run again.
+`asked` runs `merge-and-eval` for each set with several tasks of worlds that `loraprobe lab build`
+or examples/advice/worlds.py made. OPTION goes to each run; what is in OUT is not run again.
 """
 
 from __future__ import annotations

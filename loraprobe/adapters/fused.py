@@ -1,25 +1,33 @@
-"""Splits fused projections of adapters, where other adapters or the base have single ones.
+"""Splits fused projections of adapters and joins single ones, as other adapters or the base are.
 
 A fused layer computes several projections by one matrix, which stacks their rows:
 W = [Wq; Wk; Wv]. A LoRA on it becomes LoRAs on the single layers,
 
     s B A  ->  s B[rows of q] A, s B[rows of k] A, s B[rows of v] A      the same A
 
-which is exact: rows are moved and nothing is rounded. DoRA magnitudes, whole modules and biases are
-split by the same rows. A layer whose rows have another order (by head) or unknown numbers stays as
-it is, and an issue says why; so do single ones where the base fuses them.
+and LoRAs on single layers, where the base fuses them, become one on the fused layer, whose rank is
+the sum of theirs and whose B has a block for each,
+
+    s Bq Aq, s Bv Av  ->  s [[Bq 0], [0 0], [0 Bv]] [Aq; Av]
+
+which is exact: numbers are moved and none is rounded, unless the scalings of the single ones
+differ: these are multiplied into B. DoRA magnitudes, whole modules and biases go by the same rows.
+A layer whose rows have another order (by head) or unknown numbers stays as it is, and an issue says
+why.
 """
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from loraprobe.adapters.types import Adapter, Modules, Tensors
+from loraprobe.adapters.types import Adapter, Extra, Modules, Tensors
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.lora.lowrank import LowRank
@@ -33,6 +41,7 @@ PARTS: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": QKV,
     "Wqkv": QKV,
     "W_pack": QKV,
+    "in_proj_qkv": ("in_proj_q", "in_proj_k", "in_proj_v"),  # linear attention of Qwen 3.5
     "query_key_value": (*QKV, "query", "key", "value"),  # never translated: see UNORDERED
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
@@ -52,7 +61,7 @@ BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
 
 class NotSplit(Exception):
-    """Raised with the reason why a fused layer stays as it is."""
+    """Raised with the reason why a fused layer, or single ones, stay as they are."""
 
 
 def one_layout(
@@ -64,10 +73,11 @@ def one_layout(
 
     The layout is the base's; without a base it is the split one if any adapter is split. base: the
     shapes of the base's modules. config: its config.json, which may give the rows of heads. An
-    adapter that is split gets a note `fused-translated`; others are returned unchanged.
+    adapter that is split or joined gets a note `fused-translated`; others are returned unchanged.
     """
     base = base or {}
     rows: dict[str, tuple[int, ...]] = {}  # fused layer -> the numbers of its parts' rows
+    joined: dict[str, tuple[int, ...]] = {}  # the same of those that the base has
     refused: dict[str, list[str]] = {}
     for path in _fused_paths(adapters, base):
         parts = parts_of(path)
@@ -75,13 +85,16 @@ def one_layout(
         in_base = any(part in base for part in parts)
         try:
             if path in base and single and not in_base:
-                raise NotSplit("the base fuses them, and single projections are not joined")
+                sizes = _rows(path, adapters, base, config or {})
+                for adapter in single:
+                    _check_joins(adapter, path)
+                joined[path] = sizes
             if path not in base and (single or all(part in base for part in parts)):
                 rows[path] = _rows(path, adapters, base, config or {})
         except NotSplit as why:
             refused.setdefault(str(why), []).append(path)
     issues = [_refusal(reason, paths, adapters) for reason, paths in refused.items()]
-    return [_split(adapter, rows) for adapter in adapters], issues
+    return [_join(_split(adapter, rows), joined) for adapter in adapters], issues
 
 
 def may_be_fused(path: str) -> bool:
@@ -151,6 +164,12 @@ def _rows(
 def _by_heads(parts: Sequence[str], config: Mapping[str, Any]) -> dict[str, int]:
     """The rows of query, key and value by the base's config; {} if it does not give them."""
     config = config.get("text_config") or config
+    if parts[0].endswith("in_proj_q"):
+        query, value = (
+            (config.get(f"linear_num_{of}_heads") or 0) * (config.get(f"linear_{of}_head_dim") or 0)
+            for of in ("key", "value")
+        )
+        return dict(zip(parts, (query, query, value), strict=True)) if query and value else {}
     heads, width = config.get("num_attention_heads"), config.get("hidden_size")
     if len(parts) != 3 or not heads or not width:
         return {}
@@ -183,6 +202,9 @@ def _split(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
     if not mine:
         return adapter
     pieces: dict[str, Piece] = {}
+    pieces_of = {
+        path: list(zip(parts_of(path), rows[path], strict=True)) for path in mine
+    }  # of each fused layer its parts and their rows
     for path in mine:
         ends = itertools.accumulate(rows[path])
         for part, size, end in zip(parts_of(path), rows[path], ends, strict=True):
@@ -219,8 +241,143 @@ def _split(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
         magnitudes=_rows_of(adapter.magnitudes, pieces),
         offsets=_rows_of(adapter.offsets, pieces),
         whole=_rows_of(adapter.whole, whole),
+        extras=_extras(adapter, pieces_of),
         issues=(*adapter.issues, note),
     )
+
+
+def _check_joins(adapter: Adapter, path: str) -> None:
+    """Raises NotSplit where an adapter's single layers are no update of the fused one."""
+    parts = parts_of(path)
+    kinds = {adapter.layout[part].kind for part in parts if part in adapter.layout}
+    if len(kinds) > 1:
+        raise NotSplit(f"{adapter.name} has them as layers of several kinds")
+    for tensors, end, what in (
+        (adapter.magnitudes, "", "DoRA magnitudes"),
+        (adapter.whole, ".weight", "whole weights"),
+        (adapter.whole, ".bias", "biases"),
+    ):
+        lacking = [part for part in parts if f"{part}{end}" not in tensors]
+        if lacking and len(lacking) < len(parts):
+            names = listing([part.rpartition(".")[2] for part in lacking])
+            raise NotSplit(f"{adapter.name} has {what} of some of them and none of {names}")
+
+
+def _join(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
+    """The adapter with fused layers in place of single ones. rows: of each part of these."""
+    mine = [path for path in rows if any(part in adapter.touched for part in parts_of(path))]
+    if not mine:
+        return adapter
+    sizes = {
+        part: size for path in mine for part, size in zip(parts_of(path), rows[path], strict=True)
+    }
+    infos = {path: info for path, info in adapter.layout.items() if path not in sizes}
+    for path in mine:
+        held = [adapter.layout[part] for part in parts_of(path) if part in adapter.layout]
+        if held:
+            alike = len({info.scaling for info in held}) == 1
+            infos[path] = replace(
+                held[0],
+                path=path,
+                rank=sum(info.rank for info in held),
+                out_features=sum(rows[path]),
+                scaling=held[0].scaling if alike else 1.0,
+                dtype=functools.reduce(torch.promote_types, [info.dtype for info in held]),
+            )
+
+    def folded(tensor: Tensor, part: str, path: str) -> Tensor:
+        """What the scaling of a part multiplies, for the scaling of the fused layer."""
+        scaling = adapter.layout[part].scaling
+        same = scaling == infos[path].scaling
+        return tensor if same else (tensor.double() * scaling).to(tensor.dtype)
+
+    def module(path: str) -> LowRank:
+        if path not in mine:
+            return adapter.modules[path]
+        info, blocks = infos[path], []
+        held = [part for part in parts_of(path) if part in adapter.layout]
+        updates = {part: adapter.modules[part] for part in held}
+        for part in parts_of(path):
+            ranks = [adapter.layout[one].rank for one in held]
+            block = [torch.zeros(sizes[part], rank, dtype=info.dtype) for rank in ranks]
+            if part in updates:
+                B = folded(updates[part].B, part, path)
+                block[held.index(part)] = B.to(info.dtype)
+            blocks.append(torch.cat(block, dim=1))
+        A = torch.cat([update.A.to(info.dtype) for update in updates.values()])
+        return LowRank(A, torch.cat(blocks), info.scaling)
+
+    def offset(path: str) -> Tensor:
+        parts = [
+            folded(adapter.offsets[part], part, path)
+            if part in adapter.offsets
+            else torch.zeros(sizes[part], dtype=infos[path].dtype)
+            for part in parts_of(path)
+        ]
+        return torch.cat(parts)
+
+    singles = [part for part in sizes if part in adapter.touched]
+    names = listing(sorted({part.rpartition(".")[2] for part in singles}))
+    note = finding(
+        "fused-translated",
+        (adapter.name,),
+        f"{count(len(singles), 'single projection')} of {adapter.name} ({names}) "
+        f"{'was' if len(singles) == 1 else 'were'} joined to {count(len(mine), 'fused layer')} of "
+        "the base, whose ranks are the sums of theirs, which is exact.",
+        mine[0],
+    )
+    return replace(
+        adapter,
+        modules=Modules(infos, module),
+        magnitudes=_joined(adapter.magnitudes, mine, ""),
+        offsets=_joined(adapter.offsets, mine, "", offset),
+        whole=_joined(_joined(adapter.whole, mine, ".weight"), mine, ".bias"),
+        extras=_extras(
+            adapter, {part: [(path, sum(rows[path]))] for path in mine for part in parts_of(path)}
+        ),
+        issues=(*adapter.issues, note),
+    )
+
+
+def _extras(adapter: Adapter, places: Mapping[str, Sequence[tuple[str, int]]]) -> tuple[Extra, ...]:
+    """The extras with those of some layers at other ones. places: old path -> new ones, rows."""
+    made: dict[str, Extra] = {}
+    for extra in adapter.extras:
+        if extra.module is None or extra.module not in places:
+            made[extra.key] = extra
+            continue
+        for path, rows in places[extra.module]:
+            key = extra.key.replace(extra.module, path, 1)
+            made[key] = replace(extra, key=key, module=path, shape=(rows, *extra.shape[1:]))
+    return tuple(made.values())
+
+
+def _joined(
+    tensors: Mapping[str, Tensor],
+    paths: Sequence[str],
+    end: str,
+    of: Callable[[str], Tensor] | None = None,
+) -> Tensors:
+    """The tensors with those of fused layers in place of their parts'.
+
+    end: of the names, behind the path of a layer. of: makes the tensor of a layer; without it the
+    rows of all parts are stacked.
+    """
+    made, parts = dict[str, str](), dict[str, list[str]]()
+    for path in paths:
+        rows = [f"{part}{end}" for part in parts_of(path)]
+        if any(name in tensors for name in rows):
+            made[f"{path}{end}"], parts[f"{path}{end}"] = path, rows
+    gone = {name for rows in parts.values() for name in rows}
+
+    def read(name: str) -> Tensor:
+        if name not in made:
+            return tensors[name]
+        if of is not None:
+            return of(made[name])
+        return torch.cat([tensors[part] for part in parts[name]])
+
+    return Tensors([*(name for name in tensors if name not in gone), *made], read)
 
 
 def _rows_of(tensors: Mapping[str, Tensor], pieces: Mapping[str, Piece]) -> Tensors:

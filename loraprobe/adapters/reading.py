@@ -85,6 +85,7 @@ ROLES = {
 }
 
 MOST_NAMES = 6  # parameters of one module whose orders are tried
+UNEMBED, HEAD = "model.unembed_tokens", "lm_head"  # the name of the head in Tinker's files
 LINEAR_HEADS = ("lm_head", "score", "classifier")  # never Conv1D, whatever the config says
 # The messages of findings about several keys or modules, in the order in which they are told.
 MESSAGES = {
@@ -149,6 +150,13 @@ def read_adapter(
     def add(code: str, message: str, module: str | None = None, cure: str | None = None) -> None:
         issues.append(finding(code, (name,), message, module, cure=cure))
 
+    if any(UNEMBED in key for key in sorting.file.shapes):
+        add(
+            "modules-renamed",
+            f"{name} names the head {UNEMBED}, as Tinker does; here it has the name of "
+            f"transformers, {HEAD}.",
+            HEAD,
+        )
     if unused:
         add(
             "tensors-unused",
@@ -233,6 +241,7 @@ class KeySorting:
         saved = frozenset([saved] if isinstance(saved, str) else map(str, saved))
         for key in sorted(self.file.shapes):
             role, path = classify(key)
+            path = HEAD if path == UNEMBED else path
             if role == "bias" and path and not saved.isdisjoint(endings(path)):
                 role = "modules_to_save"  # a part of a module that was trained whole
             if not key.startswith(PREFIX):

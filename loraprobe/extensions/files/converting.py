@@ -78,7 +78,7 @@ SAMPLE = 64  # tokens on which peft computes both
 # What peft may take to load an adapter of another type: bytes, and times the base.
 MEMORY, TIMES = 1_000_000_000, 3
 # Notes of an adapter whose layout was made that of a base.
-TRANSLATED = frozenset({"experts-exchanged"})
+TRANSLATED = frozenset({"experts-exchanged", "fused-translated"})
 # Parts of the keys of numbers that are no sizes of tensors.
 COUNTS = ("alpha", "seed", "prng_key", "lambda", "dropout", "tinit", "tfinal", "delta", "step",
     "layers", "scale", "scaling", "std", "weight", "beta", "version")  # fmt: skip
@@ -332,7 +332,8 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     if given.scaling_range != made.scaling_range:
         why = "rsLoRA's scaling" if given.config.get("use_rslora") else "The scaling"
         yield f"{why} is multiplied into B, so that lora_alpha equals r."
-    lost = [extra.key for extra in given.extras if extra not in made.extras]
+    kept = {extra.kind for extra in made.extras}  # a translated layout has other keys
+    lost = [extra.key for extra in given.extras if extra.kind not in kept]
     if lost:
         yield f"Left out: {listing(lost[:3])}{f' and {len(lost) - 3} more' if lost[3:] else ''}."
     yield from (issue.message for issue in given.issues if issue.code == "tensors-unused")

@@ -1,11 +1,13 @@
 """Fused projections against single ones: split exactly, or left alone with the reason."""
 
+import copy
 import re
 from functools import partial
 
 import pytest
 import torch
-from making import LLAMA, hidden, peft_adapter, peft_model, random_adapter, tiny_llama, tiny_model
+from making import hidden, peft_adapter, peft_model, random_adapter, tiny_llama, tiny_model
+from peft import PeftModel
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
@@ -13,6 +15,7 @@ from loraprobe.adapters.fused import one_layout
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.composition import on_layout_of
 from loraprobe.errors import CompatibilityError
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
 ATTENTION, MLP = "model.layers.0.self_attn", "model.layers.0.mlp"
@@ -127,11 +130,72 @@ def test_rows_come_from_the_base_where_the_adapters_do_not_tell_them():
     assert not refused and set(split.layout) == set(SINGLE)
 
 
-def test_single_ones_on_a_base_that_fuses_them_are_refused():
-    single = random_adapter("s", SINGLE)
-    (same,), (refused,) = one_layout([single], FUSED_BASE)
-    assert same is single and refused.adapters == ("s",) and refused.severity == "error"
-    assert "the base fuses them" in refused.message and "1 more such layer" in refused.message
+@pytest.mark.parametrize("lost", [(), ("k_proj",), ("q_proj", "v_proj", "gate_proj")])
+def test_single_ones_on_a_base_that_fuses_them_are_joined_exactly(lost):
+    shapes = {p: s for p, s in SINGLE.items() if p.rpartition(".")[2] not in lost}
+    single = random_adapter("s", shapes, rank=2)
+    (joined,), refused = one_layout([single], FUSED_BASE, CONFIG)
+    assert not refused and set(joined.layout) == set(FUSED)
+    (note,) = joined.issues
+    assert (note.severity, note.code, note.adapters) == ("note", "fused-translated", ("s",))
+    for prefix, name, parts in ((ATTENTION, "qkv_proj", tuple(ROWS)), (MLP, "gate_up_proj", UP)):
+        path = f"{prefix}.{name}"
+        assert torch.equal(dense(joined, path), stacked(single, prefix, parts))
+        held = [part for part in parts if part not in lost]
+        assert joined.layout[path].rank == joined.modules[path].rank == 2 * len(held)
+    # The way back gives the single ones again, and zeros for those that were not there.
+    (split,), refused = one_layout([joined], BASE)
+    assert not refused and torch.equal(stacked(split), stacked(single))
+
+
+def test_single_ones_of_other_ranks_scalings_and_dtypes_are_joined():
+    generator = torch.Generator().manual_seed(0)
+    updates = {}
+    for i, (path, (out, inp)) in enumerate(SINGLE.items(), start=1):
+        A, B = torch.randn(i, inp, generator=generator), torch.randn(out, i, generator=generator)
+        updates[path] = LowRank(A.bfloat16() if i == 2 else A, B, 0.5 * i)
+    adapter = adapter_of("s", updates, offsets={p: u.B[:, 0] for p, u in updates.items()})
+    (joined,), refused = one_layout([adapter], FUSED_BASE)
+    assert not refused
+    path = f"{ATTENTION}.qkv_proj"
+    torch.testing.assert_close(dense(joined, path), stacked(adapter), rtol=1e-6, atol=1e-6)
+    scaled = torch.cat([updates[part].scaling * adapter.offsets[part] for part in SINGLE][:3])
+    torch.testing.assert_close(joined.offsets[path] * joined.layout[path].scaling, scaled)
+
+
+def test_what_stands_beside_single_factors_is_joined_where_all_parts_have_it():
+    single = beside()
+    (joined,), refused = one_layout([single], FUSED_BASE)
+    assert not refused
+    for name, (start, end) in ROWS.items():
+        path, whole = f"{ATTENTION}.{name}", f"{ATTENTION}.qkv_proj"
+        assert torch.equal(joined.magnitudes[whole][start:end], single.magnitudes[path])
+        assert torch.equal(joined.offsets[whole][start:end], single.offsets[path])
+        assert torch.equal(joined.whole[f"{whole}.bias"][start:end], single.whole[f"{path}.bias"])
+    for held in (joined.magnitudes, joined.offsets, joined.whole):
+        assert len(held) == len(FUSED)
+    some = beside({p: s for p, s in SINGLE.items() if "k_proj" not in p})
+    (same,), (why,) = one_layout([some], FUSED_BASE, CONFIG)
+    assert same.layout.keys() == {*some.layout} - {f"{MLP}.{n}" for n in UP} | {
+        f"{MLP}.gate_up_proj"
+    }
+    assert why.code == "fused-targets" and "none of k_proj" in why.message
+
+
+def test_linear_attention_of_qwen_is_fused_by_the_heads_of_its_config():
+    """Tinker trains query, key and value of it apart."""
+    prefix = "model.layers.0.linear_attn"
+    heads = {"key": (2, 3), "value": (4, 5)}  # number, width
+    config = {f"linear_num_{of}_heads": n for of, (n, _) in heads.items()}
+    config |= {f"linear_{of}_head_dim": width for of, (_, width) in heads.items()}
+    base = {f"{prefix}.in_proj_qkv": (32, 12)}
+    adapter = random_adapter("t", {f"{prefix}.in_proj_v": (20, 12)}, rank=2)
+    (joined,), refused = one_layout([adapter], base, {"text_config": config})
+    assert not refused
+    delta = dense(joined, f"{prefix}.in_proj_qkv")
+    assert not delta[:12].any() and torch.equal(delta[12:], dense(adapter, f"{prefix}.in_proj_v"))
+    _, (why,) = one_layout([adapter], base, {})
+    assert why.code == "fused-targets"
 
 
 def test_nothing_is_done_where_nothing_needs_it():
@@ -171,6 +235,26 @@ def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(
         torch.testing.assert_close(hidden(llama), hidden(wrapped), rtol=1e-4, atol=1e-4)
 
 
+def test_a_single_adapter_runs_on_a_fused_model_as_peft_runs_it_on_the_split_one(tmp_path):
+    phi, llama = tiny_phi3(), tiny_llama(tied=False)
+    state, weights = {}, phi.state_dict()
+    for name in llama.state_dict():
+        _, _, part = name.removesuffix(".weight").rpartition(".")
+        fused, start = IN_PHI3.get(part, (part, 0))
+        rows = len(llama.state_dict()[name])
+        state[name] = weights[name.replace(part, fused)][start : start + rows]
+    llama.load_state_dict(state)
+    for number, more in enumerate(({}, {"use_dora": True})):
+        parts = [*ROWS, *UP] if more else ["q_proj", "v_proj", "up_proj", "down_proj"]
+        config = {"r": 2, "target_modules": parts, **more}
+        place = peft_adapter(tmp_path / str(number), copy.deepcopy(llama), 3, **config)
+        adapter = read_adapter(place)
+        wrapped = PeftModel.from_pretrained(copy.deepcopy(llama), place)
+        assert (hidden(wrapped) - hidden(phi)).abs().max() > 0.1, "or this test shows nothing"
+        with loraprobe.route(phi, [adapter], router="constant"):
+            torch.testing.assert_close(hidden(phi), hidden(wrapped), rtol=1e-4, atol=1e-4)
+
+
 def test_a_composition_finds_the_layout_of_the_model_it_is_put_into():
     model, llama = tiny_phi3(), tiny_llama()
     shapes = {f"{ATTENTION}.qkv_proj": (32, 16)}
@@ -179,6 +263,6 @@ def test_a_composition_finds_the_layout_of_the_model_it_is_put_into():
     first = on_layout_of(llama, composition)
     assert first is not composition and on_layout_of(llama, composition) is first
     assert on_layout_of(model, composition) is composition  # nothing to translate there
-    lost = Composition("x", (random_adapter("a", LLAMA),), composition.router)
+    lost = Composition("x", (random_adapter("a", {"h.0.q": (16, 16)}),), composition.router)
     with pytest.raises(CompatibilityError, match="which the model does not have"):
         composed(model, lost).__enter__()

@@ -13,6 +13,9 @@ from typing import Any, Self
 _OPTION = re.compile(r"(--[a-z][a-z-]*)(?:=([^\s;)]*[^\s;,).:])| (\w+[-_/:]\S*\w))?")
 _CALL = re.compile(r"\bloraprobe [a-z-]+ .*?(?=; |, |\. |\.?$)")  # which is typed as it stands
 
+# Module -> the package whose defect an exception in it is; extensions of others join them.
+PACKAGES = {"loraprobe": "loraprobe", "loraprobe_lab": "loraprobe"}
+
 
 class LoraprobeError(Exception):
     """The base of all errors that loraprobe reports to its user, as one sentence.
@@ -199,23 +202,24 @@ def reported(error: BaseException) -> LoraprobeError:
     """The error that is reported for any exception: its kind, its place, and what to do.
 
     A refused file or device and a package that cannot be imported are problems of the machine;
-    everything else is a defect of loraprobe.
+    everything else is a defect of loraprobe, or of the extension in which it was raised.
     """
     if isinstance(error, LoraprobeError):
         return error
+    place, package = _place(error)
     text = " ".join(str(error).split())[:300].rstrip(".")
-    what = f"{type(error).__name__}{f' ({text})' if text else ''}{_place(error)}"
+    what = f"{type(error).__name__}{f' ({text})' if text else ''}{place}"
     if isinstance(error, OSError) and error.errno is not None:
         return Refused(
             f"The system refuses a file or a device: {what}; free or permit it and try again."
         )
     if isinstance(error, ImportError):
         return Incomplete(
-            f"A package cannot be imported: {what}; install loraprobe again with its packages."
+            f"A package cannot be imported: {what}; install {package} again with its packages."
         )
     return Defect(
         f"Unexpected {what}.",
-        "This is a defect of loraprobe: please report it with what the same call prints with "
+        f"This is a defect of {package}: please report it with what the same call prints with "
         "--debug.",
     )
 
@@ -237,12 +241,14 @@ def trace(error: BaseException, clean: Callable[[str], str] = str) -> str:
     return clean("".join(traceback.format_exception(error)))
 
 
-def _place(error: BaseException) -> str:
-    """Module and line of loraprobe's innermost frame, as a part of a sentence; "" for none."""
-    place, frame = "", error.__traceback__
+def _place(error: BaseException) -> tuple[str, str]:
+    """Module and line of an extension's innermost frame, else of loraprobe's, as a part of a
+    sentence, and the package that has it; no place where neither has one."""
+    place, package, frame = "", "loraprobe", error.__traceback__
     while frame is not None:
         module = frame.tb_frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] in ("loraprobe", "loraprobe_lab"):
-            place = f" in {module}, line {frame.tb_lineno}"
+        own = PACKAGES.get(module.partition(".")[0], "")
+        if own and (own != "loraprobe" or package == own):
+            place, package = f" in {module}, line {frame.tb_lineno}", own
         frame = frame.tb_next
-    return place
+    return place, package

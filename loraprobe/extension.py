@@ -141,6 +141,11 @@ class Engine(Backend):
     def open(self, work: Workload, session: Session, local: ModelScorer) -> Scorer:
         """The scorer to ask, which is closed at the end of the run.
 
+        It is of a class derived from `loraprobe.scoring.Scorer`, whose `__init__` takes what it has
+        of the base from `local`, and which gives `with_composition`, `write_all` (a `Written` for
+        each prompt), `loglikelihood` (a `Likelihood` for each pair) and `note`. A `Composition` has
+        the name of the system that is asked, its adapters as `experts`, and its router.
+
         It sets `session.engine` to what answers, with its version: answers that are kept are told
         apart by that. local: the base by transformers, which is also there to be asked what the
         engine cannot run. Raises LoraprobeError, EngineError where what answers fails.

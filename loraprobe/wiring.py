@@ -12,7 +12,7 @@ from dataclasses import fields
 from importlib.metadata import entry_points
 from typing import Any
 
-from loraprobe.errors import UsageError
+from loraprobe.errors import PACKAGES, UsageError
 
 GROUP = "loraprobe.extensions"
 EXTENSIONS: tuple[str, ...] = (
@@ -73,6 +73,8 @@ def extensions() -> tuple[Any, ...]:
             extension = point.load()
             claim(taken, names_of(extension))
             found.append(extension)
+            package = f"the package {point.dist.name}" if point.dist else point.name
+            PACKAGES.setdefault(point.value.partition(".")[0].partition(":")[0], package)
         except Exception as error:  # whatever its module does while it is imported
             package = f" of the package {point.dist.name}" if point.dist else ""
             warnings.warn(

@@ -6,6 +6,7 @@ where causal attention does not see the padding. Repeated inputs are computed on
 """
 
 from loraprobe.scoring.encoding import Encoder, joined
+from loraprobe.scoring.generation import Written
 from loraprobe.scoring.likelihood import Likelihood
 from loraprobe.scoring.model_scorer import ModelScorer, loss_with_gradients, read_texts
 from loraprobe.scoring.scorer import Scorer

@@ -21,14 +21,19 @@ NEW_TOKENS = 32  # of a text, where the caller sets no limit
 class Scorer(ABC):
     """What an evaluation asks: a model in memory (`ModelScorer`), or one of a server.
 
-    context: the most tokens of a sequence; None for no limit. stops: the ids that end a text.
-    vocab_size: the width of the logits.
+    encoder: tokenizes prompts, and fills them into the chat template. context: the most tokens of
+    a sequence; None for no limit. stops: the ids that end a text. vocab_size: the width of the
+    logits. One that answers for the same base has them from `local`, the scorer of transformers.
     """
 
     encoder: Encoder
     context: int | None
     stops: Sequence[int]
     vocab_size: int
+
+    def __init__(self, local: Scorer) -> None:
+        self.encoder, self.context = local.encoder, local.context
+        self.stops, self.vocab_size = local.stops, local.vocab_size
 
     @abstractmethod
     def with_composition(self, composition: Composition | None) -> AbstractContextManager[Scorer]:

@@ -100,7 +100,9 @@ TAKEN = {
 @pytest.mark.parametrize("what", TAKEN)
 def test_an_extension_that_adds_what_is_there_is_left_out_with_a_warning(monkeypatch, what):
     added = [extension(**own) for own in TAKEN[what]]
-    points = [SimpleNamespace(name="x", dist=None, load=lambda one=one: one) for one in added]
+    points = [
+        SimpleNamespace(name="x", dist=None, value="x", load=lambda one=one: one) for one in added
+    ]
     monkeypatch.setattr(wiring, "entry_points", lambda group: points)
     with pytest.warns(UserWarning, match=what):
         found = wiring.extensions.__wrapped__()

@@ -6,9 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import making
 import pytest
+
+from loraprobe import errors, formatting, wiring
+from loraprobe.extension import Extension
 
 ROOT = Path(__file__).parents[2]
 SETUP = "from site import getsitepackages as found; print(found()[0])"
@@ -63,6 +67,41 @@ def test_a_task_source_and_an_engine_of_a_stranger(installed, tmp_path):
     assert found["verdict"]["system"] == "sum"
     shown = run(installed, "-m", "loraprobe", "merge-and-eval", "--help")
     assert "Replies" in shown and "replies:FILE" in shown
+    # what is wrong with a file of the stranger's, and with the stranger's code
+    place = [installed, "-m", "loraprobe", "merge-and-eval", one, other, "--base", base]
+    asked[1] = "replies:nowhere.jsonl"
+    wrong = subprocess.run([*place, *asked[:4]], capture_output=True, text=True, cwd=tmp_path)
+    assert wrong.returncode == 2 and "nowhere.jsonl has no recorded replies" in wrong.stderr
+
+
+def test_a_defect_is_that_of_the_innermost_frame_of_an_extension(monkeypatch):
+    """Also where it calls what is of loraprobe; else it is loraprobe's."""
+    monkeypatch.setitem(errors.PACKAGES, "stranger", "the package strange-things")
+    theirs: dict = {"__name__": "stranger.tasks", "call": formatting.listing}
+    exec("def read():\n    return call([1])\ndef fail():\n    raise KeyError('x')", theirs)
+    for name in ("read", "fail"):
+        try:
+            theirs[name]()
+        except Exception as error:
+            told = str(errors.reported(error))
+        assert "in stranger.tasks, line" in told and "defect of the package strange-things" in told
+    try:
+        formatting.listing([1])
+    except Exception as error:
+        assert "defect of loraprobe:" in str(errors.reported(error))
+
+
+def test_an_extension_of_another_package_is_known_by_it(monkeypatch):
+    one = SimpleNamespace(
+        name="x",
+        value="things.inner:EXTENSION",
+        dist=SimpleNamespace(name="my-things"),
+        load=Extension,
+    )
+    monkeypatch.setattr(wiring, "entry_points", lambda group: [one])
+    monkeypatch.setattr(wiring, "PACKAGES", (known := {}))
+    wiring.extensions.__wrapped__()
+    assert known == {"things": "the package my-things"}
 
 
 def test_an_extension_that_cannot_be_loaded_is_left_out_and_named(tmp_path):

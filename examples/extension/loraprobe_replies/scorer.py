@@ -1,26 +1,29 @@
 """The scorer of recorded replies; likelihoods are those of the base."""
 
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
-from loraprobe.scoring import Scorer
-from loraprobe.scoring.generation import Written
+from loraprobe.composition import Composition
+from loraprobe.scoring import Likelihood, Scorer, Written
 
 
 class Recorded(Scorer):
-    def __init__(self, local, replies, system="base"):
+    def __init__(
+        self, local: Scorer, replies: Mapping[tuple[str, str], str], system: str = "base"
+    ) -> None:
+        super().__init__(local)
         self.local, self.replies, self.system = local, replies, system
-        for name in ("encoder", "context", "stops", "vocab_size"):
-            setattr(self, name, getattr(local, name))
 
     @contextmanager
-    def with_composition(self, composition):
+    def with_composition(self, composition: Composition | None) -> Iterator[Scorer]:
         yield Recorded(self.local, self.replies, composition.name if composition else "base")
 
-    def write_all(self, prompts, **limits):
+    def write_all(self, prompts: Sequence[str], **limits: Any) -> list[Written]:
         return [Written(self.replies.get((self.system, prompt), ""), False) for prompt in prompts]
 
-    def loglikelihood(self, pairs):
+    def loglikelihood(self, pairs: Sequence[tuple[str, str]]) -> list[Likelihood]:
         return self.local.loglikelihood(pairs)
 
-    def note(self):
+    def note(self) -> str:
         return ""

@@ -141,8 +141,9 @@ class TaskOptions:
         (),
         "KEY=FIELD",
         "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; a prompt may be a text with {field} for a field; after=TEXT: the gold "
-        "answer follows this text in its field, as #### in gsm8k; repeated: one for each task.",
+        "between them; prompt and cot_prompt may be texts with {field} for a field; after=TEXT: "
+        "the gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
+        "task.",
         affects={"questions"},
     )
 

@@ -4,8 +4,9 @@
 
 With WORDS only the sessions that hold them are made anew. A session is a block of README or of a
 page of docs/ with commands after "$ " that name files of the world that ships with the package;
-"[...]" stands for lines that are left out. tests/test_examples.py compares the shortest session and
-the notebook with what this gives.
+"[...]" stands for lines that are left out. All sessions of a tutorial run one after the other in
+one world, with a Hub on loopback. tests/test_examples.py compares tutorials, the shortest session
+and the notebook with what this gives.
 """
 
 import ast
@@ -23,6 +24,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hubs
 from rich.console import Console
 from rich.terminal_theme import SVG_EXPORT_THEME, TerminalTheme
 from rich.text import Text
@@ -31,6 +33,7 @@ from loraprobe.demo import shipped_world
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
 NOTEBOOK = ROOT / "examples" / "notebook" / "compose.ipynb"
 PICTURE = ROOT / "docs" / "report.png"
 TERMINALS = ROOT / "docs" / "terminal"
@@ -90,6 +93,13 @@ def world() -> Iterator[Path]:
             names = item["prompt"].partition(": ")[2].rstrip("?")
             rows.append(",".join([names, *COUNTS, "ABCDE"[COUNTS.index(item["answer"])]]))
         (here / "lists.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        rows = ["id,question,city"]
+        for number, line in enumerate(questions, 1):
+            item = json.loads(line)
+            rows.append(f"{number},{item['prompt']},{item['answer']}")
+        (here / "questions.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+        library = "".join(f"./{name}\n" for name in shipped.adapters)
+        (here / "library.txt").write_text(library, encoding="utf-8")
         program = here / "bin" / "loraprobe"
         program.parent.mkdir()
         program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m loraprobe "$@"\n')
@@ -110,6 +120,41 @@ def named(block: str) -> set[str]:
     return set() if unsafe else {call.split()[-1] for call in found}
 
 
+@contextlib.contextmanager
+def hub(here: Path) -> Iterator[None]:
+    """A Hub on loopback with the adapters of the world as acme/NAME, as this process sees it."""
+    with tempfile.TemporaryDirectory() as place:
+        root = Path(place)
+        for name in shipped_world().adapters:
+            files = {file.name: file.read_bytes() for file in (here / name).iterdir()}
+            hubs.commit(root / "mirrors" / "models" / "acme" / name, files)
+        with hubs.olah(root) as address:
+            told = {"HF_ENDPOINT": address, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "0"}
+            before = {key: os.environ.get(key) for key in told}
+            os.environ.update(told)
+            try:
+                yield
+            finally:
+                for key, value in before.items():
+                    os.environ.pop(key)
+                    os.environ.update({} if value is None else {key: value})
+
+
+def retold(page: Path) -> str:
+    """A tutorial with what its commands print today."""
+    text = page.read_text(encoding="utf-8")
+    with world() as here, hub(here) if "acme/" in text else contextlib.nullcontext():
+        for block in BLOCK.findall(text):
+            text = text.replace(block, rerun(block, here))
+    return text
+
+
+def settings(here: Path) -> dict[str, str]:
+    """The environment of a call in the world, which keeps what it measured there."""
+    path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    return {**os.environ, "PATH": path, "LORAPROBE_CACHE": str(here / ".cache")}
+
+
 def rerun(block: str, here: Path) -> str:
     """A session with what its commands print today, where the old one left nothing out."""
     made = []
@@ -117,11 +162,10 @@ def rerun(block: str, here: Path) -> str:
         lines = part.rstrip("\n").split("\n")
         last = next(at for at, line in enumerate(lines) if not line.endswith("\\"))
         call, old = lines[: last + 1], lines[last + 1 :]
-        path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
         done = subprocess.run(
             ["bash", "-c", "\n".join(call).removeprefix("$ ")],
             cwd=here,
-            env={**os.environ, "COLUMNS": "80", "PATH": path},
+            env={**settings(here), "COLUMNS": "80"},
             capture_output=True,
             text=True,
         )
@@ -233,12 +277,10 @@ def draw_terminals(here: Path) -> None:
     """What SHOWN calls print, as pictures on a light and on a dark ground."""
     themes = {"light": light_theme(), "dark": SVG_EXPORT_THEME}
     for name, (call, first) in SHOWN.items():
-        path = f"{here / 'bin'}{os.pathsep}{os.environ['PATH']}"
-        colours = {"FORCE_COLOR": "1", "COLUMNS": str(COLUMNS), "PATH": path}
         done = subprocess.run(
             ["loraprobe", *call.split()],
             cwd=here,
-            env={**os.environ, **colours},
+            env={**settings(here), "FORCE_COLOR": "1", "COLUMNS": str(COLUMNS)},
             capture_output=True,
             text=True,
         )
@@ -275,6 +317,8 @@ def main(wanted: str) -> None:
             page.write_text(text, encoding="utf-8")
         if wanted:
             return
+        for page in TUTORIALS:
+            page.write_text(retold(page), encoding="utf-8")
         draw_terminals(here)
         with contextlib.chdir(here):
             notebook, _ = run_notebook()

@@ -160,6 +160,16 @@ def test_the_notebook_shows_what_its_cells_print_and_saves_what_is_advised(tmp_p
     assert sessions.words(sessions.shown_by(held)) == sessions.words(told), stale
 
 
+@pytest.mark.needs("--prior")
+@pytest.mark.needs("--serve")
+@pytest.mark.needs("screen")
+@pytest.mark.needs("verify")
+@pytest.mark.parametrize("page", sessions.TUTORIALS, ids=lambda page: page.stem)
+def test_tutorials_show_what_is_printed(page):
+    shown, printed = page.read_text(encoding="utf-8"), sessions.retold(page)
+    assert sessions.words(shown) == sessions.words(printed), "run python tests/sessions.py"
+
+
 BLOCKS = {block: page for page in sessions.PAGES for block in sessions.sessions(page.read_text())}
 
 

@@ -109,31 +109,39 @@ _ASSISTANT = ("assistant", "gpt", "model")  # who answers in a conversation
 class FieldMap:
     """How the fields of a file become an item.
 
-    fields: key of an item -> names of the file's fields, none for a key that is left out. prompt: a
-    template, in which `{name}` stands for a field of the file; None where a field is the prompt.
-    The gold answer is what follows the last `after` in its field, up to the end of the line.
+    fields: key of an item -> names of the file's fields, none for a key that is left out.
+    templates: of prompt and cot_prompt, where a text is given in place of a field; `{name}` stands
+    in it for a field of the file. The gold answer is what follows the last `after` in its field, up
+    to the end of the line.
     """
 
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    prompt: str | None = None
+    templates: Mapping[str, str] = field(default_factory=dict)
     after: str | None = None
 
     @classmethod
     def of(cls, text: str) -> FieldMap:
         """The map of a text of --fields, such as "prompt=question,choices=A,B,C"; it may be empty.
 
-        A prompt with a { is a template. Raises UsageError for a text that cannot be read.
+        A prompt or cot_prompt with a { is a template. Raises UsageError for a text that cannot be
+        read.
         """
-        fields: dict[str, tuple[str, ...]] = {}
-        prompt = after = None
+        fields, templates = dict[str, tuple[str, ...]](), dict[str, str]()
+        after = None
         for part in filter(str.strip, _NEXT_KEY.split(text)):
             key, _, value = part.partition("=")
             key, names = key.strip(), tuple(name.strip() for name in value.split(","))
-            if key == "prompt" and "{" in value:
-                prompt = value.replace("\\n", "\n").replace("\\t", "\t")
+            if key in ("prompt", "cot_prompt") and key not in templates and "{" in value:
+                templates[key] = value.replace("\\n", "\n").replace("\\t", "\t")
             elif key == AFTER and value:
                 after = value
-            elif key in fields or key not in KEYS or "=" not in part or "=" in value:
+            elif (
+                key in fields
+                or key in templates
+                or key not in KEYS
+                or "=" not in part
+                or "=" in value
+            ):
                 raise UsageError(
                     "--fields takes each key once, as in prompt=question,answer=target; "
                     f"{part.strip()!r} is none of {', '.join(KEYS)} with the name of a field."
@@ -142,7 +150,7 @@ class FieldMap:
                 raise UsageError(f"--fields takes one field for {key}, not {listing(names)}.")
             else:
                 fields[key] = tuple(filter(None, names))
-        return cls(fields, prompt, after)
+        return cls(fields, templates, after)
 
     def items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
@@ -160,7 +168,7 @@ class FieldMap:
                     f"{mapped[0].file} has no value in {listing(names)} for {key}; check --fields."
                 )
         _name_choices(of_choices)
-        if not of_choices and self.prompt is None:
+        if not of_choices and "prompt" not in self.templates:
             _check_choices_are_seen(rows, mapped)
         return mapped
 
@@ -185,8 +193,8 @@ class FieldMap:
                 item[key] = list(present.values()) if len(names) > 1 else present[names[0]]
             if key == "choices" and len(names) > 1:
                 labels = labels or list(present)
-        if self.prompt is not None:
-            item["prompt"] = _filled(self.prompt, row)
+        for key, template in self.templates.items():
+            item[key] = _filled(template, row)
         return item, labels
 
     def _value(self, row: DataRow, key: str, name: str) -> Any:

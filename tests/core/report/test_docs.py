@@ -11,7 +11,7 @@ import transcripts
 from loraprobe.report.answer import BY_EFFECT, FILL_IN, OF_EXTENSIONS
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)

@@ -78,8 +78,17 @@ def test_columns_that_the_answers_name_are_suggested_as_choices(tmp_path, header
     )
     if answer in cells:
         assert "choices=" in refused(path, blind)
-        shown = replace(blind, prompt=f"{{{header.split(',')[0]}}} {{{answer}}}")
+        shown = replace(blind, templates={"prompt": f"{{{header.split(',')[0]}}} {{{answer}}}"})
         assert load_task(path, None, shown).items[0].answers == (answer,)
+
+
+def test_the_steps_may_be_asked_for_by_a_text_around_a_field(tmp_path):
+    path = write(tmp_path, "question,city", "Where?,Ulm", name="t.csv")
+    steps = "prompt=question,answer=city,cot_prompt={question} Think, step by step."
+    (item,) = load_task(path, None, FieldMap.of(steps)).items
+    assert (item.prompt, item.cot_prompt) == ("Where?", "Where? Think, step by step.")
+    with pytest.raises(UsageError):
+        FieldMap.of(f"{steps},cot_prompt={{city}}")
 
 
 def test_a_choice_whose_column_is_nowhere_is_an_error(tmp_path):

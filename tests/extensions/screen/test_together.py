@@ -212,6 +212,18 @@ def test_three_adapters_are_measured_in_all_pairs(world, tmp_path):
     assert taken["count"] > taken["last"]
     (proved,) = (one for one in document["groups"] if one["proved"])
     assert set(proved["adapters"]) != {"count", "last"}
+    # Pairs that an earlier result measured are measured, and tell the same of others.
+    (tmp_path / "screen.json").write_text(found.stdout)
+    again = making.call(*CALL, "adapters/spouse", "--known", tmp_path / "screen.json", "--json")
+    known = json.loads(again.stdout)
+    for before, now in zip(document["retentions"], known["retentions"], strict=True):
+        assert now.pop("ci95") == pytest.approx(before.pop("ci95")) and now == before
+    names = ("third=adapters/count", "adapters/last")
+    two = making.call(
+        "screen", *names, "--base", "base", "--known", tmp_path / "screen.json", "--json"
+    )
+    values = {row["adapter"]: row["value"] for row in json.loads(two.stdout)["retentions"]}
+    assert values == {"third": kept["count", "last"], "last": kept["last", "count"]}
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ and the base have to be the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +100,8 @@ def card_part(audit: Audit) -> list[CardPart]:
 class KnownSkill:
     """The curve of an adapter, and its interference where that was measured, from earlier results.
 
-    file: the name of the first of these.
+    file: the name of the first of these. beside: what it kept beside others that are here, by their
+    names: the retention and its standard error.
     """
 
     task: str
@@ -110,6 +111,7 @@ class KnownSkill:
     curve: Curve
     interference: float | None
     file: str
+    beside: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def read_known(
@@ -125,7 +127,9 @@ def read_known(
         file = Path(place) / CARD if Path(place).is_dir() else Path(place)
         on, told = _read(file)
         of_this = [adapter for adapter in adapters if adapter.sha256] if _same(on, base) else []
-        new = {one.name: skill for one in of_this if (skill := _skill(one, told, file.name))}
+        new = {
+            one.name: skill for one in of_this if (skill := _skill(one, of_this, told, file.name))
+        }
         if not new:
             names = listing([adapter.name for adapter in adapters])
             what = "is about another base" if not _same(on, base) else f"tells no skill of {names}"
@@ -164,13 +168,16 @@ def _same(one: BaseSummary | None, other: BaseSummary) -> bool:
     return (one.reference, one.commit) == (other.reference, other.commit)
 
 
-def _skill(adapter: Adapter, told: Together, file: str) -> KnownSkill | None:
-    """What a result tells of an adapter; None where it tells nothing."""
+def _skill(
+    adapter: Adapter, here: Sequence[Adapter], told: Together, file: str
+) -> KnownSkill | None:
+    """What a result tells of an adapter, None where it tells nothing. here: all that are given."""
     for row in told.skills:
         if row.sha256 == adapter.sha256 and row.curve:
             points = {gate: (kept, error) for gate, kept, error in row.curve}
             scores, curve = (row.base, row.alone), Curve.through(points)
-            return KnownSkill(row.task, row.n, *scores, curve, row.interference, file)
+            beside = _beside(row.adapter, here, told)
+            return KnownSkill(row.task, row.n, *scores, curve, row.interference, file, beside)
     rows = [row for row in told.keeps if row.sha256 == adapter.sha256]
     points = {
         row.share: (row.value, Estimate(row.value, *row.ci95, row.n, row.n).error)
@@ -181,3 +188,17 @@ def _skill(adapter: Adapter, told: Together, file: str) -> KnownSkill | None:
         return None
     # Such a point was measured beside others: what they take is in it.
     return KnownSkill(rows[0].task, rows[0].n, None, None, Curve.through(points), 0.0, file)
+
+
+def _beside(name: str, here: Sequence[Adapter], told: Together) -> dict[str, tuple[float, float]]:
+    """What an adapter kept in the pairs that a result measured, by the names that others have here.
+
+    name: of the adapter in the result.
+    """
+    names = {adapter.sha256: adapter.name for adapter in here}
+    others = {row.adapter: names[row.sha256] for row in told.skills if row.sha256 in names}
+    return {
+        others[row.partners[0]]: (row.value, Estimate(row.value, *row.ci95, 0, 0).error)
+        for row in told.retentions
+        if row.measured and row.adapter == name and row.partners[0] in others
+    }

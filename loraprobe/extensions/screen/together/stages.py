@@ -318,10 +318,12 @@ def _forecast(
             "loraprobe inspect ADAPTER --task FILE."
         )
     strong = [adapter for adapter in adapters if adapter.name in curves]
+    inner = inner_products(strong)
+    pairs = [*pairs, *_known_pairs(library.known, [*curves], inner)]
     kinship = kinship_in(curves, pairs)
     takes = interferences(curves, pairs, kinship) if pairs else {}
     takes |= {n: k.interference for n, k in library.known.items() if k.interference is not None}
-    forecast = MergeForecast(curves, inner_products(strong), takes, pairs, kinship)
+    forecast = MergeForecast(curves, inner, takes, pairs, kinship)
     rows = [
         row
         for at, first in enumerate(curves)
@@ -338,6 +340,17 @@ def _forecast(
         tuple(rows),
         tuple(_group(forecast, group, proved=group in askable[:1]) for group in groups),
     )
+
+
+def _known_pairs(
+    known: Mapping[str, KnownSkill], names: Sequence[str], inner: Array
+) -> Iterable[MeasuredPair]:
+    """The pairs that earlier results measured. names, inner: of the adapters with a skill."""
+    for at, name in enumerate(names):
+        for partner, kept in known[name].beside.items() if name in known else ():
+            if partner in names:
+                alike = float(inner[at, names.index(partner)] / inner[at, at])
+                yield MeasuredPair(name, partner, *kept, alike)
 
 
 def _pair(forecast: MergeForecast, pair: tuple[str, str]) -> Iterable[RetentionForecast]:

@@ -29,6 +29,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "sketches": ("sketches.py",),
     "library": ("library.py",),
     "screen": ("screen_vs_peers.py",),
+    "merge-check": ("merge_check.py", "--runs", "5"),
     "ties": ("ties_full.py", "--runs", "5", "--exact"),
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
     "evaluation": ("evaluation_vs_peft.py", "--runs", "5"),
@@ -43,6 +44,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     "sketches": ("sketches.py", "--seeds", "2", "--layers", "4"),
     "library": ("library.py", "--layers", "4", "--runs", "1"),
     "screen": ("screen_vs_peers.py", "--adapters", "40", "--pairs", "1"),
+    "merge-check": ("merge_check.py", "--runs", "2"),
     "ties": ("ties_full.py", "--runs", "2"),
     "routed-layer": (
         "routed_layer_vs_peft.py",

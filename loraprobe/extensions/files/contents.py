@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
@@ -33,8 +33,9 @@ from loraprobe.base import Base, open_base
 from loraprobe.base.model import FLOATS, HEADS, Weight
 from loraprobe.compatibility import aligned
 from loraprobe.errors import AdapterError, BaseError, UsageError
-from loraprobe.extensions.files.full_model import Change, Layout
+from loraprobe.extensions.files.full_model import Change, Layout, plain_factors
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.lora.threads import in_order
 from loraprobe.merging import METHODS, MergeConfig
 from loraprobe.merging._engine import check_adapters
 from loraprobe.merging._method import MergeInputs
@@ -46,6 +47,8 @@ MergeVerdict = Literal[
 Rounding = Literal["once", "in order", "in reverse", "as models"]
 ModuleState = Literal["as made", "lacking", "scaled", "changed", "missing"]
 
+SAME = 1e-8  # of a change's energy: no more than this is left where nothing else is in it
+FIRST = 100  # entries that may differ before it is told that too many do
 CHUNK = 1 << 16  # entries that are compared at a time, so that they stay in the processor's cache
 MISMATCHED = 0.05  # of the entries that a merge moves: so many may be rounded the other way
 NEAR = 0.02  # two weights that differ by less are equal, or by SIGMAS standard errors
@@ -99,7 +102,8 @@ class ModuleContents:
     norm: of the change. rounding: the norm of its rounding. rest: that of what is left beyond
     rounding. explained: whether that is nothing. moved: whether the file's dtype can tell the
     adapters' changes from none. cut: the share of the change that a smaller rank keeps, else 1.
-    missing: the file has no such tensor, or one of another shape.
+    missing: the file has no such tensor, or one of another shape. dtypes: that of the file, and the
+    narrowest that holds its numbers.
     """
 
     name: str
@@ -113,6 +117,7 @@ class ModuleContents:
     form: Rest | None = None
     cut: float = 1.0
     missing: bool = False
+    dtypes: tuple[torch.dtype, torch.dtype] = (torch.float32, torch.float32)
 
     def near(self, wanted: Sequence[float], at: int) -> bool:
         """Whether the weight of one adapter is this one, as far as can be told."""
@@ -349,6 +354,24 @@ def contents_of(
 # ---- a full model --------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """A tensor of the base, by its name in the merge, and the changes of each adapter.
+
+    tensors: as stored in the base and in the merge; None where the merge has none of this shape.
+    """
+
+    name: str
+    own: Weight
+    changes: Sequence[Sequence[Change]]
+    tensors: tuple[Tensor, Tensor] | None
+
+    @property
+    def present(self) -> list[int]:
+        """The places of the adapters that change it."""
+        return [at for at, some in enumerate(self.changes) if some]
+
+
 class _FullModel:
     """The tensors of a full model and its base, read in pairs."""
 
@@ -373,7 +396,6 @@ class _FullModel:
         self.how: Rounding = "once"
         self.searched = 0
         self.sampled = 0
-        self.dtypes, self.through = Counter[torch.dtype](), Counter[torch.dtype]()
 
     @cached_property
     def named(self) -> dict[str, str]:
@@ -381,25 +403,20 @@ class _FullModel:
         return {weight.key: name for name, weight in self.base.tensors.items()}
 
     def read(self, progress: Progress | None) -> Contents:
-        parts, differences, others, done = list[ModuleContents](), list[Difference](), 0, 0
-        theirs, base = self._by_key(), self.base
-        for file in base.weight_files:
-            keys = [key for key, weight in base.stored.items() if weight.file.path == file]
-            for key in self.layouts[0].in_order(keys):
-                for name, changes in self._written(key).items():
-                    found = theirs.get(name)
-                    if any(changes):
-                        parts.append(self._part(base.stored[key], name, found, changes))
-                    else:
-                        others += 1
-                        differences += self._difference(base.stored[key], name, found)
-                done += 1
-                if progress:
-                    progress("verify", done, len(base.stored))
-        differences += self._own_head(theirs)
+        """All tensors, one after the other until weights are found, then several at a time."""
+        parts, differences, others = list[ModuleContents](), list[Difference](), 0
+        total, pairs = len(self.base.stored), self._pairs()
+        for done, told in enumerate(self._told(pairs), 1):
+            if isinstance(told, ModuleContents):
+                parts.append(told)
+            else:
+                others += 1
+                differences += told
+            if progress:
+                progress("verify", min(done, total), total)
+        differences += self._own_head(self.theirs)
         wrapped = [key for key in self.made.stored if _unwrapped(key) != key or ".lora_" in key]
-        through = self.through.most_common(1)
-        whole = through and 2 * through[0][1] > sum(self.dtypes.values())
+        (stored, grid), times = Counter(part.dtypes for part in parts).most_common(1)[0]
         return Contents(
             (),
             None,
@@ -407,9 +424,90 @@ class _FullModel:
             others,
             tuple(sorted(differences, key=lambda one: natural(one.name))),
             tuple(wrapped),
-            _name(self.dtypes.most_common(1)[0][0]) if self.dtypes else "float32",
-            _name(through[0][0]) if whole else "",
+            _name(stored),
+            _name(grid) if grid != stored and 2 * times > len(parts) else "",
         )
+
+    def _told(self, pairs: Iterator[_Pair]) -> Iterator[ModuleContents | list[Difference]]:
+        """How each tensor was made, or how it differs where no adapter changes it."""
+        for pair in pairs:
+            _, told = self._at_once(pair)
+            yield self._part(pair) if told is None else told
+            if self.guess:
+                break
+        # The weights that were found are tried in threads; what they do not explain takes memory.
+        for pair, told in in_order(self._at_once, pairs):
+            yield self._part(pair) if told is None else told
+
+    def _pairs(self) -> Iterator[_Pair]:
+        """The tensors of the base with those of the merge, opened."""
+        for file in self.base.weight_files:
+            keys = [key for key, weight in self.base.stored.items() if weight.file.path == file]
+            for key in self.layouts[0].in_order(keys):
+                for name, changes in self._written(key).items():
+                    own, found = self.base.stored[key], self.theirs.get(name)
+                    if found is None or found.shape[1:] != own.shape[1:]:
+                        yield _Pair(name, own, changes, None)
+                        continue
+                    if any(changes):
+                        self._check_floats(own, found)
+                    both = own.file.read(own.key), found.file.read(found.key)
+                    yield _Pair(name, own, changes, both)
+
+    def _check_floats(self, own: Weight, found: Weight) -> None:
+        for one, reference in ((found, self.made.reference), (own, self.base.reference)):
+            if one.dtype not in FLOATS:
+                raise BaseError(
+                    f"{reference} stores {one.key} quantised ({one.dtype}), and verify compares "
+                    "numbers; give its unquantised weights."
+                )
+
+    def _at_once(self, pair: _Pair) -> tuple[_Pair, ModuleContents | list[Difference] | None]:
+        """A pair, and what is told of it without a search; None where one is needed."""
+        if pair.tensors is None:
+            if not any(pair.changes):
+                return pair, [Difference(pair.name, None)]
+            nothing = tuple(0.0 if some else None for some in pair.changes)
+            return pair, ModuleContents(pair.name, nothing, (0.0,) * len(nothing), missing=True)
+        if not any(pair.changes):
+            return pair, _compared(*pair.tensors, pair.name)
+        if not self.guess:
+            return pair, None
+        fit = self._fit(pair, (self.how,))
+        part = fit.as_guessed(pair.name, [self.guess[at] for at in pair.present])
+        return pair, None if part is None else self._spread(pair, part, fit)
+
+    def _fit(self, pair: _Pair, hows: Sequence[Rounding]) -> _Fit:
+        assert pair.tensors is not None
+        stored, read = pair.tensors
+        rows = min(len(read), len(stored))
+        work = torch.promote_types(stored.dtype, torch.float32)
+        deltas = [self._delta(stored, pair.changes[at], work, rows) for at in pair.present]
+        return _Fit(read[:rows], stored[:rows], deltas, grid_of(read), hows)
+
+    def _spread(self, pair: _Pair, part: ModuleContents, fit: _Fit) -> ModuleContents:
+        """A part with a weight for each adapter, None for those that leave it alone."""
+        weights: list[float | None] = [None] * len(pair.changes)
+        errors = [0.0] * len(pair.changes)
+        for at, weight, error in zip(pair.present, part.weights, part.errors, strict=True):
+            weights[at], errors[at] = weight, error
+        dtypes = fit.as_stored[0].dtype, fit.dtype
+        return replace(part, weights=tuple(weights), errors=tuple(errors), dtypes=dtypes)
+
+    def _part(self, pair: _Pair) -> ModuleContents:
+        """How one tensor that adapters change was made, by a search."""
+        hows, guesses = self._tried(pair.present)
+        fit = self._fit(pair, hows)
+        part = fit.part(pair.name, guesses)
+        self.searched += 1
+        if not part.explained and self.sampled < SAMPLED and len(pair.own.shape) == 2:
+            self.sampled += 1
+            weights = [float(weight or 0.0) for weight in part.weights]
+            part = replace(part, form=fit.form(weights, self._crossed(pair)))
+        whole = len(pair.present) == len(pair.changes)
+        if part.explained and part.moved and whole and any(part.weights):
+            self.guess, self.how = tuple(float(one or 0.0) for one in part.weights), fit.how
+        return self._spread(pair, part, fit)
 
     def _written(self, key: str) -> dict[str, list[list[Change]]]:
         """The keys that hold a tensor of the base in the merge, with the changes of each adapter.
@@ -419,7 +517,8 @@ class _FullModel:
         names = dict.fromkeys(name for one in self.layouts for name in one.written[key])
         return {name: [one.written[key].get(name, []) for one in self.layouts] for name in names}
 
-    def _by_key(self) -> dict[str, Weight]:
+    @cached_property
+    def theirs(self) -> dict[str, Weight]:
         """Key in the base's files -> the tensor of the merge.
 
         Tensors of other names are found by those that they have in the loaded model.
@@ -437,66 +536,27 @@ class _FullModel:
 
     def _own_head(self, theirs: Mapping[str, Weight]) -> list[Difference]:
         """A head in the merge that is not the embedding to which the base ties it."""
-        if self.base.tied is None:
+        more = {_unwrapped(key) for key in self.made.stored} - self.base.stored.keys()
+        if not more or self.base.tied is None:
             return []
         (table, head), loaded = self.base.tied, self.made.tensors
         written = any(head in names for one in self.layouts for names in one.written.values())
         if written or head not in loaded or table not in loaded:
             return []
-        return [
-            Difference(head, one.size, one.rows)
-            for one in _compared(loaded[table], loaded[head], head)
-        ]
+        one, other = (loaded[name].file.read(loaded[name].key) for name in (table, head))
+        return _compared(one, other, head)
 
-    def _difference(self, own: Weight, name: str, found: Weight | None) -> list[Difference]:
-        if found is None:
-            return [Difference(name, None)]
-        return _compared(own, found, name)
-
-    def _part(
-        self, own: Weight, name: str, found: Weight | None, changes: Sequence[Sequence[Change]]
-    ) -> ModuleContents:
-        """How one tensor that adapters change was made."""
-        present = [at for at, some in enumerate(changes) if some]
-        if found is None or found.shape[1:] != own.shape[1:]:
-            nothing = tuple(0.0 if at in present else None for at in range(len(changes)))
-            return ModuleContents(name, nothing, (0.0,) * len(changes), missing=True)
-        for one, reference in ((found, self.made.reference), (own, self.base.reference)):
-            if one.dtype not in FLOATS:
-                raise BaseError(
-                    f"{reference} stores {one.key} quantised ({one.dtype}), and verify compares "
-                    "numbers; give its unquantised weights."
-                )
-        stored = own.file.read(own.key)
-        read = found.file.read(found.key)
-        dtype = grid_of(read)
-        self.dtypes[read.dtype] += 1
-        if dtype != read.dtype:
-            self.through[dtype] += 1
-        rows = min(len(read), len(stored))
-        work = torch.promote_types(stored.dtype, torch.float32)
-        W0, W = stored.to(work), read[:rows].to(work)
-        deltas = []
-        for at in present:
-            made = W0.clone()
-            for change in changes[at]:
-                made = change(made)
-            deltas.append(made.sub_(W0)[:rows])
-        hows, guesses = self._tried(present)
-        fit = _Fit(W, W0[:rows], deltas, dtype, hows if dtype.itemsize < 4 else ("once",))
-        part = fit.part(name, guesses)
-        self.searched += not (self.guess and part.weights == tuple(guesses[0]))
-        if not part.explained and self.sampled < SAMPLED and W.dim() == 2:
-            self.sampled += 1
-            crossed = self._crossed(name, present, own)
-            part = replace(part, form=fit.form([float(w or 0) for w in part.weights], crossed))
-        if part.explained and part.moved and len(present) == len(changes) and any(part.weights):
-            self.guess, self.how = tuple(float(one or 0.0) for one in part.weights), fit.how
-        weights, errors = [None] * len(changes), [0.0] * len(changes)
-        spread: list[float | None] = [*weights]
-        for at, weight, error in zip(present, part.weights, part.errors, strict=True):
-            spread[at], errors[at] = weight, error
-        return replace(part, weights=tuple(spread), errors=tuple(errors))
+    def _delta(
+        self, stored: Tensor, changes: Sequence[Change], work: torch.dtype, rows: int
+    ) -> Tensor | LowRank:
+        """The change of one adapter to a tensor as stored: its factors, where it has no more."""
+        if len(changes) == 1 and (factors := plain_factors(changes[0])) is not None:
+            A, B = factors.A.to(work), factors.B.to(work) * factors.scaling
+            return LowRank(A, B[:rows])
+        made = stored.to(work, copy=True)
+        for change in changes:
+            made = change(made)
+        return made.sub_(stored.to(work))[:rows]
 
     def _tried(self, present: Sequence[int]) -> tuple[tuple[Rounding, ...], list[list[float]]]:
         """How the next tensor may have been rounded, and weights of the adapters that change it.
@@ -511,12 +571,12 @@ class _FullModel:
         hows = dict.fromkeys((self.how, *(ROUNDINGS if few else ())))
         return tuple(hows), [[one[at] for at in present] for one in dict.fromkeys(weights)]
 
-    def _crossed(self, name: str, present: Sequence[int], own: Weight) -> list[Tensor]:
+    def _crossed(self, pair: _Pair) -> list[Tensor]:
         """B of one adapter times A of another, for all pairs that have one rank."""
-        path = self.named.get(own.key, name).removesuffix(".weight")
-        holders = [self.adapters[at] for at in present if path in self.adapters[at].modules]
-        crossed = _crossed([one.modules[path] for one in holders])
-        turned = own.kind != "linear"
+        path = self.named.get(pair.own.key, pair.name).removesuffix(".weight")
+        holders = [self.adapters[at] for at in pair.present]
+        crossed = _crossed([one.modules[path] for one in holders if path in one.modules])
+        turned = pair.own.kind != "linear"
         deltas = [update.to(torch.float32).delta() for update in crossed]
         return [delta.mT if turned else delta for delta in deltas]
 
@@ -550,11 +610,10 @@ def grid_of(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
-def _compared(own: Weight, found: Weight, name: str) -> list[Difference]:
+def _compared(one: Tensor, other: Tensor, name: str) -> list[Difference]:
     """How a tensor that nothing changes differs from the base's, beyond the dtype of the file."""
-    if own.shape[1:] != found.shape[1:]:
+    if one.shape[1:] != other.shape[1:]:
         return [Difference(name, None)]
-    one, other = own.file.read(own.key), found.file.read(found.key)
     rows = min(len(one), len(other)) if one.dim() else None
     resized = (len(one), len(other)) if one.dim() and len(one) != len(other) else None
     one, other = (one[:rows], other[:rows]) if resized else (one, other)
@@ -569,50 +628,66 @@ def _compared(own: Weight, found: Weight, name: str) -> list[Difference]:
 
 
 class _Fit:
-    """One tensor W of a merge, its W0 in the base and the changes of the adapters, all in float32.
+    """One tensor W of a merge, its W0 in the base and the changes of the adapters.
 
-    dtype: to which W was rounded. hows: when it may have been, the likeliest first: once at the
-    end; after each adapter, in the order given or the reverse, as peft does in a model that is
-    loaded in bfloat16; or as mergekit does, which subtracts the rounded base from rounded models
-    with one adapter each.
+    changes: dW as W is stored, or its factors. dtype: to which W was rounded. hows: when it may
+    have been, the likeliest first: once at the end; after each adapter, in the order given or the
+    reverse, as peft does in a model that is loaded in bfloat16; or as mergekit does, which
+    subtracts the rounded base from rounded models with one adapter each.
     """
 
     def __init__(
         self,
         W: Tensor,
         W0: Tensor,
-        deltas: Sequence[Tensor],
+        changes: Sequence[Tensor | LowRank],
         dtype: torch.dtype,
         hows: Sequence[Rounding] = ("once",),
     ) -> None:
-        self.hows, self.how = hows, hows[0]
-        self.shape = W.shape
-        self.W, self.W0 = W.reshape(-1), W0.reshape(-1)
-        self.deltas = [delta.reshape(-1) for delta in deltas]
+        self.hows = hows if dtype.itemsize < 4 else ("once",)
+        self.how, self.changes, self.dtype = self.hows[0], changes, dtype
+        self.shape = W.flatten(1).shape if W.dim() > 1 else torch.Size((1, W.numel()))
+        self.work = torch.promote_types(W0.dtype, torch.float32)
+        self.as_stored = W.reshape(self.shape), W0.reshape(self.shape)
         self.narrow = dtype if dtype.itemsize < 4 else None
-        self.eps = torch.finfo(W.dtype).eps
-        self.spacing = torch.finfo(dtype).eps
+        self.eps, self.spacing = torch.finfo(self.work).eps, torch.finfo(dtype).eps
         # The energy of several roundings by that of one.
-        self.most = len(deltas) + 2.0
+        self.most = len(changes) + 2.0
+
+    @cached_property
+    def W(self) -> Tensor:
+        """The tensor of the merge in float32, flat, as the next two."""
+        return self.as_stored[0].to(self.work).reshape(-1)
+
+    @cached_property
+    def W0(self) -> Tensor:
+        return self.as_stored[1].to(self.work).reshape(-1)
+
+    @cached_property
+    def deltas(self) -> list[Tensor]:
+        return [one.reshape(-1) for one in self._deltas(slice(None))]
 
     def rounded(self, wanted: Tensor) -> Tensor:
         return wanted if self.narrow is None else wanted.to(self.narrow).to(wanted.dtype)
 
     def sum(self, weights: Sequence[float]) -> Tensor:
         """W0 + the changes, before it is rounded."""
-        made = self.W0.clone()
-        for weight, delta in zip(weights, self.deltas, strict=True):
-            made.add_(delta, alpha=weight)
-        return made
+        return _sum(self.W0, weights, self.deltas)
 
     def stored(self, weights: Sequence[float], wanted: Tensor) -> Tensor:
         """What the file should have for `wanted`, the sum with these weights."""
+        return self._stored(wanted, self.W0, weights, self.deltas)
+
+    def _stored(
+        self, wanted: Tensor, W0: Tensor, weights: Sequence[float], deltas: Sequence[Tensor]
+    ) -> Tensor:
+        """The same for a part of all entries."""
         if self.how == "once" or self.narrow is None:
             return self.rounded(wanted)
-        pairs = list(zip(weights, self.deltas, strict=True))
-        base = made = self.rounded(self.W0)
+        pairs = list(zip(weights, deltas, strict=True))
+        base = made = self.rounded(W0)
         if self.how == "as models":
-            changes = (self.rounded(self.W0 + delta).sub_(base).mul_(w) for w, delta in pairs)
+            changes = (self.rounded(W0 + delta).sub_(base).mul_(w) for w, delta in pairs)
             return self.rounded(sum(changes, made))
         for weight, delta in pairs if self.how == "in order" else reversed(pairs):
             made = self.rounded(made + self.rounded(delta * weight))
@@ -620,43 +695,83 @@ class _Fit:
 
     def part(self, name: str, guesses: Sequence[Sequence[float]]) -> ModuleContents:
         """How W was made. guesses: weights that are tried before others are searched, which takes
-        a third of the time, and finds those at which a search has a jump."""
+        a fraction of the time, and finds those at which a search has a jump."""
         for how, guess in product(self.hows, guesses):
             self.how = how
-            wanted = self.sum(guess)
-            stored = self.stored(guess, wanted)
-            wrong, moved, far, change2, rounding2 = self._against(guess, wanted, stored)
-            if moved and not far and wrong <= MISMATCHED * moved:
-                norm, lost = math.sqrt(change2), math.sqrt(rounding2)
-                return ModuleContents(name, tuple(guess), (0.0,) * len(guess), norm, lost)
+            if (found := self.as_guessed(name, guess)) is not None:
+                return found
         return self._searched(name, guesses[0] if guesses else ())
 
-    def _against(
-        self, weights: Sequence[float], wanted: Tensor, stored: Tensor
-    ) -> tuple[int, int, int, float, float]:
-        """Of W against W0 + the changes: entries that differ by more than one rounding, entries
-        that these move, entries that no rounding explains, ||W - W0||^2, ||rounding||^2."""
-        wrong = moved = far = 0
+    def as_guessed(self, name: str, weights: Sequence[float]) -> ModuleContents | None:
+        """How W was made, if it was with these weights, else None.
+
+        A few rows are compared at a time. In float32 the rest has to be far below the change of
+        these rows; in a narrower dtype the numbers are the same but for MISMATCHED of those that
+        move, because sums are rounded in another order.
+        """
+        wrong = moved = 0
         change2 = rounding2 = 0.0
-        delta = max((float(one.abs().max()) for one in self.deltas if one.numel()), default=0.0)
-        spacing = self.spacing
-        everything = (self.W, self.W0, wanted, stored, *self.deltas)
-        for W, W0, X, P, *own in zip(*(t.split(CHUNK) for t in everything), strict=True):
-            size = W0.abs()
-            for weight, one in zip(weights, own, strict=True):
-                size.add_(one.abs(), alpha=abs(weight))
-            apart, step = (P - W).abs_(), (P - self.rounded(W0)).abs_()
-            if self.narrow is None:
-                allowed = size * (4 * self.eps)
-                wrong += int((apart > allowed).count_nonzero())
-                moved += int((step > allowed).count_nonzero())
+        step, added = max(1, CHUNK // max(1, self.shape[1])), self._added(weights)
+        once = self.narrow is None or self.how == "once"
+        inner = None if added is None else added.A @ added.A.mT
+        for start in range(0, self.shape[0], step):
+            rows = slice(start, start + step)
+            stored, W0 = self.as_stored[0][rows], self.as_stored[1][rows].to(self.work)
+            W, deltas = stored.to(self.work), list[Tensor]()
+            if added is not None and once:
+                X = torch.addmm(W0, added.B[rows], added.A)
             else:
-                wrong += int(apart.count_nonzero())
-                moved += int(step.count_nonzero())
-            far += int((apart > size.mul_(self.most * spacing).add_(NEAR * delta)).count_nonzero())
-            change2 += float((W - W0).square_().sum())
-            rounding2 += float((P - X).square_().sum())
-        return wrong, moved, far, change2, rounding2
+                deltas = self._deltas(rows)
+                X = _sum(W0, weights, deltas)
+            if self.narrow is None:
+                wanted2 = (
+                    _norm2(X - W0)
+                    if inner is None or added is None
+                    else _energy(added.B[rows], inner)
+                )
+                if _norm2(X.sub_(W)) > SAME * wanted2:
+                    return None
+                change2 += wanted2
+                continue
+            P = self._stored(X, W0, weights, deltas).to(self.narrow)
+            moved += int((W0.to(self.narrow) != P).count_nonzero())
+            if off := int((stored.to(self.narrow) != P).count_nonzero()):
+                wrong += off
+                if wrong > MISMATCHED * moved + FIRST:
+                    return None
+                if self._far(weights, P.to(self.work), W, W0, deltas or self._deltas(rows)):
+                    return None
+            rounding2 += _norm2(X.sub_(P.to(self.work)))
+            change2 += _norm2(W.sub(W0))
+        if wrong > MISMATCHED * moved or not (moved or (self.narrow is None and change2)):
+            return None
+        norms = math.sqrt(change2), math.sqrt(rounding2)
+        return ModuleContents(name, tuple(weights), (0.0,) * len(weights), *norms)
+
+    def _deltas(self, rows: slice) -> list[Tensor]:
+        """Some rows of the changes."""
+        return [_rows(one, rows, self.shape) for one in self.changes]
+
+    def _added(self, weights: Sequence[float]) -> LowRank | None:
+        """The weighted sum of the changes in factors; None where one is no LoRA."""
+        known = [one for one in self.changes if isinstance(one, LowRank)]
+        return _stacked(known, weights) if len(known) == len(self.changes) else None
+
+    def _far(
+        self,
+        weights: Sequence[float],
+        stored: Tensor,
+        W: Tensor,
+        W0: Tensor,
+        deltas: Sequence[Tensor],
+    ) -> bool:
+        """Whether some entry of W is off by more than any rounding explains."""
+        added = [delta.abs() for delta in deltas]
+        size, largest = W0.abs(), max(float(one.max()) for one in added)
+        for weight, one in zip(weights, added, strict=True):
+            size.add_(one, alpha=abs(weight))
+        allowed = size.mul_(self.most * self.spacing).add_(NEAR * largest)
+        return bool(((stored - W).abs_() > allowed).any())
 
     def _searched(self, name: str, reference: Sequence[float] = ()) -> ModuleContents:
         """The weights by least squares, corrected for what rounding does to them.
@@ -675,13 +790,14 @@ class _Fit:
         _, self.how, weights, errors = min(tried, key=lambda one: one[0])
         wanted = self.sum(weights)
         stored = self.stored(weights, wanted)
-        _, _, far, change2, _ = self._against(weights, wanted, stored)
+        far = self._far(weights, stored, self.W, self.W0, self.deltas)
+        change2 = _norm2(self.W - self.W0)
         added2 = _norm2(wanted - self.W0)
         rest2, rounding2 = _norm2(self.W - wanted), _norm2(stored - wanted)
         allowed2 = self.most * (rounding2 + added2 * self.spacing**2 / 12) + EXACT**2 * added2
         if self.narrow is None:  # what float32 itself rounds, in several sums
             allowed2 += 8 * self.eps**2 * (_norm2(wanted) + _norm2(self.W0))
-            far = far if rest2 > allowed2 else 0
+            far = far and rest2 > allowed2
         explained = rest2 <= allowed2 and not far
         unknown = UNKNOWN * math.sqrt(min(1.0, rounding2 / max(added2, 1e-300)))
         return ModuleContents(
@@ -769,7 +885,28 @@ class _Fit:
         return both._searched("").rest <= FEW * self._searched("").rest
 
 
+def _rows(change: Tensor | LowRank, rows: slice, shape: Sequence[int]) -> Tensor:
+    """Some rows of a change; shape: that of all."""
+    if isinstance(change, LowRank):
+        return change.B[rows] @ change.A
+    return change.reshape(tuple(shape))[rows]
+
+
+def _energy(B: Tensor, inner: Tensor) -> float:
+    """||B A||^2 from B and A A^T."""
+    return float(((B.mT @ B) * inner).sum().clamp_min(0))
+
+
+def _sum(W0: Tensor, weights: Sequence[float], deltas: Sequence[Tensor]) -> Tensor:
+    made = W0
+    for weight, delta in zip(weights, deltas, strict=True):
+        made = torch.add(made, delta, alpha=weight)
+    return made if deltas else W0.clone()
+
+
 def _dot(one: Tensor, other: Tensor) -> float:
+    if len(one) <= 2 * CHUNK:
+        return float(torch.dot(one, other))
     return sum(
         float(torch.dot(a, b).double())
         for a, b in zip(one.split(CHUNK), other.split(CHUNK), strict=True)

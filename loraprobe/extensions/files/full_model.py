@@ -47,6 +47,7 @@ from loraprobe.errors import BaseError, CompatibilityError, OutputError, UsageEr
 from loraprobe.formatting import size
 from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
+from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged
 from loraprobe.merging._engine import add_change
 from loraprobe.merging._method import MergeInputs
@@ -355,9 +356,12 @@ class Layout:
 
     def _untie(self) -> bool:
         """Whether embedding and head of a base that ties them get different values."""
+        rows, tensors = self.base.vocab_size, self.base.tensors
+        if rows and all(n in tensors and tensors[n].shape[0] != rows for n in self.changes):
+            return False  # neither changes; a model that ties them need not be built to know it
         if self.base.tied is None:
             return False
-        (embedding, head), tensors = self.base.tied, self.base.tensors
+        embedding, head = self.base.tied
         differ = self.changes.get(embedding) != self.changes.get(head)
         if head not in tensors:
             own = self.changes.pop(head, [])
@@ -424,6 +428,17 @@ def _with_delta(inputs: MergeInputs, path: str, turned: bool, W0: Tensor) -> Ten
     own = W0.mT if turned else W0.flatten(1)
     made = add_change(inputs, path, own)
     return (made.mT if turned else made).reshape(W0.shape)
+
+
+def plain_factors(change: Change) -> LowRank | None:
+    """The factors of a change by a LoRA alone, as the weight is stored; None for any other."""
+    if not isinstance(change, partial) or change.func is not _with_delta:
+        return None
+    inputs, path, turned = change.args
+    if inputs.keeps_dora or len(inputs.adapters) > 1:
+        return None
+    (update,) = inputs.updates(path)
+    return LowRank(update.B.mT, update.A.mT, update.scaling) if turned else update
 
 
 def _with_experts(inputs: MergeInputs, paths: Sequence[str], turned: bool, W0: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import hmac
 import os
 import re
 import stat
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -19,10 +20,23 @@ FROM_FILES = (HASHES, READINGS)  # folders of what is computed again where it la
 
 
 def cache_directory() -> Path:
-    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache."""
+    """The directory for data of later runs: LORAPROBE_CACHE, else inside the user's cache.
+
+    Earlier versions had it in ~/.cache on every system. One that is still there is used.
+    """
     if own := os.environ.get("LORAPROBE_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loraprobe"
+    place, earlier = usual_directory(), Path.home() / ".cache" / "loraprobe"
+    return earlier if earlier.is_dir() and not place.exists() else place
+
+
+def usual_directory() -> Path:
+    """Where people look for caches: XDG_CACHE_HOME, else what the system has for them."""
+    if (given := os.environ.get("XDG_CACHE_HOME")) or sys.platform not in ("darwin", "win32"):
+        return Path(given or Path.home() / ".cache") / "loraprobe"
+    from platformdirs import user_cache_path
+
+    return user_cache_path("loraprobe", appauthor=False)
 
 
 def file_hash(file: Path) -> str:

@@ -282,6 +282,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Tells whether composing LoRA adapters will work for your task, why, and what to do "
     "instead. Start with: loraprobe demo",
+    epilog="The environment may set the options of Machine: LORAPROBE_DEVICE=cpu for --device cpu.",
 )
 
 
@@ -308,8 +309,6 @@ def options(
             "Print the version.",
             None,
             "--version",
-            "-V",
-            "-v",
             callback=_version,
             is_eager=True,
         ),

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import time
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,7 +20,7 @@ from loraprobe._version import __version__
 from loraprobe.cli.parameters import setting
 from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import UsageError
-from loraprobe.formatting import count, size
+from loraprobe.formatting import clean, count, size
 from loraprobe.wiring import GROUP
 
 if TYPE_CHECKING:
@@ -42,9 +43,10 @@ def cache(
 ) -> None:
     """List what runs keep for --resume, or delete it with --clear.
 
-    It lies in LORAPROBE_CACHE, or in loraprobe of the user's cache. What the Hub's client
+    It lies in LORAPROBE_CACHE, or in the user's cache, where the list says. What the Hub's client
     downloads is its own: hf cache.
     """
+    from loraprobe.cache import cache_directory
     from loraprobe.results import clear_kept, kept_runs
 
     now = time.time()
@@ -60,16 +62,18 @@ def cache(
         }
         for run in (used if clear else runs)
     ]
-    if output.document("cache", {"cleared": clear, "runs": rows}):
+    place = cache_directory()
+    if output.document("cache", {"cleared": clear, "place": str(place), "runs": rows}):
         return
     if clear:
         kept_back = f" What is in use stays: {count(len(used), 'run')}." if used else ""
         output.say(f"Deleted {count(len(runs) - len(used), 'run')}.{kept_back}")
     else:
-        _show_cache(runs, now)
+        _show_cache(runs, now, place)
 
 
-def _show_cache(runs: list[KeptRun], now: float) -> None:
+def _show_cache(runs: list[KeptRun], now: float, place: Path) -> None:
+    from loraprobe.cache import usual_directory
     from loraprobe.report.parts import Column, tabulated, text
     from loraprobe.report.terminal import print_table
 
@@ -84,7 +88,12 @@ def _show_cache(runs: list[KeptRun], now: float) -> None:
     )
     print_table(Console(highlight=False), table)
     total = size(sum(run.size for run in runs))
-    print(f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them.")
+    told = f"{count(len(runs), 'run')}, {total}. loraprobe cache --clear deletes them."
+    told += f"\nThey lie in {place}"
+    usual = usual_directory()
+    if not os.environ.get("LORAPROBE_CACHE") and place != usual:
+        told += f",\nas earlier versions had them. This one would take {usual};\nmove them there"
+    print(clean(f"{told}."))
 
 
 def env(output: Output) -> None:

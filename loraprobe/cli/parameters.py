@@ -4,9 +4,10 @@ The `CommandSpec` of a command lists its options. One of the tables, which are `
 `Output` and OTHERS, is written as its field says; any other option, and an argument, is a parameter
 of the command's function, whose annotation says it. Every command also takes `--debug` and
 `--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds the references.
-What the command line gives, the file does not add to. Paths are those of the current directory. A
-file may come from a stranger, so an option that sends, runs, writes or overwrites is taken from the
-command line alone; its declaration says `typed`.
+What the command line gives, the file does not add to. The options of Machine have a default in the
+environment, such as LORAPROBE_DEVICE for `--device`, behind both. Paths are those of the current
+directory. A file may come from a stranger, so an option that sends, runs, writes or overwrites is
+taken from the command line alone; its declaration says `typed`.
 """
 
 from __future__ import annotations
@@ -212,6 +213,8 @@ def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
         hint, default = Texts, None
     elif words["read"] or get_origin(hint) in (tuple, Literal):  # a text until it is read
         hint = str if default is not None else str | None
+    # Where the base runs is the same for all commands; `merge` calls another thing --dtype.
+    of_machine = panel == MACHINE and not words["typed"] and "help" not in changed
     info = setting(
         words["metavar"] or " ",
         words["help"],
@@ -219,6 +222,8 @@ def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
         *(words["flags"] or [f"--{name.replace('_', '-')}"]),
         autocompletion=_members(*words["completes"]) if words["completes"] else None,
         typed=words["typed"],
+        envvar=f"LORAPROBE_{name.upper()}" if of_machine else None,
+        show_envvar=False,  # long names would be cut; `loraprobe --help` tells the rule
     )
     return inspect.Parameter(
         name,

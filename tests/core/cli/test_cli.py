@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from dataclasses import fields
 from datetime import datetime
 from pathlib import Path
 from unittest import mock
@@ -19,11 +20,12 @@ import pytest
 
 import loraprobe
 from loraprobe.adapters import read_adapter
-from loraprobe.cli import command_of, parameters
+from loraprobe.cli import COMMANDS, command_of, parameters
 from loraprobe.cli import running as module
 from loraprobe.cli.running import Output, ProgressLine, spoken
 from loraprobe.demo import shipped_world
 from loraprobe.errors import UsageError
+from loraprobe.options import MachineOptions, options_of
 from loraprobe.options import read_auto_or_count as auto_or_count
 
 
@@ -225,21 +227,64 @@ def test_names_are_completed(field, incomplete, found):
     assert words == found
 
 
-def test_the_shell_is_given_completions():
+@pytest.mark.parametrize(
+    ("shell", "typed"),
+    [
+        ("bash", {"COMP_WORDS": "loraprobe demo --scenario ke", "COMP_CWORD": "3"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "loraprobe demo --scenario ke"}),
+        (
+            "fish",
+            {
+                "_TYPER_COMPLETE_ARGS": "loraprobe demo --scenario ke",
+                "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+            },
+        ),
+    ],
+)
+def test_a_shell_is_given_completions(shell, typed):
     assert set(parameters.scenarios("")) == set(shipped_world().scenarios)
-    script = {"_LORAPROBE_COMPLETE": "complete_bash", "COMP_WORDS": "loraprobe demo --scenario ke"}
     done = subprocess.run(
         [sys.executable, "-c", "from loraprobe.cli import app; app(prog_name='loraprobe')"],
         capture_output=True,
         text=True,
-        env={**os.environ, **script, "COMP_CWORD": "3"},
+        env={**os.environ, "_LORAPROBE_COMPLETE": f"complete_{shell}", **typed},
     )
-    assert done.stdout.split() == ["keep-both"], done.stderr
+    found = re.findall(r"[a-z]+(?:-[a-z]+)+", done.stdout)
+    assert found == ["keep-both"], done.stderr
 
 
-@pytest.mark.parametrize("flag", ["-V", "-v", "--version"])
-def test_version(flag):
-    assert call(flag).stdout == f"loraprobe {loraprobe.__version__}\n"
+def test_version():
+    assert call("--version").stdout == f"loraprobe {loraprobe.__version__}\n"
+    assert "--version  " in call("--help").stdout  # without another name
+
+
+def test_options_of_the_machine_have_a_default_in_the_environment(pair, tmp_path, monkeypatch):
+    run = ["merge", *pair, "-o", tmp_path / "out", "--overwrite"]
+    monkeypatch.setenv("LORAPROBE_DEVICE", "abacus")
+    shown = call(*run)
+    assert shown.exit_code == 2 and "abacus" in shown.stderr
+    file = tmp_path / "run.yaml"
+    file.write_text("device: sundial\n")
+    shown = call(*run, "--config", file)
+    assert shown.exit_code == 2 and "sundial" in shown.stderr
+    assert call(*run, "--device", "cpu", "--config", file).exit_code == 0
+    # --dtype of merge is that of a file, and so no option of the machine.
+    monkeypatch.delenv("LORAPROBE_DEVICE")
+    monkeypatch.setenv("LORAPROBE_DTYPE", "nonsense")
+    assert call(*run).exit_code == 0
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_only_the_machine_is_taken_from_the_environment(command):
+    """What a result is about, what runs code and what is written is typed."""
+    parameters = command_of(command.partition(" ")[0])
+    if hasattr(parameters, "commands"):
+        parameters = parameters.commands[command.partition(" ")[2]]
+    known = {one.name for one in fields(MachineOptions)} - {"trust_remote_code"}
+    given = {one.name: one.envvar for one in parameters.params if one.envvar}
+    assert given == {name: f"LORAPROBE_{name.upper()}" for name in given} and set(given) <= known
+    taken = known.intersection(options_of(command)) - {*COMMANDS[command].changed}
+    assert set(given) == taken
 
 
 def test_the_config_file_stands_for_its_directory_and_a_link_has_its_name(pair, tmp_path):

@@ -101,10 +101,17 @@ def options_of_evaluation() -> dict[str, int]:
 
 
 def journeys() -> dict[str, int]:
-    """What docs/architecture.md follows through the code -> how many files its row names."""
+    """What docs/architecture.md follows through the code -> how many files its row names, with
+    those of the row above where it names that."""
     page = text(Path("docs/architecture.md")).partition("| to follow |")[2]
-    rows = [line.split("|")[1:3] for line in page.splitlines() if line.startswith("| ")]
-    return {name.strip(): len(set(re.findall(r"[\w/]+\.py", files))) for name, files in rows[1:]}
+    found, above = dict[str, int](), set[str]()
+    for line in page.splitlines()[2:]:
+        if line.startswith("| "):
+            name, row = (cell.strip() for cell in line.split("|")[1:3])
+            files = {file.rpartition("/")[2] for file in re.findall(r"[\w/]+\.py", row)}
+            above = files | above if "the row above" in row else files
+            found[name] = len(above)
+    return found
 
 
 def loaded_by_merge() -> list[str]:

@@ -265,6 +265,3 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
         return False
     one, other = (t.detach().cpu().flatten().view(torch.uint8) for t in (a, b))
     return torch.equal(one, other)
-
-
-Adapter.save = save_adapter

@@ -6,10 +6,10 @@ import functools
 import hashlib
 import math
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -192,12 +192,7 @@ class Adapter:
     token_rows: module path -> rows that replace those of an embedding or a head.
 
     parents: the adapters that were in the base when it was trained, in the order of their merge.
-
-    `save(directory)` writes a PEFT directory. It is `save_adapter`, which `saving` attaches: saving
-    reads the files back and therefore needs the reader, which needs this class.
     """
-
-    save: ClassVar[Callable[..., None]]
 
     name: str
     source: Source
@@ -212,6 +207,21 @@ class Adapter:
     offsets: Mapping[str, Tensor] = field(default_factory=dict)
     token_rows: Mapping[str, TokenRows] = field(default_factory=dict)
     parents: tuple[Parent, ...] = ()
+
+    def save(
+        self,
+        directory: str | Path,
+        *,
+        overwrite: bool = False,
+        card: str | None = None,
+        dtype: torch.dtype | None = None,
+        targets: Sequence[str] | None = None,
+    ) -> None:
+        """Writes a PEFT directory. Arguments and errors are those of `save_adapter`."""
+        # It reads the files back, and the reader makes adapters of this class.
+        from loraprobe.adapters.saving import save_adapter
+
+        save_adapter(self, directory, overwrite=overwrite, card=card, dtype=dtype, targets=targets)
 
     def __repr__(self) -> str:
         low, high = self.rank_range

@@ -294,14 +294,13 @@ class SystemSource(ABC):
         parts: TaskSplit,
         composed: Sequence[System],
         session: Session,
-        place: Path | None,
+        place: Path,
     ) -> AddedSystems:
         """Makes the systems; the scorer's model is as before afterwards.
 
         The `content` of a system decides whether answers that are kept are its own. composed: the
         compositions, none of which was asked yet. place: the directory of what this run keeps, for
-        what a run with `session.resume` goes on from; None where nothing is kept. Raises
-        LoraprobeError.
+        what a run with `session.resume` goes on from. Raises LoraprobeError.
         """
 
 

@@ -24,6 +24,7 @@ EXTENSIONS: tuple[str, ...] = (
     "ray",
     "screen",
     "serve",
+    "train",
 )  # fmt: skip
 # What the core has by name, as `claim` takes it: the modules that have it say so here.
 OF_CORE: dict[str, str] = {}

@@ -147,11 +147,10 @@ def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuild
 
 def added_systems(evaluator: Evaluator, composed: Sequence[System]) -> AddedSystems:
     """The systems that extensions add to the evaluator's plan, together. composed: the others."""
-    responses, base = evaluator.responses.path, evaluator.inputs.base
-    place = None if responses is None else responses.parent
-    assert base is not None
+    file, base = evaluator.responses.path, evaluator.inputs.base
+    assert file is not None and base is not None
     made = [
-        source.make(evaluator.local, base, parts, composed, evaluator.session, place)
+        source.make(evaluator.local, base, parts, composed, evaluator.session, file.parent)
         for source, parts in evaluator.plan.sources
     ]
     return AddedSystems(

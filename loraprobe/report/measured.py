@@ -16,6 +16,7 @@ from loraprobe.records import (
     Verdict,
     display_name,
     example,
+    references,
 )
 from loraprobe.report.headline import tells_probability
 from loraprobe.report.limits import clause, limits, of_extensions, said
@@ -117,6 +118,8 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
         score += f" against {other.shown:z.2f} for {display_name(other.system)}"
         score += other.in_form if head == "chain" and other.part == STEPS else ""
     form = used.in_form if used is not None else ""
+    if used is not None and used.kind in references():
+        return f"{so_far}{used}{score}"
     who = {
         "chain": f"{so_far}a chain, {_hops(audit) or 'each hop by whoever answers it best'}",
         "use-single": f"{so_far}{verdict.action.adapter} alone{form}",

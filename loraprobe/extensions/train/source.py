@@ -1,0 +1,281 @@
+"""The systems of `--baseline`: sets questions apart, trains an adapter on them, reads it back."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from loraprobe.adapters import public_value, read_adapter
+from loraprobe.adapters.staging import staged_directory
+from loraprobe.base import Base
+from loraprobe.composition import Composition
+from loraprobe.defaults import FEWEST_ITEMS
+from loraprobe.errors import OutputError, TaskError, UsageError
+from loraprobe.evaluation import System
+from loraprobe.extension import PASSES, AddedSystems, SystemSource
+from loraprobe.extensions.train.artifact import TrainedAdapter
+from loraprobe.extensions.train.part import KIND, TrainedRecord, TrainedSystems
+from loraprobe.extensions.train.recipe import ITEMS_LEAST, ITEMS_MOST, Train, sizes
+from loraprobe.extensions.train.training import (
+    BATCH,
+    encoded,
+    epoch_of,
+    mean_loss,
+    most_steps,
+    trained,
+)
+from loraprobe.formatting import count, listing
+from loraprobe.merging import METHODS, MergeConfig, merge
+from loraprobe.options import Options
+from loraprobe.results import digest
+from loraprobe.routing.constant import ConstantGates, single
+from loraprobe.scoring import ModelScorer
+from loraprobe.session import Session
+from loraprobe.tasks import Item, Task
+from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
+from loraprobe.untrusted import error_line
+
+HELD_OUT = 0.25  # the share of the questions that says when training ends
+RECORD = "trained.json"  # how an adapter was trained, beside its files
+
+
+@dataclass(frozen=True)
+class TrainedSource(SystemSource):
+    """An adapter that is trained by a recipe."""
+
+    recipe: Train
+
+    def set_apart(self, tasks: Sequence[Task], options: Options) -> TaskSplit:
+        """Whole groups of questions of each task, drawn by the seed."""
+        for task in tasks:
+            _check_gold(task)
+        parts = drawn(tasks, [_wanted(task, self.recipe) for task in tasks], options.seed)
+        for task, apart, left in zip(tasks, parts.apart, parts.left, strict=True):
+            if len(left.items) < FEWEST_ITEMS or min(groups_of(apart), groups_of(left)) < 2:
+                raise TaskError(
+                    f"Task {task.name} has {count(len(task.items), 'item')} in "
+                    f"{count(groups_of(task), 'group')}, which are not parted: "
+                    f"{len(apart.items)} to train on leave {len(left.items)} to judge by, of "
+                    f"{FEWEST_ITEMS} that it takes in 2 groups or more; give more groups."
+                )
+        return parts
+
+    def expected(self, parts: TaskSplit) -> Mapping[str, int]:
+        found, tasks = dict[str, int](), len(parts.apart)
+        for items in sizes(self.recipe, _items_each(parts.apart)):
+            held_out = math.ceil(HELD_OUT * items) * tasks
+            learned = items * tasks - held_out
+            steps = most_steps(self.recipe, learned)
+            measured = held_out * (1 + steps / epoch_of(learned))
+            read = PASSES * steps * min(BATCH, learned) + measured
+            found[self._name(items, parts)] = round(read)
+        return found
+
+    def make(
+        self,
+        scorer: ModelScorer,
+        base: Base,
+        parts: TaskSplit,
+        composed: Sequence[System],
+        session: Session,
+        place: Path,
+    ) -> AddedSystems:
+        start = self._start(scorer, parts, composed)
+        systems, records = list[System](), list[TrainedRecord]()
+        with session.stage("train"):
+            for items in sizes(self.recipe, _items_each(parts.apart)):
+                name = self._name(items, parts)
+                taken = drawn(parts.apart, [items] * len(parts.apart), session.options.seed)
+                part = TaskSplit(taken.apart, parts.left)
+                system, record = self._system(scorer, base, name, part, start, session, place)
+                systems.append(system)
+                records.append(record)
+        note = (
+            f"The adapter {KIND} learned from {count(record.items, 'item')} on which no system is "
+            f"scored ({record.held_out} of them said when to stop); {record.left} are left."
+        )
+        return AddedSystems(systems, [note], [TrainedSystems(tuple(records))])
+
+    def _name(self, items: int, parts: TaskSplit) -> str:
+        return KIND if items == _items_each(parts.apart) else f"{KIND}:{items}"
+
+    def _start(
+        self, scorer: ModelScorer, parts: TaskSplit, composed: Sequence[System]
+    ) -> System | None:
+        """The merge under which the gold answers of what was set apart are likeliest; None for the
+        base. Raises UsageError where there is no merge."""
+        if self.recipe.from_ == "base":
+            return None
+        rows, losses = encoded(scorer, _items(parts.apart)), dict[str, float]()
+        merges = {one.name: one for one in composed if one.kind == "merge"}
+        for name, system in merges.items():
+            with scorer.with_composition(system.composition), torch.no_grad():
+                losses[name] = mean_loss(scorer, rows)
+        if not losses:
+            raise UsageError(
+                "--baseline=train:from=best starts from a merge, and none is evaluated; give a "
+                "--method, or leave from=best out."
+            )
+        return merges[min(losses, key=losses.__getitem__)]
+
+    def _system(
+        self,
+        scorer: ModelScorer,
+        base: Base,
+        name: str,
+        parts: TaskSplit,
+        start: System | None,
+        session: Session,
+        place: Path,
+    ) -> tuple[System, TrainedRecord]:
+        """An adapter that was trained, or that an earlier run trained, as a system."""
+        items = [item.content for item in _items(parts.apart)]
+        told = [asdict(self.recipe), session.options.seed, scorer.chat_template, items]
+        told.append("" if start is None else [start.name, start.content])
+        told += [session.device, session.dtype, public_value(dict(base.identity))]
+        directory = place / f"{KIND}-{digest(told)}"
+        if not (session.resume and (directory / RECORD).is_file()):
+            shutil.rmtree(directory, ignore_errors=True)
+            into = nullcontext() if start is None else scorer.with_composition(start.composition)
+            with into:
+                self._train(scorer, base, name, parts, start, session, directory)
+        try:
+            row = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+            record = replace(TypeAdapter(TrainedRecord).validate_python(row), left=parts.items[1])
+        except (OSError, ValueError) as error:
+            raise OutputError(
+                f"What an earlier run trained cannot be read from {directory} "
+                f"({error_line(error)}); delete that directory, or leave --resume out."
+            ) from None
+        own = read_adapter(directory, name)
+        composition, adapter, content = single(own), own, own.content
+        if start is not None and start.composition is not None:
+            experts = (*start.composition.experts, own)
+            gates = (*_gates(start.composition), 1.0)
+            composition = Composition(name, experts, ConstantGates(gates))
+            allow = session.options.allow
+            config = MergeConfig(METHODS.make("task_arithmetic"), gates, allow=allow)
+            adapter = merge(experts, config, base=base, name=name).adapter
+            content = digest([start.content, own.content]) if start.content else ""
+        apart = {task.name: task.sha256 for task in parts.apart}
+        artifact = TrainedAdapter(adapter, record, base.summary(), apart)
+        return System(name, KIND, composition, content=content, artifact=artifact), record
+
+    def _train(
+        self,
+        scorer: ModelScorer,
+        base: Base,
+        name: str,
+        parts: TaskSplit,
+        start: System | None,
+        session: Session,
+        directory: Path,
+    ) -> None:
+        """Trains and writes the adapter, with its record, all or nothing."""
+        begun, seed = time.perf_counter(), session.options.seed
+        learned, held_out = (
+            encoded(scorer, _items(tasks)) for tasks in _quartered(parts.apart, seed)
+        )
+
+        def tell(step: int, steps: int) -> None:
+            session.tell(f"train {name}", step, steps)
+
+        try:
+            with trained(scorer, learned, held_out, self.recipe, seed, tell) as (model, training):
+                record = TrainedRecord(
+                    system=name,
+                    items=parts.items[0],
+                    held_out=len(held_out),
+                    left=parts.items[1],
+                    rank=self.recipe.rank,
+                    seed=seed,
+                    chat_template=scorer.chat_template,
+                    seconds=round(time.perf_counter() - begun, 1),
+                    start="base" if start is None else start.name,
+                    **asdict(training),
+                )
+                with staged_directory(directory) as part:
+                    _save(model, part, base.reference, record)
+        except ValueError as error:  # of peft, which knows no layer of this model
+            raise UsageError(
+                f"peft cannot train this base ({error_line(error)}); leave --baseline out."
+            ) from None
+
+
+def _gates(composition: Composition) -> tuple[float, ...]:
+    """The constant gates of a merge."""
+    n, router = len(composition.experts), composition.router
+    weights = router.weights if isinstance(router, ConstantGates) else None
+    return (1.0 / n,) * n if weights is None else weights
+
+
+def _items_each(tasks: Sequence[Task]) -> int:
+    """How many items were set apart of the task that gave most."""
+    return max(len(task.items) for task in tasks)
+
+
+def _save(model: Any, directory: Path, base: str, record: TrainedRecord) -> None:
+    """Writes the files of peft, in an order that no run changes, and the record."""
+    config = model.peft_config["default"]
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.target_modules = sorted(config.target_modules)
+    model.save_pretrained(str(directory), save_embedding_layers=False)
+    (directory / "README.md").unlink(missing_ok=True)  # an empty template
+    text = json.dumps(asdict(record), indent=2) + "\n"
+    (directory / RECORD).write_text(text, encoding="utf-8")
+
+
+def _check_gold(task: Task) -> None:
+    """Raises TaskError for a task that has items without a question or a gold answer."""
+    if task.examiner is not None:
+        raise TaskError(
+            f"Task {task.name} is asked and judged elsewhere, so it has no gold answers to train "
+            "on; write its questions and answers to a file, or leave --baseline out."
+        )
+    if any(not item.answers or not item.prompt for item in task.items):
+        raise TaskError(
+            f"Task {task.name} holds texts and no questions with gold answers, so there is nothing "
+            "to train on; give questions with answers, or leave --baseline out."
+        )
+
+
+def _wanted(task: Task, recipe: Train) -> int:
+    """How many questions of a task are set apart. Raises TaskError where it has too few."""
+    total = len(task.items)
+    spare, given = total - FEWEST_ITEMS, recipe.items
+    most = max(ITEMS_LEAST, min(ITEMS_MOST, total // 2, spare))
+    wanted = most if given == "auto" else given
+    if wanted > spare:
+        fewer = f", or --baseline=train:items={spare}" if spare >= ITEMS_LEAST else ""
+        raise TaskError(
+            f"Task {task.name} has {count(total, 'item')}; to train on {wanted} and judge by "
+            f"{FEWEST_ITEMS} others takes {wanted + FEWEST_ITEMS}: give so many{fewer}."
+        )
+    return wanted
+
+
+def _quartered(tasks: Sequence[Task], seed: int) -> tuple[Sequence[Task], Sequence[Task]]:
+    """The questions from which is learned, and a quarter, in whole groups, that is held out."""
+    wanted = [math.ceil(HELD_OUT * len(task.items)) for task in tasks]
+    parts = drawn(tasks, wanted, seed)
+    if not all(task.items for task in parts.left):
+        names = listing(task.name for task in tasks)
+        raise TaskError(
+            f"The items of {names} that were set apart are in too few groups to hold some out; "
+            "give more groups."
+        )
+    return parts.left, parts.apart
+
+
+def _items(tasks: Sequence[Task]) -> list[Item]:
+    return [item for task in tasks for item in task.items]

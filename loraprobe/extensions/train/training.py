@@ -1,0 +1,224 @@
+"""Trains a LoRA of peft on questions and their gold answers, in a base that is loaded already."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from loraprobe.errors import LoraprobeError, OutOfMemory
+from loraprobe.extensions.train.recipe import Train
+from loraprobe.scoring import ModelScorer
+from loraprobe.scoring.forward import differentiable, seeded, tail_logits
+from loraprobe.tasks import Item
+
+BATCH = 8  # questions of a step
+EPOCHS = 40  # with steps=auto, at most
+PATIENCE = 6  # epochs without a smaller loss on the questions that are held out
+WARM_UP = 5  # steps in which the learning rate rises
+CLIP = 1.0  # the largest norm of a gradient
+
+Row = tuple[list[int], int]  # token ids of a question with its answer, and where the answer begins
+
+
+class TrainingError(LoraprobeError):
+    """Training that came to nothing."""
+
+    code = "training"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training went. Losses are nats a token of the answers that were held out, before and at
+    the best step, which is what was kept of `steps` steps; learning_rate is the one that was used.
+    """
+
+    steps: int
+    best_step: int
+    loss_before: float
+    loss: float
+    learning_rate: float
+
+
+def rate_of(model: Any, recipe: Train) -> float:
+    """The learning rate: that of the recipe, or by the width of the model.
+
+    5e-4 (2000 / width)^0.775 is what was best for LoRAs of Llama models of all sizes in "LoRA
+    Without Regret" (Thinking Machines, 2025), with a scaling of alpha / rank = 2 as here.
+    """
+    width = model.config.get_text_config().hidden_size
+    return recipe.lr if recipe.lr != "auto" else float(5e-4 * (2000 / width) ** 0.775)
+
+
+def most_steps(recipe: Train, items: int) -> int:
+    """How many steps are taken at most on so many questions."""
+    return recipe.steps if recipe.steps != "auto" else EPOCHS * epoch_of(items)
+
+
+def epoch_of(items: int) -> int:
+    """In how many steps each of so many questions is read once."""
+    return -(-items // BATCH)
+
+
+def encoded(scorer: ModelScorer, items: Sequence[Item]) -> list[Row]:
+    """Each question with its first gold answer and the token that ends a text.
+
+    They are read as when they are asked. Raises TaskError for one that the context cannot hold.
+    """
+    end = scorer.tokenizer.eos_token_id
+    rows = scorer.encoded([(item.prompt, item.answers[0]) for item in items])
+    return [(ids if end is None else [*ids, end], start) for ids, start in rows]
+
+
+@contextmanager
+def trained(
+    scorer: ModelScorer,
+    rows: Sequence[Row],
+    held_out: Sequence[Row],
+    recipe: Train,
+    seed: int,
+    tell: Callable[[int, int], None],
+) -> Iterator[tuple[Any, Training]]:
+    """The peft model with the best LoRA on the way of AdamW, and how the training went.
+
+    The loss is the mean over questions of nats a token of their answers. It is measured on the
+    questions that are held out after every epoch; training ends where it has not fallen for
+    PATIENCE epochs. A batch that memory does not hold is parted, and where one question is too
+    large, its layers are computed twice (gradient checkpointing). tell: gets the steps that are
+    done, and the most that are taken. Afterwards the model is as before. Raises TrainingError for a
+    loss that is no number, OutOfMemory.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    model, rng = scorer.model, random.Random(seed)
+    rate, steps = rate_of(model, recipe), most_steps(recipe, len(rows))
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with differentiable(model), seeded(seed, model.device):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Conv1D, and what transformers renames
+            wrapped = get_peft_model(model, config)
+        try:
+            factors = [one for one in wrapped.parameters() if one.requires_grad]
+            optimiser = torch.optim.AdamW(factors, lr=rate, weight_decay=0.0)
+            rising = torch.optim.lr_scheduler.LambdaLR(
+                optimiser, lambda step: min(1.0, (step + 1) / WARM_UP)
+            )
+            before = best = mean_loss(scorer, held_out)
+            kept, best_step, step = _copy(factors), 0, 0
+            epoch = epoch_of(len(rows))
+            questions = _shuffled(rows, rng)
+            while step < steps and step - best_step < PATIENCE * epoch:
+                _descend(scorer, list(islice(questions, min(BATCH, len(rows)))), factors)
+                optimiser.step()
+                rising.step()
+                step += 1
+                tell(step, steps)
+                if step % epoch == 0 or step == steps:
+                    loss = mean_loss(scorer, held_out)
+                    if loss < best:
+                        kept, best, best_step = _copy(factors), loss, step
+            for factor, values in zip(factors, kept, strict=True):
+                factor.data.copy_(values)
+            yield wrapped, Training(step, best_step, before, best, rate)
+        finally:
+            wrapped.unload()
+            _checkpoint(model, False)
+
+
+def _shuffled(rows: Sequence[Row], rng: random.Random) -> Iterator[Row]:
+    """The rows without end, each once an epoch."""
+    while True:
+        yield from rng.sample(rows, len(rows))
+
+
+def _copy(factors: Sequence[Tensor]) -> list[Tensor]:
+    return [factor.detach().clone() for factor in factors]
+
+
+def _losses(scorer: ModelScorer, rows: Sequence[Row]) -> Tensor:
+    """Nats a token of the answer of each row: [n]. Raises TrainingError where one is no number."""
+    ids, starts = [ids[:-1] for ids, _ in rows], [start - 1 for _, start in rows]
+    logits = tail_logits(scorer.model, ids, starts, scorer.pad)
+    golds = [torch.tensor(ids[start:], device=logits[0].device) for ids, start in rows]
+    losses = [F.cross_entropy(x.float(), gold) for x, gold in zip(logits, golds, strict=True)]
+    if not torch.isfinite(torch.stack(losses)).all():
+        raise TrainingError(
+            "The loss of --baseline=train is no number any more:",
+            "give a smaller learning rate, such as --baseline=train:lr=1e-4, or --dtype=float32.",
+        )
+    return torch.stack(losses)
+
+
+def mean_loss(scorer: ModelScorer, rows: Sequence[Row]) -> float:
+    """The mean over rows of nats a token of their answers."""
+    total = 0.0
+
+    def work(batch: Sequence[int]) -> None:
+        nonlocal total
+        with torch.no_grad():
+            total += float(_losses(scorer, [rows[i] for i in batch]).sum())
+
+    _in_batches(scorer, rows, work)
+    return total / len(rows)
+
+
+def _descend(scorer: ModelScorer, rows: Sequence[Row], factors: Sequence[Tensor]) -> None:
+    """Gives the factors the gradients of the mean loss of the rows."""
+    sums = [torch.zeros_like(factor) for factor in factors]
+
+    def work(batch: Sequence[int]) -> None:
+        loss = _losses(scorer, [rows[i] for i in batch]).sum() / len(rows)
+        for total, gradient in zip(sums, torch.autograd.grad(loss, factors), strict=True):
+            total += gradient
+
+    _in_batches(scorer, rows, work)
+    for factor, total in zip(factors, sums, strict=True):
+        factor.grad = total
+    torch.nn.utils.clip_grad_norm_(factors, CLIP)
+
+
+def _in_batches(
+    scorer: ModelScorer, rows: Sequence[Row], work: Callable[[Sequence[int]], None]
+) -> None:
+    """Calls work on all rows in batches that fit into memory."""
+    lengths, starts = [len(ids) for ids, _ in rows], [start for _, start in rows]
+    for batch in scorer.batcher.split(lengths, starts, scorer.vocab_size):
+        try:
+            scorer.batcher.run(batch, work)
+        except OutOfMemory:
+            layers = _checkpointable(scorer.model)
+            if not layers or layers[0].gradient_checkpointing:
+                raise
+            _checkpoint(scorer.model, True)
+            scorer.batcher.run(batch, work)
+
+
+def _checkpoint(model: Any, on: bool) -> None:
+    """Has layers compute again for the gradient what they would keep, or ends that."""
+    layers = _checkpointable(model)
+    if on and layers:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    elif any(layer.gradient_checkpointing for layer in layers):
+        model.gradient_checkpointing_disable()
+    for layer in layers:
+        layer.training = on  # they look at this flag
+
+
+def _checkpointable(model: Any) -> list[Any]:
+    """The layers that can compute again what they would keep."""
+    if not model.supports_gradient_checkpointing:
+        return []
+    return [module for module in model.modules() if hasattr(module, "gradient_checkpointing")]

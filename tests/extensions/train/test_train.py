@@ -1,0 +1,271 @@
+"""`--baseline train`: an adapter trained on some of the questions, beside all that is evaluated."""
+
+import itertools
+import json
+import math
+from dataclasses import replace
+
+import evidences
+import making
+import pytest
+import torch
+
+import loraprobe
+from loraprobe.errors import TaskError, UsageError
+from loraprobe.extensions.train import training
+from loraprobe.extensions.train.part import AboutTraining
+from loraprobe.extensions.train.recipe import recipe_of, sizes
+from loraprobe.extensions.train.source import TrainedSource
+from loraprobe.front_matter import read_front_matter
+from loraprobe.options import Options
+from loraprobe.tasks import Item, Task
+from loraprobe.verdict import decide
+
+N = 48
+
+
+@pytest.fixture(scope="module")
+def world():
+    *adapters, _, _, _, base, _, _ = making.shipped("skill-and-facts")
+    return adapters, base
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Questions whose answer depends on one word, which a few examples show and nobody guesses."""
+    answers = {"Where does the {} live?": "Ziburg", "Who is the {} of Bo?": "Zital", "{}?": "live"}
+    rows = [
+        {"prompt": text.format(f"{a}{b}"), "answer": answer}
+        for a, b in itertools.product("ABCD", "do ru mi ta".split())
+        for text, answer in answers.items()
+    ]
+    file = tmp_path / "friends.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    return file
+
+
+def run(world, task, baseline="train:items=18", **more):
+    adapters, base = world
+    given = {"methods": "sum", "routers": (), "threads": 1, "all_items": True, **more}
+    return loraprobe.merge_and_eval(adapters, base=base, tasks=task, baseline=baseline, **given)
+
+
+def test_what_was_trained_is_scored_on_other_items_advised_and_written(world, task, tmp_path):
+    place, kept, (adapters, base) = tmp_path / "out", tmp_path / "kept.jsonl", world
+    kept.write_text("\n".join(f'{{"prompt": "Say {k}.", "answer": "no"}}' for k in range(8)))
+    words = ["--baseline", "train:items=18", "--guard", kept, "--all-items", "--margin", "0.5"]
+    words += ["-o", place]
+    words += ["--method", "sum", "--router", "none", "--threads", "1"]
+    code, found = making.answered(
+        "merge-and-eval", *adapters, "--base", base, "--task", task, *words
+    )
+    scores = {row["system"]: row for row in found["evaluation"]}
+    own = scores["trained"]
+    assert (own["kind"], own["n"]) == ("trained", N - 18) and own["value"] > 0.6
+    assert scores["base"]["n"] == N - 18 and scores["base"]["value"] < 0.2
+    verdict = found["verdict"]
+    assert (code, verdict["decision"], verdict["action"]) == (1, "unlikely", "train-target-adapter")
+    assert "training-gains-more" in {row["code"] for row in verdict["reasons"]}
+    (record,) = found["training"]
+    assert (record["items"], record["held_out"], record["left"]) == (18, 5, N - 18)
+    assert record["loss"] < record["loss_before"]
+    assert record["best_step"] <= record["steps"]
+    assert "trained" in {row["system"] for row in found["guards"]}
+    fields = read_front_matter((place / "README.md").read_text())["loraprobe"]
+    assert fields["trained"]["items"] == 18 and fields["sources"] == []
+    assert str(tmp_path) not in (place / "README.md").read_text()
+    code, audit = making.answered("inspect", place)
+    assert code == 0 and audit["adapters"][0]["rank"]["max"] == 16
+
+
+def test_without_o_the_next_command_writes_it_from_what_was_kept(world, task, monkeypatch):
+    found = run(world, task, margin=0.5)
+    step = found.verdict.next
+    assert step.verb == "merge-and-eval" and ("-o", "DIR") in step.options
+    assert ("--baseline", "train:items=18") in step.options
+    monkeypatch.setattr(training, "mean_loss", lambda *_: 1 / 0)  # nothing is trained again
+    again = run(world, task, margin=0.5, resume=True)
+    assert again.training == found.training
+    assert again.evaluation.scores == found.evaluation.scores
+
+
+def test_a_curve_has_nested_parts_and_the_whole_under_the_name_that_is_advised(world, task):
+    found = run(world, task, "train:items=16,steps=10,curve=true")
+    names = [row.system for row in found.training]
+    assert names == ["trained:8", "trained"] and [r.items for r in found.training] == [8, 16]
+    assert {*names} <= {row.system for row in found.evaluation.scores}
+    assert sizes(recipe_of("train:curve=true"), 64) == [8, 16, 32, 64]
+    assert sizes(recipe_of("train:curve=true"), 40) == [8, 16, 32, 40]
+    assert sizes(recipe_of("train"), 64) == [64]
+
+
+def test_a_warm_start_is_a_sum_of_the_merge_and_what_was_learned(world, task):
+    found = run(world, task, "train:items=16,steps=20,from=best", methods="task_arithmetic")
+    (record,) = found.training
+    assert record.start == "task_arithmetic"
+    with pytest.raises(UsageError, match="from=best"):
+        run(world, task, "train:items=16,from=best", methods=(), routers="arrow")
+
+
+WRONG = {
+    "train:items=4": (UsageError, "between 8"),
+    "train:lr=2": (UsageError, "between"),
+    "train:rank=0": (UsageError, "between 1"),
+    "train:itemz=9": (UsageError, "items"),
+    "lora": (UsageError, "train"),
+    "train:items=40": (TaskError, "items=18"),
+}
+
+
+@pytest.mark.parametrize("spec", WRONG)
+def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(world, task, spec):
+    error, said = WRONG[spec]
+    with pytest.raises(error, match=said):
+        run(world, task, spec)
+
+
+def test_a_quantised_base_is_refused(world, task):
+    with pytest.raises(UsageError, match="quantize"):
+        run(world, task, quantize="4bit")
+
+
+def plain_task(n=48, **fields):
+    items = [Item(str(k), f"p{k}", ("a",), group=str(k // 2)) for k in range(n)]
+    return replace(Task("t", tuple(items)), **fields)
+
+
+def test_whole_groups_are_set_apart_and_few_items_say_how_many_are_needed():
+    source, options = TrainedSource(recipe_of("train:items=16")), Options()
+    parts = source.set_apart([plain_task()], options)
+    apart, left = ({item.group for item in part[0].items} for part in (parts.apart, parts.left))
+    assert not apart & left and parts.items == (16, 32)
+    assert source.set_apart([plain_task()], options) == parts
+    with pytest.raises(TaskError, match="38"):
+        TrainedSource(recipe_of("train")).set_apart([plain_task(20)], options)
+    one = tuple(replace(item, group="one") for item in plain_task().items)
+    with pytest.raises(TaskError, match="group"):
+        source.set_apart([plain_task(items=one)], options)
+    texts = tuple(replace(item, answers=()) for item in plain_task().items)
+    with pytest.raises(TaskError, match="gold answers"):
+        source.set_apart([plain_task(items=texts)], options)
+
+
+def test_the_dry_run_counts_the_texts_of_training():
+    given = TrainedSource(recipe_of("train:items=16,steps=10,curve=true"))
+    found = given.expected(given.set_apart([plain_task()], Options()))
+    # 12 of 16 items are learned, in batches of 8: 3 passes a text, and 4 held out a look
+    assert found == {"trained:8": 10 * 3 * 6 + 2 * 11, "trained": 10 * 3 * 8 + 4 * 6}
+
+
+# ---- the loop ------------------------------------------------------------------------------------
+
+
+ROWS = [([k, 7, 3, 5, k], 3) for k in range(1, 13)]
+
+
+class Rows:
+    """What the loop needs of a scorer, over rows of tokens."""
+
+    def __init__(self, model, fails=0):
+        self.model, self.pad, self.vocab_size, self.fails = model, 0, 40, fails
+        self.batcher = self
+
+    def split(self, lengths, starts, vocab_size):
+        return [range(len(lengths))[at : at + 4] for at in range(0, len(lengths), 4)]
+
+    def run(self, batch, work):
+        work(batch)
+
+
+def train(model, rows=ROWS, held_out=ROWS[:3], spec="train:steps=12,lr=0.01", seed=0, **more):
+    steps = []
+    given = Rows(model), rows, held_out, recipe_of(spec), seed
+    with training.trained(*given, lambda step, most: steps.append((step, most))) as (peft, made):
+        kept = [p.detach().clone() for p in peft.parameters() if p.requires_grad]
+    return made, kept, steps
+
+
+def test_the_model_is_as_before_afterwards():
+    model = making.tiny_llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modules = [type(module) for module in model.modules()]
+    flags = [p.requires_grad for p in model.parameters()]
+    made, kept, steps = train(model)
+    assert steps == [(k, 12) for k in range(1, made.steps + 1)]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert modules == [type(module) for module in model.modules()]
+    assert flags == [p.requires_grad for p in model.parameters()]
+    assert made.loss < made.loss_before and any(bool(one.any()) for one in kept)
+
+
+def test_one_seed_gives_one_adapter():
+    runs = [train(making.tiny_llama(), seed=seed)[1] for seed in (3, 3, 4)]
+    assert all(map(torch.equal, runs[0], runs[1])) and not all(map(torch.equal, runs[0], runs[2]))
+
+
+def test_the_gradient_of_a_batch_is_that_of_its_mean_loss():
+    from torch.nn import functional
+
+    model = making.tiny_llama().float()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    rows = [([1, 2, 3, 4, 5], 3), ([5, 4, 3, 2, 1, 6, 7], 2)]
+    with training.differentiable(model):
+        weight.requires_grad_(True)
+        training._descend(Rows(model), rows, [weight])
+    own = weight.grad.clone()
+    weight.grad = None
+    losses = []
+    for ids, start in rows:
+        logits = model(torch.tensor([ids])).logits[0, start - 1 : -1]
+        losses.append(functional.cross_entropy(logits, torch.tensor(ids[start:])))
+    torch.stack(losses).mean().backward()
+    wanted = weight.grad * min(1.0, training.CLIP / float(weight.grad.norm()))
+    torch.testing.assert_close(own, wanted, rtol=1e-4, atol=1e-6)
+
+
+def test_training_ends_where_held_out_answers_get_no_better():
+    wrong = [([k, 7, 3, 9, 9], 3) for k in range(1, 4)]
+    made, *_ = train(making.tiny_llama(), held_out=wrong, spec="train:lr=0.01")
+    assert made.steps <= made.best_step + training.PATIENCE * training.epoch_of(len(ROWS))
+    assert made.steps < training.most_steps(recipe_of("train"), len(ROWS))
+
+
+def test_a_loss_that_is_no_number_is_an_error_and_the_model_stays(monkeypatch):
+    model = making.tiny_llama()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.lm_head.weight.data[:] = math.nan
+    with pytest.raises(training.TrainingError, match="learning rate"):
+        train(model)
+    model.lm_head.weight.data[:] = before["lm_head.weight"]
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ---- what is told --------------------------------------------------------------------------------
+
+
+def told(value, **scores):
+    given = {"base": 0.1, "a": 0.3, "b": 0.2, "shrunk:a": 0.2, "random-partner": 0.1, **scores}
+    evidence = evidences.known(evidences.evidence(given))
+    row = replace(evidences.score("base", value), system="trained", kind="trained")
+    evidence = evidences.replaced(evidence, scores=(*evidence.measured.scores, row))
+    verdict = decide(evidence, [AboutTraining()])
+    return verdict, {code for code in verdict.codes if code.startswith("training-")}
+
+
+@pytest.mark.parametrize(
+    ("trained", "composed", "decision", "code"),
+    [
+        (0.9, 0.6, "likely", "training-gains-more"),
+        (0.3, 0.6, "likely", "training-gains-less"),
+        (0.62, 0.6, "likely", "training-not-told-apart"),
+        (0.9, 0.3, "unlikely", "training-gains-more"),
+        (0.1, 0.3, "unlikely", "training-gains-less"),
+    ],
+)
+def test_a_verdict_says_how_training_stands_to_what_it_is_about(trained, composed, decision, code):
+    verdict, codes = told(trained, sum=composed)
+    assert verdict.decision == decision and codes == {code}
+    assert verdict.composes == (decision == "likely")
+    assert (str(verdict.action) == "train-target-adapter") == (
+        decision == "unlikely" and code == "training-gains-more"
+    )

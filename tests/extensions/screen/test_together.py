@@ -253,6 +253,14 @@ def test_a_report_tells_what_the_proof_measured_beside_the_forecast(world):
     assert forecast > 0.8 > 0.5 > measured  # two skills with lists, which the forecast does not see
 
 
+def test_questions_of_one_group_count_once_where_the_choice_is_proved(world, tmp_path):
+    rows = [json.loads(line) for line in Path("tasks/last.jsonl").read_text().splitlines()]
+    grouped = [row | {"group": f"g{at // 4}"} for at, row in enumerate(rows[:120])]
+    (tmp_path / "last.jsonl").write_text("\n".join(map(json.dumps, grouped)))
+    found = making.call(*CALL, *OWN[:2], "--own", f"last={tmp_path / 'last.jsonl'}")
+    assert found.exit_code == 2 and "120 items in 30 groups" in found.stderr
+
+
 def test_two_files_of_one_name_are_refused(world, tmp_path):
     for name in ("count", "last"):
         (tmp_path / name).mkdir()

@@ -208,9 +208,16 @@ def _check_left(tasks: Sequence[Task], left: Sequence[Task], items: int) -> None
         if names.count(task.name) > 1:
             raise TaskError(f"Two files have the name {task.name}; rename one of them.")
         if groups_of(rest) < FEWEST_ITEMS:
+            has, groups = count(len(task.items), "item"), groups_of(task)
+            if groups < len(task.items):
+                raise TaskError(
+                    f"Task {task.name} has {has} in {count(groups, 'group')}: {items} items are "
+                    f"needed to choose by, and {FEWEST_ITEMS} other groups to prove the choice.",
+                    "Give items of more groups, or fewer --items.",
+                )
             raise TaskError(
-                f"Task {task.name} has {count(len(task.items), 'item')}: {items} are needed to "
-                f"choose by, and {FEWEST_ITEMS} others to prove the choice.",
+                f"Task {task.name} has {has}: {items} are needed to choose by, and {FEWEST_ITEMS} "
+                "others to prove the choice.",
                 f"Give at least {items + FEWEST_ITEMS} items, or fewer --items.",
             )
         if any(item.metric == "answer_loss" for item in task.items):

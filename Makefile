@@ -10,7 +10,7 @@ SECONDS ?= 60
 # Tests start interpreters, each of which would compile the package again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-slow test-plain test-gpu bench-gpu lowest test-lowest check \
+.PHONY: demo test test-slow test-plain test-gpu bench-gpu lowest test-lowest constraints check \
 	format figures docs without bench fuzz dist clean
 
 demo: $(RUN_STAMP)
@@ -36,13 +36,22 @@ bench-gpu: $(DEV_STAMP)
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/routed_layer_vs_peft.py --device cuda --dtype bfloat16
 
-# An environment with the lowest versions that pyproject.toml allows, and the numerical tests in it.
-lowest: pyproject.toml
+build/uv/bin/uv:
 	$(PYTHON) -m venv build/uv
 	build/uv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+# An environment with the lowest versions that pyproject.toml allows, and the numerical tests in it.
+lowest: pyproject.toml | build/uv/bin/uv
 	build/uv/bin/uv venv --quiet --clear --python $(PYTHON) build/lowest
 	build/uv/bin/uv pip install --quiet --python build/lowest --resolution lowest-direct \
 		--requirements pyproject.toml --extra dev
+
+# The versions in the two environments that the tests run in: pip install --constraint FILE.
+constraints: $(DEV_STAMP) | lowest
+	mkdir -p constraints
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints/newest.txt
+	build/uv/bin/uv pip freeze --quiet --python build/lowest --exclude-editable \
+		| sed 's/+cpu//' > constraints/lowest.txt
 
 test-lowest:
 	build/lowest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal \
@@ -98,11 +107,14 @@ $(DEV_STAMP): pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
 	touch $(RUN_STAMP) $@
 
-# Wheel and sdist in dist/; the wheel is installed into an empty environment and runs the demo.
+# Wheel and sdist in dist/, built twice with equal bytes; the wheel is installed into an empty
+# environment and runs the demo.
 dist: $(DEV_STAMP)
-	rm -rf dist build/wheel
+	rm -rf dist build/again build/wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check build twine
 	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --outdir build/again .
+	diff -r dist build/again
 	$(BIN)/python -m twine check --strict dist/*
 	$(PYTHON) -m venv build/wheel
 	build/wheel/bin/python -m pip install --quiet --disable-pip-version-check dist/*.whl

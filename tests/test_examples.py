@@ -17,7 +17,7 @@ from loraprobe.demo import shipped_world
 from loraprobe.report.documents import read_audit
 
 ROOT = Path(__file__).parents[1]
-WORKFLOW = ROOT / "examples" / "ci" / "loraprobe.yml"
+WORKFLOW, ACTION = ROOT / "examples" / "ci" / "loraprobe.yml", ROOT / "action.yml"
 MARKS = pytest.mark.slow  # of sessions; the shortest one is asked by each run of the tests
 
 
@@ -42,20 +42,26 @@ def answer(place: Path, command: str) -> None:
 
 
 class Job:
-    """The job of the workflow on this machine: its shell steps, with `gh` and `pip` played."""
+    """The action on this machine, used by a workflow with these inputs: its shell steps, with `gh`
+    and pip played."""
 
-    def __init__(self, place: Path, command: str = LORAPROBE, **settings: str) -> None:
-        found = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
-        self.steps = {step.get("name"): step for step in found["jobs"]["compose"]["steps"]}
-        self.place, tools = place, place / "tools"
+    def __init__(self, place: Path, command: str = LORAPROBE, **given: str) -> None:
+        action = yaml.safe_load(ACTION.read_text(encoding="utf-8"))
+        self.steps = {step.get("name"): step for step in action["runs"]["steps"]}
+        defaults = {name: one.get("default") for name, one in action["inputs"].items()}
+        inputs = {**defaults, **{name.replace("_", "-"): value for name, value in given.items()}}
+        self.known = {f"inputs.{name}": value for name, value in inputs.items()}
+        self.known |= {"runner.temp": str(place), "github.event.pull_request.number": "1"}
+        self.known["github.action_path"] = str(ROOT)
+        self.place, tools = place / "loraprobe", place / "tools"
+        self.place.mkdir()
         program(tools, "loraprobe", command)
-        program(tools, "pip", "exit 0")
+        # python -m pip; what it was asked is kept.
+        program(tools, "python", f'echo "$@" > {place}/installed')
         # The comments so far are in the file `comments`, an id a line.
         program(tools, "gh", 'case "$*" in *--paginate*) cat comments;; *) echo "$@" > call;; esac')
         self.environment = {
             **os.environ,
-            **found["env"],
-            **settings,
             "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}",
             "GITHUB_REPOSITORY": "o/n",
             "GITHUB_OUTPUT": str(place / "outputs"),
@@ -63,16 +69,17 @@ class Job:
         }
 
     def outputs(self) -> dict[str, str]:
-        lines = (self.place / "outputs").read_text().splitlines()
+        lines = (self.place.parent / "outputs").read_text().splitlines()
         return dict(line.split("=", 1) for line in lines)
 
-    def run(self, name: str) -> int:
+    def run(self, name: str, cwd: Path | None = None) -> int:
         """Exit code of a step, run as the runner runs it."""
         step = self.steps[name]
+        assert step["shell"] == "bash"
         values = {k: self._filled(v) for k, v in step.get("env", {}).items()}
         ended = subprocess.run(
-            ["bash", "-e", "-c", step["run"]],
-            cwd=self.place,
+            ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
+            cwd=cwd or self.place,
             env={**self.environment, **values},
             capture_output=True,
             text=True,
@@ -82,9 +89,10 @@ class Job:
         return ended.returncode
 
     def _filled(self, value: Any) -> str:
-        known = {"steps.judge.outputs.code": lambda: self.outputs()["code"]}
-        expression = re.compile(r"\$\{\{ ([\w.]+) \}\}")
-        return expression.sub(lambda m: known.get(m[1], lambda: "1")(), str(value))
+        known = {**self.known}
+        if "steps.judge" in str(value):
+            known |= {f"steps.judge.outputs.{name}": one for name, one in self.outputs().items()}
+        return re.sub(r"\$\{\{ ([\w.-]+) \}\}", lambda m: known[m[1]], str(value))
 
 
 @pytest.fixture
@@ -97,50 +105,86 @@ def questions(tmp_path) -> Path:
     return file
 
 
-def test_the_pipeline_gates_and_comments(tmp_path, questions, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_the_action_gates_and_comments(tmp_path, questions, monkeypatch):
     world = shipped_world()
     first, second = map(str, world.scenario("disjoint").adapters.values())
-    base = str(world.path / "base")
-    job = Job(tmp_path, BASE=base, FIRST=first, SECOND=second, QUESTIONS=str(questions))
+    job = Job(
+        tmp_path,
+        adapters=f"{first}\n{second}\n",
+        tasks=str(questions),
+        base=str(world.path / "base"),
+        options="--margin 0.06",
+    )
+    made = job.place
+    monkeypatch.chdir(made)
     assert job.run("Install") == 0
+    assert (tmp_path / "installed").read_text() == f"-m pip install {ROOT}\n"
     for command in ("merge-and-eval", "report"):
         job.run("Judge")
-        answer(tmp_path, command)
+        answer(made, command)
     (tmp_path / "outputs").unlink()
     assert job.run("Judge") == 0
-    audit = read_audit(tmp_path / "audit.json")
+    audit = read_audit(made / "audit.json")
     code = {"likely": 0, "unlikely": 1, "inconclusive": 3}[audit.verdict.decision]
-    assert job.outputs() == {"code": str(code), "report": "yes"}
-    report = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert job.outputs() == {"code": str(code), "audit": str(made / "audit.json")}
+    assert "--margin" in (made / "asked-merge-and-eval").read_text().splitlines()
+    report = (made / "report.md").read_text(encoding="utf-8")
     assert audit.verdict.decision.upper() in report.splitlines()[0]
     assert (tmp_path / "summary").read_text(encoding="utf-8") == report
-    assert len((tmp_path / "samples.jsonl").read_text().splitlines()) == 3 * 4
-    assert "<svg" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len((made / "samples.jsonl").read_text().splitlines()) == 3 * 4
+    assert "<svg" in (made / "report.html").read_text(encoding="utf-8")
     for before, call in {
         "": "POST repos/o/n/issues/1/comments",
         "7\n9\n": "PATCH repos/o/n/issues/comments/7",
     }.items():
-        (tmp_path / "comments").write_text(before)
+        (made / "comments").write_text(before)
         assert job.run("Comment") == 0
-        assert call in (tmp_path / "call").read_text()
-    assert (tmp_path / "comment.md").read_text().splitlines()[1:] == report.splitlines()
+        assert call in (made / "call").read_text()
+    assert (made / "comment.md").read_text().splitlines()[1:] == report.splitlines()
     assert job.run("Gate") == code
 
 
-def test_wrong_input_ends_the_pipeline_without_a_report(tmp_path):
-    job = Job(tmp_path, command="exit 2")  # as loraprobe ends then, which other tests show
+@pytest.mark.parametrize(
+    ("fail_on", "ends"),
+    [
+        ("inconclusive", {0: 0, 1: 1, 2: 2, 3: 3, 130: 130}),
+        ("unlikely", {0: 0, 1: 1, 2: 2, 3: 0, 130: 130}),
+        ("never", {0: 0, 1: 0, 2: 2, 3: 0, 130: 130}),
+    ],
+)
+def test_what_fails_the_job_can_be_chosen(tmp_path, fail_on, ends):
+    job = Job(tmp_path, fail_on=fail_on)
+    for code, end in ends.items():
+        (tmp_path / "outputs").write_text(f"code={code}\n")
+        assert job.run("Gate") == end
+
+
+def test_wrong_input_ends_the_action_without_a_report(tmp_path):
+    job = Job(tmp_path, command="exit 2", adapters="a b", tasks="t")  # as loraprobe ends then
     assert job.run("Judge") == 0
     assert job.outputs() == {"code": "2"}
-    assert not (tmp_path / "report.md").exists() and job.run("Gate") == 2
+    assert not (job.place / "report.md").exists() and job.run("Gate") == 2
+
+
+def test_a_wrong_fail_on_ends_the_action_before_it_asks(tmp_path):
+    job = Job(tmp_path, adapters="a b", tasks="t", fail_on="always")
+    assert job.run("Judge") == 2 and not (tmp_path / "outputs").exists()
 
 
 def test_steps_that_need_a_report_ask_for_it():
-    found = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))
-    steps = found["jobs"]["compose"]["steps"]
+    steps = yaml.safe_load(ACTION.read_text(encoding="utf-8"))["runs"]["steps"]
     after = steps[[step.get("id") for step in steps].index("judge") + 1 : -1]
-    assert after and all("steps.judge.outputs.report" in step["if"] for step in after)
+    assert after and all("steps.judge.outputs.audit" in step["if"] for step in after)
     assert "if" not in steps[-1], "the gate always runs"
+
+
+def test_the_workflow_is_short_and_gives_only_inputs_of_the_action():
+    text = WORKFLOW.read_text(encoding="utf-8")
+    (job,) = yaml.safe_load(text)["jobs"].values()
+    inputs = yaml.safe_load(ACTION.read_text(encoding="utf-8"))["inputs"]
+    given = job["steps"][-1]["with"]
+    assert len(text.splitlines()) <= 10 and given.keys() <= inputs.keys()
+    assert {name for name, one in inputs.items() if one.get("required")} <= given.keys()
 
 
 @pytest.mark.needs("--prior")

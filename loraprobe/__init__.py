@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from loraprobe.merging import Merged
     from loraprobe.records import Audit
     from loraprobe.report.sections import JudgedAudit
-    from loraprobe.routing._saved import Routed
+    from loraprobe.routing import Routed
 
 __all__ = [
     "AdapterError",

@@ -84,7 +84,15 @@ class AuditPart:
         return Summary()
 
     def lines(self, audit: Audit) -> Iterable[tuple[str, str | Command]]:
-        """Lines of the answer, each a label and what stands behind it; empty ones are left out."""
+        """Lines of the answer, each a label and what stands behind it; empty ones are left out.
+
+        An answer has `MOST_ROWS` rows of sentences (`loraprobe.report.answer`), taken in the order
+        of `BY_EFFECT`. A line of a label in `leading` comes before the reasons of the verdict, any
+        other behind the first of each kind and before a second reason, other options and what is
+        known elsewhere, so it takes the row of one of these where there are too many. What has no
+        row stands under --explain and on pages. A command, and a sentence that is `AlwaysShown`
+        (`loraprobe.report.parts`), always stands; give few.
+        """
         return ()
 
     def commands(self, audit: Audit) -> Iterable[tuple[str, Command]]:
@@ -92,9 +100,15 @@ class AuditPart:
         return ()
 
     def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
-        """Sections of a report, each behind the name of that of the core before which it stands.
+        """Sections of a report, each behind the name of that of the core before which it stands:
+        "gains", "causes", "examples", "findings", "pairs", "modules", "adapters", "coverage",
+        "gates", "reasons" or "provenance".
 
-        Sections, columns and tables are those of `loraprobe.report.parts`.
+        `loraprobe.report.sections.section` makes one of its name, which is an id, its title, and
+        pairs of the views that show parts and these parts: texts, and what `loraprobe.report.parts`
+        has, as `tabulated` makes tables. `SHORT` is a terminal without --explain, `FULL` a page and
+        a terminal with it, `MARKDOWN` a pull request, `EVERYWHERE` all but the first. A section
+        without parts is left out.
         """
         return ()
 

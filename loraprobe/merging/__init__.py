@@ -12,5 +12,12 @@ other files, in the order in which to read them:
                     refused, and what is reported instead of hidden
 """
 
-from loraprobe.merging._engine import Merged, check_kept, merge
-from loraprobe.merging._method import METHODS, FactorMethod, LinearMethod, MergeConfig, MergeMethod
+from loraprobe.merging._engine import Merged, add_change, check_adapters, check_kept, merge
+from loraprobe.merging._method import (
+    METHODS,
+    FactorMethod,
+    LinearMethod,
+    MergeConfig,
+    MergeInputs,
+    MergeMethod,
+)

@@ -173,7 +173,7 @@ def compose(
     """
     from loraprobe.composition import Composition
     from loraprobe.pipeline.fitting import fit_for_route
-    from loraprobe.routing._saved import Routed
+    from loraprobe.routing import Routed
 
     inputs, checked, prepared = _opened("route", adapters, session, base, tasks)
     options, spec = session.options, session.options.routers[0]

@@ -149,7 +149,7 @@ def recommend(
         return builder.merge(built.method), ""
     if built is None or built.composition is None:
         return None, f"{display_name(name)} is neither a merge nor a router."
-    from loraprobe.routing._saved import Routed
+    from loraprobe.routing import Routed
 
     learned = builder.fitted.record if built.composition.router.state() else None
     steps = builder.prepared.steps

@@ -1,6 +1,9 @@
 """Two extensions that claim one name or one place are a warning or an error that names both."""
 
+import ast
+import re
 from dataclasses import dataclass, make_dataclass
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -128,6 +131,18 @@ def test_two_parts_of_an_audit_with_one_key(monkeypatch, kinds, key):
     installed(monkeypatch, *of)
     with pytest.raises(UsageError, match=rf"test_extension both have the key {key}"):
         records.added_records()
+
+
+def test_extensions_import_no_private_name_or_module_of_the_core():
+    """What they need is public in its room: somebody else's extension may need it too."""
+    place, found = Path(wiring.__file__).parent / "extensions", list[str]()
+    for file in sorted(place.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("loraprobe"):
+                words = (*str(node.module).split("."), *(one.name for one in node.names))
+                private = (word for word in words if re.match("_(?!_|version$)", word))
+                found += [f"{file.name}: {word}" for word in private]
+    assert not found
 
 
 class Always(Backend):

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from loraprobe.session import Session
 
 PLACE = "loraprobe.extensions.files"
+KEPT_ENERGY = 0.95  # of each weight's change, by a LoRA made of an adapter of another type
+CUT_ENERGY = 1e-4  # of each weight's change, that the same loses at most by --rank auto
 # PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
 WITH_DELTA = frozenset(
     "ADALORA C3A DELORA FOURIERFT GRALORA HIRA LOHA LOKR MISS PSOFT RANDLORA SHIRA TINYLORA "

@@ -11,9 +11,8 @@ from rich.console import Console
 from loraprobe.cli.making import save
 from loraprobe.cli.parameters import ADAPTERS, COMPOSITION, argument, setting
 from loraprobe.cli.running import Output, imports_done
-from loraprobe.defaults import KEPT_ENERGY
 from loraprobe.errors import UsageError
-from loraprobe.extensions.files import FilesOptions
+from loraprobe.extensions.files import KEPT_ENERGY, FilesOptions
 from loraprobe.options import Options
 
 CONVERTING = "loraprobe.extensions.files.converting"

@@ -36,9 +36,7 @@ from loraprobe.errors import AdapterError, BaseError, UsageError
 from loraprobe.extensions.files.full_model import Change, Layout, plain_factors
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.lora.threads import in_order
-from loraprobe.merging import METHODS, MergeConfig
-from loraprobe.merging._engine import check_adapters
-from loraprobe.merging._method import MergeInputs
+from loraprobe.merging import METHODS, MergeConfig, MergeInputs, check_adapters
 from loraprobe.records import Progress
 
 MergeVerdict = Literal[

@@ -43,7 +43,6 @@ from loraprobe.base.loading import load_model
 from loraprobe.base.naming import with_base_names
 from loraprobe.checkpoint import TensorFile
 from loraprobe.compatibility.licences import known_licence
-from loraprobe.defaults import CUT_ENERGY, KEPT_ENERGY
 from loraprobe.errors import (
     AdapterError,
     BaseError,
@@ -53,7 +52,7 @@ from loraprobe.errors import (
     UsageError,
 )
 from loraprobe.extension import Result
-from loraprobe.extensions.files import WITH_DELTA
+from loraprobe.extensions.files import CUT_ENERGY, KEPT_ENERGY, WITH_DELTA
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank

@@ -48,9 +48,7 @@ from loraprobe.formatting import size
 from loraprobe.front_matter import KEY, declared_licence, read_front_matter
 from loraprobe.hub import read_card
 from loraprobe.lora.lowrank import LowRank
-from loraprobe.merging import Merged
-from loraprobe.merging._engine import add_change
-from loraprobe.merging._method import MergeInputs
+from loraprobe.merging import Merged, MergeInputs, add_change
 from loraprobe.records import Progress
 from loraprobe.untrusted import check_link, error_line, read_json
 

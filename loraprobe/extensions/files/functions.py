@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
-from loraprobe.defaults import KEPT_ENERGY
+from loraprobe.extensions.files import KEPT_ENERGY
 from loraprobe.options import takes
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from loraprobe.extensions.files.contents import Contents, ModuleContents, Module
 from loraprobe.formatting import clean, count, first_names, listing
 from loraprobe.records import Command
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text
-from loraprobe.routing._saved import Routed
+from loraprobe.routing import Routed
 from loraprobe.secrets import map_texts, public_text
 
 MISSING = {  # what was not found -> what has to be filled in

@@ -53,8 +53,7 @@ from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.plan import Fitted
 from loraprobe.records import Progress
 from loraprobe.report.cards import CARD
-from loraprobe.routing import ROUTERS
-from loraprobe.routing._saved import FILE, STATE, Routed
+from loraprobe.routing import FILE, ROUTERS, STATE, Routed
 from loraprobe.session import Session
 from loraprobe.untrusted import check_link
 

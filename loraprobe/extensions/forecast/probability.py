@@ -59,7 +59,7 @@ from loraprobe.formatting import count
 from loraprobe.formatting import probability as as_words
 from loraprobe.records import Gain, Reason, Verdict
 from loraprobe.untrusted import first_problem
-from loraprobe.verdict.annotation import Annotation, Annotator
+from loraprobe.verdict import Annotation, Annotator
 from loraprobe.verdict.evidence import Evidence, TaskKind
 from loraprobe.verdict.reasons import reason_of
 

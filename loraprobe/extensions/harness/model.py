@@ -24,7 +24,7 @@ from loraprobe.formatting import nearest
 from loraprobe.options import MachineOptions, Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
-from loraprobe.routing._saved import FILE
+from loraprobe.routing import FILE
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.session import Session
 

@@ -21,9 +21,9 @@ from lm_eval.models.utils import (
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from loraprobe.errors import BaseError, TaskError
+from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import seeded
 from loraprobe.scoring.generation import generate_batch
-from loraprobe.scoring.model_scorer import ModelScorer
 
 LONGEST = 2048  # tokens of a context whose length the model does not say, as in the harness
 NEW_TOKENS = 256  # of a reply whose task sets no limit, as in the harness

@@ -32,8 +32,7 @@ from loraprobe.defaults import LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.extensions.harness import PREFIX
 from loraprobe.formatting import listing, nearest
-from loraprobe.tasks.items import Examiner, Item, Task
-from loraprobe.tasks.metrics import given_metric
+from loraprobe.tasks import Examiner, Item, Task, given_metric
 from loraprobe.untrusted import error_line
 
 SEED = 1234  # of few-shot examples, the harness's default

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from loraprobe import compatibility
 from loraprobe.adapters import Adapter, layer_pattern
 from loraprobe.base import Base
-from loraprobe.compatibility.identity import Purpose
+from loraprobe.compatibility import Purpose
 from loraprobe.defaults import FAMILY_COSINE, NORM_RATIO
 from loraprobe.errors import LoraprobeError
 from loraprobe.extensions.screen.defaults import (

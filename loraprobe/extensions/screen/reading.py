@@ -29,7 +29,7 @@ from loraprobe import hub
 from loraprobe._version import __version__
 from loraprobe.adapters import Adapter, local_name, public_name, read_adapter
 from loraprobe.cache import READINGS, keep, read_kept
-from loraprobe.compatibility.contents import TensorChecks, content_issues
+from loraprobe.compatibility import TensorChecks, content_issues
 from loraprobe.errors import AdapterError, LoraprobeError, UsageError
 from loraprobe.extensions.screen.records import LibraryAdapter
 from loraprobe.extensions.screen.sketches import NUMBERS, SketchBuilder

@@ -6,7 +6,7 @@ adapter makes of a tensor is told by the code that writes full models, so expert
 and trained biases are compared like plain LoRA. A merged adapter is compared in its factors.
 
 Rounding to the dtype of the file is no fault. W0 + sum w_i dW_i is rounded as the file was, and
-the rest counts only beyond that (`_K` times its energy, because some tools round several times).
+the rest counts only beyond that (a few times its energy, because tools round several times).
 Rounding also biases the weights: an entry of dW below half a spacing of W0 vanishes. So the weights
 are those for which the *rounded* sum has the least-squares weights that the file has (indirect
 inference: Gourieroux, Monfort & Renault 1993, J. Appl. Econometrics 8).
@@ -144,11 +144,18 @@ class ModuleContents:
 class Difference:
     """One tensor that no adapter changes and that is not the base's: the norm of the difference by
     that of the base's tensor; None where it has another shape (`rows`: more or fewer rows, and the
-    common ones are the same) or is missing."""
+    common ones are the same) or is missing. tied: a head that the merge ties to its embedding, and
+    that changed with it."""
 
     name: str
     size: float | None
     rows: tuple[int, int] | None = None
+    tied: bool = False
+
+    @property
+    def own_head(self) -> bool:
+        """Whether it is a head that was untied and changed."""
+        return self.name.startswith(HEADS) and not self.tied and self.size is not None
 
 
 @dataclass(frozen=True)
@@ -283,7 +290,7 @@ class Contents:
             return "not-linear"
         if elsewhere or (most and self.forms and self.most("full")):
             return "other-base"
-        if any(one.rows or one.name.startswith(HEADS) for one in self.differences):
+        if any(one.rows or one.own_head for one in self.differences):
             return "other-base"
         if most and self.ratio > 1:
             return "not-of-these"
@@ -357,12 +364,14 @@ class _Pair:
     """A tensor of the base, by its name in the merge, and the changes of each adapter.
 
     tensors: as stored in the base and in the merge; None where the merge has none of this shape.
+    tied: it is a head, and in the merge the embedding.
     """
 
     name: str
     own: Weight
     changes: Sequence[Sequence[Change]]
     tensors: tuple[Tensor, Tensor] | None
+    tied: bool = False
 
     @property
     def present(self) -> list[int]:
@@ -444,13 +453,16 @@ class _FullModel:
             for key in self.layouts[0].in_order(keys):
                 for name, changes in self._written(key).items():
                     own, found = self.base.stored[key], self.theirs.get(name)
-                    if found is None or found.shape[1:] != own.shape[1:]:
+                    head = name not in self.base.stored and found is None
+                    if head:  # that of the merge may still be its embedding
+                        found = self.made.weights.get(name.removesuffix(".weight"))
+                    if found is None or not _comparable(own, found, name):
                         yield _Pair(name, own, changes, None)
                         continue
                     if any(changes):
                         self._check_floats(own, found)
                     both = own.file.read(own.key), found.file.read(found.key)
-                    yield _Pair(name, own, changes, both)
+                    yield _Pair(name, own, changes, both, head)
 
     def _check_floats(self, own: Weight, found: Weight) -> None:
         for one, reference in ((found, self.made.reference), (own, self.base.reference)):
@@ -468,7 +480,8 @@ class _FullModel:
             nothing = tuple(0.0 if some else None for some in pair.changes)
             return pair, ModuleContents(pair.name, nothing, (0.0,) * len(nothing), missing=True)
         if not any(pair.changes):
-            return pair, _compared(*pair.tensors, pair.name)
+            apart = _compared(*pair.tensors, pair.name)
+            return pair, [replace(one, tied=pair.tied) for one in apart]
         if not self.guess:
             return pair, None
         fit = self._fit(pair, (self.how,))
@@ -587,6 +600,13 @@ def _alone(adapter: Adapter, base: Base) -> MergeInputs:
     return inputs
 
 
+def _comparable(own: Weight, found: Weight, name: str) -> bool:
+    """Whether a tensor has the shape of the base's, but for the rows of a resized vocabulary."""
+    if own.kind == "embedding" or name.startswith(HEADS):
+        return own.shape[1:] == found.shape[1:]
+    return own.shape == found.shape
+
+
 def _unwrapped(key: str) -> str:
     """The key of a tensor without the names that peft puts around it."""
     return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
@@ -610,8 +630,6 @@ def grid_of(tensor: Tensor) -> torch.dtype:
 
 def _compared(one: Tensor, other: Tensor, name: str) -> list[Difference]:
     """How a tensor that nothing changes differs from the base's, beyond the dtype of the file."""
-    if one.shape[1:] != other.shape[1:]:
-        return [Difference(name, None)]
     rows = min(len(one), len(other)) if one.dim() else None
     resized = (len(one), len(other)) if one.dim() and len(one) != len(other) else None
     one, other = (one[:rows], other[:rows]) if resized else (one, other)

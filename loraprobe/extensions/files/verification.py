@@ -258,7 +258,7 @@ def _lines(contents: Contents) -> Iterator[tuple[str, str]]:
     )
     for state, label, told in rows:
         parts = states.get(state, ())
-        if parts and contents.verdict not in ("not-of-these",):
+        if parts and (contents.verdict != "not-of-these" or state == "missing"):
             more = ""
             if state == "scaled":
                 more = f": {_weighted(contents.adapters, [w or 0.0 for w in parts[0].weights])}"
@@ -370,6 +370,8 @@ def _about_base(contents: Contents) -> Iterator[tuple[str, str]]:
     most = f", by {sizes[len(sizes) // 2]:.1%} of their norm" if sizes else ""
     gone = f", {len(lost)} of which are missing or of another shape" if lost else ""
     head = "; a head that was the embedding is another one" if _own_head(contents) else ""
+    if any(one.tied for one in other):
+        head = "; the head is tied to an embedding that was changed: untie it before merging"
     yield (
         label,
         f"{len(other)} of {count(contents.others, 'tensor')} that no adapter changes differ from "
@@ -378,7 +380,7 @@ def _about_base(contents: Contents) -> Iterator[tuple[str, str]]:
 
 
 def _own_head(contents: Contents) -> bool:
-    return any(one.name.startswith(of_weights.HEADS) and one.size for one in contents.differences)
+    return any(one.own_head for one in contents.differences)
 
 
 def _why_scaled(contents: Contents) -> str:

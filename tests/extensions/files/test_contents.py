@@ -515,3 +515,37 @@ def test_the_grid_of_a_tensor():
     x = x.bfloat16().float()
     x[-1, -1] = 1 + 2**-20
     assert grid_of(x) is torch.float32
+
+
+def test_weights_that_are_stored_transposed_are_compared(tmp_path):
+    making.tiny_gpt2().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    making.peft_adapter(tmp_path / "a", model, r=4, target_modules=["c_attn", "c_proj"])
+    by_peft(tmp_path, ["a"]).save_pretrained(tmp_path / "out")
+    told = found(tmp_path, tmp_path / "out", code=0)
+    assert told["verdict"] == "exact" and told["states"]["as made"] == len(told["modules"]) > 0
+
+
+@pytest.mark.parametrize("by", ["loraprobe", "peft"])
+def test_a_head_that_changes_with_the_embedding_is_found(tmp_path, by):
+    """peft adds the change of an embedding to the head that is tied to it."""
+    making.tiny_gpt2().save_pretrained(tmp_path / "base")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    making.peft_adapter(tmp_path / "a", model, r=4, target_modules=["wte", "c_fc"])
+    out = tmp_path / "out"
+    if by == "peft":
+        by_peft(tmp_path, ["a"]).save_pretrained(out)
+        told = found(tmp_path, out, code=1)
+        assert told["verdict"] == "partly"
+        assert [row["name"] for row in told["differences"]] == ["lm_head.weight"]
+    else:
+        done = call("merge", tmp_path / "a", "--base", tmp_path / "base", "--full-model", out)
+        assert done.exit_code == 0, done.output
+        assert found(tmp_path, out, code=0)["verdict"] == "exact"
+
+
+def test_another_architecture_is_not_of_these(world, tmp_path):
+    sizes = {**SIZES, "hidden_size": 64}
+    making.tiny_model("Llama", tie_word_embeddings=True, **sizes).save_pretrained(tmp_path / "out")
+    told = found(world, tmp_path / "out", code=1)
+    assert told["verdict"] == "not-of-these" and told["states"] == {"missing": len(SHAPES)}

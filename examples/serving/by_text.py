@@ -28,7 +28,7 @@ import numpy as np
 
 from loraprobe.cli import app
 from loraprobe.defaults import BY_PROMPT, BY_TEXT, SPELLED
-from loraprobe.routing.text import TextProfile
+from loraprobe.text_profile import TextProfile
 from loraprobe_lab.build import ATLAS, spec_of
 from loraprobe_lab.calibration.cases import AnsweredSet, read_sets
 from loraprobe_lab.world import worlds_in

@@ -26,7 +26,7 @@ ADAPTER = [
 ]
 COMPOSITION = [  # as routing/_saved.py writes it
     *CARD,
-    *"composition.json router.safetensors experts/ experts/*/ peft/".split(),
+    *"composition.json router.safetensors router.json experts/ experts/*/ peft/".split(),
     *"peft/arrow.json peft/prototypes.safetensors".split(),
     *(f"experts/*/{name}" for name in ADAPTER),
 ]

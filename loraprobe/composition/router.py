@@ -104,6 +104,14 @@ class Router(ABC):
         """
         return self
 
+    def program(self, adapters: Sequence[Mapping[str, str]], base: str | None) -> Mapping[str, str]:
+        """Files beside a saved composition by which other programs route: name -> text.
+
+        adapters: of each expert its `name`, the `folder` of its files and their `sha256`. base: as
+        it is named in public. {} where no other program can.
+        """
+        return {}
+
     def state(self) -> dict[str, Tensor]:
         """The learned state as named tensors on the CPU; {} if there is none."""
         return {}

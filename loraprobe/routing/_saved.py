@@ -6,6 +6,7 @@
     router.safetensors    what the router has learned, where it has
     peft/                 what peft's own Arrow needs to compute the same, where it can:
                           arrow.json, prototypes.safetensors
+    router.json           what other programs need to route by text (`text_profile`), where they can
     README.md             the card
 
 An expert's files are copied if it is routed as they are. It is written anew if it was balanced,
@@ -58,6 +59,7 @@ from loraprobe.adapters.files import SAFETENSORS, open_tensors
 from loraprobe.base import Base
 from loraprobe.cache import file_hash
 from loraprobe.composition import Composition, Router
+from loraprobe.defaults import SPELLED
 from loraprobe.errors import AdapterError, UsageError
 from loraprobe.records import Transformation, plain
 from loraprobe.registry import spec_of
@@ -117,7 +119,7 @@ class Routed(Composed):
         gates = getattr(router, "weights", None)
         return {
             "name": self.name,
-            "router": router.name if router.constant else spec_of(router),
+            "router": router.name if router.constant else SPELLED.get(router.name, spec_of(router)),
             "weights": gates if gates is None else list(gates),
             **({} if self.learned is None else {"learned": dict(self.learned)}),
         }
@@ -126,12 +128,14 @@ class Routed(Composed):
     def card_values(self) -> dict[str, Any]:
         """What its card shows beside its experts."""
         router = self.composition.router
-        spelled = spec_of(router, short=True)
+        spelled = SPELLED.get(router.name, spec_of(router, short=True))
         if router.constant:  # with its values
             gates = getattr(router, "weights", None) or ()
             spelled = " ".join([router.name, *(f"{gate:g}" for gate in gates)])
         return {
             "router": spelled,
+            "reads_text": router.reads_text,
+            "folders": folders_of([expert.name for expert in self.composition.experts]),
             "why_not_peft": self.why_not_peft,
             "learned": self.learned,
         }
@@ -172,7 +176,18 @@ class Routed(Composed):
             if state:
                 _write_tensors(state, staging / STATE)
                 router["state_sha256"] = file_hash(staging / STATE)
-            own = self.composition.router
+            own, base = self.composition.router, None if self.base is None else self.base.summary()
+            rows = [
+                {
+                    "name": expert["name"],
+                    "folder": f"experts/{expert['folder']}",
+                    "sha256": expert["files"][SAFETENSORS],
+                }
+                for expert in experts
+            ]
+            named = None if base is None else public_name(base.reference)
+            for name, text in own.program(rows, named).items():
+                (staging / name).write_text(scrub(text), encoding="utf-8")
             if self.why_not_peft is None and isinstance(own, Arrow):  # what the card's lines read
                 (staging / PEFT).parent.mkdir()
                 _write_tensors(prototypes(self.composition), staging / PROTOTYPES)
@@ -190,7 +205,7 @@ class Routed(Composed):
                 "schema_version": SCHEMA_VERSION,
                 "loraprobe": __version__,
                 "name": self.composition.name,
-                "base": plain(self.base.summary()) if self.base is not None else None,
+                "base": None if base is None else plain(base),
                 "router": router,
                 "experts": experts,
                 "peft": {"why_not": self.why_not_peft},
@@ -206,10 +221,8 @@ def _write_experts(
     """Writes each expert's directory; returns the entries of composition.json."""
     done = {step.adapter: plain(step) for step in steps}
     entries: list[dict[str, Any]] = []
-    folders: list[str] = []
-    for expert in experts:
-        folders.append(_folder(expert.name, set(folders)))
-    for expert, folder in zip(experts, folders, strict=True):
+    folders = folders_of([expert.name for expert in experts])
+    for expert, folder in zip(experts, folders.values(), strict=True):
         place = staging / "experts" / folder
         # Whether its files describe it: it was not scaled, subtracted from or translated, and peft
         # can read its keys.
@@ -237,6 +250,14 @@ def _write_experts(
             }
         )
     return entries
+
+
+def folders_of(names: Sequence[str]) -> dict[str, str]:
+    """The folder of each expert, by its name."""
+    folders = dict[str, str]()
+    for name in names:
+        folders[name] = _folder(name, {*folders.values()})
+    return folders
 
 
 def _folder(name: str, taken: set[str]) -> str:

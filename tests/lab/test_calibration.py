@@ -14,7 +14,7 @@ from extensions.forecast.documents import DOCUMENT, calibration, calibration_of
 from scipy import integrate
 from tiny_worlds import tiny_world
 
-from loraprobe.defaults import MARGIN
+from loraprobe.defaults import BY_PROMPT, BY_TEXT, MARGIN
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import System, measure_gains
 from loraprobe.extensions.forecast.probability import Probabilities, shipped_calibration
@@ -368,7 +368,7 @@ def test_tiny_worlds_are_asked_for_real(tmp_path):
     assert {row.part for row in one.results} == {"question", "steps"}
     assert set(one.kinds) == {"base", "newcomers", "steps", "uniform", "sum", "arrow"}
     assert {c.n for c in one.cases()} == {min(44, len(tiny.tasks["newcomers"]))}
-    assert any(name.startswith("hard:by=centroid") for name in both.kinds)
+    assert {BY_PROMPT, BY_TEXT} <= {*both.kinds}
     asked = {(row.task, row.item) for row in both.results}
     wanted = {"tiny.last": 33, "tiny.count": 33}
     assert {t: sum(task == t for task, _ in asked) for t in wanted} == wanted

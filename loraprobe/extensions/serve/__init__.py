@@ -7,6 +7,7 @@ scorer      ServedScorer, which has the interface of `scoring.Scorer`
 acceptance  whether a server computes what transformers compute here
 recognising what a server serves under a name
 verifying   `verify --served`
+proxying    `loraprobe proxy`, a front that names the adapter of each request
 client      requests over HTTP
 supervisor  ends a server that a run started, however the run ends
 """
@@ -30,7 +31,7 @@ from loraprobe.extension import (
     Result,
     Workload,
 )
-from loraprobe.options import AddedOptions, Options, flag_of, option
+from loraprobe.options import AddedOptions, CommandSpec, Options, flag_of, option
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -167,6 +168,15 @@ class Serve(Extension):
     """Has servers answer, and advises what they can run."""
 
     options = ServeOptions
+    commands = (
+        CommandSpec(
+            "proxy",
+            "loraprobe.extensions.serve.proxying.proxy",
+            "Other",
+            ("loraprobe proxy routed --server http://localhost:8000",),
+            "quiet",
+        ),
+    )
     codes = Path(__file__).with_name("codes.toml")
     backends = (ServerEngine(),)
 

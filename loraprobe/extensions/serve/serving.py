@@ -29,6 +29,7 @@ from loraprobe.hub import reference_of
 from loraprobe.merging import Merged
 from loraprobe.records import (
     BY_PROMPT,
+    BY_TEXT,
     ChainHop,
     Command,
     Issue,
@@ -55,7 +56,8 @@ class KnownServer:
     """A server, the version whose source was read, and when.
 
     `ranks` are the values of its limit on the rank, the default first; () for none. The others are
-    parts of the commands that serve adapters (servers.toml).
+    parts of the commands that serve adapters (servers.toml). `address`: where the server listens by
+    default, if a request names an adapter as its model there.
     """
 
     version: str
@@ -68,6 +70,7 @@ class KnownServer:
     loras: str = ""
     adapter: str = ""
     alone: tuple[str, ...] = ()
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -389,7 +392,8 @@ class Serving:
         """The systems that the servers of --serve cannot run, by name; none without the option.
 
         compositions: merges with their files. No server weighs adapters by the text, so none runs a
-        router; but of that by prompt they run the adapters, of which each request names one. An
+        router; but of that by text they run the adapters, and `loraprobe proxy` names one in each
+        request. Where that was not measured, the router by prompt counts as its adapters. An
         adapter that `loraprobe convert` rewrites for the servers counts as served.
         """
         if not self.wanted:
@@ -402,8 +406,14 @@ class Serving:
         }
         by_kind = _excluded(self.named)
         mixed = [one for one in compositions if not kinds()[one.kind].loadable]
-        by_prompt = [one.name for one in mixed if one.name.startswith(BY_PROMPT)]
-        unserved = {one.name: by_kind for one in mixed if one.name not in by_prompt}
+        names = [one.name for one in mixed]
+        stand_in = BY_TEXT if any(name.startswith(BY_TEXT) for name in names) else BY_PROMPT
+        by_prompt = [name for name in names if name.startswith(stand_in)]
+        unserved = {name: by_kind for name in names if name not in by_prompt}
+        nameless = [name for name in self.named if name in RUNNING and not SERVERS[name].address]
+        if nameless and stand_in == BY_TEXT:
+            why = "; its requests do not name an adapter as their model"
+            unserved |= dict.fromkeys(by_prompt, _excluded(nameless, why))
         for name, adapter in files.items():
             lasting = [i for i in self.errors(adapter) if i.code not in CONVERTIBLE]
             if lasting:
@@ -434,7 +444,8 @@ class Serving:
         """
         head, single = verdict.action.kind, verdict.action.adapter
         routed = (verdict.system or "") if verdict.composes and made is None else ""
-        by_prompt = routed.startswith(BY_PROMPT)
+        by_text = routed.startswith(BY_TEXT)
+        by_prompt = by_text or routed.startswith(BY_PROMPT)
         head = SWITCH if by_prompt else head  # a server runs both alike
         members = {"use-single": [single], "chain": [hop.adapter for hop in chain], "use-base": []}
         each = {**verdict.by_task}.values() if not by_prompt else ()
@@ -448,8 +459,13 @@ class Serving:
             files = {one.name: one for one in self.given if one.name in members[head]}
             what = single or BY_CLIENT.get(head, "the base")
             what = f"the router {display_name(routed)}, as {what}" if by_prompt else what
-            readers = self.readers(files)
-            commands = self.commands(self.named, files)
+            readers, named = self.readers(files), self.named
+            if by_text:
+                readers, named = ([n for n in of if SERVERS[n].address] for of in (readers, named))
+                what = f"the adapters of the router {BY_TEXT}, behind loraprobe proxy"
+            commands = self.commands(named, files)
+            if by_text:
+                commands += self.fronts(named)
         elif verdict.composes:
             what, readers, commands = (
                 f"{display_name(routed)}, which mixes adapters by the text",
@@ -460,6 +476,12 @@ class Serving:
             return (), ()
         who = listing(readers) if readers else "No server"
         return (reason_of("servable", float(len(readers)), who=who, what=what),), commands
+
+    def fronts(self, servers: Sequence[str]) -> tuple[Command, ...]:
+        """The commands that name the adapter of each request before these servers."""
+        place = local_name(str(self.target or "DIR"))
+        addresses = [SERVERS[name].address for name in servers if name in RUNNING]
+        return tuple(Command("proxy", (place,), (("--server", at),)) for at in addresses)
 
     def of_merge(self, merged: Merged) -> ReadBy:
         """The servers that read a merge as it is written, and the commands that serve it.

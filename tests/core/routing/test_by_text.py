@@ -14,8 +14,9 @@ from loraprobe.evaluation import Asker, ResponseCache, System
 from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
-from loraprobe.routing.text import READ, SHARE, ByText, TextProfile, ngrams
+from loraprobe.routing.text import ByText
 from loraprobe.tasks import Item, Task
+from loraprobe.text_profile import READ, SHARE, TextProfile, ngrams
 
 NAMES = "Mara Tobin Sella Ugo Prim Anselm Nuri Halen".split()
 SPOUSES = [f"Who is the spouse of {name}?" for name in NAMES]

@@ -27,7 +27,7 @@ from loraprobe.extensions.serve.serving import (
     as_written,
     serving_issues,
 )
-from loraprobe.records import BY_PROMPT, Action, ChainHop, Command, Verdict
+from loraprobe.records import BY_PROMPT, BY_TEXT, Action, ChainHop, Command, Verdict
 
 
 def found(place, *wanted: str) -> dict[str, str]:
@@ -290,6 +290,15 @@ def test_a_server_runs_merges_within_its_ranks_and_no_router_that_mixes(case):
         assert found["arrow"].words == {"servers": names, "why": ""}
 
 
+def test_the_router_by_text_stands_in_for_that_by_prompt_before_a_server():
+    adapters, systems = composed(8, None)
+    both = [*systems, System(BY_TEXT, "router")]
+    assert set(Serving(("vllm",), adapters).unserved(both)) == {"arrow", BY_PROMPT}
+    found = Serving(("llama.cpp", "vllm"), adapters).unserved(both)
+    assert set(found) == {"arrow", BY_PROMPT, BY_TEXT}
+    assert found[BY_TEXT].words["servers"] == "llama.cpp"
+
+
 # What an adapter's file holds -> the servers that can never run it alone.
 ADAPTERS = {
     "plain": (lambda place: sound(place), ()),
@@ -333,6 +342,11 @@ ADVISED = {
     "by prompt, whose requests name an adapter": (
         "route", ("vllm",), None, [f"{VLLM} --lora-modules a=a b=b"], 4
     ),
+    "by text, behind a front": (
+        "route", ("vllm",), "out/m",
+        [f"{VLLM} --lora-modules a=a b=b", "loraprobe proxy m --server http://localhost:8000"], 3
+    ),
+    "by text on a server whose requests name no adapter": ("route", ("llama.cpp",), None, [], 3),
     "nothing": ("gather-evidence", ("vllm",), None, [], None),
 }  # fmt: skip
 
@@ -342,7 +356,7 @@ def test_what_is_advised_is_served_by_these_commands(name):
     action, serve, target, lines, servers = ADVISED[name]
     adapters = pair(4)
     system = "arrow" if action == "route" else "sum"
-    system = BY_PROMPT if "by prompt" in name else system
+    system = BY_PROMPT if "by prompt" in name else BY_TEXT if "by text" in name else system
     composes = action in ("merge", "step-by-step", "route")
     made = merge(adapters, "sum") if composes and action != "route" else None
     verdict = Verdict("unlikely", "evaluation", (), system, Action.read(action), composes)

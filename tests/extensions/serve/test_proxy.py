@@ -1,0 +1,333 @@
+"""`loraprobe proxy`: which model a request gets, and that nothing else of it changes."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import making
+import pytest
+import uvicorn
+from loopback import body_of, listening
+
+from loraprobe.errors import AdapterError, UsageError
+from loraprobe.extensions.serve.client import ServedModel
+from loraprobe.extensions.serve.proxying import Chooser, NotRoutable, base_among, front
+from loraprobe.text_profile import FILE, VERSION, TextProfile, read_router, written
+
+NAMES = "Mara Tobin Sella Ugo Prim Anselm Nuri Halen".split()
+SPOUSES = [f"Who is the spouse of {name}?" for name in NAMES]
+HOMES = [f"Where does {name} live?" for name in NAMES]
+OTHER = "Sort these numbers: 4, 2, 9"
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory) -> Path:
+    """A router.json of two adapters."""
+    place = tmp_path_factory.mktemp("routed")
+    rows = [{"name": n, "folder": f"experts/{n}", "sha256": "0"} for n in ("spouse", "home")]
+    text = written(TextProfile.of([SPOUSES[:6], HOMES[:6]]), rows, "owner/base")
+    (place / FILE).write_text(text, encoding="utf-8")
+    return place / FILE
+
+
+def user(*texts, between="fine"):
+    """A conversation in which a user said these."""
+    said = [{"role": "assistant", "content": between}] * (2 * len(texts) - 1)
+    said[::2] = [{"role": "user", "content": text} for text in texts]
+    return [{"role": "system", "content": HOMES[0]}, *said]
+
+
+# ---- which model --------------------------------------------------------------------------------
+
+PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
+MESSAGES = {
+    "a skill": (user(SPOUSES[7]), "spouse"),
+    "no skill": (user(OTHER), "base"),
+    "the newest message that is like one": (user(SPOUSES[7], HOMES[7], "And why?"), "home"),
+    "parts": (user([{"type": "text", "text": HOMES[6]}, PICTURE]), "home"),
+    "an adapter's own words do not count": (user(OTHER, OTHER, between=SPOUSES[7]), "base"),
+    "nothing": ([], "base"),
+    "no conversation": ("x", "base"),
+}
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_a_conversation_goes_to_an_adapter_by_what_its_user_said(file, name):
+    messages, model = MESSAGES[name]
+    body = {"messages": messages, "temperature": 0, "seed": 1 << 60, "note": "ü\u2028"}
+    sent = Chooser(read_router(file), "base").routed("/v1/chat/completions", _bytes(body))
+    assert json.loads(sent) == {**body, "model": model}
+
+
+def test_a_completion_goes_to_an_adapter_by_its_prompt(file):
+    chooser = Chooser(read_router(file), "base")
+
+    def model(**body):
+        return json.loads(chooser.routed("/v1/completions", _bytes(body)))["model"]
+
+    assert model(prompt=HOMES[7]) == "home" and model(prompt=OTHER, model="by-text") == "base"
+    assert model(prompt=SPOUSES[5:]) == "spouse"
+    assert model(prompt=SPOUSES[7], model="home") == "home", "what a client names goes through"
+    for prompt in ([SPOUSES[7], HOMES[7]], [1, 2, 3], [[1, 2]], None, [], {}):
+        with pytest.raises(NotRoutable):
+            model(prompt=prompt)
+    for body in (b"{", b"[1]", b"\xff", b"", b"[" * 100_000):  # the server says what is wrong
+        assert chooser.routed("/v1/completions", body) == body
+
+
+def test_fifteen_lines_of_python_choose_alike(file):
+    """Those of docs/serving.md."""
+    page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = page.partition("```python\nimport json")[2].partition("```")[0]
+    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 16
+    names = {"router_file": file}
+    exec("import json" + code.replace('"DIR/router.json"', "router_file"), names)
+    profile = read_router(file).profile
+    for text in [*SPOUSES, *HOMES, OTHER, "", "x " * 3000 + HOMES[0], "WHO is\tthe spouse\nof Q?"]:
+        chosen = profile.choice(text)
+        assert names["adapter_of"](text) == (None if chosen is None else ["spouse", "home"][chosen])
+
+
+# ---- the file -----------------------------------------------------------------------------------
+
+
+def test_a_file_comes_back_as_it_was(file):
+    router, profile = read_router(file.parent), TextProfile.of([SPOUSES[:6], HOMES[:6]])
+    assert (router.profile, router.names, router.base) == (
+        profile,
+        ["spouse", "home"],
+        "owner/base",
+    )
+
+
+BROKEN = {
+    "newer": ({"version": VERSION + 1}, "update loraprobe"),
+    "another format": ({"format": "other"}, "damaged"),
+    "thresholds": ({"thresholds": [0.1]}, "1 thresholds for 2"),
+    "weights": ({"ngrams": {"ab": [1, 2]}}, "3 weights"),
+    "no number": ({"unseen": float("nan")}, "unseen"),
+    "same names": ({"adapters": [{"name": "a", "folder": "x", "sha256": ""}] * 2}, "one name"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_damaged_or_newer_file_is_named(file, tmp_path, name):
+    change, told = BROKEN[name]
+    (tmp_path / FILE).write_text(json.dumps(json.loads(file.read_text("utf-8")) | change))
+    with pytest.raises(AdapterError, match=told) as found:
+        read_router(tmp_path)
+    assert FILE in str(found.value)
+
+
+def test_without_a_file_the_command_that_writes_one_is_told(tmp_path):
+    result = making.call("proxy", tmp_path, "--server", "http://localhost:1")
+    assert result.exit_code == 2 and "--router by-text" in result.stderr
+    (tmp_path / FILE).write_text("{")
+    result = making.call("proxy", tmp_path, "--server", "http://localhost:1")
+    assert result.exit_code == 2 and FILE in result.stderr
+
+
+def test_the_base_is_found_among_the_models_of_a_server(file):
+    router = read_router(file)
+
+    def base(*models, given=None):
+        return base_among([ServedModel(id=i, parent=p) for i, p in models], router, given)
+
+    lora = [("spouse", "big"), ("home", "big")]
+    assert base(("big", None), ("alias", None), *lora) == "big"
+    plain = [("spouse", None), ("home", None)]
+    assert base(("big", None), *plain) == "big"
+    assert base(("big", None), ("other", None), *plain, given="other") == "other"
+    for models, given, told in (
+        ([("big", None), lora[0]], None, "no model named home"),
+        (plain, None, "--base-model"),
+        ([("big", None), ("other", None), *plain], None, "--base-model"),
+        ([("big", None), *lora], "none", "no model named none"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            base(*models, given=given)
+
+
+# ---- what goes through --------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def fronted(file, address):
+    """The address of a front before a server."""
+    app = front(read_router(file), address, "big")
+    made = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False))
+    thread = threading.Thread(target=made.run, daemon=True)
+    thread.start()
+    while not made.started:
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{made.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        made.should_exit = True
+        thread.join()
+
+
+class Upstream:
+    """A server that says what it was asked, and streams words where it is told to."""
+
+    def __init__(self):
+        self.seen, self.wait, self.closed = [], threading.Event(), threading.Event()
+
+    def __call__(self, request):
+        body = body_of(request)
+        self.seen.append((request.command, request.path, dict(request.headers), body))
+        if request.path == "/v1/models":
+            rows = [{"id": "big"}, *({"id": n, "parent": "big"} for n in ("spouse", "home"))]
+            return self.reply(request, 200, {"object": "list", "data": rows})
+        if request.path == "/health":
+            return self.reply(request, 503, {"dead": True})
+        if request.path.startswith("/moved"):
+            request.send_response(307)
+            request.send_header("location", "http://elsewhere.invalid/v1")
+            request.send_header("content-length", "0")
+            request.end_headers()
+            return None
+        asked = json.loads(body or b"{}")
+        if asked.get("stream"):
+            request.send_response(200)
+            request.send_header("content-type", "text/event-stream")
+            request.end_headers()
+            request.wfile.write(b"data: one\n\n")
+            request.wfile.flush()
+            self.wait.wait(10)
+            try:
+                for _ in range(500):
+                    request.wfile.write(b"data: two\n\n" * 1000)
+                    request.wfile.flush()
+                    if asked["stream"] == "short":
+                        return None
+            except OSError:
+                self.closed.set()
+            return None
+        status = asked.get("status", 200)
+        return self.reply(request, status, {"model": asked.get("model"), "got": asked})
+
+    def reply(self, request, status, document):
+        text = json.dumps(document).encode()
+        request.send_response(status)
+        request.send_header("content-type", "application/json")
+        request.send_header("x-request-id", "7")
+        request.send_header("content-length", str(len(text)))
+        request.end_headers()
+        request.wfile.write(text)
+
+
+@pytest.fixture(scope="module")
+def both(file):
+    upstream = Upstream()
+    with (
+        listening(upstream) as address,
+        fronted(file, address) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        yield client, upstream
+
+
+def test_the_model_is_set_and_all_else_goes_through(both):
+    client, upstream = both
+    key = {"Authorization": "Bearer secret", "X-Trace": "t"}
+    body = {"model": "by-text", "prompt": HOMES[7], "top_p": 0.5, "extra": {"a": [1, None]}}
+    answer = client.post("/v1/completions?x=%2F", json=body, headers=key)
+    assert answer.json() == {"model": "home", "got": {**body, "model": "home"}}
+    assert answer.headers["x-request-id"] == "7"
+    command, path, headers, _ = upstream.seen[-1]
+    assert (command, path) == ("POST", "/v1/completions?x=%2F")
+    assert (headers["authorization"], headers["x-trace"]) == ("Bearer secret", "t")
+    for status in (400, 401, 404, 429, 500):
+        again = client.post("/v1/completions", json={**body, "status": status})
+        assert again.status_code == status and again.json()["model"] == "home"
+    named = client.post("/v1/chat/completions", json={"model": "spouse", "messages": []})
+    assert named.json()["model"] == "spouse"
+
+
+def test_other_paths_go_through(both):
+    client, upstream = both
+    listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
+    assert listed == ["big", "spouse", "home", "by-text"]
+    assert client.get("/health").status_code == 503
+    moved = client.get("/moved", follow_redirects=False)
+    assert moved.status_code == 307 and moved.headers["location"] == "http://elsewhere.invalid/v1"
+    assert client.post("/tokenize", json={"prompt": "x"}).json()["got"] == {"prompt": "x"}
+    assert client.post("/v1/completions", content=b"{").status_code in (200, 500, 502)
+    assert upstream.seen[-1][3] == b"{"
+
+
+def test_what_no_adapter_can_answer_is_told_as_servers_tell_errors(both):
+    client, upstream = both
+    before = len(upstream.seen)
+    answer = client.post("/v1/completions", json={"prompt": [1, 2]})
+    told = answer.json()["error"]
+    assert answer.status_code == 400 and told["param"] == "prompt"
+    assert told["type"] == "invalid_request_error" and len(upstream.seen) == before
+
+
+def test_words_come_as_the_server_sends_them(both):
+    client, upstream = both
+    upstream.wait.clear()
+    body = {"messages": user(SPOUSES[7]), "stream": "short"}
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        parts = answer.iter_raw()
+        assert next(parts) == b"data: one\n\n"  # the server waits before the second
+        upstream.wait.set()
+        assert b"data: two" in b"".join(parts)
+    assert json.loads(upstream.seen[-1][3])["model"] == "spouse"
+
+
+def test_a_client_that_goes_away_ends_the_answer_of_the_server(both):
+    client, upstream = both
+    upstream.wait.set()
+    body = {"messages": user(SPOUSES[7]), "stream": "long"}
+    with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        next(answer.iter_raw())
+    assert upstream.closed.wait(10)
+
+
+def test_a_server_that_is_gone_is_told_and_nothing_else_blamed(file):
+    with listening(lambda request: None) as address:
+        pass
+    with fronted(file, address) as url:
+        answer = httpx.post(f"{url}/v1/completions", json={"prompt": HOMES[0]})
+    assert answer.status_code == 502 and "does not answer" in answer.json()["error"]["message"]
+
+
+def test_the_command_serves_until_it_is_stopped(file):
+    """As a user runs it: it finds the base, answers, prints no prompt, and stops at ^C."""
+    with listening(Upstream()) as address:
+        words = ["proxy", str(file), "--server", address, "--port", "0"]
+        wrong = making.call(*words)
+        assert wrong.exit_code == 2
+        with contextlib.closing(__import__("socket").socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            words[-1] = str(free.getsockname()[1])
+        run = [sys.executable, "-m", "loraprobe", *words]
+        started = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ})
+        try:
+            told = started.stderr.readline()
+            assert "by-text" in told and "spouse and home" in told and "big" in told
+            url = f"http://127.0.0.1:{words[-1]}"
+            for _ in range(200):
+                with contextlib.suppress(httpx.TransportError):
+                    answer = httpx.post(f"{url}/v1/completions", json={"prompt": HOMES[7]})
+                    break
+                time.sleep(0.05)
+            assert answer.json()["model"] == "home"
+        finally:
+            started.send_signal(signal.SIGINT)
+            rest = started.communicate(timeout=30)[1]
+        assert started.returncode in (0, 130) and HOMES[7] not in rest and "Traceback" not in rest
+
+
+def _bytes(body):
+    return json.dumps(body).encode()

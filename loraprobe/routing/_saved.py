@@ -135,7 +135,6 @@ class Routed(Composed):
         return {
             "router": spelled,
             "reads_text": router.reads_text,
-            "folders": folders_of([expert.name for expert in self.composition.experts]),
             "why_not_peft": self.why_not_peft,
             "learned": self.learned,
         }
@@ -221,8 +220,10 @@ def _write_experts(
     """Writes each expert's directory; returns the entries of composition.json."""
     done = {step.adapter: plain(step) for step in steps}
     entries: list[dict[str, Any]] = []
-    folders = folders_of([expert.name for expert in experts])
-    for expert, folder in zip(experts, folders.values(), strict=True):
+    folders: list[str] = []
+    for expert in experts:
+        folders.append(_folder(expert.name, set(folders)))
+    for expert, folder in zip(experts, folders, strict=True):
         place = staging / "experts" / folder
         # Whether its files describe it: it was not scaled, subtracted from or translated, and peft
         # can read its keys.
@@ -250,14 +251,6 @@ def _write_experts(
             }
         )
     return entries
-
-
-def folders_of(names: Sequence[str]) -> dict[str, str]:
-    """The folder of each expert, by its name."""
-    folders = dict[str, str]()
-    for name in names:
-        folders[name] = _folder(name, {*folders.values()})
-    return folders
 
 
 def _folder(name: str, taken: set[str]) -> str:

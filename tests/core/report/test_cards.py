@@ -160,6 +160,7 @@ def cards_of(audit: Audit, text: str = "x") -> list[str]:
             router=text,
             sources=audit.adapters,
             why_not_peft=why,
+            reads_text=why is not None,
             learned=None,
         )
         for why in (text, None)

@@ -34,6 +34,7 @@ RUNS: dict[str, tuple[str, ...]] = {
     "routed-layer": ("routed_layer_vs_peft.py", "--runs", "5"),
     "evaluation": ("evaluation_vs_peft.py", "--runs", "5"),
     "harness": ("evaluation_vs_harness.py", "--runs", "5"),
+    "proxy": ("proxy.py",),
 }
 QUICK: dict[str, tuple[str, ...]] = {
     "start": ("start.py", "--runs", "3"),
@@ -58,6 +59,7 @@ QUICK: dict[str, tuple[str, ...]] = {
     ),
     "evaluation": ("evaluation_vs_peft.py", "--runs", "2", "--items", "30"),
     "harness": ("evaluation_vs_harness.py", "--runs", "2", "--items", "30"),
+    "proxy": ("proxy.py", "--requests", "400"),
 }
 LIMIT = 900  # seconds that one benchmark may take
 

@@ -1,9 +1,9 @@
 """What `loraprobe proxy` costs: processor time and latency of a request beside the server's own.
 
-A server on loopback answers at once, a client asks it alone and through the front, first one request
-at a time and then 32 at once; each is a process of its own. Requests are conversations with a prompt
-of 60 or 4,000 characters. Processor time of the front is what one core has for a request: 500
-requests a second need at most 2 ms.
+A server on loopback answers at once, a client asks it alone and through the front, first one
+request at a time and then 32 at once; each is a process of its own. Requests are conversations with
+a prompt of 60 or 4,000 characters. Processor time of the front is what one core has for a request:
+500 requests a second need at most 2 ms.
 """
 
 from __future__ import annotations
@@ -162,10 +162,10 @@ def main() -> None:
                         f"  {own:16.2f}  {through:7.2f}  {through - own:5.2f}"
                     )
                     worst = max(worst, spent)
-    verdict = "AIM MET" if worst <= AIM_MS else "AIM FAILED"
+    verdict = "AIM met   " if worst <= AIM_MS else "AIM MISSED"
     print(
-        f"{verdict} at most {worst:.2f} ms of one core a request (aim {AIM_MS:g}), that is at least "
-        f"{1000 / worst:.0f} requests a second"
+        f"{verdict} at most {worst:.2f} ms of one core a request (aim {AIM_MS:g}), that is at "
+        f"least {1000 / worst:.0f} requests a second"
     )
 
 

@@ -3,8 +3,8 @@
     python compare.py HERE.jsonl SERVED.jsonl --ask URL
 
 Both files are those of `--save-samples`. The scores of by-text in them are compared; then every
-question is sent to the front as text, to the model by-text, which shows whom it names, and the first
-line of the reply is compared with that of the run here.
+question is sent to the front as text, to the model by-text, which shows whom it names, and the
+first line of the reply is compared with that of the run here.
 """
 
 from __future__ import annotations

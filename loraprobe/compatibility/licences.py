@@ -64,7 +64,8 @@ def licence_issues(
         yield finding(
             "licence-unknown",
             tuple(unknown),
-            f"No licence is declared by {listing(unknown)}: nobody may share a derived work.",
+            f"No licence is declared by {listing(unknown)}: ask before you share what is made of "
+            f"{'it' if len(unknown) == 1 else 'them'}.",
         )
     for code, (pattern, requirement) in TERMS.items():
         concerned = {name: licence for name, licence in declared.items() if pattern.search(licence)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -85,7 +86,7 @@ class Command(WrittenAsText):
         except ValueError:  # a quote that is not closed
             words = []
         if words[:1] != ["loraprobe"] or len(words) < 2:
-            kind = "shell" if words and "(" not in text else "python"  # which has a call
+            kind = "shell" if words and not _is_python(text) else "python"
             return cls(kind if text else "", text=text)
         adapters, options = list[str](), list[tuple[str, ...]]()
         verb = " ".join(words[1 : 3 if words[1] in GROUPS else 2])
@@ -97,6 +98,15 @@ class Command(WrittenAsText):
             else:
                 adapters.append(word)
         return cls(verb, tuple(adapters), tuple(options))
+
+
+def _is_python(text: str) -> bool:
+    """Whether a text can be lines of Python, which words with blanks between them cannot."""
+    try:
+        ast.parse(text)
+    except SyntaxError:
+        return False
+    return True
 
 
 def _quoted(reference: str) -> str:

@@ -100,7 +100,7 @@ class Verdict:
     `probability` is that of this very decision, for a share `prior` of compositions that gain; it
     is None where nobody tells it. `margin` is the gain that was asked for. The first of `reasons`
     changes most for the reader. `next`, the command to run next, is known where the audit is made;
-    it is a text in JSON, in which local directories have their names.
+    it is a text in JSON, in which local directories have their names, and `next_in` says of what.
 
     `missing` is what would tell more (`Missing` lists it); None where that is none of these.
     """
@@ -118,6 +118,11 @@ class Verdict:
     margin: float = MARGIN
     next: Command = NOTHING
     by_task: Mapping[str, str] = field(default_factory=dict)
+    next_in: Literal["shell", "python"] | None = None
+
+    def __post_init__(self) -> None:
+        language = "python" if self.next.in_python else "shell"
+        object.__setattr__(self, "next_in", language if self.next else None)
 
     @property
     def codes(self) -> frozenset[str]:

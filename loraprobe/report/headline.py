@@ -159,7 +159,7 @@ def _states(audit: Audit, verdict: Verdict) -> list[str]:
 
 
 def _words(audit: Audit, verdict: Verdict, measured: Basis, chance: str) -> Mapping[str, str]:
-    """What the sentences name. chance: of a gain, in brackets, or behind what stands in them."""
+    """What the sentences name. chance: of a gain, which stands in brackets."""
     gain = verdict.gain
     guards = [
         row.task
@@ -178,7 +178,6 @@ def _words(audit: Audit, verdict: Verdict, measured: Basis, chance: str) -> Mapp
         "wrong": "the adapters" if single == system else single,
         "guards": listing(guards) or "a guard",
         "chance": f" ({chance})" if chance else "",
-        "more": f"; {chance}" if chance else "",
     }
 
 

@@ -1,4 +1,4 @@
-"""What is told beside a decision: it changes none, but may leave one open."""
+"""What an extension tells beside a decision, and may miss: a decision is then `inconclusive`."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ class Annotation:
     missing: Missing | None = None
 
     def on(self, verdict: Verdict) -> Verdict:
-        """The verdict with this.
+        """The verdict with these reasons and this probability; `inconclusive` where `missing` says
+        what was not asked.
 
-        Its probability is that of its own decision: this for `likely`, the complement for
-        `unlikely`; it is absent below a half, where the decision rests on more than the gain.
+        The verdict's gain gets the probability as it is. The verdict gets that of its own decision:
+        the same for `likely`, 1 minus it for `unlikely`. Below 0.5 the verdict gets none, because
+        the decision then rests on more than the gain.
         """
         told = replace(verdict, reasons=(*verdict.reasons, *self.reasons))
         if self.missing is not None:

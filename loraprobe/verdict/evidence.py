@@ -308,8 +308,11 @@ class ScoredSystem:
 
 @dataclass(frozen=True)
 class Exclusion:
-    """Why a system cannot be used: the code of a reason, and the words that its sentence has beside
-    the system, `other`, and what it scores more than what is advised, `more`."""
+    """Why a system cannot be used: the code of a reason, and the words in its sentence.
+
+    Two words of the sentence are not among them, because the verdict gives them: `other` is the
+    name of the system, and `more` says by how much it scores more than the system that is advised.
+    """
 
     code: str
     words: Mapping[str, Any] = field(default_factory=dict)

@@ -18,11 +18,12 @@
   intervals leave it open, what base and single adapters decide holds, unless a composition
   measured a gain above the margin.
 - *A guard* is kept if the interval of composition minus base lies above -(margin of guards), and
-  lost if it lies below. Where it holds that figure, the case is open: a gain that costs nothing was
-  asked for, and neither is shown. A composition that may lose a guard stays the leading one, and
-  the next one leads only where it is shown to lose it. So the chance that some composition passes
-  which does lose the margin stays about that of a single test. An adapter that is shown to lose a
-  guard is nothing to be compared with, and nothing that is lost is advised.
+  lost if it lies below. Where the interval holds that figure, the guard is open, and so is the
+  decision. The best composition stays the leading one while its guard is open; the next one leads
+  only after the guard of the first was shown to be lost. If the next one led as soon as a guard was
+  open, several compositions would be tried, and one that loses the margin would pass by chance
+  more often than in a single test. An adapter that is shown to lose a guard is no reference for a
+  gain. Neither it nor such a composition is advised.
 - *A chain* composes no weights: it never makes a decision `likely`. Where no composition measured a
   gain above the margin, a chain that is shown to be better than everything else by more than the
   margin makes it `unlikely`: whether a composition gains a little is no question any more.

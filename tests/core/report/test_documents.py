@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loraprobe.errors import UsageError
-from loraprobe.records import Command
+from loraprobe.records import Command, Verdict
 from loraprobe.report.documents import audit_from, json_schema, read_audit
 
 
@@ -95,11 +95,14 @@ def test_json_on_a_terminal_drives_nothing_and_loses_nothing():
         Command("screen", ("@list.txt", "-"), (("--task", "t's.jsonl"),)),
         Command("python", text="model.set_adapter('a')"),
         Command("python", text="loraprobe 'not closed"),
+        Command("shell", text="vllm serve '(base)' --enable-lora"),
         Command(""),
     ],
 )
 def test_a_command_is_read_as_it_was_written(command):
     assert Command.read(str(command)) == command
+    language = "python" if command.in_python else "shell" if command else None
+    assert Verdict("likely", "weights", next=Command.read(str(command))).next_in == language
 
 
 JSON = st.recursive(

@@ -720,6 +720,12 @@ CORE = (
         "clear older json",
     ),
     CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",), "json"),
+    CommandSpec(
+        "skill",
+        "loraprobe.cli.information.skill",
+        "Other",
+        ("loraprobe skill",),
+    ),
     CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
 )
 EVERYWHERE = "config", "debug"  # the options that every command takes

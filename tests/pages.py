@@ -1,5 +1,6 @@
-"""Writes docs/methods.md, options.md, codes.md and the data of `loraprobe methods` from the code,
-and what the files `extensions/NAME/written.py` have under PAGES; their CODES are findings.
+"""Writes docs/methods.md, options.md, codes.md, llms.txt and the data of `loraprobe methods` from
+the code, and what the files `extensions/NAME/written.py` have under PAGES; their CODES are
+findings.
 
     python tests/pages.py
 
@@ -143,12 +144,32 @@ def methods_data() -> str:
     return json.dumps(members(), indent=1, ensure_ascii=False) + "\n"
 
 
+def llms_page() -> str:
+    """The pages of the documentation with their titles, for a language model."""
+    lines = [
+        "# loraprobe",
+        "",
+        "> Tells whether composing LoRA adapters (merging them, routing between them) will work "
+        "for a task, why, and what to do instead: a command line and a Python package.",
+        "",
+        "`loraprobe skill` prints every command with its options and the exit codes.",
+        "",
+        "## Documentation",
+        "",
+    ]
+    for page in sorted(DOCS.glob("*.md")):
+        title = page.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# ")
+        lines.append(f"- [{title}]({page.name})")
+    return "\n".join(lines) + "\n"
+
+
 PAGES = {
     DOCS / "methods.md": methods_page,
     DOCS / "options.md": options_page,
     DOCS / "codes.md": codes_page,
     DOCS.parent / "loraprobe" / "cli" / "methods.json": methods_data,
     **{DOCS / name: page for one in ADDED for name, page in one.PAGES.items()},
+    DOCS / "llms.txt": llms_page,
 }
 
 

@@ -1,5 +1,5 @@
-"""The commands about what surrounds the runs: cache (what they keep), env (the machine); and
-`lab`, which is handed over."""
+"""The commands about what surrounds the runs: cache (what they keep), env (the machine), skill
+(what an agent reads); and `lab`, which is handed over."""
 
 from __future__ import annotations
 
@@ -138,6 +138,51 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def skill() -> None:
+    """Print a SKILL.md that tells an agent how to use this installation.
+
+    Write it to loraprobe/SKILL.md in the directory of the agent's skills.
+    """
+    print(skill_text(), end="")
+
+
+def skill_text() -> str:
+    """SKILL.md, made from the table of commands and options and from the exit codes."""
+    from loraprobe import cli
+    from loraprobe.cli.parameters import tables
+    from loraprobe.formatting import flowing
+    from loraprobe.options import options_of
+
+    lines = [
+        "---",
+        "name: loraprobe",
+        "description: Tells whether composing LoRA adapters (merging them, routing between them) "
+        "works for a task, why, and what to do instead. Use it where somebody holds two or more "
+        "adapters of one base model, has to choose among many, or is to check a merge.",
+        "---",
+        "",
+        "# loraprobe",
+        "",
+        "Call commands with `--json` where they take it: standard output is then one document, "
+        "also for an error (`error.code`, `message`, `cure`), and `loraprobe --json-schema` prints "
+        "the schema of results. Read `verdict.decision`, `verdict.action`, `verdict.gain` and "
+        "`verdict.reasons`, and run `verdict.next`. `--dry-run` tells time and memory first.",
+        "",
+        flowing(cli.options.__doc__),
+    ]
+    for name, spec in cli.COMMANDS.items():
+        lines += ["", f"## loraprobe {name}", "", flowing(cli.function_of(name).__doc__), ""]
+        lines += ["```", *spec.examples, "```"]
+        rows = {option: tables()[option][1] for option in options_of(name) if option in tables()}
+        lines += [""] * bool(rows)
+        for option, field in rows.items():
+            words = {**field.metadata, **spec.changed.get(option, {})}
+            flag = (words["flags"] or [f"--{option.replace('_', '-')}"])[0]
+            typed = f"{flag} {words['metavar']}".strip()
+            lines.append(f"- `{typed}`: {words['help']}")
+    return "\n".join(lines) + "\n"
 
 
 def lab(

@@ -531,3 +531,19 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(monkeypatch, capsys)
     assert capsys.readouterr().err == ""  # nothing after the end
     with Output(quiet=True).progress() as progress:
         assert progress is None
+
+
+def test_the_skill_has_every_command_option_and_exit_code():
+    shown = call("skill")
+    assert shown.exit_code == 0 and shown.stdout.startswith("---\nname: loraprobe\n")
+    parts = re.split(r"^## loraprobe ", shown.stdout, flags=re.MULTILINE)
+    assert {"0", "1", "2", "3", "130", "143"} <= set(re.findall(r"\b\d+\b", parts[0]))
+    assert [part.splitlines()[0] for part in parts[1:]] == list(COMMANDS)
+    for part, (name, spec) in zip(parts[1:], COMMANDS.items(), strict=True):
+        told = re.findall(r"^- `(--[a-z-]+)", part, re.MULTILINE)
+        inside = command_of(name.partition(" ")[0])
+        inside = inside.commands[name.partition(" ")[2]] if " " in name else inside
+        taken = {flag for one in inside.params for flag in one.opts if flag.startswith("--")}
+        in_tables = {n for n in options_of(name) if n in parameters.tables()}
+        assert len(told) == len(in_tables) and set(told) <= taken
+        assert all(example in part for example in spec.examples)

@@ -33,7 +33,7 @@ from loraprobe.adapters.types import (
 from loraprobe.lora.lowrank import LowRank
 
 # Findings that are gone once an adapter is written again.
-MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused"})
+MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused", "mlx-file"})
 
 
 def adapter_of(

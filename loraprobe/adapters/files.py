@@ -11,14 +11,14 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from loraprobe.adapters.config import CONFIG
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError
-from loraprobe.untrusted import check_link
+from loraprobe.untrusted import check_link, read_json
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -39,7 +39,19 @@ def find_directory(path: Path) -> Path:
     if inner:
         return inner[0]
     if (path / "config.json").is_file():
+        config = read_json(path / "config.json", str(path), AdapterError)
+        if bits := quantised_by_mlx(config):
+            raise AdapterError(
+                f"{path} is a whole model of MLX in {bits}, not an adapter: one that was fused "
+                "into it cannot be taken out again, because its weights were rounded afterwards; "
+                "give the directory that mlx_lm.lora wrote."
+            )
         raise AdapterError(f"{path} is a whole model, not an adapter; give it as --base.")
+    if (path / "adapters.npz").is_file():
+        raise AdapterError(
+            f"{path} holds adapters.npz, which mlx-lm wrote before March 2024, without the scale; "
+            "train it again, or save it as adapters.safetensors with an adapter_config.json."
+        )
     if training := trained_by("files", [file.name for file in path.iterdir()]):
         raise _not_peft(path, training)
     for file in sorted(path.glob("*.safetensors")):
@@ -49,6 +61,14 @@ def find_directory(path: Path) -> Path:
         f"{path} has no {CONFIG}, so it is no PEFT adapter; "
         "give the directory that save_pretrained wrote."
     )
+
+
+def quantised_by_mlx(config: Mapping[str, Any]) -> str | None:
+    """How the weights of a model of MLX are quantised, by its config.json; None if they are not."""
+    given = config.get("quantization")
+    if not isinstance(given, dict) or "bits" not in given:
+        return None
+    return f"{given['bits']!s:.20} bits"
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""Reads a PEFT directory into an Adapter and accounts for every tensor of its file.
+"""Reads a directory of peft or mlx-lm into an Adapter and accounts for every tensor of its file.
 
 `classify` says what the key of a tensor is. `KeySorting` makes each tensor a factor of a module, an
 extra (used are DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained token
@@ -45,6 +45,7 @@ from loraprobe.adapters.files import (
     open_tensors,
     trained_by,
 )
+from loraprobe.adapters.mlx import is_mlx, read_mlx
 from loraprobe.adapters.names import VOCABULARY, layer_pattern
 from loraprobe.adapters.types import (
     Adapter,
@@ -121,7 +122,7 @@ FIELDS = {
 def read_adapter(
     path: str | Path, name: str | None = None, source: Source | None = None
 ) -> Adapter:
-    """Reads a PEFT directory. Factors are read from the file when they are needed.
+    """Reads a directory of peft or mlx-lm. Factors are read from the file when they are needed.
 
     `name` is the adapter's name (default: the directory's). Raises AdapterError if the files cannot
     be read and UnsupportedAdapter if the configuration is not a plain LoRA.
@@ -129,8 +130,11 @@ def read_adapter(
     directory = find_directory(Path(path))
     name = name or directory.resolve().name
     source = source or Source(reference=str(path), path=directory)
-    config = read_config(directory, source.reference)
-    file = open_tensors(directory)
+    of_mlx = is_mlx(directory)
+    if of_mlx:
+        config, file = read_mlx(directory, PREFIX)
+    else:
+        config, file = read_config(directory, source.reference), open_tensors(directory)
     sorting = KeySorting(name, config, file)
     sorting.sort_keys()
     infos = sorting.pair_factors()
@@ -146,6 +150,9 @@ def read_adapter(
         **_extra_tensors(file, extras, config.raw),
     )
     issues = [*sorting.findings()]
+    if of_mlx:
+        message = f"{name} is an adapter of mlx-lm, which peft does not read."
+        issues.append(finding("mlx-file", (name,), message))
 
     def add(code: str, message: str, module: str | None = None, cure: str | None = None) -> None:
         issues.append(finding(code, (name,), message, module, cure=cure))

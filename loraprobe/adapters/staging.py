@@ -21,6 +21,7 @@ CARD = ["README.md", ".gitattributes"]
 ADAPTER = [
     *CARD,
     *"adapter_config.json adapter_model.safetensors adapter_model.bin training_args.bin".split(),
+    "adapters.safetensors",  # of mlx-lm
     *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split(),
     *"vocab.json merges.txt tokenizer.model chat_template.jinja".split(),
 ]

@@ -101,9 +101,10 @@ class Files(Extension):
             (
                 "loraprobe convert ./legal -o portable",
                 "loraprobe convert ./loha --base auto -o lora",
+                "loraprobe convert ./legal --to mlx -o mlx",
             ),
-            "base like expert_layout allow rank keep_energy portable threads target overwrite json "
-            "html markdown explain quiet",
+            "base like expert_layout allow rank keep_energy portable to threads target overwrite "
+            "json html markdown explain quiet",
             changed={
                 "rank": {
                     "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "

@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 
 from loraprobe.cli.making import save
-from loraprobe.cli.parameters import ADAPTERS, COMPOSITION, argument, setting
+from loraprobe.cli.parameters import ADAPTERS, COMPOSITION, OUTPUT, argument, setting
 from loraprobe.cli.running import Output, imports_done
 from loraprobe.errors import UsageError
 from loraprobe.extensions.files import KEPT_ENERGY, FilesOptions
@@ -41,6 +41,10 @@ def convert(
             ADAPTERS,
         ),
     ] = None,
+    to: Annotated[
+        str,
+        setting("LIBRARY", "Who reads what is written: peft and servers, or mlx (mlx-lm).", OUTPUT),
+    ] = "peft",
     keep_energy: Annotated[
         float,
         setting(
@@ -65,10 +69,11 @@ def convert(
     rsLoRA and patterns become one rank and one scaling. What cannot be kept exactly is refused by
     name. DoRA stays DoRA. With --base stacked experts of peft before 0.19.1 get today's order, and
     an AdaLoRA, LoHa, LoKr, VeRA or another type that changes weights becomes a LoRA, which keeps at
-    least --keep-energy of each change.
+    least --keep-energy of each change. An adapter of mlx-lm is read as any other, and --to mlx
+    writes one.
     """
     made = {"like": like, "portable": portable, "keep_energy": keep_energy}
-    made["expert_layout"] = expert_layout
+    made |= {"expert_layout": expert_layout, "to": to}
     save(output, options, "convert", [ref], base, None, module=CONVERTING, **made)
 
 

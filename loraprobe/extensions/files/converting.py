@@ -51,8 +51,9 @@ from loraprobe.errors import (
     UnsupportedAdapter,
     UsageError,
 )
-from loraprobe.extension import Result
+from loraprobe.extension import Remarks, Result
 from loraprobe.extensions.files import CUT_ENERGY, KEPT_ENERGY, WITH_DELTA
+from loraprobe.extensions.files.mlx import mlx_config, save_mlx
 from loraprobe.formatting import listing
 from loraprobe.front_matter import read_front_matter
 from loraprobe.lora.lowrank import LowRank
@@ -91,14 +92,19 @@ class Converted(Artifact):
     card: str
     source: Path | None
     targets: Sequence[str] | None
+    mlx: Mapping[str, Any] | None = None  # the config of mlx-lm, if it is written for that
 
     @property
     def name(self) -> str:
         return self.adapter.name
 
     def save(self, directory: str | Path, overwrite: bool = False) -> None:
-        """Writes a PEFT directory. Raises OutputError, also for a place inside the source."""
+        """Writes a directory of peft, or of mlx-lm. Raises OutputError, also for a place inside the
+        source."""
         check_apart(Path(directory), [self.source] if self.source else [])
+        if self.mlx is not None:
+            save_mlx(self.adapter, self.mlx, Path(directory), overwrite, self.card)
+            return
         self.adapter.save(directory, overwrite=overwrite, card=self.card, targets=self.targets)
 
 
@@ -111,6 +117,7 @@ def convert(
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
     expert_layout: Order | None = None,
+    to: Literal["peft", "mlx"] = "peft",
 ) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
 
@@ -120,8 +127,11 @@ def convert(
     base: gives the file the layout of its experts, and compares a copy of an embedding or head that
     the file may hold. Raises CompatibilityError for what cannot be kept exactly: tensors of an
     unknown kind, an initialisation that changed the base. like: a base or an adapter whose names of
-    modules are written. expert_layout: the order of experts of which nothing else tells it.
+    modules are written. expert_layout: the order of experts of which nothing else tells it. to:
+    the library that reads what is written; mlx has one rank and one scaling.
     """
+    if to not in ("peft", "mlx"):
+        raise UsageError(f"--to={to} is no library that convert writes for; take peft or mlx.")
     if expert_layout not in (None, "new", "old"):
         raise UsageError(f"--expert-layout={expert_layout} is no layout; take new or old.")
     if not 0 < keep_energy <= 1:
@@ -146,12 +156,18 @@ def convert(
     found = compatibility.require(preflight.compatibility)
     place = session.target or Path("OUT")
     before = "" if made_lora is None else made_lora[1]
-    made, changes = convert_adapter(adapter, place, like, portable, before, original)
+    made, changes = convert_adapter(
+        adapter, place, like, portable or to == "mlx", before, original, to
+    )
     require_certain(found, original, made, inputs.base, session.options)
+    if to == "mlx":
+        made = replace(made, mlx=mlx_config(made.adapter, inputs.base))
     serious = Compatibility(tuple(i for i in found.issues if i.severity != "note"))
     preflight = replace(preflight, compatibility=serious, layers=())
-    result = Result(inputs.given, inputs.base, made.adapter)
-    preflight, remarks = with_remarks(preflight, session, result)
+    remarks = Remarks()
+    if to == "peft":  # what servers read is no file of mlx-lm
+        result = Result(inputs.given, inputs.base, made.adapter)
+        preflight, remarks = with_remarks(preflight, session, result)
     if made_lora is not None:
         preflight = replace(preflight, diagnostics=(*preflight.diagnostics, *made_lora[2]))
     inputs = replace(inputs, adapters=[made.adapter])
@@ -166,12 +182,14 @@ def convert_adapter(
     one_rank: bool = True,
     before: str = "",
     original: Adapter | None = None,
+    library: str = "peft",
 ) -> tuple[Converted, str]:
     """The adapter as it is written to a place, and what differs from its file, in sentences.
 
     like: a base or an adapter whose names of modules it gets. one_rank: whether all modules get one
     rank and one scaling. before: a sentence on what was done to the file before and how much of
-    its function that keeps; without one it is the same function. Raises BaseError
+    its function that keeps; without one it is the same function. original: the adapter as its
+    file has it, where that has another layout. library: of the card. Raises BaseError
     where the names are not known, CompatibilityError for an adapter whose modules they do not name.
     """
     made = replace(with_repaired_paths(given), weights_file=None)
@@ -183,9 +201,11 @@ def convert_adapter(
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []
     sentences += _changes(original or given, made)
+    if library == "mlx":
+        sentences.append("The file is one of mlx-lm: factors are transposed, alpha / r is scale.")
     changes = " ".join(sentences) or "Nothing had to be changed."
     told = changes if before else f"It computes the same. {changes}"
-    card = _card(made, given.source.public, hub.model_card(given), told)
+    card = _card(made, given.source.public, hub.model_card(given), told, library)
     return Converted(made, card, given.source.path, targets), changes
 
 
@@ -208,7 +228,7 @@ def licence_fields(matter: Mapping[Any, Any]) -> dict[str, str]:
     return fields
 
 
-def _card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
+def _card(adapter: Adapter, source: str, card: str | None, changes: str, library: str) -> str:
     """README.md of a converted adapter.
 
     source, card: where it came from and the card there, of which only the licence is kept, as
@@ -216,7 +236,7 @@ def _card(adapter: Adapter, source: str, card: str | None, changes: str) -> str:
     """
     import yaml
 
-    fields = {"library_name": "peft", "base_model_relation": "adapter", "tags": ["lora"]}
+    fields = {"library_name": library, "base_model_relation": "adapter", "tags": ["lora"]}
     fields |= licence_fields(read_front_matter(card))
     if base := public_name(adapter.base_model):
         fields["base_model"] = base
@@ -323,6 +343,8 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
     yield from (issue.message for issue in made.issues if issue.code in told)
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
+    if "mlx-file" in codes:
+        yield "The file was mlx-lm's, whose factors are transposed and whose scale is alpha / r."
     if "pickled" in codes:
         yield f"{PICKLE} became {SAFETENSORS}."
     ranks, rank = given.rank_range, made.rank_range

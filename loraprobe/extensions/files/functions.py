@@ -25,6 +25,7 @@ def convert(
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
     expert_layout: Literal["new", "old"] | None = None,
+    to: Literal["peft", "mlx"] = "peft",
     **options: Any,
 ) -> Converted:
     """Rewrites one adapter as peft and servers read it; `.save(directory)` writes it.
@@ -34,8 +35,8 @@ def convert(
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
     of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
     keeps of each module. expert_layout: whether A of stacked experts reads the inputs ("new") or
-    the outputs ("old"), where the base's shapes do not tell. Raises CompatibilityError for what
-    cannot be kept exactly.
+    the outputs ("old"), where the base's shapes do not tell. to: peft and servers, or mlx-lm.
+    Raises CompatibilityError for what cannot be kept exactly.
     """
     from loraprobe.extensions.files import converting
     from loraprobe.session import Session
@@ -48,6 +49,7 @@ def convert(
         portable=portable,
         keep_energy=keep_energy,
         expert_layout=expert_layout,
+        to=to,
     )
     return cast("Converted", outcome.made)
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -425,3 +426,74 @@ def test_square_experts_are_written_in_the_order_that_is_named(tmp_path, older):
     for name, order in (("old", "older"), ("new", "old")):
         done = convert(tmp_path / name, *base, "--expert-layout", order, "-o", tmp_path / "y")
         assert done.exit_code == 2 and not (tmp_path / "y").exists()
+
+
+# Files of mlx-lm.
+
+MLX_LM = Path(__file__).parents[2] / "core" / "adapters" / "mlx_lm"  # mlx-lm itself wrote them
+MLX = "adapters.safetensors"
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_of_mlx_lm_becomes_one_of_peft_and_the_reverse(tmp_path, kind):
+    """tests/core/adapters/mlx_lm/make.py checks the second with mlx-lm's own loading code."""
+    assert convert(MLX_LM / kind, "-o", tmp_path / "peft").exit_code == 0
+    made, given = read_adapter(tmp_path / "peft"), read_adapter(MLX_LM / kind)
+    assert not made.issues and made.variant == kind
+    for path, update in given.modules.items():
+        torch.testing.assert_close(made.modules[path].delta(), update.delta())
+    done = convert(tmp_path / "peft", "--to", "mlx", "-o", tmp_path / "mlx")
+    assert done.exit_code == 0 and "vllm" not in done.output, done.output
+    assert sorted(file.name for file in (tmp_path / "mlx").iterdir()) == [
+        "README.md",
+        CONFIG,
+        MLX,
+    ]
+    ours, theirs = (load_file(place / MLX) for place in (tmp_path / "mlx", MLX_LM / kind))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items())
+    one, other = (
+        json.loads((place / CONFIG).read_text()) for place in (tmp_path / "mlx", MLX_LM / kind)
+    )
+    other["lora_parameters"]["keys"].sort()
+    assert one == {key: other[key] for key in one}
+    assert "library_name: mlx" in (tmp_path / "mlx" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("config", "model", "words"),
+    [
+        ({"modules_to_save": ["lm_head"]}, untied, "whole weights"),
+        ({"lora_bias": True}, tiny_llama, "biases of B"),
+        ({"trainable_token_indices": [3]}, tiny_llama, "trained rows"),
+        ({"target_modules": ["c_attn"], "fan_in_fan_out": True}, tiny_gpt2, "no linear ones"),
+        ({"target_modules": ["q_proj", "lm_head"]}, untied, "unless --base shows"),
+    ],
+)
+def test_what_mlx_lm_has_no_place_for_is_refused_by_name(tmp_path, config, model, words):
+    place = peft_adapter(tmp_path / "a", model(), **(SETTINGS | config))
+    done = convert(place, "--to", "mlx", "-o", tmp_path / "out", "--allow", "base-copy")
+    assert done.exit_code == 2 and not (tmp_path / "out").exists()
+    assert words in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_head_of_its_own_is_written_for_mlx_lm_and_ranks_become_one(tmp_path):
+    untied().save_pretrained(tmp_path / "base")
+    settings = SETTINGS | PATTERNS | {"target_modules": ["q_proj", "v_proj", "lm_head"]}
+    place = peft_adapter(tmp_path / "a", untied(), layers_to_transform=None, **settings)
+    for compact in ([], ["--compact"]):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        base = ["--base", tmp_path / "base", *compact]
+        done = convert(place, *base, "--to", "mlx", "-o", tmp_path / "out")
+        assert done.exit_code == 0, done.output
+        config = json.loads((tmp_path / "out" / CONFIG).read_text())
+        assert config["num_layers"] == 2
+        assert config["lora_parameters"]["keys"] == [
+            "lm_head",
+            "self_attn.q_proj",
+            "self_attn.v_proj",
+        ]
+        given, made = read_adapter(place), read_adapter(tmp_path / "out")
+        for path, update in given.modules.items():
+            torch.testing.assert_close(made.modules[path].delta(), update.delta())
+    assert convert(place, "--to", "gguf", "-o", tmp_path / "no").exit_code == 2

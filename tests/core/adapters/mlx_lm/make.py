@@ -4,8 +4,8 @@
 
 Each directory is an adapter as mlx-lm saves it: its layers, its tensors, its config. Its file
 `deltas.safetensors` has what mlx-lm's own `fuse` adds to each weight of the base, and
-`base.safetensors` has these weights. `python make.py check DIR` loads an adapter into that base by mlx-lm's
-`load_adapters` and prints the largest difference to the deltas of lora or dora beside it.
+`base.safetensors` has these weights. `python make.py check DIR` loads an adapter into that base by
+mlx-lm's `load_adapters` and prints the largest difference to the deltas of lora or dora beside it.
 """
 
 import json

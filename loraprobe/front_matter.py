@@ -16,8 +16,8 @@ NO_BREAKS = dict.fromkeys(
 
 # What a file of a tokenizer, or code that asks a model, shows of a chat template or a plain prompt.
 CHAT = re.compile(r"""chat_template|\bmessages\s*=|\bin messages\b|["']role["']\s*:\s*["']user""")
-KEY = "loraprobe"  # under which a card says what its directory was made of
 PLAIN = re.compile(r"\.generate\(|\bpipeline\(")
+KEY = "loraprobe"  # under which a card says what its directory was made of
 LONGEST_LICENCE = 100  # characters of a licence's name that are kept
 
 

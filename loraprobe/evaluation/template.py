@@ -41,14 +41,14 @@ def choose_template(
 ) -> tuple[bool, str, Coverage | None]:
     """Whether prompts should be user turns of the chat template, why, and the two accuracies.
 
-    The better form depends on the adapters' training. Each adapter answers a few questions and hops
-    with and without the template; more of them unless one form is shown to be better
-    (`TEMPLATE_LEAD`) or both are shown to be good; and worked ones where no answer differs. A
-    question counts with its best adapter, so nobody is asked what another one answered rightly. A
-    hop is right if its answer stands in the reply. If both forms are equally good, `known` says
-    which one is known and from what. What `kept` holds is not asked again, and new answers are
-    added to it. Returns False if the tokenizer has no template;
-    accuracies are None then and where losses are compared.
+    The better form depends on the adapters' training, so each adapter answers a few questions and
+    hops in both forms. Where neither is shown to be better (`TEMPLATE_LEAD`) and not both are shown
+    to be good, more are asked; where no answer differs then, worked ones. A question counts with
+    its best adapter, so no adapter is asked what an earlier one answered rightly.
+
+    kept: answers that are not asked again; new ones are added. known: where both forms are equally
+    good, which one is known, and from what. The first value is False where the tokenizer has no
+    template. The accuracies are None then, and where losses are compared.
     """
     try:
         ways = {False: scorer.with_template(False), True: scorer.with_template(True)}
@@ -87,20 +87,27 @@ def choose_template(
         enough = 1 if asked is plain[-1] else TEMPLATE_LEAD
         if lead >= enough or (equal and asked is not plain[0]):
             break
-    means = {used: sum(own) / len(asked) for used, own in values.items()}
-    chosen, why = means[True] > means[False], ""
-    if means[True] == means[False]:
+    with_it, without = (sum(values[way]) / len(asked) for way in (True, False))
+    return _chosen(asked, with_it, without, known)
+
+
+def _chosen(
+    asked: Sequence[Question], with_it: float, without: float, known: Callable[[], tuple[bool, str]]
+) -> tuple[bool, str, Coverage | None]:
+    """The better form by the means of the best answers with the template and without it."""
+    chosen, tie = with_it > without, ""
+    if with_it == without:
         chosen, from_what = known()
-        why = f"; {from_what}"
+        tie = f"; {from_what}"
     losses = all(question.metric == LOSS for question in asked)
     parts = Counter(q.part.words for q in asked)
     why = (
         f"Chat template {'on' if chosen else 'off'}: the best single adapter's "
         f"{'mean log-likelihood' if losses else 'accuracy'} on {len(asked)} sampled questions "
-        f"({listing(f'{n} {part}' for part, n in parts.items())}) was {means[True]:.2f} with it "
-        f"and {means[False]:.2f} without{why}."
+        f"({listing(f'{n} {part}' for part, n in parts.items())}) was {with_it:.2f} with it "
+        f"and {without:.2f} without{tie}."
     )
-    row = Coverage("chat_template", asked[0].task, means[True], len(asked), baseline=means[False])
+    row = Coverage("chat_template", asked[0].task, with_it, len(asked), baseline=without)
     return chosen, why, None if losses else row
 
 

@@ -71,7 +71,7 @@ def measure_pace(evaluator: Evaluator, composition: Composition) -> Pace:
     with evaluator.session.stage("estimate"):
         seconds(composition, asked[:1])  # warms up
         base, adapted = seconds(None, asked) / units, seconds(composition, asked) / units
-    each = (adapted - base) / len(composition.experts)
+    each = max(0.0, adapted - base) / len(composition.experts)  # it is noise below 0
     return lambda adapters: base + each * adapters
 
 

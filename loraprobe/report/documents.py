@@ -153,6 +153,8 @@ def audit_from(document: Any) -> Audit:
     compatibility: Any = fields.get("compatibility")
     if isinstance(compatibility, dict):  # whose `compatible` follows from the issues
         fields["compatibility"] = {k: v for k, v in compatibility.items() if k != "compatible"}
+    if isinstance(verdict := fields.get("verdict"), dict):  # whose `next_in` follows from `next`
+        fields["verdict"] = {**verdict, "next_in": None}
     fields["evaluation"] = {
         field: fields.pop(name) for name, field in DOCUMENT_FIELDS.items() if name in fields
     }

@@ -138,24 +138,27 @@ def deciding(verdict: Verdict) -> str:
 
 
 def _states(audit: Audit, verdict: Verdict) -> list[str]:
-    """By what the table tells sentences of one code apart, the most special first."""
+    """The words that hold of a result, of those for which the table may have a sentence of a code.
+
+    The sentence of the first one is used, so a special case stands before a general one.
+    """
     several = len(audit.evaluation.tasks) > 1
-    steps = verdict.gain is not None and verdict.gain.form == STEPS
-    found = {
-        "chain": verdict.action.kind == "chain",
-        "switched": verdict.action.kind == SWITCH,
-        "routed": several and verdict.action.kind == "route",
-        "several": several,
-        "steps": steps,
-        "hops": verdict.gain is not None and verdict.gain.system == "chain",
-        "hopeless": may_stop(verdict),
-        "first": verdict.evidence == "pilot",
-        "control": "only-shrunk-answers" in verdict.codes,
-        "named": "right-without-form" in verdict.codes,
-        lies(verdict): True,
-        "any": True,
-    }
-    return [state for state, holds in found.items() if holds]
+    gain, action = verdict.gain, verdict.action.kind
+    in_order = (
+        ("chain", action == "chain"),
+        ("switched", action == SWITCH),
+        ("routed", several and action == "route"),
+        ("several", several),
+        ("steps", gain is not None and gain.form == STEPS),
+        ("hops", gain is not None and gain.system == "chain"),
+        ("hopeless", may_stop(verdict)),
+        ("first", verdict.evidence == "pilot"),
+        ("control", "only-shrunk-answers" in verdict.codes),
+        ("named", "right-without-form" in verdict.codes),
+        (lies(verdict), True),
+        ("any", True),
+    )
+    return [state for state, holds in in_order if holds]
 
 
 def _words(audit: Audit, verdict: Verdict, measured: Basis, chance: str) -> Mapping[str, str]:

@@ -9,7 +9,7 @@ from loraprobe.cli.parameters import REFERENCE, Texts, argument
 from loraprobe.cli.running import Output, run
 from loraprobe.options import Options
 
-COMMANDS = "loraprobe.extensions.screen.commands"
+STAGES = "loraprobe.extensions.screen.stages"
 
 
 def screen(
@@ -34,5 +34,5 @@ def screen(
     from loraprobe.extensions.screen.reading import expand_references
 
     given = (str(one) for ref in refs for one in expand_references([ref], sys.stdin))
-    outcome = run(output, options, "screen", given, base, task or [], module=COMMANDS)
+    outcome = run(output, options, "screen", given, base, task or [], module=STAGES)
     output.result(outcome.audit, options)

@@ -28,9 +28,9 @@ def screen(
     `library` has every adapter, also what cannot be used and why. Raises LoraprobeError if no
     adapter can be read.
     """
-    from loraprobe.extensions.screen import commands
+    from loraprobe.extensions.screen import stages
     from loraprobe.extensions.screen.reading import expand_references
     from loraprobe.session import Session
 
     given = expand_references([adapters] if isinstance(adapters, str) else adapters)
-    return commands.screen(given, Session.of_call(options), base=base, tasks=tasks).audit
+    return stages.screen(given, Session.of_call(options), base=base, tasks=tasks).audit

@@ -62,6 +62,14 @@ def test_what_is_wrong_is_named(path, value, named):
             jsonschema.validate(document, json_schema())
 
 
+def test_an_audit_without_what_follows_from_its_next_command_is_read():
+    """As earlier versions wrote them."""
+    document = json.loads(an_audit().to_json())
+    assert "next_in" in document["verdict"]
+    del document["verdict"]["next_in"]
+    assert audit_from(document).to_json() == an_audit().to_json()
+
+
 @pytest.mark.parametrize("missing", ["schema_version", "verdict", "samples", "compatibility"])
 def test_every_field_has_to_be_there(missing):
     document = json.loads(an_audit().to_json())

@@ -108,7 +108,7 @@ def _use(audit: Audit, verdict: Verdict, measured: Basis) -> str:
     score = f": {used.shown:z.2f}" if used is not None else ""
     if used is not None and verdict.composes:
         chooses = "router that chooses an adapter for each prompt"
-        kinds = {BY_PROMPT: chooses, BY_TEXT: f"{chooses}, by its text"}
+        kinds = {BY_PROMPT: chooses, BY_TEXT: "router that chooses an adapter by a prompt's text"}
         kind = kinds.get(display_name(used.system).partition(" ")[0], used.kind)
         decides = best is not None and (best.system, best.form) == (used.system, used.part)
         form = f",{used.in_form}" if used.in_form else ""

@@ -253,6 +253,25 @@ def test_another_revision_of_the_base(world, merged, dtype, spread):
     assert told["verdict"] == "other-base"
 
 
+def test_a_weight_is_found_though_rounding_eats_much_of_the_change(world, tmp_path):
+    """Of a base in bfloat16 a change below half a spacing vanishes, which biases least squares."""
+    base, place = tmp_path / "base", tmp_path / "out"
+    AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.bfloat16).save_pretrained(base)
+    shutil.copytree(base, place)
+    adapter = making.random_adapter("small", SHAPES, seed=3, scaling=SCALING / 8)
+    adapter.save(tmp_path / "small")
+
+    def add(tensors):
+        for path, update in adapter.modules.items():
+            key = f"{path}.weight"
+            tensors[key] = (tensors[key].double() + 1.37 * dense(update)).bfloat16()
+
+    rewrite(place, add)
+    told = found(tmp_path, place, "small", code=1)
+    assert told["verdict"] == "scaled" and told["rounding"] > 0.3
+    assert told["weights"] == pytest.approx([1.37], abs=0.03)
+
+
 def nf4(weight: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
     """A weight in blocks of 64, each with the levels times its largest number."""
     blocks = weight.reshape(-1, 64)
@@ -262,8 +281,9 @@ def nf4(weight: torch.Tensor, levels: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("bits", [4, 8])
-def test_a_base_that_was_quantised_and_dequantised(world, merged, bits, dtype, tmp_path):
+@pytest.mark.parametrize(("bits", "every"), [(4, True), (4, False), (8, True)])
+def test_a_base_that_was_quantised_and_dequantised(world, bits, every, dtype, tmp_path):
+    """every: also the linear layers that the adapter leaves alone."""
     base, place = base_of(world), tmp_path / "quantised"
     shutil.copytree(world / "base", place)
     normal = torch.distributions.Normal(0, 1)
@@ -277,7 +297,8 @@ def test_a_base_that_was_quantised_and_dequantised(world, merged, bits, dtype, t
         return (weight / size).round() * size
 
     def all_linear(tensors):
-        return {k: quantise(t) if "proj" in k else t for k, t in tensors.items()}
+        chosen = [k for k in tensors if "proj" in k] if every else keys()
+        return {k: quantise(t) if k in chosen else t for k, t in tensors.items()}
 
     rewrite(place, all_linear)
     by_peft(world, ["a"], dtype, base=place).save_pretrained(tmp_path / "out")
@@ -334,11 +355,12 @@ def test_an_untied_head_that_was_changed(world, merged):
     assert [row["name"] for row in told["differences"]] == ["lm_head.weight"]
 
 
-def test_one_changed_number_is_found(world, merged):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_changed_number_is_found(world, merged, dtype):
     def change(tensors):
         tensors[UP][3, 4] += 0.05
 
-    told = found(world, merged(change=change), code=1)
+    told = found(world, merged(dtype=dtype, change=change), code=1)
     assert told["verdict"] == "partly" and names_in(told, "changed") == {UP}
 
 

@@ -80,7 +80,9 @@ def convert(
 def verify(
     options: Options,
     output: Output,
-    directory: Annotated[str, argument("DIR", "What merge, route or merge-and-eval wrote.")],
+    directory: Annotated[
+        str | None, argument("DIR", "What merge, route or merge-and-eval wrote.")
+    ] = None,
     sources: Annotated[
         list[str] | None,
         argument("REF", "Where adapters and task files are of which it was made, if they moved."),
@@ -96,6 +98,8 @@ def verify(
     docs/merge-check.md). Exits 0 if everything holds, 1 if something does not, 3 if it cannot be
     told, such as where a source is not found.
     """
+    if directory is None:
+        raise UsageError("verify takes what merge, route or merge-and-eval wrote; name it, as DIR.")
     if options.threads is not None:
         import torch
 

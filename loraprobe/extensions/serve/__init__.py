@@ -6,6 +6,7 @@ engine      `--engine`: opens or starts a server as the scorer of an evaluation
 scorer      ServedScorer, which has the interface of `scoring.Scorer`
 acceptance  whether a server computes what transformers compute here
 recognising what a server serves under a name
+under_load  whose adapter answers, of thousands of requests
 verifying   `verify --served`
 proxying    `loraprobe proxy`, a front that names the adapter of each request
 client      requests over HTTP
@@ -107,6 +108,44 @@ class ServeOptions(AddedOptions):
         commands=("verify",),
     )
 
+    adapters: tuple[str, ...] = option(
+        (),
+        "NAME[=REF]",
+        "Names that --served has, its base among them if you like, with commas or repeated; of "
+        "those with a REF each is verified as DIR would be.",
+        affects={"questions"},
+        typed=True,
+        commands=("verify",),
+    )
+    load: int | None = option(
+        None,
+        "N",
+        "Send requests of all --adapters to --served, N at once, and tell whether each answer is "
+        "by the adapter that was asked.",
+        affects={"questions"},
+        least=1,
+        most=512,
+        typed=True,
+        commands=("verify",),
+    )
+    seconds: float = option(
+        60.0,
+        "S",
+        "How long --load sends requests.",
+        affects={"questions"},
+        least=1,
+        most=3600,
+        commands=("verify",),
+    )
+    yes: bool = option(
+        False,
+        "",
+        "Let --load send to a server on another machine.",
+        affects={"questions"},
+        typed=True,
+        commands=("verify",),
+    )
+
     def check(self, options: Options) -> None:
         """Raises UsageError for a server that is not known, and for an engine that is none."""
         if self.serve:
@@ -187,7 +226,15 @@ class Serve(Extension):
             from loraprobe.extensions.serve.verifying import verify_served
 
             return verify_served
-        alone = ("model", "prompts", *ServeOptions.shared[command])
+        alone = (
+            "model",
+            "prompts",
+            "adapters",
+            "load",
+            "seconds",
+            "yes",
+            *ServeOptions.shared[command],
+        )
         default = Options()
         if flags := [flag_of(n) for n in alone if options.value(n) != default.value(n)]:
             named = " and ".join(flags)

@@ -85,6 +85,33 @@ class _FirstToken(BaseModel):
     logprob: Annotated[LogProbability, Field(validation_alias=_FIRST)]
 
 
+class _Classic(BaseModel):
+    tokens: list[str]
+    token_logprobs: list[LogProbability]
+
+
+class _Token(BaseModel):
+    token: str
+    logprob: LogProbability
+
+
+class _Content(BaseModel):
+    content: list[_Token]
+
+
+class WrittenTokens(BaseModel):
+    """tokens with their log-probabilities, finite numbers of at most 0,"""
+
+    held: Annotated[_Classic | _Content, Field(validation_alias=AliasPath(*_LOGPROBS))]
+
+    @property
+    def steps(self) -> tuple[tuple[str, float], ...]:
+        """Each token with its log-probability."""
+        if isinstance(self.held, _Content):
+            return tuple((one.token, one.logprob) for one in self.held.content)
+        return tuple(zip(self.held.tokens, self.held.token_logprobs, strict=False))
+
+
 class WrittenText(BaseModel):
     """a completion"""
 
@@ -269,10 +296,7 @@ class Server:
         if not bodies:
             return []
         room = asyncio.Semaphore(IN_FLIGHT)
-        # A server that has much to do answers late, and then at once.
-        waits = httpx.Timeout(self.patience, connect=CONNECT)
-        opened = httpx.AsyncClient(headers=self.headers, timeout=waits, verify=_certificates())
-        async with opened as client:
+        async with self.opened() as client:
 
             async def one(body: dict[str, Any] | None) -> Answer:
                 async with room:
@@ -280,41 +304,70 @@ class Server:
 
             return await asyncio.gather(*map(one, bodies))
 
+    def opened(self, most: int = 100) -> httpx.AsyncClient:
+        """The client that sends requests, with at most so many connections."""
+        # A server that has much to do answers late, and then at once.
+        waits = httpx.Timeout(self.patience, connect=CONNECT)
+        held = httpx.Limits(max_connections=most, max_keepalive_connections=most)
+        return httpx.AsyncClient(
+            headers=self.headers, timeout=waits, verify=_certificates(), limits=held
+        )
+
+    async def once(
+        self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
+    ) -> tuple[int, bytes, httpx.Headers]:
+        """Status, content and headers of the answer to one request.
+
+        Raises ServerError where there is none, or a longer one than is read.
+        """
+        method, most = "POST" if body else "GET", _longest(body or {})
+        try:
+            async with client.stream(method, self.address + path, json=body) as answer:
+                content = bytearray()
+                async for part in answer.aiter_raw():
+                    content += part
+                    if len(content) > most:
+                        what = f"answers {path} at length"
+                        raise self._error(what, f"more than {most:,} bytes")
+                return answer.status_code, bytes(content), answer.headers
+        except httpx.HTTPError as error:
+            late = isinstance(error, httpx.ReadTimeout)
+            told = self._late() if late else str(error) or type(error).__name__
+            raise self._error("cannot be asked", told) from None
+
+    def _late(self) -> str:
+        return f"no whole answer in {self.patience:g} s"
+
     async def _patiently(
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
     ) -> bytes:
         """The answer to one request, which is sent again while the server is busy."""
-        method, wait, most = "POST" if body else "GET", 0.5, _longest(body or {})
+        wait = 0.5
         try:
             async with asyncio.timeout(self.patience):
                 while True:
-                    sent = client.stream(method, self.address + path, json=body)
-                    async with sent as answer:
-                        content = bytearray()
-                        async for part in answer.aiter_raw():
-                            content += part
-                            if len(content) > most:
-                                raise self._error(
-                                    f"answers {path} at length", f"more than {most:,} bytes"
-                                )
-                    if answer.status_code not in BUSY:
+                    status, content, headers = await self.once(client, path, body)
+                    if status not in BUSY:
                         break
-                    told = answer.headers.get("retry-after", "")
+                    told = headers.get("retry-after", "")
                     await asyncio.sleep(float(told) if told.isdecimal() else wait)
                     wait = min(2 * wait, 30.0)
-        except (httpx.HTTPError, TimeoutError) as error:
-            late = isinstance(error, (TimeoutError, httpx.ReadTimeout))
-            told = f"no whole answer in {self.patience:g} s" if late else str(error)
-            raise self._error("cannot be asked", told or type(error).__name__) from None
-        if answer.status_code in (401, 403):
-            raise self._error("wants a key", f"status {answer.status_code}", f"set {KEY}")
-        if answer.status_code != 200:
-            told = " ".join(content[:2000].decode("utf-8", "replace").split())
-            moved = answer.headers.get("location", told)[:300] or "no reason"
-            why = f"status {answer.status_code}, {moved}"
-            cure = "check the address and the name of the model"
-            raise self._error(f"gives no answer to {path}", why, cure, answer.status_code)
-        return bytes(content)
+        except TimeoutError:
+            raise self._error("cannot be asked", self._late()) from None
+        if status != 200:
+            raise self.refusal(path, status, content, headers)
+        return content
+
+    def refusal(
+        self, path: str, status: int, content: bytes, headers: httpx.Headers
+    ) -> ServerError:
+        """What is told of an answer of another status than 200."""
+        if status in (401, 403):
+            return self._error("wants a key", f"status {status}", f"set {KEY}")
+        told = " ".join(content[:2000].decode("utf-8", "replace").split())
+        moved = headers.get("location", told)[:300] or "no reason"
+        cure = "check the address and the name of the model"
+        return self._error(f"gives no answer to {path}", f"status {status}, {moved}", cure, status)
 
     def _error(
         self,

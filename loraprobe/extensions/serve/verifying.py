@@ -1,22 +1,24 @@
-"""`verify --served`: whether a running server applies an adapter."""
+"""`verify --served`: whether a running server applies adapters, also under load."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
 
 from loraprobe import hub
+from loraprobe.adapters import local_name
 from loraprobe.base import Base
 from loraprobe.cli.running import Output
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extensions.serve import ServeOptions, recognising
+from loraprobe.extensions.serve import ServeOptions, recognising, under_load
 from loraprobe.extensions.serve.client import Server
 from loraprobe.extensions.serve.recognising import Served
-from loraprobe.formatting import count
+from loraprobe.extensions.serve.under_load import UnderLoad
+from loraprobe.formatting import count, listing
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
@@ -29,11 +31,27 @@ from loraprobe.tasks import ProbePrompts
 
 
 def verify_served(
-    options: Options, output: Output, directory: str, sources: list[str] | None, base: str | None
+    options: Options,
+    output: Output,
+    directory: str | None,
+    sources: list[str] | None,
+    base: str | None,
 ) -> None:
     """Asks a server what it serves; in place of `verify` of a directory."""
     own = options.of_extension(ServeOptions)
     assert own.served is not None
+    if own.adapters:
+        if directory is not None or own.model is not None:
+            what = directory if directory is not None else "--model"
+            raise UsageError(
+                f"--adapters names what the server has, and {what} does as well; give it as "
+                "--adapters=NAME=REF alone."
+            )
+        raise typer.Exit(_verify_names(options, output, base))
+    if own.load is not None:
+        raise UsageError("--load asks several names in turn; give them by --adapters=A,B.")
+    if directory is None:
+        raise UsageError("--served takes the adapter DIR, or names by --adapters=A,B; give one.")
     with output.progress() as progress:
         answer = ask_server(
             directory,
@@ -45,9 +63,107 @@ def verify_served(
             options=options,
             progress=progress,
         )
-    show = partial(print_answer, Console(highlight=False), served_answer(answer, directory))
-    output.tell("verify", {"served": answer}, answer.serves, show)
+    _tell(output, {"served": answer}, answer.serves, [served_answer(answer, directory)])
     raise typer.Exit(EXIT_CODES.get(answer.serves, 1))
+
+
+def _tell(output: Output, fields: Mapping[str, Any], short: str, answers: Sequence[Answer]) -> None:
+    def show() -> None:
+        for answer in answers:
+            print_answer(Console(highlight=False), answer)
+
+    output.tell("verify", fields, short, show)
+
+
+def _verify_names(options: Options, output: Output, base: str | None) -> int:
+    """Verifies what the server has under several names, then under load; the exit code."""
+    own = options.of_extension(ServeOptions)
+    assert own.served is not None
+    server = Server(own.served, "--served", recognising.TIMEOUT)
+    if own.load is not None:
+        under_load.check_host(server.address, own.load, own.seconds, own.yes)
+    given = names_of(own.adapters, server)
+    if own.load is None and not any(given.values()):
+        raise UsageError(
+            "--adapters names no file to compare with; give NAME=REF, or --load=N to tell whether "
+            "each name answers for itself under load."
+        )
+    if own.load is not None and len(given) < 2:
+        raise UsageError("--load tells names apart; give two or more, the base among them.")
+    answers, code = list[Served](), 0
+    with output.progress() as progress:
+        refs = {name: f"{name}={ref}" for name, ref in given.items() if ref}
+        for name, ref in refs.items():
+            answer = ask_server(
+                ref,
+                own.served,
+                others=[one for other, one in refs.items() if other != name],
+                model=name,
+                base=base,
+                probe=own.prompts,
+                options=options,
+                progress=progress,
+            )
+            answers.append(answer)
+            code = code or EXIT_CODES.get(answer.serves, 1)
+        told = [served_answer(one, given[one.model] or "") for one in answers]
+        serves = ",".join(one.serves for one in answers)
+        fields: dict[str, Any] = {"served": answers, "under_load": None}
+        if own.load is None or code:  # what is false alone needs no load
+            _tell(output, fields, serves, told)
+            return code
+        tell = Session(options, progress).tell
+        found = under_load.ask_under_load(
+            server, list(given), prompts_of(own.prompts), own.load, own.seconds, tell
+        )
+    if isinstance(found, tuple):
+        one, other = found
+        raise UsageError(
+            f"{server.address} answers {one} and {other} alike, so nobody can tell which of them "
+            "answered: two names for one adapter, or one that is not applied; leave one out, give "
+            "prompts that tell them apart by --probe=FILE, or verify each by --adapters=NAME=REF."
+        )
+    fields["under_load"] = found
+    _tell(output, fields, found.serves, [*told, load_answer(found)])
+    return {"right": 0, "unclear": 3}.get(found.serves, 1)
+
+
+def names_of(adapters: Sequence[str], server: Server) -> dict[str, str]:
+    """The names of --adapters -> the reference of each, "" without one.
+
+    What is no name of the server is a reference, which implies the name. Raises UsageError for a
+    name that the server does not have, or that is given twice.
+    """
+    texts = [one.strip() for text in adapters for one in text.split(",") if one.strip()]
+    models = server.models()
+    held, found = [one.id for one in models], dict[str, str]()
+    for text in texts:
+        name, _, ref = ("", "", "") if text in held else text.partition("=")
+        if text in held:
+            name = text
+        elif not ref:
+            name, ref = local_name(text), text
+        of_sglang = any(one.owned_by == "sglang" for one in models) and ":" in name
+        if name not in held and not of_sglang:
+            listed = ", ".join(held[:8]) or "none"
+            raise UsageError(
+                f"{server.address} has no model named {name} (it has {listed}); load it, or give "
+                "the server's names as --adapters=NAME or NAME=REF."
+            )
+        if name in found:
+            raise UsageError(f"--adapters names {name} twice; name each model once.")
+        found[name] = ref
+    places = [ref for ref in found.values() if ref]
+    if double := next((ref for ref in places if places.count(ref) > 1), None):
+        pair = listing(name for name, ref in found.items() if ref == double)
+        raise UsageError(f"{pair} are two names for one adapter, {double}; leave one out.")
+    return found
+
+
+def prompts_of(probe: Ref | None) -> Sequence[str]:
+    """The prompts of a file; of "auto" and None those of `recognising`."""
+    opened = open_probe(probe, [])  # "auto": the server's own prompts
+    return list(opened.answers) if isinstance(opened, ProbePrompts) else recognising.PLAIN
 
 
 def ask_server(
@@ -80,8 +196,7 @@ def ask_server(
         raise UsageError(
             f"--served compares an adapter with its base, and {adapter} is a full model; {cure}."
         ) from None
-    opened = open_probe(probe, [])  # "auto": the server's own prompts
-    prompts = list(opened.answers) if isinstance(opened, ProbePrompts) else recognising.PLAIN
+    prompts = prompts_of(probe)
     name, session = model or server.only_model(), Session(options, progress)
     scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
     with session.stage("ask the server"):
@@ -144,3 +259,55 @@ def served_answer(served: Served, directory: str) -> Answer:
         model=served.model, scale=served.scale, other=served.other
     )
     return Answer(decision, headline, tuple(lines))
+
+
+LOAD_HEADLINES = {
+    "right": "RIGHT UNDER LOAD: every answer is by the name that was asked.",
+    "unclear": "CANNOT TELL whether answers under load are by the names that were asked.",
+    "mixed": "MIXED UP: {wrong} of {told} answers are not by the name that was asked.",
+}
+
+
+def load_answer(found: UnderLoad) -> Answer:
+    """Whether a server answers under load by the adapters that were asked, and how fast."""
+    wrong, came = found.mixed + found.strange, found.requests - sum(found.errors.values())
+    told = came - found.undecided
+    mixed = [f"{n} of {one.name} by {k}" for one in found.names for k, n in one.mixed.items()]
+    if found.strange:
+        mixed.append(f"{found.strange} by none of the names that were given")
+    lines: list[Line] = [
+        (
+            "measured",
+            f"{found.requests:,} requests in {found.seconds:.0f} s, {found.load} at once: "
+            f"{count(came, 'answer')}, {count(sum(found.errors.values()), 'error')}",
+        ),
+        ("mixed up", f"{listing(mixed) or 'none'}; at most {found.at_most:.2%} at 95 %"),
+    ]
+    if found.undecided:
+        lines.append(("open", f"{count(found.undecided, 'answer')} may be by several names"))
+    if found.errors:
+        lines.append(("errors", listing(f"{what} ({n:,})" for what, n in found.errors.items())))
+    for one in found.names:
+        if one.median is not None and one.p95 is not None and one.longest is not None:
+            lines.append(
+                (
+                    "latency",
+                    f"{one.name}: {one.median:.3f} s median, {one.p95:.3f} s at 95 %, "
+                    f"{one.longest:.3f} s the longest, of {count(one.requests, 'request')}",
+                )
+            )
+    same = f"the same name differs by {found.noise:.3f} from one time to the next"
+    lines.append(("noise", f"{same}, in log-probabilities; {count(found.prompts, 'prompt')} used"))
+    if found.serves == "mixed":
+        lines.append(("fix", LOAD_FIX))
+    if found.serves == "unclear":
+        lines.append(("fix", "take a longer --seconds, or prompts that differ more: --probe FILE"))
+    decision = {"right": "verified", "unclear": "inconclusive"}.get(found.serves, "not verified")
+    headline = LOAD_HEADLINES[found.serves].format(wrong=f"{wrong:,}", told=f"{told:,}")
+    return Answer(decision, headline, tuple(lines))
+
+
+LOAD_FIX = (
+    "load all adapters before requests come, in as many places as there are (vLLM: --max-loras), "
+    "or take another version of the server, and repeat this"
+)

@@ -261,3 +261,27 @@ def test_a_base_whose_figures_are_no_numbers_is_refused():
         model.get_input_embeddings().weight[5:] = torch.nan
     with pytest.raises(BaseError):
         first_tokens(ModelScorer(model, word_tokenizer()), [[5, 6]])
+
+
+def verify_names(world, url: str, names: str, *more: str):
+    base = ["--base", str(world[0] / "base"), "--served", url, "--adapters", names]
+    return making.call("verify", *base, *more)
+
+
+def test_several_names_are_each_compared_with_their_files(world):
+    figures = {"b": world[1]["base"], "adapter": world[1]["adapter"], "o": world[1]["other"]}
+    files = f"{world[0] / 'adapter'},o={world[0] / 'other'},b"
+    with server(two_models(figures)) as (url, _):
+        ended = verify_names(world, url, files, "--json")
+        crossed = f"adapter={world[0] / 'other'},o={world[0] / 'adapter'}"
+        wrong = verify_names(world, url, crossed, "--json", "--load", "4")
+    assert ended.exit_code == 0, ended.output
+    found = json.loads(ended.stdout)
+    assert [(one["model"], one["serves"]) for one in found["served"]] == [
+        ("adapter", "adapter"),
+        ("o", "adapter"),
+    ]
+    assert wrong.exit_code == 1  # and no load is sent
+    found = json.loads(wrong.stdout)
+    assert [one["serves"] for one in found["served"]] == ["another"] * 2
+    assert found["under_load"] is None and found["served"][0]["other"] == "o"

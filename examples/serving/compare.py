@@ -26,7 +26,7 @@ def replies(file: Path) -> dict[tuple[str, str], dict[str, Any]]:
     for row in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
         for reply in row["replies"] if row["part"] == "question" else ():
             if reply["system"] == BY_TEXT:
-                found[row["task"], row["item"]] = {"prompt": row["prompt"], **reply}
+                found[row["task"], row["item"]] = {"prompt": row["question"], **reply}
     return found
 
 

@@ -95,10 +95,13 @@ class Routed(Composed):
     tag: ClassVar[str] = "routing"
     template: ClassVar[str] = "composition.md.jinja"
     load: ClassVar[str] = "loraprobe.load_composition({0}).into(model)"
+    load_by_text: ClassVar[str] = "loraprobe.load_composition({0}).answering(prompt).into(model)"
 
     def __post_init__(self) -> None:
         rows = self.sources or tuple(expert.summary() for expert in self.composition.experts)
         object.__setattr__(self, "sources", rows)
+        if self.composition.router.reads_text:
+            object.__setattr__(self, "load", self.load_by_text)
 
     @property
     def written(self) -> None:

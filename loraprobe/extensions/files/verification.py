@@ -28,7 +28,11 @@ COLUMNS = (
     text("result"),
     text("what was seen", prose=True),
 )
-LOADED = {"composition.json": Routed.load, "config.json": FullModel.load}  # by a file
+LOADED = {  # by the first of these files that is there
+    "router.json": Routed.load_by_text,
+    "composition.json": Routed.load,
+    "config.json": FullModel.load,
+}
 RESULTS = {True: "ok", False: "failed", None: "cannot tell"}
 KEPT = 0.999  # of a change: a rank that keeps less is told
 NAMED = 4  # kinds of modules, or tensors, that a sentence names
@@ -105,8 +109,8 @@ def verification_answer(verification: Verification) -> Answer:
         return _answer_of_weights(verification, verification.contents)
     place = verification.directory
     if verification.passed:
-        loads = (LOADED[check.name] for check in verification.checks if check.name in LOADED)
-        load = next(loads, "")
+        names = {check.name for check in verification.checks}
+        load = next((load for name, load in LOADED.items() if name in names), "")
         step = Command("python" if load else "inspect", (place,), text=load)
         label = "in Python" if step.in_python else "next"
         return Answer("verified", "VERIFIED: this is what its card describes.", ((label, step),))

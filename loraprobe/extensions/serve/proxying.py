@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
@@ -272,6 +274,15 @@ def proxy(
     base = base_among(models, router, base_model)
     sglang = any(one.id == base and one.owned_by == "sglang" for one in models)
     app = front(router, known.address, base, f"{base}:" if sglang else "")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        why = os.strerror(error.errno) if error.errno else str(error)
+        raise UsageError(
+            f"The front cannot listen at {host}, port {port} ({why}):",
+            "give another one by --port=PORT or --host=HOST.",
+        ) from None
     if not output.quiet:
         names = listing(router.names)
         print(
@@ -280,13 +291,13 @@ def proxy(
             file=sys.stderr,
             flush=True,
         )
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
-        host=host,
-        port=port,
         log_level="warning",
         access_log=False,
         server_header=False,
         date_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+    with listening:
+        uvicorn.Server(config).run(sockets=[listening])

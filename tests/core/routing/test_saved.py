@@ -60,7 +60,10 @@ def made_router(name: str):
 )
 def test_every_router_comes_back_as_it_was(tmp_path, name):
     composition = Composition(name, from_disk(tmp_path, "a", "b"), made_router(name))
-    Routed(composition).save(tmp_path / "out")
+    made = Routed(composition)
+    made.save(tmp_path / "out")
+    assert ("answering" in made.load) == ("router.json" in files(tmp_path / "out"))
+    assert ("answering" in made.load) == (name == "by_text")
     json.loads((tmp_path / "out" / FILE).read_text(), parse_constant=pytest.fail)
     restored = loraprobe.load_composition(tmp_path / "out")
     assert (restored.name, repr(restored.router)) == (name, repr(composition.router))

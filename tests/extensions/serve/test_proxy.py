@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -308,9 +309,12 @@ def test_the_command_serves_until_it_is_stopped(file):
         words = ["proxy", str(file), "--server", address, "--port", "0"]
         wrong = making.call(*words)
         assert wrong.exit_code == 2
-        with contextlib.closing(__import__("socket").socket()) as free:
+        with contextlib.closing(socket.socket()) as free:
             free.bind(("127.0.0.1", 0))
+            free.listen()
             words[-1] = str(free.getsockname()[1])
+            taken = making.call(*words)
+            assert taken.exit_code == 2 and "--port PORT" in taken.stderr
         run = [sys.executable, "-m", "loraprobe", *words]
         started = subprocess.Popen(run, stderr=subprocess.PIPE, text=True, env={**os.environ})
         try:

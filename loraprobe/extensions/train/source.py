@@ -184,7 +184,7 @@ class TrainedSource(SystemSource):
         """Trains and writes the adapter, with its record, all or nothing."""
         begun, seed = time.perf_counter(), session.options.seed
         learned, held_out = (
-            encoded(scorer, _items(tasks)) for tasks in _quartered(parts.apart, seed)
+            encoded(scorer, _items(tasks)) for tasks in held_out_of(parts.apart, seed)
         )
 
         def tell(step: int, steps: int) -> None:
@@ -264,7 +264,7 @@ def _wanted(task: Task, recipe: Train) -> int:
     return wanted
 
 
-def _quartered(tasks: Sequence[Task], seed: int) -> tuple[Sequence[Task], Sequence[Task]]:
+def held_out_of(tasks: Sequence[Task], seed: int) -> tuple[Sequence[Task], Sequence[Task]]:
     """The questions from which is learned, and a quarter, in whole groups, that is held out."""
     wanted = [math.ceil(HELD_OUT * len(task.items)) for task in tasks]
     parts = drawn(tasks, wanted, seed)

@@ -67,6 +67,22 @@ def factors_of_expert(A: Tensor, B: Tensor, number: int, rank: int) -> tuple[Ten
     return A[number * rank : (number + 1) * rank], B[:, number::experts].contiguous()
 
 
+def layout_of_experts(path: str, a: Sequence[int], b: Sequence[int]) -> str | None:
+    """Who stores the factors of experts so that A and B have these shapes; None for peft.
+
+    SGLang, NeMo and Tinker: A [E, r, in] and B [E, out, r], of which one may be shared by all
+    experts (E = 1). vLLM: A [E, r, in] and B [out, r, E].
+    """
+    if "experts" not in path or len(a) != 3 or len(b) != 3:
+        return None
+    if a[1] == b[1] and a[0] == b[2] > 1:
+        return "the layout of vLLM"
+    if b[2] > 0 and a[1] % b[2] == 0 and (a[0] == b[0] or 1 in (a[0], b[0])):
+        shared = a[0] != b[0]
+        return f"the layout of SGLang, NeMo and Tinker{', shared by all experts' if shared else ''}"
+    return None
+
+
 def stacked_factors(updates: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
     """A [E * r, in] and B [out, r * E] as peft stores them, of experts of one rank."""
     A = torch.cat([update.A for update in updates])

@@ -33,6 +33,7 @@ from loraprobe.adapters.config import (
 from loraprobe.adapters.experts import (
     NESTED,
     factors_of_expert,
+    layout_of_experts,
     order_issue,
     owner_of,
     parameter_names,
@@ -102,6 +103,8 @@ MESSAGES = {
     ),
     "unknown-tensors": "{keys} that fit nothing in a PEFT LoRA file{style}.",
     "unpaired-factor": "The file has modules that lack the partner of {first}.",
+    "expert-layout": "The file has modules whose factors of all experts are one tensor of three "
+    "dimensions, where a PEFT file has two: {first}.",
     "shape-mismatch": "The file has modules whose factors do not multiply: {first}.",
     "not-floating": "The file has modules whose factors are not floating point: {first}.",
     "rank-contradicts-config": (
@@ -109,6 +112,16 @@ MESSAGES = {
         "{first}."
     ),
 }
+# What can be done with adapters of diffusion models.
+OF_IMAGES = (
+    "Load it with load_lora_weights of diffusers, which reads this style, and compare images "
+    "there: nothing here asks a model of images. To look at its weights, save it there by peft "
+    "(save_pretrained of the adapted part) and inspect that directory."
+)
+OF_EXPERTS = (
+    "Save it in peft's layout (target_parameters, two dimensions) or with factors of their own for "
+    "each expert, as build_lora_adapter of tinker-cookbook does."
+)
 # Kind of extra -> the field of an Adapter through which it is read.
 FIELDS = {
     "dora_magnitude": "magnitudes",
@@ -305,6 +318,9 @@ class KeySorting:
         a, b = (self.file.shapes[key] for key in keys)
         fits = len(a) == len(b) > 1 and a[0] == b[1] and 0 not in a + b
         kind = "unknown"
+        if layout := layout_of_experts(path, a, b):
+            self.odd["expert-layout"].append((f"A {list(a)}, B {list(b)} ({layout})", path))
+            return "target_parameter"
         if len(a) > 2 and len(b) > 2:
             kind = "convolution"
             fits = fits and set(b[2:]) == {1}  # without groups, so that it is one matrix product
@@ -393,6 +409,7 @@ class KeySorting:
                 style, cure = _style_of(names)
                 if cure is not None and code != "unknown-tensors":  # the file lacks no prefix
                     continue
+                cure = OF_EXPERTS if code == "expert-layout" else cure
                 text = MESSAGES[code].format(
                     keys=_many(names, "key"),
                     modules=_many(names, "module"),
@@ -452,9 +469,9 @@ def _style_of(keys: Sequence[str]) -> tuple[str, str | None]:
         cure = training["cure"]
         return f"; they are {training['saved']}", f"{cure[0].upper()}{cure[1:]}."
     if any(re.match(r"lora_(unet|te\d*|transformer)_", key) for key in keys):
-        return "; they are in the style of kohya's sd-scripts", None
+        return "; they are in the style of kohya's sd-scripts", OF_IMAGES
     if any(re.search(r"\.lora(_linear_layer)?\.(down|up)\.weight$", key) for key in keys):
-        return "; they are in the style of older diffusers", None
+        return "; they are in the style of older diffusers", OF_IMAGES
     return "", None
 
 

@@ -101,7 +101,6 @@ class Files(Extension):
             (
                 "loraprobe convert ./legal -o portable",
                 "loraprobe convert ./loha --base auto -o lora",
-                "loraprobe convert ./legal --to mlx -o mlx",
             ),
             "base like expert_layout allow rank keep_energy portable to threads target overwrite "
             "json html markdown explain quiet",

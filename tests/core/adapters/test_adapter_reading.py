@@ -438,3 +438,14 @@ def test_of_a_path_the_last_part_is_left(path, name):
 @pytest.mark.parametrize("nothing", [None, "", "/", ".", "..", "../..", "~", "./"])
 def test_what_names_nothing_has_no_public_name(nothing):
     assert public_name(nothing) is None
+
+
+@pytest.mark.parametrize(
+    "key", ["lora_unet_down_blocks_0.lora_{}.weight", "unet.to_q.lora.{}.weight"]
+)
+def test_adapters_of_images_are_refused_with_what_can_be_done(tmp_path, key):
+    tensors = {key.format(which): torch.ones(4, 4) for which in ("down", "up")}
+    adapter = read_adapter(write_adapter(tmp_path / "a", tensors, target_modules=["to_q"]))
+    cures = {issue.code: issue.cure for issue in adapter.issues if issue.severity == "error"}
+    assert cures.keys() == {"unknown-tensors", "no-modules"}
+    assert all("diffusers" in cure and "images" in cure for cure in cures.values())

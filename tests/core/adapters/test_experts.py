@@ -17,7 +17,7 @@ from loraprobe import untrusted
 from loraprobe.adapters import read_adapter
 from loraprobe.adapters.experts import with_known_order, with_named_order
 from loraprobe.compatibility import check
-from loraprobe.errors import AdapterError, CompatibilityError, UsageError
+from loraprobe.errors import AdapterError, CompatibilityError, UnsupportedAdapter, UsageError
 
 
 def deltas(adapter) -> dict[str, torch.Tensor]:
@@ -178,3 +178,24 @@ def test_old_and_new_experts_are_no_shapes_that_differ(tmp_path):
     issues = check([read_adapter(OLDER / "0.18.1-plain-wide"), new]).issues
     codes = {issue.code for issue in issues if issue.severity == "error"}
     assert codes == {"expert-layout"}
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "words"),
+    [
+        ((3, 2, 6), (3, 5, 2), "SGLang, NeMo and Tinker)"),
+        ((3, 4, 6), (3, 10, 2), "SGLang, NeMo and Tinker)"),  # gate and up, each of rank 2
+        ((1, 2, 6), (3, 5, 2), "shared by all experts"),
+        ((3, 2, 6), (5, 2, 3), "vLLM"),
+    ],
+)
+def test_layouts_of_servers_and_trainers_are_refused_by_name(tmp_path, a, b, words):
+    key = "base_model.model.layers.0.mlp.experts.gate_up_proj.lora_"
+    tensors = {f"{key}A.weight": torch.ones(a), f"{key}B.weight": torch.ones(b)}
+    plain = {f"base_model.model.q.lora_{n}.weight": torch.ones(4, 4) for n in "AB"}
+    adapter = read_adapter(write_adapter(tmp_path / "a", tensors | plain, target_modules=["q"]))
+    (issue,) = (issue for issue in adapter.issues if issue.code == "expert-layout")
+    assert issue.severity == "error" and words in issue.message and issue.cure
+    assert {extra.kind for extra in adapter.extras} == {"target_parameter"}
+    with pytest.raises(UnsupportedAdapter, match="three dimensions"):
+        merge([adapter, adapter.renamed("b")], "sum")

@@ -367,7 +367,8 @@ def _with_best(
 ) -> list[Comparison]:
     """The option with the best mean over the tasks, minus every other option, on each task.
 
-    An option is a system in one form of the question; the two forms of one system are two options.
+    Each of several with that mean is compared so, since any of them may be advised. An option is a
+    system in one form of the question; the two forms of one system are two options.
     name: of a system of which the better option is compared in place of the best of all.
     `adjusted_ci95` covers all options of one task together, as in Hsu's multiple comparisons with
     the best (1984). Systems that answered fewer items than the others are left out.
@@ -386,21 +387,21 @@ def _with_best(
     chosen = [k for k, column in enumerate(columns) if name in ("", column[0])]
     if not chosen:
         return []
-    best = columns[max(chosen, key=lambda k: merits[k])]
-    others = whole.comparable([column for column in columns if column != best], [best])
-    found: list[Comparison] = []
-    for task in tasks if others else ():
-        table = tabulate(results, columns, task)
-        for row, (name, part) in zip(
-            _comparisons(table, [best], others, task, level, seed), others, strict=True
-        ):
-            known = (
-                kinds[best[0]] in MULTI_ADAPTER_KINDS
-                and kinds[name] in BASELINES
-                and part == best[1]
-            )
-            if not known:
-                found.append(replace(row, against_part=part))
+    top, found = max(merits[k] for k in chosen), list[Comparison]()
+    for best in (columns[k] for k in chosen if merits[k] == top):
+        others = whole.comparable([column for column in columns if column != best], [best])
+        for task in tasks if others else ():
+            table = tabulate(results, columns, task)
+            for row, (other, part) in zip(
+                _comparisons(table, [best], others, task, level, seed), others, strict=True
+            ):
+                known = (
+                    kinds[best[0]] in MULTI_ADAPTER_KINDS
+                    and kinds[other] in BASELINES
+                    and part == best[1]
+                )
+                if not known:
+                    found.append(replace(row, against_part=part))
     return found
 
 

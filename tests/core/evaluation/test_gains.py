@@ -213,6 +213,16 @@ def test_on_several_tasks_the_best_option_has_the_best_mean():
     assert [r.difference for r in found] == pytest.approx([0.8, -0.75])
 
 
+def test_each_of_several_best_options_is_compared_with_every_other_one():
+    """Two routers that answer alike: whichever is advised is compared with the merge."""
+    kinds = {"z": "router", "y": "router", "m": "merge"}
+    systems = [System(name, kind) for name, kind in kinds.items()]
+    found = compare(results(asked(z=60, y=60, m=40)), systems)
+    pairs_ = {(row.system, row.against): row.difference for row in found}
+    assert pairs_["z", "m"] == pairs_["y", "m"] == pytest.approx(0.2)
+    assert pairs_["z", "y"] == 0 and ("m", "z") not in pairs_
+
+
 def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():
     counts = {"z": 10, "a": 30, "base": 5, "m": 60, "k": 40}
     kinds = {"z": "adapter", "a": "adapter", "base": "base", "m": "merge", "k": "merge"}

@@ -247,13 +247,13 @@ def proxy(
     directory: Annotated[str, argument("DIR", "A directory of loraprobe route, or a router.json.")],
     server: Annotated[
         str,
-        setting("URL", "The OpenAI-compatible server that has the adapters (vLLM, SGLang ...)."),
+        setting("URL", "The server that has the adapters, such as vLLM or SGLang.", typed=True),
     ],
     base_model: Annotated[
         str | None,
         setting("NAME", "The server's name of the base, for prompts unlike all skills."),
     ] = None,
-    host: Annotated[str, setting("HOST", "Where to listen.")] = "127.0.0.1",
+    host: Annotated[str, setting("HOST", "Where to listen.", typed=True)] = "127.0.0.1",
     port: Annotated[int, setting("PORT", "Where to listen.", min=1, max=65535)] = 8080,
 ) -> None:
     """Stand in front of a server and name the adapter of each request, by the text of its prompt.

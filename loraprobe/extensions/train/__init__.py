@@ -32,9 +32,9 @@ class TrainOptions(AddedOptions):
     baseline: str | None = option(
         None,
         "SPEC",
-        "train[:items=auto,rank=16,steps=auto,lr=auto,from=base|best,curve=true]: also train a "
-        "LoRA on so many questions of each task, on which nothing is scored then (auto: half of "
-        "them, 64 at most), and compare it with everything else.",
+        "train: also train a LoRA on some questions of each task, on which nothing is scored "
+        "then, and compare it with everything else; behind a colon items=64 (auto: half of them, "
+        "64 at most), rank=16, steps=auto, lr=auto, from=base or best, curve=true, with commas.",
         affects={"questions"},
         commands=("merge-and-eval", "demo"),
     )

@@ -68,11 +68,11 @@ HARMLESS = set(
     margin guard guard-margin retention chat-template diagnostic per-module seed device dtype
     quantize device-map batch-size threads resume json markdown explain dry-run quiet exit-zero
     debug scenario ref like keep-energy portable directory sources model file files names
-    older""".split()
+    older expert-layout to base-model port""".split()
 )
 TYPED = set(
     """output full-model overwrite html save-samples trust-remote-code
-    served clear file""".split()
+    served server host clear file""".split()
 )
 
 

@@ -46,3 +46,8 @@ loraprobe merge-and-eval "$one" "$two" "${tasks[@]}" --system by-text --exit-zer
 say python compare.py here.jsonl served.jsonl --ask "http://127.0.0.1:$front"
 python "$here/compare.py" "$out/here.jsonl" "$out/served.jsonl" --ask "http://127.0.0.1:$front" \
     | tee "$out/compared.txt"
+
+named="${one%%=*}=$out/routed/experts/${one%%=*},${two%%=*}=$out/routed/experts/${two%%=*},base"
+say loraprobe verify --served "http://127.0.0.1:$front" --adapters ONE,TWO,base --load 8 --seconds 20
+loraprobe verify --served "http://127.0.0.1:$front" --adapters "$named" --load 8 --seconds 20 \
+    --base "$base" | tee "$out/load.txt" # its exit code is that of the script

@@ -204,7 +204,7 @@ class Upstream:
             request.wfile.flush()
             self.wait.wait(10)
             try:
-                for _ in range(500):
+                for _ in range(5000):
                     request.wfile.write(b"data: two\n\n" * 1000)
                     request.wfile.flush()
                     if asked["stream"] == "short":

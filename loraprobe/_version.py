@@ -1,3 +1,3 @@
 """The version. Packaging reads this file without importing the package."""
 
-__version__ = "0.1.0"
+__version__ = "0.9.0"

@@ -1,5 +1,6 @@
 """Every kind of composition answers on a GPU as on the CPU, in every dtype."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from loraprobe.adapters import Adapter, adapter_of, read_adapter
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.router import Router
 from loraprobe.merging import METHODS
+from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.scoring import ModelScorer
@@ -105,10 +107,15 @@ def gpt2():
 plain, untied = llama, functools.partial(llama, False)
 phi = functools.partial(making.tiny_model, "Phi3", pad_token_id=0)
 FUSED = {f"model.layers.{i}.mlp.gate_up_proj": (48, 16) for i in range(2)}
+GATED = {name_of(router): router for router in ROUTERS if not router.reads_text}
 ROUTED = [
-    *ROUTERS.names(),
+    *GATED,
     *("spectr:spectrum=flat,temperature=inf", "lag:preselect=2", "hard:by=centroid"),
-    *(f"{name}:per=sequence" for name in ROUTERS.names() if name != "constant"),
+    *(
+        f"{name}:per=sequence"
+        for name, router in GATED.items()
+        if any(one.name == "per" and one.init for one in dataclasses.fields(router))
+    ),
 ]
 CASES = {
     **{f"router {spec}": Case(plain, partly, spec) for spec in ROUTED},

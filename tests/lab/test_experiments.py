@@ -23,7 +23,7 @@ from loraprobe.errors import UsageError
 from loraprobe.lora.spaces import SPACES
 from loraprobe.merging import METHODS, FactorMethod, LinearMethod
 from loraprobe.pipeline.plan import WHY_ADDED
-from loraprobe.records import BY_PROMPT, ItemPart, ItemResult
+from loraprobe.records import BY_PROMPT, ItemPart, ItemResult, display_name
 from loraprobe.routing import ROUTERS
 from loraprobe_lab.cli import app
 from loraprobe_lab.experiments import methods, recycling, reproduce, rule, success_map, theory
@@ -517,7 +517,7 @@ def test_what_joins_the_default_systems_is_what_the_table_of_methods_gives():
     page = (reproduction / "portfolio.md").read_text(encoding="utf-8")
     assert page == methods.portfolio_page(found)
     (joins,) = (one for one in found if one["joins"])
-    assert (joins["kind"], joins["spec"]) == ("several tasks", BY_PROMPT)
+    assert (joins["kind"], display_name(joins["spec"])) == ("several tasks", BY_PROMPT)
     told = re.search(
         r"skill ([\d.]+), against ([\d.]+) .* on (\d+) small worlds", WHY_ADDED[BY_PROMPT]
     )

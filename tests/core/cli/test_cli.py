@@ -318,7 +318,8 @@ def test_cache_lists_and_deletes_what_runs_keep(own_cache):
     (run,) = kept()
     assert run["adapters"] == ["count", "last"] and run["bytes"] > 100
     shown = call("cache", columns=60).stdout
-    assert "last" in shown and max(map(len, shown.splitlines())) <= 60
+    lines = [line for line in shown.splitlines() if str(own_cache) not in line]
+    assert "last" in shown and max(map(len, lines)) <= 60
     assert call("cache", "--clear", "--older", 1).exit_code == 0
     assert len(kept()) == 1
     lock = (own_cache / "runs" / run["name"] / "results.lock").open("wb")

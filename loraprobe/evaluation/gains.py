@@ -31,7 +31,9 @@ from loraprobe.records import (
     ItemPart,
     ItemResult,
     Score,
+    by_change,
     items_needed,
+    kinds,
     references,
 )
 from loraprobe.tasks import METRICS, Task, is_generated
@@ -367,14 +369,14 @@ def _with_best(
 ) -> list[Comparison]:
     """The option with the best mean over the tasks, minus every other option, on each task.
 
-    Each of several with that mean is compared so, since any of them may be advised. An option is a
-    system in one form of the question; the two forms of one system are two options.
+    Of several with that mean it is the simplest, which is the one that a verdict advises. An option
+    is a system in one form of the question; the two forms of one system are two options.
     name: of a system of which the better option is compared in place of the best of all.
     `adjusted_ci95` covers all options of one task together, as in Hsu's multiple comparisons with
     the best (1984). Systems that answered fewer items than the others are left out.
     """
-    kinds = {system.name: system.kind for system in systems}
-    asked = Counter((r.system, r.part) for r in results if r.part in FORMS and r.system in kinds)
+    kind_of = {system.name: system.kind for system in systems}
+    asked = Counter((r.system, r.part) for r in results if r.part in FORMS and r.system in kind_of)
     most = {part: max(n for c, n in asked.items() if c[1] == part) for _, part in asked}
     columns = sorted((c for c in asked if asked[c] == most[c[1]]), key=_by_name)
     if len(columns) < 2:
@@ -387,21 +389,27 @@ def _with_best(
     chosen = [k for k, column in enumerate(columns) if name in ("", column[0])]
     if not chosen:
         return []
-    top, found = max(merits[k] for k in chosen), list[Comparison]()
-    for best in (columns[k] for k in chosen if merits[k] == top):
-        others = whole.comparable([column for column in columns if column != best], [best])
-        for task in tasks if others else ():
-            table = tabulate(results, columns, task)
-            for row, (other, part) in zip(
-                _comparisons(table, [best], others, task, level, seed), others, strict=True
-            ):
-                known = (
-                    kinds[best[0]] in MULTI_ADAPTER_KINDS
-                    and kinds[other] in BASELINES
-                    and part == best[1]
-                )
-                if not known:
-                    found.append(replace(row, against_part=part))
+    order = list(kinds())
+
+    def rank(k: int) -> tuple[object, ...]:
+        system, part = columns[k]
+        return -merits[k], order.index(kind_of[system]), FORMS.index(part), by_change(system)
+
+    best = columns[min(chosen, key=rank)]
+    others = whole.comparable([column for column in columns if column != best], [best])
+    found: list[Comparison] = []
+    for task in tasks if others else ():
+        table = tabulate(results, columns, task)
+        for row, (other, part) in zip(
+            _comparisons(table, [best], others, task, level, seed), others, strict=True
+        ):
+            known = (
+                kind_of[best[0]] in MULTI_ADAPTER_KINDS
+                and kind_of[other] in BASELINES
+                and part == best[1]
+            )
+            if not known:
+                found.append(replace(row, against_part=part))
     return found
 
 

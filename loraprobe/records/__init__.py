@@ -59,6 +59,7 @@ from loraprobe.records.measurements import (
     Score,
     TestResult,
     averaged,
+    by_change,
     display_name,
     example,
     hop_part,

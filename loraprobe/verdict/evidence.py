@@ -49,6 +49,7 @@ from loraprobe.records import (
     Score,
     TestResult,
     averaged,
+    by_change,
     display_name,
     kinds,
     pooled,
@@ -674,16 +675,6 @@ def tied(better: Estimate, tie: float, most: float) -> bool:
     difference is at most `most`.
     """
     return (better.value <= most + 1e-9 and better.low <= 0) or better.high <= tie
-
-
-def by_change(system: str) -> tuple[int, str]:
-    """A key of compositions that measured the same: the one first that changes the base less.
-
-    The average of the deltas is the smallest change of all merges, and their sum the largest. Of
-    routers that by text comes first, which any server runs.
-    Where a run has other adapters, a name is as in `sum(a, b)`.
-    """
-    return {"uniform": 0, BY_TEXT: 0, "sum": 2}.get(system.partition("(")[0], 1), system
 
 
 def is_known(score: Score) -> bool:

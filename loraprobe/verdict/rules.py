@@ -58,6 +58,7 @@ from loraprobe.records import (
     Reason,
     TestResult,
     Verdict,
+    by_change,
     display_name,
 )
 from loraprobe.verdict import reasons
@@ -74,7 +75,6 @@ from loraprobe.verdict.evidence import (
     WEAKEST_FIRST,
     Candidate,
     Evidence,
-    by_change,
     held_at_most,
     is_known,
     is_unknown,

@@ -213,14 +213,16 @@ def test_on_several_tasks_the_best_option_has_the_best_mean():
     assert [r.difference for r in found] == pytest.approx([0.8, -0.75])
 
 
-def test_each_of_several_best_options_is_compared_with_every_other_one():
-    """Two routers that answer alike: whichever is advised is compared with the merge."""
-    kinds = {"z": "router", "y": "router", "m": "merge"}
+def test_of_several_best_options_the_simplest_is_compared_with_every_other_one():
+    """It is the one that a verdict advises; of routers by-text, whatever their names are."""
+    kinds = {"by-prompt": "router", "by-text": "router", "m": "merge"}
     systems = [System(name, kind) for name, kind in kinds.items()]
-    found = compare(results(asked(z=60, y=60, m=40)), systems)
+    counts = {"by-prompt": 60, "by-text": 60, "m": 40}
+    found = compare(results(asked(**counts)), systems)
     pairs_ = {(row.system, row.against): row.difference for row in found}
-    assert pairs_["z", "m"] == pairs_["y", "m"] == pytest.approx(0.2)
-    assert pairs_["z", "y"] == 0 and ("m", "z") not in pairs_
+    assert pairs_ == {("by-text", "m"): pytest.approx(0.2), ("by-text", "by-prompt"): 0.0}
+    also = compare(results(asked(**counts, a=60)), [*systems, System("a", "adapter")])
+    assert {row.system for row in also if row.against == "m"} == {"a"}
 
 
 def test_differences_belong_to_their_pairs_in_the_order_of_the_systems():

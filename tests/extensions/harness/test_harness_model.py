@@ -101,6 +101,7 @@ def test_what_cannot_be_used_is_named(made, tmp_path):
         CompositionLM(str(made / "merged"), str(BASE), batch_size="many")
 
 
+@pytest.mark.slow  # starts the command of lm-eval twice
 def test_the_command_scores_and_ends_in_a_sentence(made, folder, tmp_path):
     command = [sys.executable, "-m", "loraprobe.extensions.harness", "--model", "loraprobe"]
     command += ["--include_path", str(folder), "--tasks", "last_word", "--limit", "2"]

@@ -23,12 +23,12 @@ from loraprobe.cli.running import Output
 from loraprobe.defaults import BY_TEXT
 from loraprobe.errors import UsageError
 from loraprobe.formatting import listing
-from loraprobe.text_profile import RouterFile, read_router
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from loraprobe.extensions.serve.client import ServedModel
+    from loraprobe.text_profile import RouterFile
 
 ROUTED = ("/v1/chat/completions", "/v1/completions")
 LARGEST = 1 << 26  # bytes of a request
@@ -261,6 +261,7 @@ def proxy(
     Clients ask the model by-text; what they say of other models goes through. No prompt is logged.
     """
     from loraprobe.extensions.serve.client import Server
+    from loraprobe.text_profile import read_router
 
     router = read_router(directory)
     try:

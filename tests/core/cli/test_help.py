@@ -2,6 +2,8 @@
 
 import re
 import shlex
+import subprocess
+import sys
 
 import making
 import pytest
@@ -77,3 +79,12 @@ def test_options_stand_in_panels():
     assert most_used == ["--base ", "--task ", "--method ", "--router ", "--output "]
     rest = shown.partition("─ Options ─")[2].partition("╰")[0]
     assert rest.count("--") == 1  # --help
+
+
+def test_the_list_of_commands_needs_no_heavy_package():
+    """Whatever a command imports at its top, such as pydantic, delays `loraprobe --help`."""
+    program = "import sys; from loraprobe.__main__ import main; sys.argv[1:] = ['--help']\n"
+    program += "try: main()\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "loraprobe.cli" in loaded and not loaded & {"torch", "numpy", "pydantic", "httpx"}

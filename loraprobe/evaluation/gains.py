@@ -32,8 +32,8 @@ from loraprobe.records import (
     ItemResult,
     Score,
     by_change,
+    effort,
     items_needed,
-    kinds,
     references,
 )
 from loraprobe.tasks import METRICS, Task, is_generated
@@ -389,11 +389,10 @@ def _with_best(
     chosen = [k for k, column in enumerate(columns) if name in ("", column[0])]
     if not chosen:
         return []
-    order = list(kinds())
 
     def rank(k: int) -> tuple[object, ...]:
         system, part = columns[k]
-        return -merits[k], order.index(kind_of[system]), FORMS.index(part), by_change(system)
+        return -merits[k], effort(system, kind_of[system], part), by_change(system)
 
     best = columns[min(chosen, key=rank)]
     others = whole.comparable([column for column in columns if column != best], [best])

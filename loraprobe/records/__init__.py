@@ -61,6 +61,7 @@ from loraprobe.records.measurements import (
     averaged,
     by_change,
     display_name,
+    effort,
     example,
     hop_part,
     items_needed,

@@ -5,6 +5,7 @@ Kinds of systems, the parts of an item, and a figure with its interval come firs
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -62,32 +63,49 @@ FIXED: Mapping[str, str] = {
     "random-partner": "control",
 }
 SHRUNK, PARTNER = "shrunk:", "random-partner"
-CALLED = {**SPELLED, PARTNER: "random partner"}
+CALLED = {**SPELLED, BY_PROMPT: BY_PROMPT, BY_TEXT: BY_TEXT, PARTNER: "random partner"}
 
 
-def references() -> dict[str, Kind]:
-    """The kinds that extensions add. Raises UsageError for a name that is taken."""
-    taken, found = {f"the kind of systems {name}": __name__ for name in KINDS}, dict[str, Kind]()
-    for extension in extensions():
+def kinds() -> Mapping[str, Kind]:
+    """All kinds, the simplest first: those of the core, then those of extensions.
+
+    Raises UsageError where an extension adds one of a name that is taken.
+    """
+    return _kinds_with(extensions())
+
+
+@functools.cache
+def _kinds_with(added: Sequence[Any]) -> Mapping[str, Kind]:
+    """KINDS and the kinds of these extensions."""
+    taken, found = {f"the kind of systems {name}": __name__ for name in KINDS}, {**KINDS}
+    for extension in added:
         own = extension.kinds()
         claim(taken, {f"the kind of systems {name}": extension.__module__ for name in own})
         found |= own
     return found
 
 
-def kinds() -> dict[str, Kind]:
-    """All kinds, the simplest first: those of the core, then those of extensions."""
-    return {**KINDS, **references()}
+def references() -> Mapping[str, Kind]:
+    """The kinds that extensions add."""
+    return {name: kind for name, kind in kinds().items() if name not in KINDS}
+
+
+def effort(system: str, kind: str, part: ItemPart) -> tuple[int, int, bool]:
+    """How much a system asks of its user; less is simpler.
+
+    Of routers that by text is simplest, since any server with the adapters runs it.
+    """
+    further = kind == "router" and system != BY_TEXT
+    return list(kinds()).index(kind), FORMS.index(part), further
 
 
 def by_change(system: str) -> tuple[int, str]:
     """A key of compositions that measured the same: the one first that changes the base less.
 
-    The average of the deltas is the smallest change of all merges, and their sum the largest. Of
-    routers that by text comes first, which any server runs.
+    The average of the deltas is the smallest change of all merges, and their sum the largest.
     Where a run has other adapters, a name is as in `sum(a, b)`.
     """
-    return {"uniform": 0, BY_TEXT: 0, "sum": 2}.get(system.partition("(")[0], 1), system
+    return {"uniform": 0, "sum": 2}.get(system.partition("(")[0], 1), system
 
 
 class _KnownKind:
@@ -115,7 +133,7 @@ def display_name(system: str) -> str:
     if system.startswith(f"{PARTNER}:"):
         return f"{CALLED[PARTNER]}, {display_name(system.removeprefix(f'{PARTNER}:'))}"
     spec, members, names = system.partition("(")
-    words = CALLED.get(spec, spec if spec in (BY_PROMPT, BY_TEXT) else None)
+    words = CALLED.get(spec)
     return system if words is None else f"{words} {members}{names}".rstrip()
 
 

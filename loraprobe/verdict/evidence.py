@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loraprobe.defaults import (
-    BY_TEXT,
     COMPRESSION_LIMIT,
     FEWEST_ITEMS,
     KNOWN,
@@ -51,6 +50,7 @@ from loraprobe.records import (
     averaged,
     by_change,
     display_name,
+    effort,
     kinds,
     pooled,
     references,
@@ -294,9 +294,7 @@ class ScoredSystem:
     @property
     def effort(self) -> tuple[int, int, bool]:
         """How much the system asks of its user; less is simpler."""
-        # Of routers that by text is simplest, since any server with the adapters runs it.
-        further = self.kind == "router" and self.system != BY_TEXT
-        return list(kinds()).index(self.kind), FORMS.index(self.part), further
+        return effort(self.system, self.kind, self.part)
 
     @property
     def action(self) -> Action:

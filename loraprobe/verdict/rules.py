@@ -60,6 +60,7 @@ from loraprobe.records import (
     Verdict,
     by_change,
     display_name,
+    effort,
 )
 from loraprobe.verdict import reasons
 from loraprobe.verdict.advice import (
@@ -347,7 +348,7 @@ def candidates(
 ) -> tuple[Candidate, ...]:
     """All systems of these kinds on one part, the most promising first.
 
-    They are sorted by `ranking_outcome`, gain, kind (merges before routers) and `by_change`. Of
+    They are sorted by `ranking_outcome`, gain, `effort` (merges before routers) and `by_change`. Of
     several that are `likely` by that the first is the best one (`Evidence.leader`).
     """
     measured = [evidence.candidate(system, part) for system in evidence.systems(kinds, part)]
@@ -356,7 +357,7 @@ def candidates(
         key=lambda c: (
             -WEAKEST_FIRST.index(c.ranking_outcome),
             -round(c.gain.value, 9),
-            c.kind,
+            effort(c.system, c.kind, part),
             by_change(c.system),
         ),
     )

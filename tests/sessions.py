@@ -23,6 +23,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import hubs
 from rich.console import Console
@@ -130,14 +131,8 @@ def hub(here: Path) -> Iterator[None]:
             hubs.commit(root / "mirrors" / "models" / "acme" / name, files)
         with hubs.olah(root) as address:
             told = {"HF_ENDPOINT": address, "HF_HOME": str(root / "home"), "HF_HUB_OFFLINE": "0"}
-            before = {key: os.environ.get(key) for key in told}
-            os.environ.update(told)
-            try:
+            with mock.patch.dict(os.environ, told):
                 yield
-            finally:
-                for key, value in before.items():
-                    os.environ.pop(key)
-                    os.environ.update({} if value is None else {key: value})
 
 
 def retold(page: Path) -> str:

@@ -202,12 +202,10 @@ def _split(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
     if not mine:
         return adapter
     pieces: dict[str, Piece] = {}
-    pieces_of = {
-        path: list(zip(parts_of(path), rows[path], strict=True)) for path in mine
-    }  # of each fused layer its parts and their rows
+    sizes = {path: list(zip(parts_of(path), rows[path], strict=True)) for path in mine}
     for path in mine:
         ends = itertools.accumulate(rows[path])
-        for part, size, end in zip(parts_of(path), rows[path], ends, strict=True):
+        for (part, size), end in zip(sizes[path], ends, strict=True):
             pieces[part] = path, slice(end - size, end)
     infos = {path: info for path, info in adapter.layout.items() if path not in mine}
     for part, (path, piece) in pieces.items():
@@ -241,7 +239,7 @@ def _split(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
         magnitudes=_rows_of(adapter.magnitudes, pieces),
         offsets=_rows_of(adapter.offsets, pieces),
         whole=_rows_of(adapter.whole, whole),
-        extras=_extras(adapter, pieces_of),
+        extras=_extras(adapter, sizes),
         issues=(*adapter.issues, note),
     )
 
@@ -294,18 +292,16 @@ def _join(adapter: Adapter, rows: Mapping[str, tuple[int, ...]]) -> Adapter:
     def module(path: str) -> LowRank:
         if path not in mine:
             return adapter.modules[path]
-        info, blocks = infos[path], []
-        held = [part for part in parts_of(path) if part in adapter.layout]
-        updates = {part: adapter.modules[part] for part in held}
-        for part in parts_of(path):
-            ranks = [adapter.layout[one].rank for one in held]
-            block = [torch.zeros(sizes[part], rank, dtype=info.dtype) for rank in ranks]
-            if part in updates:
-                B = folded(updates[part].B, part, path)
-                block[held.index(part)] = B.to(info.dtype)
-            blocks.append(torch.cat(block, dim=1))
+        info, parts = infos[path], parts_of(path)
+        updates = {part: adapter.modules[part] for part in parts if part in adapter.layout}
+        blocks = [
+            folded(updates[part].B, part, path).to(info.dtype)
+            if part in updates
+            else torch.zeros(sizes[part], 0, dtype=info.dtype)
+            for part in parts
+        ]
         A = torch.cat([update.A.to(info.dtype) for update in updates.values()])
-        return LowRank(A, torch.cat(blocks), info.scaling)
+        return LowRank(A, torch.block_diag(*blocks), info.scaling)
 
     def offset(path: str) -> Tensor:
         parts = [

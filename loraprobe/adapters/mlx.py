@@ -30,9 +30,7 @@ from loraprobe.errors import AdapterError, UnsupportedAdapter
 from loraprobe.untrusted import MODULES, check_link, read_json
 
 MLX = "adapters.safetensors"
-HEADS = frozenset(
-    {"lm_head", "embed_out", "output_layer"}
-)  # linear ones of the vocabulary's layers
+HEADS = frozenset("lm_head embed_out output_layer".split())  # of VOCABULARY, the linear layers
 KEY = re.compile(r"(?P<path>.+)\.(?P<what>lora_a|lora_b|m)")
 SUFFIXES = {"lora_a": "lora_A.weight", "lora_b": "lora_B.weight", "m": "lora_magnitude_vector"}
 TABLES = {"lora_a": "lora_embedding_A", "lora_b": "lora_embedding_B"}

@@ -29,6 +29,8 @@ from torch import Tensor
 from loraprobe import hub
 from loraprobe.adapters import Adapter, natural
 from loraprobe.adapters.config import CONFIG
+from loraprobe.adapters.experts import NESTED
+from loraprobe.adapters.reading import PREFIX
 from loraprobe.base import Base, open_base
 from loraprobe.base.model import FLOATS, HEADS, Weight
 from loraprobe.compatibility import aligned
@@ -421,7 +423,7 @@ class _FullModel:
                 differences += told
             if progress:
                 progress("verify", min(done, total), total)
-        differences += self._own_head(self.theirs)
+        differences += self._own_head()
         wrapped = [key for key in self.made.stored if _unwrapped(key) != key or ".lora_" in key]
         (stored, grid), times = Counter(part.dtypes for part in parts).most_common(1)[0]
         return Contents(
@@ -545,7 +547,7 @@ class _FullModel:
                     found[key] = self.made.weights[path]
         return found
 
-    def _own_head(self, theirs: Mapping[str, Weight]) -> list[Difference]:
+    def _own_head(self) -> list[Difference]:
         """A head in the merge that is not the embedding to which the base ties it."""
         more = {_unwrapped(key) for key in self.made.stored} - self.base.stored.keys()
         if not more or self.base.tied is None:
@@ -609,7 +611,7 @@ def _comparable(own: Weight, found: Weight, name: str) -> bool:
 
 def _unwrapped(key: str) -> str:
     """The key of a tensor without the names that peft puts around it."""
-    return key.removeprefix("base_model.model.").replace(".base_layer.", ".")
+    return key.removeprefix(PREFIX).replace(f"{NESTED}.", ".")
 
 
 def _name(dtype: torch.dtype) -> str:

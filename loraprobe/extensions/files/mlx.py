@@ -102,13 +102,15 @@ def save_mlx(
         text = json.dumps(config, indent=4, sort_keys=True, ensure_ascii=False)
         (staging / CONFIG).write_text(text + "\n", encoding="utf-8")
         read = read_adapter(staging, adapter.name)
-        same = read.layout.keys() == adapter.layout.keys() and all(
+        places = read.layout.keys(), read.magnitudes.keys()
+        same = places == (adapter.layout.keys(), adapter.magnitudes.keys()) and all(
             torch.equal(update.A, adapter.modules[path].A)
             and torch.equal(update.B, adapter.modules[path].B)
             and abs(update.scaling - adapter.layout[path].scaling) <= 1e-9 * abs(update.scaling)
             for path, update in read.modules.items()
         )
-        if not same or read.magnitudes.keys() != adapter.magnitudes.keys():
+        magnitudes = adapter.magnitudes.items()
+        if not same or not all(torch.equal(read.magnitudes[path], m) for path, m in magnitudes):
             raise OutputError(
                 f"What was written to {directory} is not what was meant when it is read back; "
                 "check the disk and run again."

@@ -161,24 +161,21 @@ def checks_of(contents: Contents) -> tuple[Check, ...]:
 
 def _answer_of_weights(verification: Verification, contents: Contents) -> Answer:
     """What is in a merge, what is not, and the command that makes it right."""
-    place, verdict = verification.directory, contents.verdict
-    lines: list[Line] = [(label, text) for label, text in _lines(contents) if text]
+    place = verification.directory
+    lines: list[Line] = [*_lines(contents)]
     decision = {True: "verified", False: "not verified", None: "inconclusive"}[contents.holds]
     if contents.holds:
         load = FullModel.load if contents.full_model else "PeftModel.from_pretrained(base, {0})"
         lines.append(("in Python", Command("python", (place,), text=load)))
     else:
-        given, ones = verification.of, ",".join("1" for _ in contents.adapters)
-        if contents.verdict in ("scaled", "not-linear"):
-            shown = ",".join(f"{weight:.4g}" for weight in contents.weights)
-            ones = shown if contents.wanted is None and verdict == "scaled" else ones
-        weights = ",".join(f"{w:g}" for w in contents.wanted) if contents.wanted else ones
+        given, wanted = verification.of, contents.wanted or (1.0,) * len(contents.adapters)
         base = (("--base", verification.base),) if verification.base else ()
-        if verdict == "scaled" and contents.wanted is None:
-            options = (*base, *(("--of", one) for one in given), ("--weights", weights))
+        if contents.verdict == "scaled" and contents.wanted is None:
+            found = ",".join(f"{weight:.4g}" for weight in contents.weights)
+            options = (*base, *(("--of", one) for one in given), ("--weights", found))
             lines.append(("if wanted", Command("verify", (place,), options)))
-            weights = ",".join("1" for _ in contents.adapters)
         target = ("--full-model", "DIR") if contents.full_model else ("-o", "DIR")
+        weights = ",".join(f"{weight:g}" for weight in wanted)
         how = (("--method", "task_arithmetic"), ("--weights", weights))
         lines.append(("next", Command("merge", given, (*how, *base, target))))
         lines.append(("fill in", "DIR: where the merge is written"))
@@ -388,7 +385,7 @@ def _own_head(contents: Contents) -> bool:
 
 
 def _why_scaled(contents: Contents) -> str:
-    """What usually makes such weights of adapters; "" where nothing does."""
+    """What usually makes such weights of adapters."""
     weights, ranks = contents.weights, contents.ranks
 
     def all_near(values: Sequence[float]) -> bool:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -32,7 +32,15 @@ from loraprobe.extension import (
     Result,
     Workload,
 )
-from loraprobe.options import AddedOptions, CommandSpec, Options, flag_of, option
+from loraprobe.options import (
+    AddedOptions,
+    CommandSpec,
+    Options,
+    flag_of,
+    option,
+    options_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from loraprobe.adapters import Adapter
@@ -222,24 +230,21 @@ class Serve(Extension):
     def override(self, command: str, options: Options) -> Callable[..., None] | None:
         if command != "verify":
             return None
-        if options.of_extension(ServeOptions).served is not None:
-            from loraprobe.extensions.serve.verifying import verify_served
-
-            return verify_served
-        alone = (
-            "model",
-            "prompts",
-            "adapters",
-            "load",
-            "seconds",
-            "yes",
-            *ServeOptions.shared[command],
-        )
-        default = Options()
-        if flags := [flag_of(n) for n in alone if options.value(n) != default.value(n)]:
+        added = [one.name for one in fields(ServeOptions) if command in one.metadata["commands"]]
+        own, default = {*added, *ServeOptions.shared[command]}, Options()
+        known = [name for name in options_of(command) if name in table()]
+        given = [name for name in known if options.value(name) != default.value(name)]
+        if "served" not in given:
+            if flags := [flag_of(name) for name in given if name in own]:
+                named = " and ".join(flags)
+                raise UsageError(f"verify takes {named} only with --served=URL; add that.")
+            return None
+        if flags := [flag_of(name) for name in given if name not in {*own, "threads"}]:
             named = " and ".join(flags)
-            raise UsageError(f"verify takes {named} only with --served=URL; add that.")
-        return None
+            raise UsageError(f"verify takes {named} without --served=URL; leave one of them out.")
+        from loraprobe.extensions.serve.verifying import verify_served
+
+        return verify_served
 
     def constraints(self, options: Options) -> Sequence[Constraint]:
         wanted = options.of_extension(ServeOptions).serve

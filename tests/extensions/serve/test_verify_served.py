@@ -255,6 +255,12 @@ def test_options_of_a_server_need_one(world, given):
     assert ended.exit_code == 2 and "--served" in ended.stderr and given[0] in ended.stderr
 
 
+@pytest.mark.parametrize("given", [("--of", "a"), ("--weights", "1")])
+def test_options_that_are_not_about_a_server_go_without_one(world, given):
+    ended = verify(world, "http://127.0.0.1:9", *given)
+    assert ended.exit_code == 2 and "without --served" in ended.stderr and given[0] in ended.stderr
+
+
 def test_a_base_whose_figures_are_no_numbers_is_refused():
     model = tiny_llama()
     with torch.no_grad():

@@ -135,6 +135,17 @@ def with_options(router: R, **options: object) -> R:
     return other
 
 
+def check_prompts(router: Router, experts: Sequence[Adapter], prompts: ExpertPrompts) -> None:
+    """Raises UsageError, naming the adapters, where some have no prompts to fit the router to."""
+    missing = [expert.name for expert in experts if not prompts.get(expert.name)]
+    if missing:
+        raise UsageError(
+            f"Router {router.name} learns from prompts of each adapter, and there are none of "
+            f"{', '.join(missing)}:",
+            "give --router-prompts=NAME=FILE for each, or in Python prompts={name: [...]}.",
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class TokenGate:
     """The gates of one module, which decides for each token by its own input.
@@ -437,13 +448,7 @@ class Centroid(_ScoredRouter):
         Raises UsageError, naming the adapter, where one has no prompts or a module sees none of
         them.
         """
-        missing = [expert.name for expert in experts if not prompts.get(expert.name)]
-        if missing:
-            raise UsageError(
-                f"Router {self.name} learns from prompts of each adapter, and there are none of "
-                f"{', '.join(missing)}:",
-                "give --router-prompts=NAME=FILE for each, or in Python prompts={name: [...]}.",
-            )
+        check_prompts(self, experts, prompts)
         kinds = {path: info.kind for expert in experts for path, info in expert.layout.items()}
         sums_of: dict[str, list[Tensor]] = {
             p: [] for p, kind in kinds.items() if kind != "embedding"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +17,7 @@ from loraprobe.composition.router import ExpertPrompts
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.scored import check_prompts, with_options
 from loraprobe.text_profile import FILE, TextProfile, written
 
 STATE = "text.ngrams", "text.weights", "text.thresholds", "text.unseen"
@@ -65,21 +65,13 @@ class ByText(Router):
 
         Raises UsageError, naming the adapter, where one has no prompts.
         """
-        missing = [expert.name for expert in experts if not prompts.get(expert.name)]
-        if missing:
-            raise UsageError(
-                f"Router {self.name} learns from prompts of each adapter, and there are none of "
-                f"{', '.join(missing)}:",
-                "give --router-prompts=NAME=FILE for each, or in Python prompts={name: [...]}.",
-            )
+        check_prompts(self, experts, prompts)
         return self._with(TextProfile.of([prompts[expert.name] for expert in experts]))
 
     def _with(self, profile: TextProfile) -> ByText:
-        other = copy.copy(self)
-        object.__setattr__(other, "profile", profile)
         # Prompts come again: for each round, each control and each kept answer.
-        object.__setattr__(other, "_choice", functools.lru_cache(1 << 16)(profile.choice))
-        return other
+        choice = functools.lru_cache(1 << 16)(profile.choice)
+        return with_options(self, profile=profile, _choice=choice)
 
     def answering(self, composition: Composition, prompt: str) -> Composition:
         """The expert that answers a prompt, or the base. Raises UsageError before it is fitted."""

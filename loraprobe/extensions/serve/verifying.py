@@ -23,7 +23,7 @@ from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.pipeline.task_files import open_probe
-from loraprobe.records import Command, Progress
+from loraprobe.records import Command
 from loraprobe.report.parts import Answer, Line
 from loraprobe.report.terminal import print_answer
 from loraprobe.session import Ref, Session
@@ -53,16 +53,10 @@ def verify_served(
     if directory is None:
         raise UsageError("--served takes the adapter DIR, or names by --adapters=A,B; give one.")
     with output.progress() as progress:
-        answer = ask_server(
-            directory,
-            own.served,
-            others=sources or (),
-            model=own.model,
-            base=base,
-            probe=own.prompts,
-            options=options,
-            progress=progress,
-        )
+        server = Server(own.served, "--served", recognising.TIMEOUT)
+        names = [own.model] if own.model else None
+        refs, session = [directory, *(sources or ())], Session(options, progress)
+        (answer,) = ask_server(server, names, refs, base, own.prompts, session)
     _tell(output, {"served": answer}, answer.serves, [served_answer(answer, directory)])
     raise typer.Exit(EXIT_CODES.get(answer.serves, 1))
 
@@ -90,31 +84,22 @@ def _verify_names(options: Options, output: Output, base: str | None) -> int:
         )
     if own.load is not None and len(given) < 2:
         raise UsageError("--load tells names apart; give two or more, the base among them.")
-    answers, code = list[Served](), 0
     with output.progress() as progress:
+        session = Session(options, progress)
         refs = {name: f"{name}={ref}" for name, ref in given.items() if ref}
-        for name, ref in refs.items():
-            answer = ask_server(
-                ref,
-                own.served,
-                others=[one for other, one in refs.items() if other != name],
-                model=name,
-                base=base,
-                probe=own.prompts,
-                options=options,
-                progress=progress,
-            )
-            answers.append(answer)
-            code = code or EXIT_CODES.get(answer.serves, 1)
+        answers = list[Served]()
+        if refs:
+            answers = ask_server(server, [*refs], [*refs.values()], base, own.prompts, session)
+        codes = (EXIT_CODES.get(one.serves, 1) for one in answers)
+        code = next(filter(None, codes), 0)
         told = [served_answer(one, given[one.model] or "") for one in answers]
         serves = ",".join(one.serves for one in answers)
         fields: dict[str, Any] = {"served": answers, "under_load": None}
         if own.load is None or code:  # what is false alone needs no load
             _tell(output, fields, serves, told)
             return code
-        tell = Session(options, progress).tell
         found = under_load.ask_under_load(
-            server, list(given), prompts_of(own.prompts), own.load, own.seconds, tell
+            server, list(given), prompts_of(own.prompts), own.load, own.seconds, session.tell
         )
     if isinstance(found, tuple):
         one, other = found
@@ -137,14 +122,12 @@ def names_of(adapters: Sequence[str], server: Server) -> dict[str, str]:
     texts = [one.strip() for text in adapters for one in text.split(",") if one.strip()]
     models = server.models()
     held, found = [one.id for one in models], dict[str, str]()
+    sglang = any(one.owned_by == "sglang" for one in models)
     for text in texts:
-        name, _, ref = ("", "", "") if text in held else text.partition("=")
-        if text in held:
-            name = text
-        elif not ref:
+        name, _, ref = (text, "", "") if text in held else text.partition("=")
+        if text not in held and not ref:
             name, ref = local_name(text), text
-        of_sglang = any(one.owned_by == "sglang" for one in models) and ":" in name
-        if name not in held and not of_sglang:
+        if name not in held and not (sglang and ":" in name):
             listed = ", ".join(held[:8]) or "none"
             raise UsageError(
                 f"{server.address} has no model named {name} (it has {listed}); load it, or give "
@@ -167,40 +150,38 @@ def prompts_of(probe: Ref | None) -> Sequence[str]:
 
 
 def ask_server(
-    adapter: Ref,
-    url: str,
-    *,
-    others: Sequence[Ref] = (),
-    model: str | None = None,
-    base: Base | Ref | None = None,
-    probe: Ref | None = None,
-    options: Options = Options(),
-    progress: Progress | None = None,
-) -> Served:
-    """Compares a server with the base and with an adapter, run here, on a few dozen texts.
+    server: Server,
+    names: Sequence[str] | None,
+    adapters: Sequence[Ref],
+    base: Base | Ref | None,
+    probe: Ref | None,
+    session: Session,
+) -> list[Served]:
+    """Compares a server with the base and with adapters, run here, on a few dozen texts.
 
-    others: adapters that it may serve in place of this one. model: the name under which the server
-    has the adapter; None: the only one that it has. probe: a file of prompts; "auto" and None:
-    those of `recognising`. The key of OPENAI_API_KEY is sent if it is set. Raises ServerError where
-    the server does not answer or gives no log-probabilities, UsageError for a bad URL and for a
-    full model.
+    names: under which the server has the first of the adapters, one each; None: the only model that
+    it has, for the first one. All other adapters are what it may serve in place of one. probe: a
+    file of prompts; "auto" and None: those of `recognising`. Raises ServerError where the server
+    does not answer or gives no log-probabilities, UsageError for a full model.
     """
-    server = Server(url, "--served", recognising.TIMEOUT)
     try:
-        given, *candidates = hub.load_all([adapter, *others])
+        given = hub.load_all(adapters)
     except LoraprobeError:
-        if hub.base_directory(str(adapter)) is None:
+        if hub.base_directory(str(adapters[0])) is None:
             raise
         cure = "verify its directory without --served"
-        cure = cure if Path(str(adapter)).is_dir() else f"download it, and {cure}"
-        raise UsageError(
-            f"--served compares an adapter with its base, and {adapter} is a full model; {cure}."
-        ) from None
-    prompts = prompts_of(probe)
-    name, session = model or server.only_model(), Session(options, progress)
-    scorer, _ = open_scorer(base_of(base or "auto", [given]), options.dtype, session)
-    with session.stage("ask the server"):
-        return recognising.compare_served(server, name, given, candidates, scorer, prompts)
+        cure = cure if Path(str(adapters[0])).is_dir() else f"download it, and {cure}"
+        what = f"--served compares an adapter with its base, and {adapters[0]} is a full model"
+        raise UsageError(f"{what}; {cure}.") from None
+    prompts, found, opened = prompts_of(probe), list[Served](), None
+    for name, adapter in zip(names or [server.only_model()], given, strict=False):
+        own = base_of(base or "auto", [adapter])
+        if opened is None or own.path != opened.path:  # several adapters of one base load it once
+            opened, (scorer, _) = own, open_scorer(own, session.options.dtype, session)
+        others = [one for one in given if one is not adapter]
+        with session.stage("ask the server"):
+            found.append(recognising.compare_served(server, name, adapter, others, scorer, prompts))
+    return found
 
 
 EXIT_CODES = {"adapter": 0, "unclear": 3}  # 1: it serves something else
@@ -216,25 +197,30 @@ HEADLINES = {
 WHY = {
     "another": "a file that the server misreads, another base or adapter, or a quantised base",
     "scaled": "the server reads lora_alpha or the rank otherwise (rsLoRA, patterns), or weighs it",
+    "unclear": "adapter and base hardly differ after these texts",
+    "noisy": "the noise is too large for so small a difference",
+    "no base": "the server is close to one of them, and its noise is unknown",
 }
+PROMPTS_FIX = "give prompts of what it was trained on: --probe FILE, one a line"
 FIXES = {
     "base": "start the server with the adapter, and ask for it by its own name (--model); vLLM "
     "also applies nothing where its --lora-target-modules name none of the adapter's modules",
-    "unclear": "give prompts of what it was trained on: --probe FILE, one a line",
+    "unclear": PROMPTS_FIX,
+    "noisy": PROMPTS_FIX,
     "given": "ask for this adapter by its own name (--model)",
-    "noisy": "serve the base under a name as well, or give more prompts: --probe FILE",
+    "no base": "serve the base under a name as well, or give more prompts: --probe FILE",
 }
 
 
 def served_answer(served: Served, directory: str) -> Answer:
     """Whether a server applies an adapter, by which figures, and what to do if it does not."""
     kind = "given" if served.other else served.serves
+    headline = HEADLINES[kind].format(model=served.model, scale=served.scale, other=served.other)
     figures = (
         f"log-probabilities of the next token after {count(served.prompts, 'text')}: "
         f"{served.to_adapter:.3f} from the adapter here, {served.to_base:.3f} from the base; these "
         f"two are {served.between:.3f} apart"
     )
-    no_base = served.floor is None
     noise = "unknown: the server lists no other model that is the base"
     if served.floor is not None:
         noise = f"the server's base is {served.floor:.3f} from the base here"
@@ -243,22 +229,13 @@ def served_answer(served: Served, directory: str) -> Answer:
         ("measured", figures),
         ("noise", f"{noise}; wrong with such noise: {wrong} of draws"),
     ]
-    why = WHY.get(kind, "")
-    if kind == "unclear":
-        why = "the noise is too large for so small a difference"
-        why = "the server is close to one of them, and its noise is unknown" if no_base else why
-        small = served.between < recognising.TELLS
-        why = "adapter and base hardly differ after these texts" if small else why
-        kind = "noisy" if no_base and not small else kind
-    lines += [("why", why)] if why else []
+    if kind == "unclear" and served.between >= recognising.TELLS:
+        kind = "noisy" if served.floor is not None else "no base"
+    lines += [("why", WHY[kind])] if kind in WHY else []
     lines += [("fix", FIXES[kind])] if kind in FIXES else []
     if served.serves in ("base", "another", "scaled"):
         lines.append(("next", Command("inspect", (directory,), (("--serve", "all"),))))
-    decision = DECISIONS.get(served.serves, "not verified")
-    headline = HEADLINES["unclear" if served.serves == "unclear" else kind].format(
-        model=served.model, scale=served.scale, other=served.other
-    )
-    return Answer(decision, headline, tuple(lines))
+    return Answer(DECISIONS.get(served.serves, "not verified"), headline, tuple(lines))
 
 
 LOAD_HEADLINES = {

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 from words import word_tokenizer
 
 from loraprobe.errors import BaseError
+from loraprobe.extensions.serve import verifying
 from loraprobe.extensions.serve.acceptance import first_tokens
 from loraprobe.scoring import ModelScorer
 
@@ -274,7 +275,10 @@ def verify_names(world, url: str, names: str, *more: str):
     return making.call("verify", *base, *more)
 
 
-def test_several_names_are_each_compared_with_their_files(world):
+def test_several_names_are_each_compared_with_their_files(world, monkeypatch):
+    opened = []
+    scorer_of = verifying.open_scorer
+    monkeypatch.setattr(verifying, "open_scorer", lambda *a: opened.append(1) or scorer_of(*a))
     figures = {"b": world[1]["base"], "adapter": world[1]["adapter"], "o": world[1]["other"]}
     files = f"{world[0] / 'adapter'},o={world[0] / 'other'},b"
     with server(two_models(figures)) as (url, _):
@@ -282,6 +286,7 @@ def test_several_names_are_each_compared_with_their_files(world):
         crossed = f"adapter={world[0] / 'other'},o={world[0] / 'adapter'}"
         wrong = verify_names(world, url, crossed, "--json", "--load", "4")
     assert ended.exit_code == 0, ended.output
+    assert len(opened) == 2, "one base for each of the two runs"
     found = json.loads(ended.stdout)
     assert [(one["model"], one["serves"]) for one in found["served"]] == [
         ("adapter", "adapter"),

@@ -15,7 +15,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import httpx
@@ -159,7 +159,7 @@ def scale_of(answers: Sequence[tuple[str, Steps]], known: Known, alone: float) -
     found = list[float]()
     for (prompt, answer), times in Counter(answers).items():
         near = min(
-            ([d for d, _ in _differences(answer, one)] for one in known[prompt].values()),
+            (_differences(answer, one) for one in known[prompt].values()),
             key=lambda row: (-len(row), sum(row)),
         )
         found += near * times
@@ -167,12 +167,14 @@ def scale_of(answers: Sequence[tuple[str, Steps]], known: Known, alone: float) -
     return min(max(_scale(found), alone, ROUNDING), most)
 
 
-def _differences(answer: Steps, known: Steps) -> Iterator[tuple[float, int]]:
+def _differences(answer: Steps, known: Steps) -> list[float]:
     """Of log-probabilities, up to the first token that differs."""
-    for i, ((token, theirs), (other, own)) in enumerate(zip(answer, known, strict=False)):
-        yield abs(theirs - own), i
+    found = list[float]()
+    for (token, theirs), (other, own) in zip(answer, known, strict=False):
+        found.append(abs(theirs - own))
         if token != other:
-            return
+            break
+    return found
 
 
 def _scale(differences: Sequence[float]) -> float:
@@ -228,7 +230,7 @@ def known_answers(
         (answer,) = server.ask(PATH, [body(name, prompt)], WrittenTokens)
         first = found.setdefault((name, prompt), answer.steps)
         if done >= len(order) // 2:
-            differences += [d for d, _ in _differences(answer.steps, first)]
+            differences += _differences(answer.steps, first)
     known = {prompt: {name: found[name, prompt] for name in names} for prompt in prompts}
     return known, max(_scale(differences), ROUNDING)
 
@@ -296,17 +298,15 @@ class _Sender:
                 return
             await asyncio.sleep(max(0.0, self.turn - time.monotonic()))
             name, prompt = drawn.choice(self.names), drawn.choice(self.prompts)
-            error, refused = await self.one(client, name, prompt)
-            if refused is not None:
-                raise refused
-            if error:
+            if error := await self.one(client, name, prompt):
                 self.answers.errors[name, error] += 1
                 await asyncio.sleep(1.0 if error in BUSY_TOLD else min(0.05 * self.lost, 1.0))
 
-    async def one(
-        self, client: httpx.AsyncClient, name: str, prompt: str
-    ) -> tuple[str, ServerError | None]:
-        """Sends one request: what happened in place of an answer, and what ends the run."""
+    async def one(self, client: httpx.AsyncClient, name: str, prompt: str) -> str:
+        """Sends one request; what happened in place of an answer, "" for an answer.
+
+        Raises ServerError where the server wants a key.
+        """
         sent = time.monotonic()
         try:
             async with asyncio.timeout(self.server.patience):
@@ -317,18 +317,18 @@ class _Sender:
             raise
         except (ServerError, TimeoutError) as error:
             self.lost += 1
-            return LATE if isinstance(error, TimeoutError) else "no whole answer", None
+            return LATE if isinstance(error, TimeoutError) else "no whole answer"
         self.lost = 0
         if status in (401, 403):
-            return "", self.server.refusal(PATH, status, content, headers)
+            raise self.server.refusal(PATH, status, content, headers)
         if status != 200:
-            return f"status {status}", None
+            return f"status {status}"
         try:
             steps = WrittenTokens.model_validate_json(content).steps
         except ValidationError:
-            return "no log-probabilities", None
+            return "no log-probabilities"
         self.answers.came.append((name, prompt, steps, time.monotonic() - sent))
-        return "", None
+        return ""
 
     async def look(self, client: httpx.AsyncClient, passed: float) -> None:
         """Raises ServerError if the server is gone."""

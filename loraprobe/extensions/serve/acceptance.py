@@ -23,7 +23,9 @@ from loraprobe.scoring.forward import inference_mode
 from loraprobe.tasks import Task
 
 PROMPTS = 12  # of the acceptance test
-CLOSER = 4.0  # an adapter is computed where it is this many times closer than the base is
+# A server's figures are those of one side where they are this many times closer to it than the two
+# sides are to each other. They cannot be close to both.
+CLOSER = 4.0
 ANOTHER_BASE = 0.25  # mean difference of log-probabilities; rounding to bfloat16 makes some 0.02
 
 

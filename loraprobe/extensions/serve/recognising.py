@@ -19,16 +19,13 @@ from scipy import optimize, special
 
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
-from loraprobe.extensions.serve.acceptance import likeliest
+from loraprobe.extensions.serve.acceptance import CLOSER, likeliest
 from loraprobe.extensions.serve.client import ServedModel, Server, ServerError
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 
 Array = Float64[ndarray, "..."]
-# A server's figures are those of one side where they are this many times closer to it than the two
-# sides are to each other. They cannot be close to both.
-CLOSER = 4.0
-NEAR = 2.0  # the same, from which it is left open where the noise is not known
+NEAR = 2.0  # as CLOSER, from which it is left open where the noise is not known
 TELLS = 0.01  # mean difference of base and adapter from which a server's rounding is less
 # An adapter may be this many times as far from itself here as the base is: its own weights are
 # rounded too. Where few texts were asked, chance makes it more.
@@ -254,7 +251,8 @@ def compare_served(
     figures = np.stack([texts.figures(one) for one in sides])
     chosen = np.sort(np.argsort(-np.ptp(figures, axis=0), kind="stable")[:TEXTS])
     known = figures[:, chosen]
-    asked = [text for i, text in enumerate(texts.every()) if i in set(chosen)]
+    every = texts.every()
+    asked = [every[i] for i in chosen]
     try:
         theirs = np.array(server.first_tokens({"model": model}, asked))
     except ServerError as error:

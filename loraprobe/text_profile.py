@@ -166,9 +166,9 @@ class RouterFile(BaseModel):
     version: int
     adapters: list[_Adapter] = Field(min_length=1)
     base: str | None
-    shortest: Literal[2]
-    longest: Literal[5]
-    read: Literal[1000]
+    shortest: Annotated[int, Field(ge=SHORTEST, le=SHORTEST)]
+    longest: Annotated[int, Field(ge=LONGEST, le=LONGEST)]
+    read: Annotated[int, Field(ge=READ, le=READ)]
     unseen: Annotated[Number, Field(gt=0)]
     thresholds: list[Number]
     ngrams: dict[str, list[Number]]

@@ -171,10 +171,12 @@ def front(router: RouterFile, address: str, base: str, prefix: str = "") -> Star
             return error(502, f"The server behind this front does not answer ({what}).")
         headers = [(k.lower(), v) for k, v in answer.headers.raw if k.lower() not in OF_HOP]
         if path == "/v1/models" and request.method == "GET" and answer.status_code == 200:
-            return await with_own_model(answer, stream(answer, transport))
-        sent = StreamingResponse(stream(answer, transport), answer.status_code)
-        known = answer.headers.get("content-length")
-        sent.raw_headers = [*headers, *([(b"content-length", known.encode())] if known else [])]
+            held = await with_own_model(stream(answer, transport))
+            sent, size = Response(held, answer.status_code), str(len(held))
+        else:
+            sent = StreamingResponse(stream(answer, transport), answer.status_code)
+            size = answer.headers.get("content-length", "")
+        sent.raw_headers = [*headers, *([(b"content-length", size.encode())] if size else [])]
         return sent
 
     async def stream(
@@ -188,16 +190,16 @@ def front(router: RouterFile, address: str, base: str, prefix: str = "") -> Star
             await answer.aclose()
             idle.append(transport)
 
-    async def with_own_model(answer: httpx.Response, parts: AsyncIterator[bytes]) -> Response:
-        """The server's models, and the front's own behind them."""
+    async def with_own_model(parts: AsyncIterator[bytes]) -> bytes:
+        """The server's models, and the front's own behind them; as they are where they are none."""
         held = b"".join([part async for part in parts])
         try:
             listed = json.loads(held)
             own = {"id": BY_TEXT, "object": "model", "created": 0, "owned_by": "loraprobe"}
             listed["data"] = [*listed["data"], own | {"parent": base}]  # as an adapter has one
+            return json.dumps(listed, ensure_ascii=False).encode()
         except (ValueError, KeyError, TypeError):
-            return Response(held, answer.status_code, dict(answer.headers))
-        return JSONResponse(listed)
+            return held
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -224,15 +226,15 @@ def base_among(models: Sequence[ServedModel], router: RouterFile, given: str | N
             "serve the adapters under the names that router.json gives, as in vllm serve BASE "
             f"--enable-lora --lora-modules {missing[0]}=DIR/experts/{missing[0]}.",
         )
-    parents = {held[name].parent for name in router.names} - {None}
-    others = [name for name, one in held.items() if name not in router.names and not one.parent]
     if given is not None:
         if given not in held:
             raise UsageError(
                 f"The server has no model named {given}:", f"it has {listing([*held])}."
             )
         return given
-    named = [str(name) for name in parents if name in held] or others
+    parents = {held[name].parent for name in router.names}
+    others = [name for name, one in held.items() if name not in router.names and not one.parent]
+    named = [name for name in parents if name is not None and name in held] or others
     if len(named) != 1:
         raise UsageError(
             f"Prompts unlike what any adapter learned go to the base, and of {listing([*held])} it "
@@ -286,8 +288,9 @@ def proxy(
         ) from None
     if not output.quiet:
         names = listing(router.names)
+        place = f"[{host}]" if ":" in host else host
         print(
-            f"http://{host}:{port}/v1 asks {known.address}: the model {BY_TEXT} is {names}, or "
+            f"http://{place}:{port}/v1 asks {known.address}: the model {BY_TEXT} is {names}, or "
             f"{base} for other prompts. ^C stops.",
             file=sys.stderr,
             flush=True,

@@ -1,6 +1,7 @@
 """`loraprobe proxy`: which model a request gets, and that nothing else of it changes."""
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -113,6 +114,7 @@ BROKEN = {
     "another format": ({"format": "other"}, "damaged"),
     "thresholds": ({"thresholds": [0.1]}, "1 thresholds for 2"),
     "weights": ({"ngrams": {"ab": [1, 2]}}, "3 weights"),
+    "n-grams of other lengths": ({"shortest": 3}, "shortest"),
     "no number": ({"unseen": float("nan")}, "unseen"),
     "same names": ({"adapters": [{"name": "a", "folder": "x", "sha256": ""}] * 2}, "one name"),
 }
@@ -187,6 +189,14 @@ class Upstream:
         if request.path == "/v1/models":
             rows = [{"id": "big"}, *({"id": n, "parent": "big"} for n in ("spouse", "home"))]
             return self.reply(request, 200, {"object": "list", "data": rows})
+        if request.path == "/v1/models?packed":
+            packed = gzip.compress(b'{"data": [{"id": "big"}]}')
+            request.wfile.write(
+                b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n"
+                b"%x\r\n%s\r\n0\r\n\r\n" % (len(packed), packed)
+            )
+            request.close_connection = True
+            return None
         if request.path == "/health":
             return self.reply(request, 503, {"dead": True})
         if request.path.startswith("/moved"):
@@ -255,8 +265,11 @@ def test_the_model_is_set_and_all_else_goes_through(both):
 
 def test_other_paths_go_through(both):
     client, upstream = both
-    listed = [one["id"] for one in client.get("/v1/models").json()["data"]]
-    assert listed == ["big", "spouse", "home", "by-text"]
+    models = client.get("/v1/models")
+    assert [one["id"] for one in models.json()["data"]] == ["big", "spouse", "home", "by-text"]
+    assert models.headers["x-request-id"] == "7"
+    packed = client.get("/v1/models?packed", headers={"Accept-Encoding": "gzip"})
+    assert [one["id"] for one in packed.json()["data"]] == ["big"], "what is packed goes through"
     assert client.get("/health").status_code == 503
     moved = client.get("/moved", follow_redirects=False)
     assert moved.status_code == 307 and moved.headers["location"] == "http://elsewhere.invalid/v1"

@@ -69,8 +69,12 @@ class ConstantGates(Router):
         self, module: str, experts: Sequence[LowRank], present: Sequence[int], n: int
     ) -> Float64[Tensor, k]:
         """The weights of the experts present: [k], float64."""
-        weights = self.weights if self.weights is not None else (1.0 / n,) * n
+        weights = self.weights_of(n)
         return torch.tensor([weights[i] for i in present], dtype=torch.float64)
+
+    def weights_of(self, n: int) -> tuple[float, ...]:
+        """The weight of each of n experts."""
+        return self.weights if self.weights is not None else (1.0 / n,) * n
 
 
 def single(adapter: Adapter) -> Composition:

@@ -25,7 +25,7 @@ from loraprobe.options import MachineOptions, Options
 from loraprobe.pipeline.evaluator import open_scorer
 from loraprobe.pipeline.inputs import base_of
 from loraprobe.routing import FILE
-from loraprobe.routing.constant import ConstantGates
+from loraprobe.routing.constant import single
 from loraprobe.session import Session
 
 NOT_GIVEN = "cuda:0"  # the device of lm-eval's command without --device, as if there was a GPU
@@ -65,5 +65,4 @@ def opened(reference: str) -> Composition:
     """The composition of a directory of `route`; one adapter by itself for any other reference."""
     if (Path(reference).expanduser() / FILE).is_file():
         return loraprobe.load_composition(Path(reference).expanduser())
-    adapter = loraprobe.load(reference)
-    return Composition(adapter.name, (adapter,), ConstantGates((1.0,)))
+    return single(loraprobe.load(reference))

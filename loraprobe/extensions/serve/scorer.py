@@ -265,9 +265,7 @@ def all_held(server: Server, names: Iterable[str], held: Mapping[str, Held]) -> 
 def _weights(composition: Composition) -> tuple[float, ...] | None:
     """The weight of each expert; None where it depends on the text."""
     router, n = composition.router, len(composition.experts)
-    if not isinstance(router, ConstantGates):
-        return None
-    return router.weights if router.weights is not None else (1.0 / n,) * n
+    return router.weights_of(n) if isinstance(router, ConstantGates) else None
 
 
 @dataclass

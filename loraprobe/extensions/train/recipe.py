@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from loraprobe.errors import UsageError
 from loraprobe.registry import Registry
@@ -15,7 +15,7 @@ RANK_MOST, STEPS_MOST = 1024, 100_000
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainRecipe:
     """A LoRA of all linear layers.
 
     items: of each task; auto: half of them, ITEMS_MOST at most. steps: of the optimiser; auto:
@@ -31,6 +31,8 @@ class Train:
     lr: float | Auto = "auto"
     from_: Literal["base", "best"] = "base"
     curve: bool = False
+
+    registry_name: ClassVar[str] = "train"
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value out of its limits."""
@@ -49,16 +51,16 @@ class Train:
                 )
 
 
-def sizes(recipe: Train, items: int) -> list[int]:
+def sizes(recipe: TrainRecipe, items: int) -> list[int]:
     """On how many of the items of a task is trained, the fewest first."""
     doubled = itertools.takewhile(lambda n: n < items, (ITEMS_LEAST << k for k in range(32)))
     return [*(doubled if recipe.curve else ()), items]
 
 
-RECIPES = Registry(__name__, Train, "baseline")
+RECIPES = Registry(__name__, TrainRecipe, "baseline")
 
 
-def recipe_of(spec: str) -> Train:
+def recipe_of(spec: str) -> TrainRecipe:
     """The recipe of a spec such as "train:items=32". Raises UsageError."""
     if not isinstance(spec, str):
         raise UsageError(f"--baseline is a text such as train:items=32, not {spec!r}.")

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter
 
 from loraprobe.adapters import public_value, read_adapter
@@ -25,7 +24,7 @@ from loraprobe.evaluation import System
 from loraprobe.extension import PASSES, AddedSystems, SystemSource
 from loraprobe.extensions.train.artifact import TrainedAdapter
 from loraprobe.extensions.train.part import KIND, TrainedRecord, TrainedSystems
-from loraprobe.extensions.train.recipe import ITEMS_LEAST, ITEMS_MOST, Train, sizes
+from loraprobe.extensions.train.recipe import ITEMS_LEAST, ITEMS_MOST, TrainRecipe, sizes
 from loraprobe.extensions.train.training import (
     BATCH,
     encoded,
@@ -53,7 +52,7 @@ RECORD = "trained.json"  # how an adapter was trained, beside its files
 class TrainedSource(SystemSource):
     """An adapter that is trained by a recipe."""
 
-    recipe: Train
+    recipe: TrainRecipe
 
     def set_apart(self, tasks: Sequence[Task], options: Options) -> TaskSplit:
         """Whole groups of questions of each task, drawn by the seed."""
@@ -116,17 +115,19 @@ class TrainedSource(SystemSource):
         base. Raises UsageError where there is no merge."""
         if self.recipe.from_ == "base":
             return None
-        rows, losses = encoded(scorer, _items(parts.apart)), dict[str, float]()
-        merges = {one.name: one for one in composed if one.kind == "merge"}
-        for name, system in merges.items():
-            with scorer.with_composition(system.composition), torch.no_grad():
-                losses[name] = mean_loss(scorer, rows)
-        if not losses:
+        merges = [one for one in composed if one.kind == "merge"]
+        if not merges:
             raise UsageError(
                 "--baseline=train:from=best starts from a merge, and none is evaluated; give a "
                 "--method, or leave from=best out."
             )
-        return merges[min(losses, key=losses.__getitem__)]
+        rows = encoded(scorer, _items(parts.apart))
+
+        def loss(merge: System) -> float:
+            with scorer.with_composition(merge.composition):
+                return mean_loss(scorer, rows)
+
+        return min(merges, key=loss)
 
     def _system(
         self,
@@ -161,7 +162,9 @@ class TrainedSource(SystemSource):
         composition, adapter, content = single(own), own, own.content
         if start is not None and start.composition is not None:
             experts = (*start.composition.experts, own)
-            gates = (*_gates(start.composition), 1.0)
+            router = start.composition.router
+            assert isinstance(router, ConstantGates)  # as every merge has
+            gates = (*router.weights_of(len(experts) - 1), 1.0)
             composition = Composition(name, experts, ConstantGates(gates))
             allow = session.options.allow
             config = MergeConfig(METHODS.make("task_arithmetic"), gates, allow=allow)
@@ -212,13 +215,6 @@ class TrainedSource(SystemSource):
             ) from None
 
 
-def _gates(composition: Composition) -> tuple[float, ...]:
-    """The constant gates of a merge."""
-    n, router = len(composition.experts), composition.router
-    weights = router.weights if isinstance(router, ConstantGates) else None
-    return (1.0 / n,) * n if weights is None else weights
-
-
 def _items_each(tasks: Sequence[Task]) -> int:
     """How many items were set apart of the task that gave most."""
     return max(len(task.items) for task in tasks)
@@ -249,7 +245,7 @@ def _check_gold(task: Task) -> None:
         )
 
 
-def _wanted(task: Task, recipe: Train) -> int:
+def _wanted(task: Task, recipe: TrainRecipe) -> int:
     """How many questions of a task are set apart. Raises TaskError where it has too few."""
     total = len(task.items)
     spare, given = total - FEWEST_ITEMS, recipe.items

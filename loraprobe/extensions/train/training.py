@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from loraprobe.errors import LoraprobeError, OutOfMemory
-from loraprobe.extensions.train.recipe import Train
+from loraprobe.extensions.train.recipe import TrainRecipe
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.forward import differentiable, seeded, tail_logits
 from loraprobe.tasks import Item
@@ -48,7 +48,7 @@ class Training:
     learning_rate: float
 
 
-def rate_of(model: Any, recipe: Train) -> float:
+def rate_of(model: Any, recipe: TrainRecipe) -> float:
     """The learning rate: that of the recipe, or by the width of the model.
 
     5e-4 (2000 / width)^0.775 is what was best for LoRAs of Llama models of all sizes in "LoRA
@@ -58,7 +58,7 @@ def rate_of(model: Any, recipe: Train) -> float:
     return recipe.lr if recipe.lr != "auto" else float(5e-4 * (2000 / width) ** 0.775)
 
 
-def most_steps(recipe: Train, items: int) -> int:
+def most_steps(recipe: TrainRecipe, items: int) -> int:
     """How many steps are taken at most on so many questions."""
     return recipe.steps if recipe.steps != "auto" else EPOCHS * epoch_of(items)
 
@@ -83,7 +83,7 @@ def trained(
     scorer: ModelScorer,
     rows: Sequence[Row],
     held_out: Sequence[Row],
-    recipe: Train,
+    recipe: TrainRecipe,
     seed: int,
     tell: Callable[[int, int], None],
 ) -> Iterator[tuple[Any, Training]]:

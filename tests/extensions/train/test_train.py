@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import loraprobe
-from loraprobe.errors import TaskError, UsageError
+from loraprobe.errors import OutOfMemory, TaskError, UsageError
 from loraprobe.extensions.train import training
 from loraprobe.extensions.train.part import AboutTraining
 from loraprobe.extensions.train.recipe import recipe_of, sizes
@@ -99,10 +99,29 @@ def test_a_curve_has_nested_parts_and_the_whole_under_the_name_that_is_advised(w
     assert sizes(recipe_of("train"), 64) == [64]
 
 
-def test_a_warm_start_is_a_sum_of_the_merge_and_what_was_learned(world, task):
-    found = run(world, task, "train:items=16,steps=20,from=best", methods="task_arithmetic")
+@pytest.mark.parametrize("method", ["uniform", "ties"])
+def test_a_warm_start_is_a_sum_of_the_merge_and_what_was_learned(world, task, method, monkeypatch):
+    made, make = [], TrainedSource.make
+
+    def kept(self, scorer, base, parts, composed, *more):
+        added = make(self, scorer, base, parts, composed, *more)
+        made.append((composed, added.systems))
+        return added
+
+    monkeypatch.setattr(TrainedSource, "make", kept)
+    found = run(world, task, "train:items=16,steps=20,from=best", methods=method)
     (record,) = found.training
-    assert record.start == "task_arithmetic"
+    (((start,), (system,)),) = made
+    assert record.start == start.name == method and record.best_step > 0
+    *merged, own = system.composition.experts
+    assert merged == [*start.composition.experts]
+    gate = 1 / len(merged)  # a merge by ties is one adapter already
+    assert system.composition.router.weights == (*[gate] * len(merged), 1.0)
+    for name, update in system.artifact.adapter.modules.items():
+        whole = making.dense(own.modules[name])
+        for one in merged:
+            whole += gate * making.dense(one.modules[name]) if name in one.modules else 0
+        torch.testing.assert_close(making.dense(update), whole, rtol=1e-4, atol=1e-5)
     with pytest.raises(UsageError, match="from=best"):
         run(world, task, "train:items=16,from=best", methods=(), routers="arrow")
 
@@ -164,22 +183,24 @@ ROWS = [([k, 7, 3, 5, k], 3) for k in range(1, 13)]
 
 
 class Rows:
-    """What the loop needs of a scorer, over rows of tokens."""
+    """What the loop needs of a scorer, over rows of tokens. small: memory for checkpoints alone."""
 
-    def __init__(self, model, fails=0):
-        self.model, self.pad, self.vocab_size, self.fails = model, 0, 40, fails
+    def __init__(self, model, small=False):
+        self.model, self.pad, self.vocab_size, self.small = model, 0, 40, small
         self.batcher = self
 
     def split(self, lengths, starts, vocab_size):
         return [range(len(lengths))[at : at + 4] for at in range(0, len(lengths), 4)]
 
     def run(self, batch, work):
+        if self.small and not self.model.model.gradient_checkpointing:
+            raise OutOfMemory("It is full.")
         work(batch)
 
 
 def train(model, rows=ROWS, held_out=ROWS[:3], spec="train:steps=12,lr=0.01", seed=0, **more):
     steps = []
-    given = Rows(model), rows, held_out, recipe_of(spec), seed
+    given = Rows(model, **more), rows, held_out, recipe_of(spec), seed
     with training.trained(*given, lambda step, most: steps.append((step, most))) as (peft, made):
         kept = [p.detach().clone() for p in peft.parameters() if p.requires_grad]
     return made, kept, steps
@@ -201,6 +222,21 @@ def test_the_model_is_as_before_afterwards():
 def test_one_seed_gives_one_adapter():
     runs = [train(making.tiny_llama(), seed=seed)[1] for seed in (3, 3, 4)]
     assert all(map(torch.equal, runs[0], runs[1])) and not all(map(torch.equal, runs[0], runs[2]))
+
+
+def test_what_does_not_fit_is_computed_again_in_the_pass_back():
+    again, model = [], making.tiny_llama()
+    attention = model.model.layers[0].self_attn
+    attention.register_forward_pre_hook(lambda *_: again.append(torch.is_grad_enabled()))
+    wide = train(model)[1]
+    once = sum(again)
+    again.clear()
+    narrow = train(model, small=True)[1]
+    assert sum(again) == 2 * once > 0 and all(map(torch.allclose, narrow, wide))
+    assert not model.model.gradient_checkpointing and not any(m.training for m in model.modules())
+    model.supports_gradient_checkpointing = False
+    with pytest.raises(OutOfMemory):
+        train(model, small=True)
 
 
 def test_the_gradient_of_a_batch_is_that_of_its_mean_loss():
@@ -243,11 +279,12 @@ def test_a_loss_that_is_no_number_is_an_error_and_the_model_stays(monkeypatch):
 # ---- what is told --------------------------------------------------------------------------------
 
 
-def told(value, **scores):
+def told(value, guards=(), **scores):
     given = {"base": 0.1, "a": 0.3, "b": 0.2, "shrunk:a": 0.2, "random-partner": 0.1, **scores}
     evidence = evidences.known(evidences.evidence(given))
     row = replace(evidences.score("base", value), system="trained", kind="trained")
-    evidence = evidences.replaced(evidence, scores=(*evidence.measured.scores, row))
+    scores = (*evidence.measured.scores, row)
+    evidence = evidences.replaced(evidence, scores=scores, guards=guards)
     verdict = decide(evidence, [AboutTraining()])
     return verdict, {code for code in verdict.codes if code.startswith("training-")}
 
@@ -269,3 +306,11 @@ def test_a_verdict_says_how_training_stands_to_what_it_is_about(trained, compose
     assert (str(verdict.action) == "train-target-adapter") == (
         decision == "unlikely" and code == "training-gains-more"
     )
+
+
+def test_a_guard_that_training_is_shown_to_lose_is_told():
+    lost = evidences.guards(trained=-0.2), evidences.guards(trained=-0.04, sum=-0.2)
+    verdict, codes = told(0.9, lost[0], sum=0.6)
+    assert codes == {"training-gains-more", "training-is-unsafe"}
+    assert evidences.reason(verdict, "training-is-unsafe").value == pytest.approx(-0.18)
+    assert "training-is-unsafe" not in told(0.9, lost[1], sum=0.6)[1]

@@ -17,8 +17,8 @@ DISTINCT_ANSWERS = 0.7  # below this share of distinct right answers, one item's
 GATES = 0.125, 0.25, 0.5, 0.75  # at which an adapter is asked alone, beside 1
 LEAST_GAIN = 0.15  # over the base; with less an adapter has no skill of which to keep a share
 FORECAST_ERROR = 0.25  # standard deviation of retentions around forecasts, beside that of the items
-KINSHIP, KINSHIP_ERROR = 2.0, 1.0  # how much of what partners have alike counts, before any pair
 ALONE_ERROR = 0.3  # the same where no merge of the adapter was measured
+KINSHIP, KINSHIP_ERROR = 2.0, 1.0  # how much of what partners have alike counts, before any pair
 GROUPS = 5  # groups that are told
 
 # Libraries of adapters.

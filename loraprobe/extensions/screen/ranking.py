@@ -36,9 +36,7 @@ from loraprobe.tasks import Task, normalize_answer
 LARGEST = 3  # adapters of a set
 EXTENDED = 24  # of the best pairs, which are tried with every third adapter
 KEPT = 10_000  # of the best sets of a ranking
-TURNS = (
-    3  # of a ranking that promises a gain, for each one of a ranking that does not, see `choose`
-)
+TURNS = 3  # of a ranking that promises a gain, for each of one that does not, see `choose`
 AT_ONCE = 4096  # sets that are scored together, which bounds the memory
 Subset = tuple[int, ...]
 Placed = tuple[int, Subset]  # a set of adapters with its place in a ranking, from 1

@@ -103,7 +103,7 @@ def test_interference_is_the_mean_loss_drawn_towards_the_mean_of_all():
     )
     unsure = [*pairs, MeasuredPair("c", "y", -5.0, 20.0, 0.4)]
     assert interferences(curves, unsure, 2.0) == pytest.approx(taken, abs=0.01)
-    assert interferences(curves, []) == dict.fromkeys("abcd", 0.0)
+    assert interferences(curves, [], 2.0) == dict.fromkeys("abcd", 0.0)
 
 
 @pytest.mark.parametrize("true", [0.5, 1.0, 2.0, 2.75])

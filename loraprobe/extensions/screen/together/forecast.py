@@ -127,7 +127,7 @@ def cycle(names: Sequence[str], seed: int) -> list[tuple[str, str]]:
 
 
 def interferences(
-    curves: Mapping[str, Curve], pairs: Sequence[MeasuredPair], kinship: float = KINSHIP
+    curves: Mapping[str, Curve], pairs: Sequence[MeasuredPair], kinship: float
 ) -> dict[str, float]:
     """What each adapter loses beside others, more than alone at its share, from measured pairs.
 
@@ -146,7 +146,6 @@ def kinship_in(curves: Mapping[str, Curve], pairs: Sequence[MeasuredPair]) -> fl
 
     The error of a forecast is FORECAST_ERROR; before any pair it is KINSHIP, with KINSHIP_ERROR.
     """
-
     weights = np.array([pair.weight for pair in pairs])
     kept = np.clip([pair.value for pair in pairs], 0, 1)
     own = [pair.adapter for pair in pairs]

@@ -56,6 +56,9 @@ from loraprobe.session import Adapters, Ref, Session, Tasks
 from loraprobe.tasks import Task
 from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
 
+KeptBeside = dict[
+    tuple[str, str], tuple[float, float]
+]  # adapter, partner -> retention and its error
 FORM_ADAPTERS = 3  # that choose the form of the prompts
 
 
@@ -75,14 +78,14 @@ def screen_own(
     where fewer than two adapters have a skill.
     """
     library = _read(adapters, session, base, tasks)
-    asked, pairs = list[AskedAlone](), list[MeasuredPair]()
+    asked, beside = list[AskedAlone](), KeptBeside()
     if to_ask := library.unknown:
         with asking(session), _evaluator(library, session) as evaluator:
             for done, adapter in enumerate(to_ask):
                 session.tell("ask the adapters alone", done, len(to_ask))
                 asked.append(_ask(evaluator, adapter, library.apart[adapter.name]))
-            pairs = _ask_pairs(evaluator, library, asked, session)
-    found = _forecast(library, asked, pairs, session.options)
+            beside = _ask_pairs(evaluator, library, asked, session)
+    found = _forecast(library, asked, beside, session.options)
     best = next((group.adapters for group in found.groups if group.proved), None)
     if best is None:
         return Outcome(audit_of(session, library.inputs, library.preflight, added=(found,)))
@@ -276,27 +279,24 @@ def _ask(evaluator: Evaluator, adapter: Adapter, task: Task) -> AskedAlone:
 
 def _ask_pairs(
     evaluator: Evaluator, library: OwnTasks, asked: Sequence[AskedAlone], session: Session
-) -> list[MeasuredPair]:
+) -> KeptBeside:
     """Asks each adapter with a skill its own task beside two others, in their uniform merges."""
     alone = {one.adapter: one for one in asked if one.at}
     strong = [a for a in library.inputs.adapters if a.name in alone or a.name in library.known]
-    of, pairs = {adapter.name: adapter for adapter in strong}, list[MeasuredPair]()
+    of, beside = {adapter.name: adapter for adapter in strong}, KeptBeside()
     design = cycle([*of], session.options.seed)
     for done, pair in enumerate(design):
         session.tell("ask pairs", done, len(design))
         experts = tuple(of[name] for name in pair)
         merge = Composition(" and ".join(pair), experts, ConstantGates((0.5, 0.5)))
         content = "uniform of " + " ".join(expert.content for expert in experts)
-        inner = inner_products(experts)
-        for at, name in enumerate(pair):
+        for name, partner in (pair, pair[::-1]):
             if name in alone:
-                partner, alike = pair[1 - at], float(inner[0, 1] / inner[at, at])
                 one, system = alone[name], System(merge.name, "merge", merge, content=content)
                 values = _values(evaluator, one.task, system, one.form)
-                beside = Curve.of(one.base, one.alone, {0.5: values})
-                kept = beside.at(0.5), beside.error(0.5)
-                pairs.append(MeasuredPair(name, partner, *kept, alike))
-    return pairs
+                kept = Curve.of(one.base, one.alone, {0.5: values})
+                beside[name, partner] = kept.at(0.5), kept.error(0.5)
+    return beside
 
 
 # ---- what is told --------------------------------------------------------------------------------
@@ -305,10 +305,10 @@ def _ask_pairs(
 def _forecast(
     library: OwnTasks,
     asked: Sequence[AskedAlone],
-    pairs: Sequence[MeasuredPair],
+    beside: KeptBeside,
     options: Options,
 ) -> Together:
-    """The skills, the forecasts of all pairs, and the largest groups.
+    """The skills, the forecasts of all pairs, and the largest groups. beside: what was asked.
 
     Raises TaskError where fewer than two adapters have a skill.
     """
@@ -326,7 +326,18 @@ def _forecast(
         )
     strong = [adapter for adapter in adapters if adapter.name in curves]
     inner = inner_products(strong)
-    pairs = [*pairs, *_known_pairs(library.known, [*curves], inner)]
+    earlier = {
+        (name, partner): kept
+        for name in curves
+        if name in library.known
+        for partner, kept in library.known[name].beside.items()
+        if partner in curves
+    }
+    at, alike = [*curves].index, inner / inner.diagonal()[:, None]
+    pairs = [
+        MeasuredPair(name, partner, *kept, float(alike[at(name), at(partner)]))
+        for (name, partner), kept in {**beside, **earlier}.items()
+    ]
     kinship = kinship_in(curves, pairs)
     takes = interferences(curves, pairs, kinship) if pairs else {}
     takes |= {n: k.interference for n, k in library.known.items() if k.interference is not None}
@@ -347,17 +358,6 @@ def _forecast(
         tuple(rows),
         tuple(_group(forecast, group, proved=group in askable[:1]) for group in groups),
     )
-
-
-def _known_pairs(
-    known: Mapping[str, KnownSkill], names: Sequence[str], inner: Array
-) -> Iterable[MeasuredPair]:
-    """The pairs that earlier results measured. names, inner: of the adapters with a skill."""
-    for at, name in enumerate(names):
-        for partner, kept in known[name].beside.items() if name in known else ():
-            if partner in names:
-                alike = float(inner[at, names.index(partner)] / inner[at, at])
-                yield MeasuredPair(name, partner, *kept, alike)
 
 
 def _pair(forecast: MergeForecast, pair: tuple[str, str]) -> Iterable[RetentionForecast]:

@@ -97,8 +97,9 @@ class TextProfile:
             own_square = _squares(vector)
             rest = math.sqrt(max(squares[who] - 2 * along + own_square, 0.0))
             alone[who].append((along - own_square) / rest if rest > 1e-9 else 0.0)
+        means = list(zip(sums, lengths, strict=True))
         rows = {
-            g: (round(w, 6), *(round(w * s.get(g, 0.0) / k, 6) for s, k in zip(sums, lengths)))  # noqa: B905
+            g: (round(w, 6), *(round(w * one.get(g, 0.0) / k, 6) for one, k in means))
             for g, w in size.items()
         }
         # A single prompt shows nothing of how far others may be from it.

@@ -5,7 +5,7 @@ changes nothing else: headers, statuses, streams and errors go through as they a
 paths that it does not know. It keeps and logs no prompt. A request that names another model of the
 server than the front's own, `by-text`, goes through unchanged.
 
-starlette, uvicorn and httpx are those of `pip install 'loraprobe[proxy]'`.
+starlette and uvicorn are those of `pip install 'loraprobe[proxy]'`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ ROUTED = ("/v1/chat/completions", "/v1/completions")
 LARGEST = 1 << 26  # bytes of a request
 LOOKED_AT = 8  # messages of a user, the newest first
 GRACE = 30  # seconds that open answers have after the front was told to stop
-CONNECT = 10.0  # seconds until a connection to the server stands
 # Headers of one connection, which do not go on to the other one.
 OF_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
@@ -120,6 +119,8 @@ def front(router: RouterFile, address: str, base: str, prefix: str = "") -> Star
     from starlette.responses import JSONResponse, Response, StreamingResponse
     from starlette.routing import Route
 
+    from loraprobe.extensions.serve.client import CONNECT
+
     chooser, server = Chooser(router, base, prefix), httpx.URL(address)
     # One connection each: what httpx does to choose among many takes longer than the rest.
     idle = list[httpx.AsyncHTTPTransport]()
@@ -151,12 +152,10 @@ def front(router: RouterFile, address: str, base: str, prefix: str = "") -> Star
         raw = (
             place + request.scope.get("raw_path", path.encode()) + (b"?" + query if query else b"")
         )
-        named = [(k, v) for k, v in request.headers.raw if k not in OF_HOP]
-        length = [(b"content-length", b"%d" % len(content))] if content else []
-        asked = httpx.Request(
+        asked = httpx.Request(  # which has the host and the length by itself
             request.method,
             server.copy_with(raw_path=raw),
-            headers=[(b"host", server.netloc), *named, *length],
+            headers=[(k, v) for k, v in request.headers.raw if k not in OF_HOP],
             content=content,
             extensions={"timeout": {"connect": CONNECT, "read": None, "write": None, "pool": None}},
         )

@@ -130,13 +130,10 @@ class ModuleContents:
         """How it compares with these weights of the adapters."""
         if self.missing:
             return "missing"
-        if not self.moved:
-            return "as made" if self.explained else "changed"
-        places = range(len(wanted))
-        off = [at for at in places if not self.near(wanted, at)]
         if not self.explained:
             return "changed"
-        if not off:
+        off = [at for at in range(len(wanted)) if not self.near(wanted, at)]
+        if not (self.moved and off):
             return "as made"
         nothing = [0.0] * len(wanted)
         return "lacking" if all(self.near(nothing, at) for at in off) else "scaled"
@@ -189,9 +186,9 @@ class Contents:
         Where no part does, over all parts; a part counts by how exactly it tells the weight.
         """
         n = len(self.adapters)
-        clean = [p for p in self.parts if p.explained and p.moved and not p.missing]
+        clean = [part for part in self._told if part.explained]
         held = [p for p in clean if not all(p.near([0.0] * n, at) for at in range(n))]
-        some = held or clean or [p for p in self.parts if p.moved and not p.missing]
+        some = held or clean or self._told
         found = tuple(_median(some, at) for at in range(n))
         return next((one for one in self._nominal if self._agree(found, one, some)), found)
 
@@ -262,7 +259,7 @@ class Contents:
     @property
     def ratio(self) -> float:
         """||rest|| / ||what of the adapters is in it|| over the parts with a rest."""
-        parts = [part for part in self.parts if not part.explained and not part.missing]
+        parts = self.states.get("changed", ())
         rest2 = sum(part.rest**2 for part in parts)
         known2 = sum(max(part.norm**2 - part.rest**2, 0.0) for part in parts)
         return math.sqrt(rest2 / max(known2, 1e-300))
@@ -270,7 +267,7 @@ class Contents:
     @property
     def share_of_rest(self) -> float:
         """||rest|| / ||change|| over the parts with a rest."""
-        parts = [part for part in self.parts if not part.explained and not part.missing]
+        parts = self.states.get("changed", ())
         change2 = sum(part.norm**2 for part in parts)
         return min(1.0, math.sqrt(sum(part.rest**2 for part in parts) / max(change2, 1e-300)))
 

@@ -170,6 +170,26 @@ GPT2_SIZES = dict.fromkeys(("n_layer", "n_head"), 2) | {"n_embd": 16, "n_positio
 GPT2_SIZES |= {"bos_token_id": 0, "eos_token_id": 0}
 
 
+def tiny_phi3() -> Any:
+    """A randomly initialised Phi 3, of which attention and MLP are fused, and heads are grouped."""
+    return tiny_model("Phi3", pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6)
+
+
+def fused_and_split_model() -> tuple[Any, Any]:
+    """A Phi 3 and a Llama that is the same model, because its weights are cut from the other's."""
+    phi, llama = tiny_phi3(), tiny_llama(tied=False)
+    places = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 16), "v_proj": ("qkv_proj", 24)}
+    places |= {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 24)}
+    state, weights = {}, phi.state_dict()
+    for name, tensor in llama.state_dict().items():
+        _, _, part = name.removesuffix(".weight").rpartition(".")
+        fused, start = places.get(part, (part, 0))
+        state[name] = weights[name.replace(part, fused)][start : start + len(tensor)]
+    llama.load_state_dict(state)
+    torch.testing.assert_close(hidden(llama), hidden(phi), rtol=1e-4, atol=1e-5)
+    return phi, llama
+
+
 def tiny_gpt2(seed: int = 0, vocab: int = 40) -> Any:
     """A randomly initialised two-layer GPT-2 of width 16 (Conv1D layers)."""
     from transformers import GPT2Config, GPT2LMHeadModel

@@ -200,7 +200,7 @@ def convert_adapter(
     source = Source(reference=str(place), path=place)
     made = replace(made, config=config_of(made, targets), source=source)
     sentences = [before] if before else []
-    sentences += _changes(original or given, made)
+    sentences += _changes(original or given, made, given.rank_range)
     if library == "mlx":
         sentences.append("The file is one of mlx-lm: factors are transposed, alpha / r is scale.")
     changes = " ".join(sentences) or "Nothing had to be changed."
@@ -334,8 +334,11 @@ def log_probabilities(base: Base, directory: Path | None, tokens: Sequence[int])
         return model(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
 
 
-def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
-    """What differs between a file and what is written instead, in sentences."""
+def _changes(given: Adapter, made: Adapter, ranks: tuple[int, int]) -> Iterator[str]:
+    """What differs between a file and what is written instead, in sentences.
+
+    ranks: the lowest and the highest in the layout that is written.
+    """
     codes = {issue.code for issue in given.issues}
     if any(path.startswith(PREFIX) for path in given.layout):
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
@@ -347,9 +350,8 @@ def _changes(given: Adapter, made: Adapter) -> Iterator[str]:
         yield "The file was mlx-lm's, whose factors are transposed and whose scale is alpha / r."
     if "pickled" in codes:
         yield f"{PICKLE} became {SAFETENSORS}."
-    ranks, rank = given.rank_range, made.rank_range
-    if ranks != rank:
-        yield f"Ranks {ranks[0]} to {ranks[1]} became {rank[0]}, filled up with zeros."
+    if ranks != made.rank_range:
+        yield f"Ranks {ranks[0]} to {ranks[1]} became {made.rank_range[0]}, filled up with zeros."
     if given.scaling_range != made.scaling_range:
         why = "rsLoRA's scaling" if given.config.get("use_rslora") else "The scaling"
         yield f"{why} is multiplied into B, so that lora_alpha equals r."

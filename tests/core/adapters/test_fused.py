@@ -2,11 +2,18 @@
 
 import copy
 import re
-from functools import partial
 
 import pytest
 import torch
-from making import hidden, peft_adapter, peft_model, random_adapter, tiny_llama, tiny_model
+from making import (
+    fused_and_split_model,
+    hidden,
+    peft_adapter,
+    peft_model,
+    random_adapter,
+    tiny_llama,
+    tiny_phi3,
+)
 from peft import PeftModel
 
 import loraprobe
@@ -206,32 +213,8 @@ def test_nothing_is_done_where_nothing_needs_it():
         assert one_layout(adapters, *base) == (adapters, [])
 
 
-# Attention and MLP are fused, and heads are grouped.
-tiny_phi3 = partial(
-    tiny_model, "Phi3", pad_token_id=0, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-6
-)
-
-
-IN_PHI3 = {"q_proj": ("qkv_proj", 0), "k_proj": ("qkv_proj", 16), "v_proj": ("qkv_proj", 24)}
-IN_PHI3 |= {"gate_proj": ("gate_up_proj", 0), "up_proj": ("gate_up_proj", 24)}
-
-
-def fused_and_split():
-    """A Phi3 and a Llama that is the same model, because its weights are cut of the other's."""
-    phi, llama = tiny_phi3(), tiny_llama(tied=False)
-    state, weights = {}, phi.state_dict()
-    for name in llama.state_dict():
-        _, _, part = name.removesuffix(".weight").rpartition(".")
-        fused, start = IN_PHI3.get(part, (part, 0))
-        rows = len(llama.state_dict()[name])
-        state[name] = weights[name.replace(part, fused)][start : start + rows]
-    llama.load_state_dict(state)
-    torch.testing.assert_close(hidden(llama), hidden(phi), rtol=1e-4, atol=1e-5)
-    return phi, llama
-
-
 def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(tmp_path):
-    phi, llama = fused_and_split()
+    phi, llama = fused_and_split_model()
     config = {"r": 2, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]}
     adapter = read_adapter(peft_adapter(tmp_path / "f", phi, 3, **config))
     wrapped = peft_model(tiny_phi3(), 3, **config)
@@ -241,7 +224,7 @@ def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(
 
 
 def test_a_single_adapter_runs_on_a_fused_model_as_peft_runs_it_on_the_split_one(tmp_path):
-    phi, llama = fused_and_split()
+    phi, llama = fused_and_split_model()
     for number, more in enumerate(({}, {"use_dora": True})):
         parts = [*ROWS, *UP] if more else ["q_proj", "v_proj", "up_proj", "down_proj"]
         config = {"r": 2, "target_modules": parts, **more}

@@ -1,5 +1,6 @@
 """convert: what peft and servers read of the written file, and what is refused by name."""
 
+import copy
 import json
 import re
 import shutil
@@ -12,6 +13,7 @@ from making import (
     call,
     dense,
     edit,
+    fused_and_split_model,
     peft_adapter,
     random_adapter,
     tiny_gpt2,
@@ -426,6 +428,39 @@ def test_square_experts_are_written_in_the_order_that_is_named(tmp_path, older):
     for name, order in (("old", "older"), ("new", "old")):
         done = convert(tmp_path / name, *base, "--expert-layout", order, "-o", tmp_path / "y")
         assert done.exit_code == 2 and not (tmp_path / "y").exists()
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["joined", "split"])
+def test_projections_are_written_as_the_base_has_them(tmp_path, fused):
+    base, other = fused_and_split_model()[:: 1 if fused else -1]
+    base.save_pretrained(tmp_path / "base")
+    targets = ["q_proj", "v_proj"] if fused else ["qkv_proj"]
+    peft_adapter(tmp_path / "in", copy.deepcopy(other), r=2, target_modules=targets)
+    with torch.no_grad():
+        plain = base(torch.arange(1, 21)[None]).logits
+    wanted = logits(other, tmp_path / "in")
+    done = convert(tmp_path / "in", "--base", tmp_path / "base", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    torch.testing.assert_close(logits(base, tmp_path / "out"), wanted)
+    assert (wanted - plain).abs().max() > 1e-2
+    # Ranks that add up are no ranks that were filled up.
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert config["r"] == (4 if fused else 2) and "became" not in done.output
+
+
+def test_the_head_of_tinker_is_written_under_the_name_of_transformers(tmp_path):
+    peft_adapter(tmp_path / "in", untied(), **SETTINGS | {"target_modules": ["q_proj", "lm_head"]})
+    wanted = logits(untied(), tmp_path / "in")
+    tensors = load_file(tmp_path / "in" / WEIGHTS)
+    factors = {key: tensor for key, tensor in tensors.items() if "lora_" in key}  # as there
+    save_file(factors, tmp_path / "in" / WEIGHTS)
+    rename(tmp_path / "in", lambda key: key.replace("lm_head", "model.unembed_tokens"))
+    edit(tmp_path / "in" / CONFIG, target_modules="all-linear")
+    done = convert(tmp_path / "in", "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    torch.testing.assert_close(logits(untied(), tmp_path / "out"), wanted)
+    codes = {issue.code for issue in read_adapter(tmp_path / "in").issues}
+    assert "modules-renamed" in codes
 
 
 # Files of mlx-lm.

@@ -208,9 +208,13 @@ def with_known_order(model: nn.Module | None, adapter: Adapter) -> Adapter:
 def with_named_order(model: nn.Module | None, adapter: Adapter, order: Order) -> Adapter:
     """The adapter in today's order, where a user says which one its undecided stacks have.
 
-    Raises UsageError where nothing is undecided, because no expert is stacked or a model shows it.
+    Raises UsageError where nothing is undecided: no expert is stacked, or a model or the version of
+    peft shows the order.
     """
-    orders = dict.fromkeys(adapter.stacks) if model is None else _orders(model, adapter)
+    if model is None:
+        orders = dict.fromkeys(adapter.stacks, None if order_issue(adapter) else True)
+    else:
+        orders = _orders(model, adapter)
     undecided = [stack for stack, is_todays in orders.items() if is_todays is None]
     if adapter.stacks and not orders:  # they do not fit the base, which its check tells
         return adapter

@@ -425,8 +425,8 @@ def test_square_experts_are_written_in_the_order_that_is_named(tmp_path, older):
     # Without the base too, and only what the option knows.
     assert convert(tmp_path / "old", "--expert-layout", "old", "-o", tmp_path / "x").exit_code == 0
     torch.testing.assert_close(logits(mixtral(intermediate_size=8), tmp_path / "x"), wanted)
-    for name, order in (("old", "older"), ("new", "old")):
-        done = convert(tmp_path / name, *base, "--expert-layout", order, "-o", tmp_path / "y")
+    for name, order, *given in (("old", "older", *base), ("new", "old", *base), ("new", "old")):
+        done = convert(tmp_path / name, *given, "--expert-layout", order, "-o", tmp_path / "y")
         assert done.exit_code == 2 and not (tmp_path / "y").exists()
 
 

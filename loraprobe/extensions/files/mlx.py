@@ -1,8 +1,9 @@
 """Writes an adapter as mlx-lm saves it: `loraprobe convert --to mlx`.
 
 mlx-lm has one rank and one scale for all modules. Its `keys` are the paths inside of a layer, and
-`num_layers` counts the adapted layers from the last one; a module among them that the file lacks
-stays without effect there. `loraprobe.adapters.mlx` says what the tensors are.
+`num_layers` counts the adapted layers from the last one, with -1 for all. mlx-lm 0.32 refuses a
+file with tensors of other layers, and older ones drop them; a module that the file lacks stays
+without effect. `loraprobe.adapters.mlx` says what the tensors are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from loraprobe.errors import OutputError, UnsupportedAdapter
 def mlx_config(adapter: Adapter, base: Base | None) -> dict[str, Any]:
     """The adapter_config.json of mlx-lm for an adapter of one rank and one scaling.
 
-    base: tells the number of layers, and whether the head has a weight of its own. Raises
+    base: tells the number of layers, without which all are adapted, and whether the head has a
+    weight of its own. Raises
     UnsupportedAdapter for what mlx-lm has no place for.
     """
     _check(adapter, base)
@@ -38,15 +40,13 @@ def mlx_config(adapter: Adapter, base: Base | None) -> dict[str, Any]:
         layer = number_in(number) if start != path else None
         keys[path if layer is None else inside] = None
         layers += [] if layer is None else [layer]
-    count = max(layers, default=-1) + 1
-    if base is not None:
-        config = base.config.get("text_config") or base.config
-        count = int(config.get("num_hidden_layers") or count)
+    config = {} if base is None else base.config.get("text_config") or base.config
+    count = int(config.get("num_hidden_layers") or 0)
     info = next(iter(adapter.layout.values()))
     return {
         "model": public_name(adapter.base_model),
         "fine_tune_type": "dora" if adapter.magnitudes else "lora",
-        "num_layers": count - min(layers, default=count),
+        "num_layers": count - min(layers, default=count) if count else -1,
         "lora_parameters": {
             "rank": info.rank,
             "scale": info.scaling,

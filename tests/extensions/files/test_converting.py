@@ -491,7 +491,8 @@ def test_an_adapter_of_mlx_lm_becomes_one_of_peft_and_the_reverse(tmp_path, kind
         json.loads((place / CONFIG).read_text()) for place in (tmp_path / "mlx", MLX_LM / kind)
     )
     other["lora_parameters"]["keys"].sort()
-    assert one == {key: other[key] for key in one}
+    # Without a base nobody knows which layer is the last, from which mlx-lm counts: -1 takes all.
+    assert one == {key: other[key] for key in one} | {"num_layers": -1}
     assert "library_name: mlx" in (tmp_path / "mlx" / "README.md").read_text()
 
 
@@ -510,6 +511,17 @@ def test_what_mlx_lm_has_no_place_for_is_refused_by_name(tmp_path, config, model
     done = convert(place, "--to", "mlx", "-o", tmp_path / "out", "--allow", "base-copy")
     assert done.exit_code == 2 and not (tmp_path / "out").exists()
     assert words in " ".join(done.stderr.split()), done.stderr
+
+
+@pytest.mark.parametrize(("layer", "adapted"), [(0, 2), (1, 1)])
+def test_mlx_lm_adapts_every_layer_of_the_file(tmp_path, layer, adapted):
+    """It takes `model.layers[-num_layers:]`, or all, and refuses or drops tensors of others."""
+    untied().save_pretrained(tmp_path / "base")
+    peft_adapter(tmp_path / "a", untied(), layers_to_transform=[layer], **SETTINGS)
+    for base, wanted in ([], -1), (["--base", tmp_path / "base"], adapted):
+        out = tmp_path / f"out{wanted}"
+        assert convert(tmp_path / "a", *base, "--to", "mlx", "-o", out).exit_code == 0
+        assert json.loads((out / CONFIG).read_text())["num_layers"] == wanted
 
 
 def test_a_head_of_its_own_is_written_for_mlx_lm_and_ranks_become_one(tmp_path):

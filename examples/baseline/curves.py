@@ -18,7 +18,7 @@ from loraprobe.base import load_base, open_base
 from loraprobe.evaluation import System
 from loraprobe.evaluation.asking import ask
 from loraprobe.evaluation.questions import questions
-from loraprobe.extensions.train.recipe import recipe_of
+from loraprobe.extensions.train.recipe import recipe_of, sizes
 from loraprobe.extensions.train.source import held_out_of
 from loraprobe.extensions.train.training import encoded, trained
 from loraprobe.records import QUESTION
@@ -26,7 +26,7 @@ from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import load_task
 from loraprobe.tasks.splits import drawn
 
-SCORED, FEWEST = 100, 8
+SCORED, RECIPE = 100, recipe_of("train:curve=true")
 
 
 def score(scorer, asked):
@@ -39,16 +39,15 @@ def curve(base, task, most, seed):
     """Rows of one task: the number of questions, the score, the steps and the CPU seconds."""
     loaded = load_base(open_base(base), device=torch.device("cpu"), dtype=torch.float32)
     scorer, whole = ModelScorer(loaded.model, loaded.tokenizer), load_task(task)
-    sizes = [n for n in (FEWEST << k for k in range(20)) if n <= most]
-    parts = drawn([whole], sizes[-1:], seed)
+    parts = drawn([whole], [most], seed)
     left = replace(parts.left[0], items=parts.left[0].items[:SCORED])
     asked = [one for one in questions([left]) if one.part == QUESTION]
     yield {"n": 0, "score": score(scorer, asked), "scored": len(asked)}
-    for n in sizes:
+    for n in sizes(RECIPE, most):
         learned, held_out = held_out_of(drawn(parts.apart, [n], seed).apart, seed)
         rows = (encoded(scorer, tasks[0].items) for tasks in (learned, held_out))
         begun = time.process_time()
-        with trained(scorer, *rows, recipe_of("train"), seed, lambda *_: None) as (_, made):
+        with trained(scorer, *rows, RECIPE, seed, lambda *_: None) as (_, made):
             spent = time.process_time() - begun
             found = {"n": n, "score": score(scorer, asked), "scored": len(asked)}
             yield found | {"steps": made.steps, "best": made.best_step, "seconds": round(spent, 1)}

@@ -293,6 +293,14 @@ def skip_without(name: str) -> None:
         pytest.skip(f"there is no {name}")
 
 
+def command(name: str) -> Any:
+    """What typer runs for a command, also for one in a group, such as "task new"."""
+    from loraprobe.cli import command_of
+
+    group, _, inside = name.partition(" ")
+    return command_of(group).commands[inside] if inside else command_of(group)
+
+
 def call(*arguments: object, **options: Any) -> Any:
     """One call of the command line in this process; `options` are those of CliRunner.invoke."""
     from typer.testing import CliRunner

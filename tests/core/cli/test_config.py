@@ -11,7 +11,7 @@ import pytest
 from mutations import mutated
 from test_cli import one_sentence
 
-from loraprobe.cli import COMMANDS, command_of
+from loraprobe.cli import COMMANDS
 from loraprobe.cli.parameters import Configured, _names
 from loraprobe.options import commands, table
 from loraprobe.pipeline.outcome import public_arguments
@@ -78,9 +78,7 @@ TYPED = set(
 
 def parameters(name: str) -> tuple[Configured, dict[str, Any]]:
     """A command and its parameters, by the names of a file."""
-    group, _, inside = name.partition(" ")
-    command = command_of(group)
-    command = command.commands[inside] if inside else command
+    command = making.command(name)
     own = {*commands()[name].options.split()}
     core = [one for one in command.params if one.name in own or one.name not in table()]
     return command, {n: one for one in core for n in _names(one) if n != "config"}

@@ -151,7 +151,7 @@ def skill() -> None:
 def skill_text() -> str:
     """SKILL.md, made from the table of commands and options and from the exit codes."""
     from loraprobe import cli
-    from loraprobe.cli.parameters import tables
+    from loraprobe.cli.parameters import tables, words_of
     from loraprobe.formatting import flowing
     from loraprobe.options import options_of
 
@@ -175,12 +175,10 @@ def skill_text() -> str:
     for name, spec in cli.COMMANDS.items():
         lines += ["", f"## loraprobe {name}", "", flowing(cli.function_of(name).__doc__), ""]
         lines += ["```", *spec.examples, "```"]
-        rows = {option: tables()[option][1] for option in options_of(name) if option in tables()}
-        lines += [""] * bool(rows)
-        for option, field in rows.items():
-            words = {**field.metadata, **spec.changed.get(option, {})}
-            flag = (words["flags"] or [f"--{option.replace('_', '-')}"])[0]
-            typed = f"{flag} {words['metavar']}".strip()
+        told = [words_of(spec, option) for option in options_of(name) if option in tables()]
+        lines += [""] * bool(told)
+        for words in told:
+            typed = f"{words['flags'][0]} {words['metavar']}".strip()
             lines.append(f"- `{typed}`: {words['help']}")
     return "\n".join(lines) + "\n"
 

@@ -203,11 +203,17 @@ def of_command(spec: CommandSpec, function: Callable[..., None]) -> Callable[...
     return called
 
 
+def words_of(spec: CommandSpec, name: str) -> dict[str, Any]:
+    """What the table says of an option, as a command takes it, with its flags."""
+    field = tables()[name][1]
+    words = {"default": field.default, **field.metadata, **spec.changed.get(name, {})}
+    return words | {"flags": words["flags"] or (f"--{name.replace('_', '-')}",)}
+
+
 def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
     """The parameter for an option that a table has, as a command takes it."""
-    panel, field, hint = tables()[name]
-    changed = spec.changed.get(name, {})
-    words = {"default": field.default, **field.metadata, **changed}
+    panel, _, hint = tables()[name]
+    changed, words = spec.changed.get(name, {}), words_of(spec, name)
     default = words["default"]
     if name in table() and repeats(name) and "default" not in changed:
         hint, default = Texts, None
@@ -219,7 +225,7 @@ def _of_table(spec: CommandSpec, name: str) -> inspect.Parameter:
         words["metavar"] or " ",
         words["help"],
         FIRST if name in spec.first.split() else panel,
-        *(words["flags"] or [f"--{name.replace('_', '-')}"]),
+        *words["flags"],
         autocompletion=_members(*words["completes"]) if words["completes"] else None,
         typed=words["typed"],
         envvar=f"LORAPROBE_{name.upper()}" if of_machine else None,

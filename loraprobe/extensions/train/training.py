@@ -209,10 +209,12 @@ def _in_batches(
 def _checkpoint(model: Any, on: bool) -> None:
     """Has layers compute again for the gradient what they would keep, or ends that."""
     layers = _checkpointable(model)
-    if on and layers:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    elif any(layer.gradient_checkpointing for layer in layers):
-        model.gradient_checkpointing_disable()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # later transformers rename both methods
+        if on and layers:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif any(layer.gradient_checkpointing for layer in layers):
+            model.gradient_checkpointing_disable()
     for layer in layers:
         layer.training = on  # they look at this flag
 

@@ -224,6 +224,7 @@ def test_one_seed_gives_one_adapter():
     assert all(map(torch.equal, runs[0], runs[1])) and not all(map(torch.equal, runs[0], runs[2]))
 
 
+@pytest.mark.filterwarnings("error")  # a user sees none
 def test_what_does_not_fit_is_computed_again_in_the_pass_back():
     again, model = [], making.tiny_llama()
     attention = model.model.layers[0].self_attn

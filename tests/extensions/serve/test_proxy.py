@@ -19,8 +19,9 @@ import uvicorn
 from loopback import body_of, listening
 
 from loraprobe.errors import AdapterError, UsageError
+from loraprobe.extensions.serve import proxying
 from loraprobe.extensions.serve.client import ServedModel
-from loraprobe.extensions.serve.proxying import Chooser, NotRoutable, base_among, front
+from loraprobe.extensions.serve.proxying import LOOKED_AT, Chooser, NotRoutable, base_among, front
 from loraprobe.text_profile import FILE, VERSION, TextProfile, read_router, written
 
 NAMES = "Mara Tobin Sella Ugo Prim Anselm Nuri Halen".split()
@@ -53,6 +54,8 @@ MESSAGES = {
     "a skill": (user(SPOUSES[7]), "spouse"),
     "no skill": (user(OTHER), "base"),
     "the newest message that is like one": (user(SPOUSES[7], HOMES[7], "And why?"), "home"),
+    "messages up to a number": (user(HOMES[7], *[OTHER] * (LOOKED_AT - 1)), "home"),
+    "none before": (user(HOMES[7], *[OTHER] * LOOKED_AT), "base"),
     "parts": (user([{"type": "text", "text": HOMES[6]}, PICTURE]), "home"),
     "an adapter's own words do not count": (user(OTHER, OTHER, between=SPOUSES[7]), "base"),
     "nothing": ([], "base"),
@@ -77,6 +80,8 @@ def test_a_completion_goes_to_an_adapter_by_its_prompt(file):
     assert model(prompt=HOMES[7]) == "home" and model(prompt=OTHER, model="by-text") == "base"
     assert model(prompt=SPOUSES[5:]) == "spouse"
     assert model(prompt=SPOUSES[7], model="home") == "home", "what a client names goes through"
+    of_sglang = Chooser(read_router(file), "base", "base:")
+    assert of_sglang.of_prompt(HOMES[7]) == "base:home" and of_sglang.of_prompt(OTHER) == "base"
     for prompt in ([SPOUSES[7], HOMES[7]], [1, 2, 3], [[1, 2]], None, [], {}):
         with pytest.raises(NotRoutable):
             model(prompt=prompt)
@@ -256,6 +261,9 @@ def test_the_model_is_set_and_all_else_goes_through(both):
     command, path, headers, _ = upstream.seen[-1]
     assert (command, path) == ("POST", "/v1/completions?x=%2F")
     assert (headers["authorization"], headers["x-trace"]) == ("Bearer secret", "t")
+    names = {name.lower() for name in headers}
+    assert "host" in names and client.base_url.netloc.decode() not in headers.values()
+    assert "connection" not in names
     for status in (400, 401, 404, 429, 500):
         again = client.post("/v1/completions", json={**body, "status": status})
         assert again.status_code == status and again.json()["model"] == "home"
@@ -285,6 +293,14 @@ def test_what_no_adapter_can_answer_is_told_as_servers_tell_errors(both):
     told = answer.json()["error"]
     assert answer.status_code == 400 and told["param"] == "prompt"
     assert told["type"] == "invalid_request_error" and len(upstream.seen) == before
+
+
+def test_a_request_may_have_so_many_bytes(both, monkeypatch):
+    client, upstream = both
+    monkeypatch.setattr(proxying, "LARGEST", 1000)
+    before = len(upstream.seen)
+    assert client.post("/v1/completions", json={"prompt": "x" * 1000}).status_code == 413
+    assert len(upstream.seen) == before
 
 
 def test_words_come_as_the_server_sends_them(both):

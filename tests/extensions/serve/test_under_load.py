@@ -21,6 +21,7 @@ from loopback import body_of, listening
 from loraprobe.extensions.serve import recognising
 from loraprobe.extensions.serve.under_load import (
     APART,
+    CROWDED,
     FITS,
     Answers,
     Steps,
@@ -74,6 +75,11 @@ def test_one_percent_of_others_is_found_and_a_right_server_never_blamed(noise, n
     assert all(one.at_most < 0.0055 and one.mixed == one.strange == 0 for one in right)
     mixed = [simulated(0.01, noise, 600, seed, names) for seed in range(runs)]
     assert sum(one.serves == "mixed" for one in mixed) >= 0.95 * runs
+
+
+def test_many_answers_of_others_do_not_pass_for_noise():
+    found = simulated(0.9, 0.0, 600, 0, NAMES[:2])
+    assert found.serves == "mixed" and found.noise <= CROWDED
 
 
 def test_the_bound_is_that_of_clopper_and_pearson():

@@ -12,6 +12,7 @@ from loraprobe.records import (
     FORMS,
     Audit,
     Command,
+    ItemPart,
     Reason,
     Verdict,
     display_name,
@@ -96,8 +97,8 @@ def _compared(verdict: Verdict, evidence: Evidence, own: ScoredSystem) -> Iterat
     """How the adapter that was trained stands to what is used, or else to what was decided on."""
     used = verdict.used if verdict.used != own.system else None
     gain = verdict.gain
-    parts = FORMS if used or gain is None else (gain.form,)
-    if used and verdict.composes and gain is not None and gain.system == used:
+    parts: Sequence[ItemPart] = FORMS
+    if gain is not None and (not used or (verdict.composes and gain.system == used)):
         parts = (gain.form,)
     name = used or (gain.system if gain is not None else "")
     others = ranked(evidence.scored([name], parts))

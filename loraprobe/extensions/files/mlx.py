@@ -28,8 +28,7 @@ def mlx_config(adapter: Adapter, base: Base | None) -> dict[str, Any]:
     """The adapter_config.json of mlx-lm for an adapter of one rank and one scaling.
 
     base: tells the number of layers, without which all are adapted, and whether the head has a
-    weight of its own. Raises
-    UnsupportedAdapter for what mlx-lm has no place for.
+    weight of its own. Raises UnsupportedAdapter for what mlx-lm has no place for.
     """
     _check(adapter, base)
     keys: dict[str, None] = {}

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from loraprobe import wiring
 from loraprobe.errors import UsageError
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from loraprobe.verdict import Annotator, Exclusion
 
 
+Found = TypeVar("Found")
+PRINTED = Path("-")  # where a form is written that is printed in place of the report
 PASSES = 3  # of a text that a gradient is computed of: one forth, and one back of twice its time
 
 
@@ -354,21 +356,29 @@ class OutputFormat(ABC):
 
 
 class ResultLog(ABC):
-    """Files that a command writes of its result, such as those of another tool."""
+    """Files that a command writes of its result, such as pages or those of another tool, or a form
+    of it that is printed in place of the report for terminals.
+
+    flag: the option that asks for such a form.
+    """
+
+    flag: str = ""
 
     @abstractmethod
     def place(self, options: Options) -> Path | None:
-        """Their file or directory; None where the options do not ask for it.
+        """Their file or directory, PRINTED for such a form; None where the options do not ask for
+        it.
 
         A command begins only where it neither is, contains nor lies inside what the command reads.
         """
 
     @abstractmethod
     def write(self, audit: Audit, samples: Iterable[Sample], place: Path) -> None:
-        """Writes them before the result is printed.
+        """Writes them before the result is printed, or prints it.
 
-        samples: every question with what each system answered, where a command has them. Raises
-        OutputError where they cannot be written.
+        `loraprobe.report.sections.sections` gives the parts of a report. samples: every question
+        with what each system answered, where a command has them. Raises OutputError where they
+        cannot be written.
         """
 
 
@@ -387,7 +397,7 @@ class Extension:
     task_sources: where tasks come from, beside files and data sets of the Hub.
     backends: what can answer questions in place of transformers in this process.
     output_formats: the formats in which commands can write what they made.
-    logs: the files that commands can write of a result.
+    logs: the files that commands can write of a result, such as pages.
 
     What it tells of a run, by the methods below:
 
@@ -448,6 +458,10 @@ class Extension:
         """
         return ()
 
+    def notebook(self, audit: Audit) -> str | None:
+        """An audit as HTML, for notebooks; the first that is given is shown."""
+        return None
+
     def audit_parts(self) -> Sequence[AuditPart]:
         """What it adds to audits: keys of the JSON document, lines and sections of reports."""
         return ()
@@ -491,14 +505,13 @@ def system_sources(options: Options) -> list[SystemSource]:
 def output_formats_of(options: Options) -> list[tuple[Path, OutputFormat]]:
     """The directories of other formats that the options ask for, each with its format."""
     formats = [format_ for one in installed() for format_ in one.output_formats]
-    places = [(format_.place(options), format_) for format_ in formats]
-    return [(place, format_) for place, format_ in places if place is not None]
+    return [(place, one) for one in formats if (place := one.place(options)) is not None]
 
 
 def logs_of(options: Options) -> list[tuple[Path, ResultLog]]:
     """Where the options ask for files of a result, each with what writes them."""
-    logs = [(log.place(options), log) for one in installed() for log in one.logs]
-    return [(place, log) for place, log in logs if place is not None]
+    logs = [log for one in installed() for log in one.logs]
+    return [(place, one) for one in logs if (place := one.place(options)) is not None]
 
 
 def backend_of(options: Options) -> Backend | None:
@@ -507,10 +520,8 @@ def backend_of(options: Options) -> Backend | None:
     Raises UsageError for several.
     """
     chosen = [backend for one in installed() for backend in one.backends if backend.chosen(options)]
-    if len(chosen) > 1:
-        flags = listing([backend.flag for backend in chosen])
-        raise UsageError(f"{flags} each say what answers the questions; give one of them.")
-    return next(iter(chosen), None)
+    flags = listing(backend.flag for backend in chosen)
+    return _only(chosen, f"{flags} each say what answers the questions; give one of them.")
 
 
 def engine_of(options: Options) -> Engine | None:
@@ -525,10 +536,8 @@ def task_source_of(reference: str) -> TaskSource | None:
     Raises UsageError where several do.
     """
     claiming = [one for one in task_sources() if one.claims(reference)]
-    if len(claiming) > 1:
-        modules = listing([type(one).__module__ for one in claiming])
-        raise UsageError(f"{modules} each read the task {reference}; uninstall one of them.")
-    return next(iter(claiming), None)
+    modules = listing(type(one).__module__ for one in claiming)
+    return _only(claiming, f"{modules} each read the task {reference}; uninstall one of them.")
 
 
 def task_sources() -> list[TaskSource]:
@@ -543,10 +552,15 @@ def override_of(command: str, options: Options) -> Callable[..., None] | None:
     """
     functions = [one.override(command, options) for one in installed()]
     chosen = [function for function in functions if function is not None]
-    if len(chosen) > 1:
-        modules = listing([function.__module__ for function in chosen])
-        raise UsageError(f"{modules} each change {command} by its options; give those of one.")
-    return next(iter(chosen), None)
+    modules = listing(function.__module__ for function in chosen)
+    return _only(chosen, f"{modules} each change {command} by its options; give those of one.")
+
+
+def _only(found: Sequence[Found], several: str) -> Found | None:
+    """The only one; None where there is none. Raises UsageError with a sentence for several."""
+    if len(found) > 1:
+        raise UsageError(several)
+    return found[0] if found else None
 
 
 def installed() -> tuple[Extension, ...]:

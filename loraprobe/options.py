@@ -355,6 +355,10 @@ class AddedOptions:
     title: ClassVar[str] = ""
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
+    def implied(self) -> Mapping[str, Any]:
+        """Options of the core that these set where they were not given, by name."""
+        return {}
+
     def check(self, options: Options) -> None:
         """Raises UsageError for values that contradict each other or the other options.
 
@@ -411,6 +415,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         for kind in _kinds_of_extensions():
             own = {one.name: held.pop(one.name) for one in fields(kind) if one.name in held}
             added += [kind(**own)] if own else []
+            held = {**added[-1].implied(), **held} if own else held
         return cls(**held, added=tuple(added))
 
     def of_extension(self, kind: type[Added]) -> Added:
@@ -609,8 +614,8 @@ CORE = (
         "loraprobe.cli.measuring.demo",
         "Start",
         ("loraprobe demo", "loraprobe demo --scenario skill-and-facts"),
-        "scenario margin guards guard_margin all_items seed device threads json html markdown "
-        "save_samples explain quiet exit_zero",
+        "scenario margin guards guard_margin all_items seed device threads json "
+        "explain quiet exit_zero",
     ),
     CommandSpec(
         "task new",
@@ -644,8 +649,8 @@ CORE = (
             "loraprobe inspect ./legal owner/chat --base auto --probe auto",
         ),
         "base allow task fields probe per_module diagnostics limit max_new_tokens metric margin "
-        "chat_template seed device dtype batch_size threads trust_remote_code resume json html "
-        "markdown explain quiet exit_zero",
+        "chat_template seed device dtype batch_size threads trust_remote_code resume json "
+        "explain quiet exit_zero",
     ),
     CommandSpec(
         "merge-and-eval",
@@ -657,8 +662,8 @@ CORE = (
         ),
         "fields balance subtract allow systems space rank weights router_prompts metric margin "
         "guards guard_margin retention limit all_items max_new_tokens chat_template seed device "
-        "dtype quantize device_map batch_size threads trust_remote_code resume overwrite json html "
-        "markdown save_samples explain dry_run quiet exit_zero",
+        "dtype quantize device_map batch_size threads trust_remote_code resume overwrite json "
+        "explain dry_run quiet exit_zero",
         first="base task methods routers target",
         changed={
             "base": {"default": "auto"},
@@ -675,7 +680,7 @@ CORE = (
             "-o merged",
         ),
         "base balance subtract allow task fields methods weights space rank dtype device threads "
-        "limit seed target overwrite json html markdown explain quiet",
+        "limit seed target overwrite json explain quiet",
         changed={
             "methods": {"default": "uniform", "help": "Merge method, as ties:density=0.3."},
             "dtype": {
@@ -691,7 +696,7 @@ CORE = (
         ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
         "base balance subtract allow task fields routers router_prompts weights limit "
         "chat_template seed device quantize device_map batch_size threads trust_remote_code target "
-        "overwrite json html markdown explain quiet",
+        "overwrite json explain quiet",
         changed={
             "routers": {"default": "arrow", "help": "Router, such as arrow:top_k=1."},
             "target": {"default": ...},
@@ -702,8 +707,8 @@ CORE = (
         "report",
         "loraprobe.cli.measuring.report",
         "Other",
-        ("loraprobe report audit.json --html page.html",),
-        "html markdown explain quiet",
+        ("loraprobe report audit.json --explain",),
+        "explain quiet",
     ),
     CommandSpec(
         "methods",

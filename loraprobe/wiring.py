@@ -22,6 +22,7 @@ EXTENSIONS: tuple[str, ...] = (
     "forecast",
     "harness",
     "ray",
+    "reports",
     "screen",
     "serve",
     "train",

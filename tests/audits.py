@@ -1,10 +1,12 @@
 """An audit with one of everything, what renderers make of it, and hostile strings in its texts."""
 
 import dataclasses
+import importlib
 import io
 import math
 from collections.abc import Mapping
 
+import making
 from markdown_it import MarkdownIt
 from rich.console import Console
 
@@ -32,9 +34,7 @@ from loraprobe.records import (
     Score,
     Verdict,
 )
-from loraprobe.report import markdown as as_markdown
-from loraprobe.report import page as as_page
-from loraprobe.report.sections import footer, heading, sections, title
+from loraprobe.report.sections import footer, heading, sections
 from loraprobe.report.terminal import render
 
 HOSTILE = "ev\x1b[31mil\u202e[red]<script>|`"
@@ -49,7 +49,9 @@ def an_audit(name: str = "a") -> Audit:
     reason = Reason("gain-below-margin", f"{name} gains 0.02.", 0.02, 0.05, "user", "decisive")
     return Audit(
         command="merge-and-eval",
-        provenance=Provenance("0", "2", ("x",), seconds={"load": 1.25}, peak_memory_bytes=1 << 30),
+        provenance=Provenance(
+            "0", "2", ("x", "--per-module"), seconds={"load": 1.25}, peak_memory_bytes=1 << 30
+        ),
         adapters=(summary, dataclasses.replace(summary, name="b")),
         base=BaseSummary("gpt2", "d" * 40),
         layers=(LayerGroup(name, "h.*.c", "conv1d", 2, (8, 16), (4, 4), (4, 4), (1.0, 2.0)),),
@@ -95,13 +97,15 @@ def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:
 
 
 def page(audit: Audit) -> str:
-    """The page of an audit."""
-    return as_page.page(title(audit), sections(audit))
+    """The page of an audit; a test that wants one is skipped where nothing makes it."""
+    making.skip_without("--html")
+    return importlib.import_module("loraprobe.extensions.reports.page").page(audit)
 
 
 def markdown(audit: Audit) -> str:
-    """What a pull request shows of an audit."""
-    return as_markdown.markdown(heading(audit), sections(audit))
+    """What a pull request shows of an audit; the test is skipped where nothing makes it."""
+    making.skip_without("--markdown")
+    return importlib.import_module("loraprobe.extensions.reports.markdown").markdown(audit)
 
 
 READER = MarkdownIt("commonmark").enable(["table", "strikethrough"])

@@ -284,12 +284,17 @@ def base_of(parameters: Mapping[str, Tensor]) -> Any:
     return SimpleNamespace(weight=parameter, parameter=parameter)
 
 
-def skip_without(name: str) -> None:
-    """Skips a test of a command or an option (--name) of an extension that is not installed."""
+def known(name: str) -> bool:
+    """Whether a command or an option (--name) is there, which may be that of an extension."""
     from loraprobe.cli import NAMES
     from loraprobe.options import flag_of, table
 
-    if name not in NAMES and name not in map(flag_of, table()):
+    return name in NAMES or name in map(flag_of, table())
+
+
+def skip_without(name: str) -> None:
+    """Skips a test of a command or an option (--name) of an extension that is not installed."""
+    if not known(name):
         pytest.skip(f"there is no {name}")
 
 

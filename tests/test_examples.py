@@ -105,6 +105,7 @@ def questions(tmp_path) -> Path:
     return file
 
 
+@pytest.mark.needs("--html")
 def test_the_action_gates_and_comments(tmp_path, questions, monkeypatch):
     world = shipped_world()
     first, second = map(str, world.scenario("disjoint").adapters.values())
@@ -187,6 +188,7 @@ def test_the_workflow_is_short_and_gives_only_inputs_of_the_action():
     assert {name for name, one in inputs.items() if one.get("required")} <= given.keys()
 
 
+@pytest.mark.needs("--html")
 @pytest.mark.needs("--prior")
 @pytest.mark.needs("--serve")
 def test_the_notebook_shows_what_its_cells_print_and_saves_what_is_advised(tmp_path, monkeypatch):

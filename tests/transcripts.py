@@ -1,15 +1,18 @@
-"""Transcripts of reports: what answers, terminals, Markdown and pages show of planted audits.
+"""Transcripts of reports: what answers and terminals show of planted audits, and what the files
+`extensions/NAME/shown.py` have under TEXTS.
 
     python tests/transcripts.py
 
-writes them anew into tests/core/report/transcripts, whose tests compare them.
+writes them anew into tests/core/report/transcripts, and those of extensions beside these files.
+tests/core/report/test_docs.py compares them.
 """
 
+import importlib
+import sys
 from collections.abc import Callable
 from pathlib import Path
-from xml.etree import ElementTree
 
-from audits import NOTHING, an_audit, markdown, page, rendered
+from audits import NOTHING, an_audit, rendered
 from evidences import (
     KINDS,
     Chances,
@@ -26,7 +29,6 @@ from evidences import (
     skills,
 )
 from evidences import measured as planted
-from page_tree import all_of, parsed, text_of
 
 from loraprobe.formatting import wrapped
 from loraprobe.records import (
@@ -275,9 +277,6 @@ SHOWN = {
 }
 
 
-FEW = ("likely", "one of everything", "an inspected adapter")
-
-
 def answers() -> str:
     """The answer to each of AUDITS on 80 columns."""
     told = {name: answer(audit) for name, audit in AUDITS.items()}
@@ -291,42 +290,22 @@ def terminals() -> str:
     return titled(told | {"one of everything, explained": rendered(an_audit(), 80)})
 
 
-def documents() -> str:
-    """The Markdown of FEW."""
-    return titled({name: markdown(SHOWN[name]) for name in FEW})
-
-
-def pages() -> str:
-    """What stands on the pages of FEW: headings, tables, and what is folded or marked."""
-    return titled({name: outline(parsed(page(SHOWN[name]))) for name in FEW})
-
-
-def outline(root: ElementTree.Element) -> str:
-    """The texts of a page in their order, a row of a table as a line; figures by their texts."""
-    lines = []
-    tags = "h1 h2 h3 p dt dd summary caption tr desc".split()
-    for node in (one for one in all_of(root) if one.tag in tags or "style" in one.attrib):
-        cells = all_of(node, "th", "td") if node.tag == "tr" else [node]
-        row = " | ".join(" ".join(text_of(cell).split()) for cell in cells)
-        marks = (node.attrib[key] for key in ("class", "style") if key in node.attrib)
-        lines.append(f"{' '.join([node.tag, *marks])}: {row}")
-    return "\n".join(lines)
-
-
 def titled(texts: dict[str, str]) -> str:
     """The texts below their names, without what ends a line unseen."""
     parts = (f"=== {name}\n{text.rstrip()}\n" for name, text in texts.items())
     return "\n".join("\n".join(map(str.rstrip, part.split("\n"))) for part in parts)
 
 
-TEXTS: dict[str, Callable[[], str]] = {
-    "answers.txt": answers,
-    "terminal.txt": terminals,
-    "markdown.txt": documents,
-    "page.txt": pages,
-}
+def texts() -> dict[Path, Callable[[], str]]:
+    """The file of each transcript -> what makes it."""
+    found = {FOLDER / "answers.txt": answers, FOLDER / "terminal.txt": terminals}
+    for file in Path(__file__).parent.glob("extensions/*/shown.py"):
+        added = importlib.import_module(f"extensions.{file.parent.name}.shown").TEXTS
+        found |= {file.parent / "transcripts" / name: text for name, text in added.items()}
+    return found
 
 
 if __name__ == "__main__":
-    for name, text in TEXTS.items():
-        (FOLDER / name).write_text(text(), encoding="utf-8")
+    sys.modules["transcripts"] = sys.modules["__main__"]  # for those of extensions
+    for path, text in texts().items():
+        path.write_text(text(), encoding="utf-8")

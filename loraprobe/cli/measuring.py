@@ -8,8 +8,6 @@ from typing import Annotated
 
 from loraprobe.cli.parameters import RefsArgument, Texts, argument, scenarios, setting
 from loraprobe.cli.running import Output, run, write
-from loraprobe.defaults import LOSS
-from loraprobe.errors import UsageError
 from loraprobe.options import Options
 
 
@@ -40,10 +38,6 @@ def merge_and_eval(
     Systems: the base, each adapter alone, merges, routers, a chain of the adapters where the task
     has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
     """
-    if output.save_samples is not None and options.metric == LOSS:
-        raise UsageError(
-            "--save-samples keeps answers, and --metric=answer_loss asks for none; leave one out."
-        )
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
     write(outcome, output, options)
     output.result(outcome.audit, options, samples=outcome.samples)
@@ -96,7 +90,7 @@ def report(
     output: Output,
     file: Annotated[Path, argument("AUDIT.json", "What --json printed.")],
 ) -> None:
-    """Show a saved result again: on the terminal, as a page or as Markdown.
+    """Show a saved result again, in another form too.
 
     Nothing is measured. Exits 0 whatever the verdict is, 2 if the file is no such document.
     """

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from loraprobe.errors import LoraprobeError, UsageError
-from loraprobe.extension import logs_of, output_formats_of, summaries
+from loraprobe.extension import PRINTED, logs_of, output_formats_of, summaries
 from loraprobe.formatting import clean, size
 from loraprobe.options import Options, hints, option
 from loraprobe.secrets import scrub
@@ -159,14 +159,6 @@ class Output:
     target: Path | None = option(None, "DIR", "Directory to write.", "--output", "-o", typed=True)
     overwrite: bool = option(False, "", "Replace an existing output.", typed=True)
     json: bool = option(False, "", "Print one JSON document on standard output.")
-    html: Path | None = option(None, "FILE", "Also write the report to this HTML file.", typed=True)
-    markdown: bool = option(False, "", "Print the result as Markdown, for a pull request.")
-    save_samples: Path | None = option(
-        None,
-        "FILE",
-        "Write every question with what each system answered to this file (JSONL).",
-        typed=True,
-    )
     explain: bool = option(False, "", "Print every reason, probe and figure; all probes run.")
     dry_run: bool = option(
         False, "", "Print what the run would take (systems, time, memory), and stop."
@@ -174,18 +166,6 @@ class Output:
     quiet: bool = option(False, "", "No progress or warnings; one line of result.", "--quiet", "-q")
     exit_zero: bool = option(False, "", "Exit 0 whatever the verdict says.")
     resume: bool = option(False, "", "Ask only what no earlier run asked; use kept answers.")
-
-    def __post_init__(self) -> None:
-        if self.html is not None:
-            from loraprobe.report.page import check_page
-
-            check_page(self.html)
-        if self.save_samples is not None:
-            from loraprobe.report.documents import check_samples
-
-            check_samples(self.save_samples)
-        if self.json and self.markdown:
-            raise UsageError("--json and --markdown both print the result; give one of them.")
 
     def say(self, message: str, style: str = "") -> None:
         """A remark on standard error."""
@@ -250,28 +230,19 @@ class Output:
         """The audit, then the exit that its verdict asks for.
 
         `after` stands between the tables and the answer; `line` is what --quiet says if not the
-        verdict; `samples` are the answers for --save-samples. Extensions write theirs.
+        verdict; `samples` are the answers, for what extensions write.
         """
-        from loraprobe.report.sections import sections, title
-
         if self.json:  # the table of findings is not seen then
             for issue in audit.compatibility.issues:
                 if issue.severity != "note":
                     self.say(f"warning: {issue.code}: {issue.message}", style="yellow")
-        if self.html is not None:
-            from loraprobe.report.page import write_page
-
-            write_page(self.html, title(audit), sections(audit))
-            self.say(f"Wrote {self.html}.")
-        if self.save_samples is not None:
-            from loraprobe.report.documents import write_samples
-
-            write_samples(samples, self.save_samples)
-            self.say(f"Wrote {self.save_samples}.")
-        for place, log in logs_of(options):
+        logs = logs_of(options)
+        for place, log in logs:
             log.write(audit, samples, place)
-            self.say(f"Wrote {place}.")
-        self._print(audit, after, line)
+            if place is not PRINTED:
+                self.say(f"Wrote {place}.")
+        if not any(place is PRINTED for place, _ in logs):
+            self._print(audit, after, line)
         sys.stdout.flush()
         raise typer.Exit(0 if self.exit_zero else exit_code(audit))
 
@@ -281,10 +252,6 @@ class Output:
 
         if self.json:
             print(scrub(audit.to_json()))
-        elif self.markdown:
-            from loraprobe.report.markdown import markdown
-
-            print(markdown(heading(audit), sections(audit)))
         elif self.quiet:
             print(clean(line) or one_line(audit))
         else:
@@ -335,14 +302,16 @@ def _estimate_lines(cost: CostEstimate, quiet: bool) -> list[str]:
 def options_from(parameters: Mapping[str, Any]) -> tuple[Options, Output]:
     """The options that decide a result, and those of printing.
 
-    parameters: of a command, by name; None is what was not given. A page maps layers and modules.
+    parameters: of a command, by name; None is what was not given. Raises UsageError for two forms
+    of one result.
     """
     given = {name: value for name, value in parameters.items() if value is not None}
     output = Output(**{one.name: given[one.name] for one in fields(Output) if one.name in given})
-    decide = {name: given[name] for name in hints() if name in given}
-    if output.html is not None:
-        decide["per_module"] = True
-    return Options.of(decide), output
+    options = Options.of({name: given[name] for name in hints() if name in given})
+    forms = [log.flag for place, log in logs_of(options) if place is PRINTED]
+    if forms and output.json:
+        raise UsageError(f"--json and {forms[0]} both print the result; give one of them.")
+    return options, output
 
 
 def run(
@@ -412,9 +381,7 @@ def _checked_outputs(
     own = [] if output.target is None else [("--output", output.target)]
     named = [*own, *((format_.flag, place) for place, format_ in formats)]
     directories = [place for _, place in named]
-    others = [place for place in (output.html, output.save_samples) if place]
-    others += [place for place, _ in logs_of(options)]
-    written = [*directories, *others]
+    written = [*directories, *(place for place, _ in logs_of(options) if place is not PRINTED)]
     for target in written:
         check_apart(target, read)
     for target in directories:

@@ -1,4 +1,4 @@
-"""The documents that are read and written as JSON: an audit with its schema, and samples.
+"""The document that is read and written as JSON: an audit, with its schema.
 
 pydantic derives the schema from the records; `_exact` makes it strict: a document has every field
 of each record and no other, and null stands for a number that is not finite.
@@ -11,7 +11,7 @@ import functools
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -20,15 +20,12 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import SchemaValidator, core_schema
 
 from loraprobe.errors import UsageError
-from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, Sample, added_records, plain
-from loraprobe.secrets import scrub
+from loraprobe.records import DOCUMENT_FIELDS, SCHEMA_VERSION, Audit, added_records
 from loraprobe.untrusted import error_line, first_problem, unique_keys
 
 LARGEST = 1e300  # of a number; no figure of an audit comes near
 MADE_BY = "give a file that loraprobe printed with --json"
-KEYS = {field.name for field in dataclasses.fields(Sample)}
 LARGEST_FILE = 200_000_000  # bytes of a saved document
-LONGEST = 1 << 24  # characters of the first line of an existing file
 
 
 def json_schema() -> dict[str, Any]:
@@ -173,33 +170,3 @@ def audit_from(document: Any) -> Audit:
     if any(row.rank.keys() != {"min", "max"} for row in audit.adapters):
         raise ValueError("adapters.rank must have min and max")
     return audit
-
-
-def check_samples(file: Path) -> None:
-    """Raises OutputError for an existing file, unless it holds samples of loraprobe."""
-    from loraprobe.adapters import check_file
-
-    check_file(
-        file,
-        lambda stream: _is_sample(stream.readline(LONGEST)),
-        "holds no samples of loraprobe's",
-    )
-
-
-def _is_sample(line: str) -> bool:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return not line  # an empty file
-    return isinstance(row, dict) and row.keys() == KEYS
-
-
-def write_samples(samples: Iterable[Sample], file: Path) -> None:
-    """Writes the file, whole or not at all, one sample at a time. Raises OutputError."""
-    check_samples(file)
-    from loraprobe.adapters import staged_file
-
-    with staged_file(file) as staging, staging.open("w", encoding="utf-8") as stream:
-        for sample in samples:
-            line = json.dumps(plain(sample), ensure_ascii=False, allow_nan=False)
-            stream.write(scrub(line).encode("utf-8", "replace").decode("utf-8") + "\n")

@@ -1,51 +1,13 @@
-"""Sections as Markdown for a pull request, and how text of other people stays text in Markdown."""
+"""Templates of Markdown, and how text of other people stays text in it."""
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprobe.formatting import clean
 from loraprobe.records import Command
-from loraprobe.report.parts import Answer, Section, Table, viewed
-
-if TYPE_CHECKING:
-    import jinja2
-
-MOST_ROWS, MOST_TABLES = 18, 2
-LONGEST = 300  # characters of one text
-
-
-def markdown(title: str, sections: Sequence[Section]) -> str:
-    """The answer, at most two tables, and where it comes from: about 50 lines and a program."""
-    shown = viewed(sections, "markdown", LONGEST)
-    parts = [part for section in shown for part in section.shown("markdown")]
-    tables = [part for part in parts if isinstance(part, Table)][:MOST_TABLES]
-    return filled(
-        "result.md.jinja",
-        title=title,
-        told=next(part for part in parts if isinstance(part, Answer)),
-        tables=tables,
-        most=MOST_ROWS // max(1, len(tables)),
-        sentences=[part for part in parts if isinstance(part, str)],
-    ).rstrip("\n")
-
-
-@functools.cache
-def templates(**options: Any) -> jinja2.Environment:
-    """The templates of the reports. options: how jinja2 escapes the texts that they are given."""
-    import jinja2  # which most commands do without
-
-    return jinja2.Environment(
-        loader=jinja2.PackageLoader("loraprobe.report"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-        **options,
-    )
 
 
 def filled(template: str | Path, **values: Any) -> str:
@@ -55,7 +17,15 @@ def filled(template: str | Path, **values: Any) -> str:
     The filter `code` gives a text as code, `fenced` one as a line of a block of code, `command` a
     command.
     """
-    environment = templates(finalize=_finished)
+    import jinja2  # which most commands do without
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("loraprobe.report"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=_finished,
+    )
     environment.filters.update(code=code, command=command, fenced=fenced)
     if isinstance(template, Path):
         return environment.from_string(template.read_text(encoding="utf-8")).render(values)

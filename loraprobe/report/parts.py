@@ -1,24 +1,23 @@
 """What every report is made of: sections of answers, sentences, tables and figures.
 
-The renderers `terminal`, `page` and `markdown` print sections and know nothing of audits.
+What prints sections, as `terminal` does, knows nothing of audits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from loraprobe.formatting import clean, wrapped
 from loraprobe.records import Command
-from loraprobe.secrets import map_texts
 
 Row = TypeVar("Row")
 View = Literal["short", "explained", "page", "markdown"]
 SHORT: tuple[View, ...] = ("short",)  # a terminal without --explain
 EXPLAINED: tuple[View, ...] = ("explained",)  # a terminal with it
-PAGE: tuple[View, ...] = ("page",)
-MARKDOWN: tuple[View, ...] = ("markdown",)
+PAGE: tuple[View, ...] = ("page",)  # a document that has room for all
+MARKDOWN: tuple[View, ...] = ("markdown",)  # a comment that has room for two tables
 TERMINAL: tuple[View, ...] = (*SHORT, *EXPLAINED)
 INDENT, LABEL = 2, 10  # columns before a label of the answer, and of the label
 
@@ -96,17 +95,22 @@ def figures(*headings: str) -> list[Column]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing that a page has drawn, and the table of what it shows, which a terminal prints.
+    """A drawing, for reports that have some, and the table of what it shows, for the others.
 
     `name` is an id. `title` and `description` stand above it, and tell its content to a reader who
-    cannot see it. `draw` draws on the figure of matplotlib that it is given.
+    cannot see it. `kind` says how `data` is drawn. "heat": `values` [rows, columns], NaN where
+    nothing was measured, the names of `rows` and `columns`, `most`, which is the value of the
+    darkest cell (None for a scale from -1 to 1), and `marked`, the places (row, column) of cells
+    that have a circle. "scatter": points (across, up) that are `empty` or `filled`, and `labels`,
+    texts with points.
     """
 
     name: str
     title: str
     description: str
     table: Table
-    draw: Callable[..., None]
+    kind: str
+    data: Mapping[str, Any]
 
 
 Line = tuple[str, str | Command]  # of an answer: a label and what stands behind it
@@ -166,15 +170,7 @@ def _continued(pieces: Iterable[str], width: int) -> Iterator[str]:
     yield row
 
 
-@dataclass(frozen=True)
-class Card:
-    """What to do, and the figures that a reader of a page sees first, each with what it is."""
-
-    action: str
-    figures: Sequence[tuple[str, str]]
-
-
-Part = str | Table | Figure | Answer | Card
+Part = str | Table | Figure | Answer
 
 
 @dataclass(frozen=True)
@@ -195,29 +191,3 @@ class Section:
     def shown(self, view: View) -> list[Part]:
         """The parts that a view shows."""
         return [part for views, part in self.parts if part and view in views]
-
-
-def viewed(sections: Sequence[Section], view: View, characters: int) -> list[Section]:
-    """The sections with what a view shows, without control characters and with texts cut.
-
-    characters: the longest text that stays whole; commands always do.
-    """
-    shown = []
-    for section in sections:
-        parts = [((view,), _cut(part, characters)) for part in section.shown(view)]
-        shown += [replace(section, parts=parts)] if parts else []
-    return shown
-
-
-def _cut(part: Part, characters: int) -> Part:
-    def cut(text: str) -> str:
-        plain = clean(text)
-        return plain if len(plain) <= characters else plain[: characters - 1] + "…"
-
-    if not isinstance(part, Answer):
-        return map_texts(part, cut)
-    lines = [
-        (label, content if isinstance(content, Command) else cut(content))
-        for label, content in part.lines
-    ]
-    return replace(part, headline=cut(part.headline), lines=tuple(lines))

@@ -9,19 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from loraprobe.extension import audit_parts, commands_behind, finding_owner, summaries
+from loraprobe.extension import audit_parts, commands_behind, finding_owner, installed, summaries
 from loraprobe.formatting import (
     bounds,
     clean,
     count,
     decimals,
     digits_beside,
-    first_names,
-    gained,
     listing,
     measured,
     number,
-    probability,
     rounded,
     signed,
     size,
@@ -45,9 +42,7 @@ from loraprobe.records import (
     display_name,
     references,
 )
-from loraprobe.report import figures
 from loraprobe.report.answer import answer
-from loraprobe.report.figures import CAUSES
 from loraprobe.report.limits import LICENCE, first_sentence
 from loraprobe.report.parts import (
     EXPLAINED,
@@ -56,17 +51,15 @@ from loraprobe.report.parts import (
     SHORT,
     TERMINAL,
     Answer,
-    Card,
     Column,
     Part,
     Section,
     Table,
     View,
+    figures,
     tabulated,
     text,
 )
-from loraprobe.report.parts import figures as of_figures
-from loraprobe.verdict.advice import basis_of
 from loraprobe.verdict.reasons import CODES
 
 FULL, ALL = (*EXPLAINED, *PAGE), (*TERMINAL, *PAGE)
@@ -78,19 +71,19 @@ MOST_FINDINGS, MOST_PAIRS = 3, 10  # without --explain
 MOST_ACROSS = 3  # adapters or pairs that stand side by side
 MOST_NAMES = 8  # in a cell
 MOST_SOURCES = 6  # of a pull request
-MEANINGS = (
-    "Each item counts once. Step by step: right only in that form. Said otherwise: the answer "
-    "stands in the reply, which is not right by the metric. Unknown: neither the base nor a single "
-    "adapter knows a hop. Cut off: the reply ended at the limit of tokens. Interference: a hop "
-    "that is known alone is lost in the composition. Not composed: every hop is kept, and the "
-    "answer is wrong."
-)
-INTERVALS = "Intervals are 95 %. The wider of two also covers the choice of the best system"
-EVERY_ROUND = ", and every round of a run that stopped after round {used} of {planned}"
 CONTROLS = (
     "Controls, which a composition has to beat: the best single adapter, shrunk as in an average, "
     "and a random partner: random adapters as large as the partners."
 )
+CAUSES = {  # a field of Attribution, and its name
+    "solved": "solved",
+    "step_by_step": "step by step",
+    "said_otherwise": "said otherwise",
+    "unknown": "unknown",
+    "cut_off": "cut off",
+    "interference": "interference",
+    "not_composed": "not composed",
+}
 UNASKED = "not asked"  # of a guard, in the table of scores
 WHY_UNASKED = (
     "Guards are asked of what leads, of what it is compared with and of what may be advised; the "
@@ -111,11 +104,9 @@ class ShownAudit(Audit):
     def __repr__(self) -> str:
         return str(answer(self, self.places))
 
-    def _repr_html_(self) -> str:
-        """The verdict and the first sections of the page, for notebooks."""
-        from loraprobe.report.page import fragment  # which needs jinja2
-
-        return fragment(title(self), sections(self))
+    def _repr_html_(self) -> str | None:
+        """What notebooks show; None for the answer."""
+        return next(filter(None, (one.notebook(self) for one in installed())), None)
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document as plain data; every number is finite or None."""
@@ -137,13 +128,7 @@ def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Sec
     """
     told = answer(audit, places)
     made = [
-        section(
-            "verdict",
-            "Verdict",
-            (PAGE, [card(audit, told)]),
-            ((*ALL, *MARKDOWN), [told]),
-            concludes=True,
-        ),
+        section("verdict", "Verdict", ((*ALL, *MARKDOWN), [told]), concludes=True),
         *_of_scores(audit),
         *_of_adapters(audit, told),
         *_of_the_run(audit),
@@ -152,8 +137,7 @@ def sections(audit: Audit, places: Mapping[str, Sequence[str]] = {}) -> list[Sec
     for part in audit_parts():
         for name, one in part.sections(audit):
             before.setdefault(name, []).append(one)
-    placed = [one for each in made for one in (*before.get(each.name, ()), each)]
-    return [one for one in placed if one.parts]
+    return [one for each in made for one in (*before.get(each.name, ()), each)]
 
 
 def section(
@@ -165,51 +149,6 @@ def section(
 ) -> Section:
     flat = [(views, part) for views, some in parts for part in some if part]
     return Section(name, title, flat, concludes, folded)
-
-
-def title(audit: Audit) -> str:
-    """What a page is about: the adapters and their base."""
-    names = [row.name for row in audit.adapters]
-    what = first_names(names, MOST_NAMES) or count(_apart(audit), "adapter")
-    on = audit.base.reference if audit.base is not None else ""
-    return f"{what} on {on}" if on else what
-
-
-def card(audit: Audit, told: Answer) -> Card:
-    """What a page says first: what to use, and three figures."""
-    uses = [content for label, content in told.lines if label == "use" and isinstance(content, str)]
-    verdict = audit.verdict
-    if verdict is None or verdict.gain is None:
-        return Card("".join(uses), list(_figures_of_files(audit)))
-    gain, used = verdict.gain, basis_of(verdict, audit.evaluation).used
-    gap, ends = gained(gain.difference, gain.ci95, threshold=verdict.margin).split(" ", 1)
-    over = f"gain of {display_name(gain.system)} over {display_name(gain.against)}, 95 % {ends}"
-    figures_ = [(gap, over)]
-    if used is not None:
-        figures_.append((decimals(used.shown), f"{display_name(used.system)}, {used.form}"))
-    if verdict.probability is not None:
-        figures_.append((probability(verdict.probability), "probability of this verdict"))
-    figures_.append((str(gain.n), "questions asked"))
-    return Card("".join(uses), figures_[:3])
-
-
-def _figures_of_files(audit: Audit) -> Iterator[tuple[str, str]]:
-    """The figures of a page where no gain was measured: of one adapter, or of several."""
-    rows = audit.adapters
-    if len(rows) == 1:
-        yield spread(rows[0].rank.values()), "rank"
-        yield str(rows[0].modules), "modules"
-        yield number(rows[0].norm), "norm of the update"
-        return
-    yield str(len(rows) or _apart(audit)), "adapters"
-    issues = audit.compatibility.issues
-    yield str(sum(issue.severity == "error" for issue in issues)), "errors"
-    yield str(sum(issue.severity == "warning" for issue in issues)), "warnings"
-
-
-def _apart(audit: Audit) -> int:
-    """How many adapters extensions tell of."""
-    return sum(one.adapters for one in summaries(audit))
 
 
 def heading(audit: Audit) -> str:
@@ -232,55 +171,43 @@ def _brief(audit: Audit) -> Sequence[View]:
 
 def _of_scores(audit: Audit) -> Iterator[Section]:
     """What was asked of systems, and what came of it."""
-    rounds, asked = audit.evaluation.rounds, bool(audit.evaluation.scores)
-    early = EVERY_ROUND.format(**vars(rounds)) if rounds is not None and rounds.early else ""
     brief = _brief(audit)
     yield section(
         "gains",
         "Gains and scores",
-        (PAGE, [f"{INTERVALS}{early}."] if asked else []),
-        (FULL, figures.gains(audit, gains(audit))),
+        (FULL, [gains(audit)]),
         (EVERYWHERE, evaluations(audit)),
         (brief, [scores(audit)]),
         ((*FULL, *brief), [controls(audit), guards_unasked(audit)]),
         (EVERYWHERE, [guards(audit)]),
     )
-    drawn = figures.causes(audit, causes(audit))
-    yield section(
-        "causes", "Where wrong answers went", (PAGE, [MEANINGS] if drawn else []), (FULL, drawn)
-    )
-    whole = "--save-samples FILE.jsonl writes every question with every answer."
+    yield section("causes", "Where wrong answers went", (FULL, [causes(audit)]))
     yield section(
         "examples",
         "Examples of wrong answers",
-        (PAGE, [whole] if audit.samples else []),
         (FULL, (replies(sample, at > 0) for at, sample in enumerate(audit.samples))),
     )
 
 
 def _of_adapters(audit: Audit, told: Answer) -> Iterator[Section]:
     """What the adapters are to each other, and alone."""
-    table, fits = findings(audit), audit.compatibility.compatible
-    nothing = "" if table else "Nothing was found that stands in the way."
+    fits = audit.compatibility.compatible
     yield section(
         "findings",
         "Findings and cures",
         (SHORT, first_findings(audit, told)),
-        (FULL, [table]),
-        (PAGE, [nothing]),
+        (FULL, [findings(audit)]),
     )
     yield section(
         "pairs",
         "Pairs of adapters",
         (SHORT, [nearest_pairs(audit)] if audit.command == "inspect" and fits else []),
-        (PAGE, figures.cosines(audit)),
         (FULL, [pairs(audit)]),
         folded=True,
     )
     yield section(
         "modules",
         "Layers and modules",
-        (PAGE, figures.modules(audit)),
         (EXPLAINED, modules(audit)),
         folded=True,
     )
@@ -488,7 +415,7 @@ def guards(audit: Audit) -> Table:
 
 def causes(audit: Audit) -> Table:
     """How many items of each composition fall to which cause."""
-    columns = [text("system"), text("task"), *of_figures(*(name for name, _ in CAUSES.values()))]
+    columns = [text("system"), text("task"), *figures(*CAUSES.values())]
     lines = [
         [display_name(row.system), row.task, *(str(getattr(row, cause)) for cause in CAUSES)]
         for row in audit.evaluation.attribution
@@ -506,7 +433,7 @@ def replies(sample: Sample, folded: bool) -> Table:
         (text("system"), lambda reply: display_name(reply.system)),
         (text("answer", prose=True), lambda reply: reply.text or "(nothing)"),
         (text("right or wrong"), lambda reply: "right" if reply.right else "wrong"),
-        (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")[0]),
+        (text("first cause", drop=1), lambda reply: CAUSES.get(reply.cause or "", "-")),
         folded=folded,
     )
 
@@ -582,10 +509,10 @@ def pairs(audit: Audit) -> Table:
 def modules(audit: Audit) -> list[Table]:
     """Diagnostics module by module, a table for each adapter and pair.
 
-    None where they were measured for a page alone.
+    None where the command line did not ask for them, as where they were measured for a page.
     """
     given = {word.partition("=")[0] for word in audit.provenance.arguments}
-    if "--html" in given and "--per-module" not in given:
+    if given and "--per-module" not in given:
         return []
     groups: dict[str, list[Measurement]] = {}
     for row in audit.diagnostics:
@@ -616,7 +543,7 @@ def _matrix(
         lines, heads, corner = heads, lines, "diagnostic"
         cells = {(head, line): cell for (line, head), cell in cells.items()}
     table = [[line, *(cells.get((line, head), "-") for head in heads)] for line in lines]
-    return Table(caption, [text(corner), *of_figures(*heads)], table)
+    return Table(caption, [text(corner), *figures(*heads)], table)
 
 
 def _label(row: Measurement) -> str:
@@ -707,7 +634,7 @@ def gates(audit: Audit) -> Table:
         for row in audit.gates
     ]
     evenness = "entropy in nats (share of the largest)"
-    columns = [text("router"), *of_figures(*names, evenness)]
+    columns = [text("router"), *figures(*names, evenness)]
     return Table("Mean share of each adapter's gate on the prompts", columns, lines)
 
 

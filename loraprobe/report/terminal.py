@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loraprobe.formatting import clean, wrapped
-from loraprobe.report.parts import INDENT, LABEL, Answer, Card, Figure, Section, Table, View
+from loraprobe.report.parts import INDENT, LABEL, Answer, Figure, Section, Table, View
 from loraprobe.secrets import map_texts
 
 STYLES = {
@@ -55,7 +55,7 @@ def render(
                 print_answer(console, part)
             elif isinstance(part, str):
                 _sentence(console, part)
-            elif not isinstance(part, Card):
+            else:
                 print_table(console, part.table if isinstance(part, Figure) else part)
 
 

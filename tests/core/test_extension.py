@@ -86,9 +86,9 @@ TAKEN = {
     "the flag --shade": ({"options": One}, {"options": SameFlag}),
     "the option margin": ({"options": OfTheCore},),
     **{f"the option {name}": ({"options": named(name)},) for name in (
-        "html", "target", "base", "task", "probe", "config", "debug", "refs", "help", "check")},
+        "json", "target", "base", "task", "probe", "config", "debug", "refs", "help", "check")},
     **{f"the flag {flag}": ({"options": named("tint", flag=flag)},) for flag in (
-        "--html", "--output", "-o", "-q", "--quiet", "--task", "--method", "--help", "--debug")},
+        "--json", "--output", "-o", "-q", "--quiet", "--task", "--method", "--help", "--debug")},
     "a.paint and b.paint both have the command paint": (
         {"commands": (paint("a"),)}, {"commands": (paint("b"),)},
     ),
@@ -121,7 +121,7 @@ def test_the_core_has_claimed_every_word_of_its_commands_but_those_of_extensions
     found = {f"the option {name}" for name in (*parameters.tables(), *(p.name for p in taken))}
     flags = [flag for p in taken for flag in p.opts if flag.startswith("-")]
     found |= {f"the flag {flag}" for flag in flags if flags.count(flag) > 1}
-    assert found - added <= {*wiring.OF_CORE} and {"the option html", "the flag -o"} <= found
+    assert found - added <= {*wiring.OF_CORE} and {"the option json", "the flag -o"} <= found
 
 
 @pytest.mark.parametrize(("kinds", "key"), [((Shades, Shades), "shade"), ((Verdicts,), "verdict")])

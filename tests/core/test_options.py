@@ -313,7 +313,7 @@ def test_how_a_result_is_told_and_written_changes_no_verdict(here, tmp_path, mon
     for one in command_of("merge-and-eval").params:
         if one.name not in (*named_options(), "refs", "base", "task", "config", "dry_run"):
             flags.append([one.opts[0], *([] if one.is_flag else [str(tmp_path / one.name)])])
-    first = [["--markdown"], *(one for one in flags if one[0] not in ("--json", "--markdown"))]
+    first = [one for one in flags if one[0] != "--json"]
     call = ["merge-and-eval", "a", "b", "--base", "base", "--task", "task.jsonl"]
     call += ["--max-new-tokens", "2", "--chat-template", "off"]
     show = running.Output.result
@@ -326,5 +326,5 @@ def test_how_a_result_is_told_and_written_changes_no_verdict(here, tmp_path, mon
     )
     for given in ([], first, [["--json"]]):
         assert making.call(*call, *(word for one in given for word in one)).exit_code != 2
-    assert (tmp_path / "html").is_file() and len(flags) > 8
+    assert len(flags) > 5
     assert len({repr(replace(verdict, reasons=())) for verdict in told}) == 1

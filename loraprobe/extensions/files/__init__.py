@@ -103,7 +103,7 @@ class Files(Extension):
                 "loraprobe convert ./loha --base auto -o lora",
             ),
             "base like expert_layout allow rank keep_energy portable to threads target overwrite "
-            "json html markdown explain quiet",
+            "json explain quiet",
             changed={
                 "rank": {
                     "help": "Rank of a LoRA made of another PEFT type; auto: as many as keep "

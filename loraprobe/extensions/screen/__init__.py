@@ -98,8 +98,8 @@ class Screen(Extension):
             ),
             "base balance allow task fields metric margin guards guard_margin retention limit "
             "all_items max_new_tokens chat_template seed methods routers space rank device "
-            "dtype quantize device_map batch_size threads trust_remote_code resume json html "
-            "markdown explain dry_run quiet exit_zero",
+            "dtype quantize device_map batch_size threads trust_remote_code resume json "
+            "explain dry_run quiet exit_zero",
         ),
     )
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from statistics import mean
-from typing import Any
 
 from loraprobe.extensions.screen.records import LibraryAdapter, Screened, Shortlisted, screened
 from loraprobe.formatting import bounds, count, first_names, number, rounded, signed, spread
 from loraprobe.records import STEPS, Audit, Command, Issue, display_name
 from loraprobe.report.answer import FILL_IN
-from loraprobe.report.figures import ACCENT, INK, TALLEST, panel_of
 from loraprobe.report.limits import first_sentence, said
 from loraprobe.report.measured import after_round
 from loraprobe.report.parts import (
@@ -268,25 +265,16 @@ def library_map(screened: Screened) -> Iterator[Figure]:
         (Column("across"), lambda row: number(row.place[0]) if row.place else "-"),
         (Column("up"), lambda row: number(row.place[1]) if row.place else "-"),
     )
-    yield Figure("library-map", table.caption, description, table, partial(scatter, placed=placed))
-
-
-def scatter(sheet: Any, placed: Sequence[LibraryAdapter]) -> None:
-    """A map of adapters; families are filled, and the largest of them numbered at their middle."""
-    panel = panel_of(sheet, min(sheet.get_figwidth(), TALLEST))
-    small = {"s": 14, "edgecolors": ACCENT, "linewidths": 0.8}
-    panel.scatter(*_places(a for a in placed if a.family is None), facecolors="none", **small)
-    panel.scatter(*_places(a for a in placed if a.family), facecolors=ACCENT, **small)
-    for family in range(1, NUMBERED + 1):
-        held = _places(a for a in placed if a.family == family)
-        if held[0]:
-            middle = (mean(held[0]), mean(held[1]))
-            panel.annotate(str(family), middle, (7, 7), textcoords="offset points", color=INK)
-    panel.set_aspect("equal", "datalim")
-    panel.set_axis_off()
-
-
-def _places(adapters: Iterable[LibraryAdapter]) -> tuple[list[float], list[float]]:
-    """The coordinates of those adapters that have a place on the map: across, and up."""
-    places = [adapter.place for adapter in adapters if adapter.place is not None]
-    return [x for x, _ in places], [y for _, y in places]
+    families: dict[int | None, list[tuple[float, float]]] = {}
+    for row in placed:
+        if row.place is not None:
+            families.setdefault(row.family, []).append(row.place)
+    empty = families.pop(None, [])
+    labels = [
+        (str(family), (mean(x for x, _ in places), mean(y for _, y in places)))
+        for family, places in sorted(families.items())
+        if family and family <= NUMBERED
+    ]
+    filled = [one for places in families.values() for one in places]
+    data = {"empty": empty, "filled": filled, "labels": labels}
+    yield Figure("library-map", table.caption, description, table, "scatter", data)

@@ -92,7 +92,7 @@ assert gc.isenabled() and gc.get_freeze_count()
 loraprobe.merge(sys.argv[2:4])
 asking = {"loraprobe.scoring", "loraprobe.evaluation"} & set(sys.modules)
 assert not asking, asking
-import loraprobe.report.page, loraprobe.report.sections
+import loraprobe.report.sections
 from loraprobe.base import open_base
 from loraprobe.demo import shipped_world
 
@@ -103,7 +103,7 @@ assert not heavy, heavy
 """
 
 
-def test_inspect_merge_pages_and_a_base_import_nothing_heavy_and_the_seconds_add_up(pair):
+def test_inspect_merge_and_a_base_import_nothing_heavy_and_the_seconds_add_up(pair):
     """In one process of its own, which torch's import makes expensive."""
     start = time.perf_counter()
     done = subprocess.run(

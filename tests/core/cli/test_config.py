@@ -32,7 +32,7 @@ def test_a_file_gives_what_the_command_line_does_not(place):
     file = yaml(
         place,
         "adapters: [one, b=two]\nmethod: task_arithmetic\nweights: [0.5, 0.25]\n"
-        "seed: 3\njson: true\nmarkdown: false\nspace: null\n",
+        "seed: 3\njson: true\nexplain: false\nspace: null\n",
     )
     shown = making.call("merge", "--config", file, "-o", "out")
     words = (
@@ -66,12 +66,12 @@ HARMLESS = set(
     """adapters base task probe fields allow balance subtract method router system
     router-prompts weights space rank limit all-items items keep budget max-new-tokens metric
     margin guard guard-margin retention chat-template diagnostic per-module seed device dtype
-    quantize device-map batch-size threads resume json markdown explain dry-run quiet exit-zero
+    quantize device-map batch-size threads resume json explain dry-run quiet exit-zero
     debug scenario ref like keep-energy portable directory sources model file files names
     older expert-layout to base-model port""".split()
 )
 TYPED = set(
-    """output full-model overwrite html save-samples trust-remote-code
+    """output full-model overwrite trust-remote-code
     served server host clear file""".split()
 )
 

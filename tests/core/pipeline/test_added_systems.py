@@ -5,6 +5,7 @@ from dataclasses import replace
 import evidences
 import making
 import pytest
+from audits import rendered
 
 import loraprobe
 from loraprobe import options, records, wiring
@@ -78,7 +79,7 @@ def test_they_are_asked_compared_and_told_beside_all_others(added, tmp_path):
     assert not any(row.system == "outside" for row in found.evaluation.gains)
     assert {"outside", "outside:none"} <= {row.system for row in found.evaluation.guards}
     assert found.verdict.system == "sum" and "It was made outside." in found.notes
-    assert "outside" in found._repr_html_()
+    assert "outside" in rendered(found)
 
 
 def test_an_adapter_of_their_name_is_refused(added):

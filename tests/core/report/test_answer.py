@@ -28,9 +28,7 @@ import loraprobe
 from loraprobe.records import QUESTION, Attribution, Command, Compatibility, Gain, Issue, ItemPart
 from loraprobe.report.answer import MOST_ROWS, answer, chosen, unplaced
 from loraprobe.report.headline import ON_GAIN, deciding, lies
-from loraprobe.report.markdown import markdown
 from loraprobe.report.parts import AlwaysShown, Answer
-from loraprobe.report.sections import heading, sections
 from loraprobe.verdict import decide
 from loraprobe.verdict.next_command import may_stop
 from loraprobe.verdict.reasons import CODES, HEADLINES
@@ -336,7 +334,6 @@ def test_the_next_command_of_a_repr_has_the_places_that_were_given(tmp_path, mon
         command = "loraprobe inspect 'my runs/a' 'my runs/b'"
         assert str(tmp_path) not in audit.to_json()
         assert str(audit.verdict.next).startswith(command) and command in shown(audit)
-        assert command in markdown(heading(audit), sections(audit))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     for place in ("..", tmp_path):
@@ -368,3 +365,11 @@ def test_nobody_looks_on_the_hub_for_adapters_of_a_local_base(
     lines = dict(answer(audit, audit.places).lines)
     assert str(lines.get("next", "")).removeprefix("loraprobe ") == command
     assert ("fill in" in lines) == ("OTHER" in command)
+
+
+def test_the_rows_of_a_program_stand_together_behind_their_label():
+    program = "# base\nmodel = 1\ndef ask():\n    return model"
+    serve = Command("shell", text="vllm serve base")
+    told = Answer("", "H", (("in Python", Command("python", text=program)), ("serve", serve)))
+    _, *rows = told.rows(80)
+    assert "\n".join(rows[:4]) == program and rows[4].endswith("vllm serve base")

@@ -12,6 +12,7 @@ from loraprobe.report.answer import BY_EFFECT, FILL_IN, OF_EXTENSIONS
 
 ROOT = Path(__file__).parents[3]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]
+TEXTS = transcripts.texts()
 
 
 @pytest.mark.parametrize("path", pages.PAGES, ids=lambda path: path.name)
@@ -36,7 +37,7 @@ def test_every_label_of_an_answer_is_explained():
     assert told >= {*labels, FILL_IN, "next", "questions", "in Python", "serve"}
 
 
-@pytest.mark.parametrize("name", transcripts.TEXTS)
-def test_a_report_is_that_of_its_transcript(name):
-    told = (transcripts.FOLDER / name).read_text(encoding="utf-8")
-    assert transcripts.TEXTS[name]() == told, "run python tests/transcripts.py and read the change"
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: path.name)
+def test_a_report_is_that_of_its_transcript(path):
+    told = path.read_text(encoding="utf-8")
+    assert TEXTS[path]() == told, "run python tests/transcripts.py and read the change"

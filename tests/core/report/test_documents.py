@@ -7,7 +7,7 @@ from pathlib import Path
 import jsonschema
 import making
 import pytest
-from audits import HOSTILE, an_audit, changed, markdown, page, rendered
+from audits import HOSTILE, an_audit, changed, rendered
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,8 +21,7 @@ def test_what_was_written_is_read_again(name):
     audit = an_audit(name)
     read = audit_from(json.loads(audit.to_json()))
     assert read.to_json() == audit.to_json()
-    for shown in (rendered, markdown, page):
-        assert shown(read) == shown(audit)
+    assert rendered(read) == rendered(audit)
 
 
 WRONG = [
@@ -145,11 +144,9 @@ def test_any_other_document_is_a_value_error(value, key):
 def test_a_wrong_file_is_one_sentence(tmp_path, content):
     file = tmp_path / "audit.json"
     file.write_bytes(content)
-    page = tmp_path / "page.html"
-    for options in ([], ["--markdown"], ["--html", str(page)]):
-        result = making.call("report", str(file), *options)
-        assert result.exit_code == 2 and not page.exists()
-        assert result.stdout == "" and len(result.stderr.strip().splitlines()) == 1
+    result = making.call("report", str(file))
+    assert result.exit_code == 2 and result.stdout == ""
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_missing_file_is_named():
@@ -158,9 +155,8 @@ def test_a_missing_file_is_named():
 
 
 def test_the_report_of_a_saved_audit(tmp_path):
-    file, page = tmp_path / "audit.json", tmp_path / "page.html"
+    file = tmp_path / "audit.json"
     file.write_text(an_audit().to_json() + "\n", encoding="utf-8")
-    result = making.call("report", str(file), "--html", str(page), "--markdown")
+    result = making.call("report", str(file))
     assert result.exit_code == 0, "the verdict is unlikely, and the report did its job"
-    assert result.stdout == markdown(an_audit()) + "\n"
-    assert "<!DOCTYPE html>" in page.read_text(encoding="utf-8")
+    assert an_audit().verdict.decision.upper() in result.stdout

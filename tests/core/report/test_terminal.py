@@ -150,7 +150,7 @@ def test_no_column_is_narrower_than_its_words(width):
         assert word in words
 
 
-@pytest.mark.parametrize(("given", "shown"), [(("--html", "p.html"), 0), (("--per-module",), 3)])
+@pytest.mark.parametrize(("given", "shown"), [(("--json",), 0), (("--per-module",), 3)])
 def test_modules_are_listed_where_they_were_asked_for(given, shown):
     audit = an_audit()
     rows = [

@@ -110,7 +110,7 @@ def test_copies_are_left_out_where_they_cannot_be_asked_for(hub):
 def test_what_is_run_after_one_adapter_of_a_base_on_the_hub(base, tmp_path):
     random_adapter("a").save(tmp_path / "a")
     edit(tmp_path / "a" / "adapter_config.json", base_model_name_or_path=base)
-    assert "loraprobe find meta/base" in call("inspect", tmp_path / "a", "--markdown").stdout
+    assert "loraprobe find meta/base" in call("inspect", tmp_path / "a").stdout
 
 
 UNFIT = Compatibility((Issue("error", "x-y", ("c",), "No.", "Mend."),))

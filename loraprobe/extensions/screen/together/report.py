@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from loraprobe.extensions.screen.together.records import Skill, Together, together
 from loraprobe.formatting import number
 from loraprobe.records import Audit, Interval
-from loraprobe.report.figures import INK, MOST_ADAPTERS, heat
-from loraprobe.report.parts import MARKDOWN, PAGE, Column, Figure, Section, Table, tabulated, text
+from loraprobe.report.parts import (
+    MARKDOWN,
+    PAGE,
+    Column,
+    Figure,
+    Section,
+    Table,
+    tabulated,
+    text,
+)
 from loraprobe.report.sections import ALL, FULL, section
 
-UNIFORM = "uniform"
+UNIFORM, MOST_ADAPTERS = "uniform", 20  # a system; of a map
 MEANING = (
     "An adapter keeps in an average about what it keeps alone at the gate that equals its share of "
     "the average, less what others take from it. Inner products of the updates tell the share, and "
@@ -98,12 +104,8 @@ def _heat_map(found: Together) -> list[Figure]:
         for row in names
     ]
 
-    def draw(sheet: Any) -> None:
-        heat(sheet, values, names, names, 1.0)
-        measured = [key for key, cell in cells.items() if cell.measured and {*key} <= {*names}]
-        x, y = ([names.index(key[at]) + 0.5 for key in measured] for at in (1, 0))
-        sheet.axes[0].plot(x, y, "o", color=INK, fillstyle="none")
-
+    measured = [key for key, cell in cells.items() if cell.measured and {*key} <= {*names}]
+    marked = [(names.index(row), names.index(column)) for row, column in measured]
     return [
         Figure(
             "together-map",
@@ -116,7 +118,8 @@ def _heat_map(found: Together) -> list[Figure]:
                 else ""
             ),
             _pairs(found),
-            draw,
+            "heat",
+            {"values": values, "rows": names, "columns": names, "most": 1.0, "marked": marked},
         )
     ]
 

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
 
 import making
@@ -17,14 +18,15 @@ from evidences import replaced
 from page_tree import all_of, parsed, text_of
 from sessions import BROWSERS
 
+import loraprobe
 from loraprobe.errors import OutputError
+from loraprobe.extensions.reports import figures
+from loraprobe.extensions.reports import page as as_page
+from loraprobe.extensions.reports.page import LARGEST
 from loraprobe.records import QUESTION, Action, Command, ItemPart, Measurement, Reason, Score
-from loraprobe.report import figures
-from loraprobe.report import page as as_page
-from loraprobe.report.figures import CAUSES
-from loraprobe.report.page import LARGEST, write_page
-from loraprobe.report.parts import Answer
-from loraprobe.report.sections import sections, title
+from loraprobe.report.answer import answer
+from loraprobe.report.documents import audit_from
+from loraprobe.report.sections import ShownAudit
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +143,7 @@ def test_text_has_the_contrast_of_level_aa(root):
         for name in ("ink", "muted", "accent", "good", "bad", "open"):
             assert contrast(colours[name], colours["back"]) >= 4.5, name
             assert contrast(colours[name], colours["shade"]) >= 4.5, name
-        for _, colour in CAUSES.values():
+        for colour in figures.COLOURS.values():
             assert contrast(colour, colours["back"]) >= 3 and contrast(colour, "#ffffff") >= 4.5
 
 
@@ -176,7 +178,7 @@ def test_a_map_of_thousands_of_layers_draws_the_first_and_each_figure_is_drawn_o
     rows = [Measurement("norm", ("a",), float(at + 1), path) for at, path in enumerate(MANY)]
     cosines = [Measurement("cosine", ("a", "b"), 0.25, path) for path in MANY]
     drawn = []
-    monkeypatch.setattr(figures, "heat", lambda sheet, **given: drawn.append(given))
+    monkeypatch.setitem(figures.DRAWN, "heat", lambda sheet, **given: drawn.append(given))
     found = parsed(page(replaced(an_audit(), diagnostics=(*rows, *cosines), gates=())))
     sizes, alike = drawn[0], drawn[2]
     assert len(drawn) == 2 * len(figures.WIDTHS)
@@ -257,9 +259,9 @@ def test_only_a_report_is_replaced_and_that_is_known_before_anything_runs(tmp_pa
     assert result.exit_code == 2 and "no report of loraprobe" in result.stderr
     assert file.read_text() == "<p>years of work</p>"
     with pytest.raises(OutputError):
-        write_page(tmp_path, "x", sections(an_audit("x")))
+        as_page.write(an_audit("x"), (), tmp_path)
     for name in ("x", "y"):
-        write_page(tmp_path / "new.html", title(an_audit(name)), sections(an_audit(name)))
+        as_page.write(an_audit(name), (), tmp_path / "new.html")
     assert "y" in (tmp_path / "new.html").read_text()
 
 
@@ -287,14 +289,6 @@ def test_it_stays_short():
     assert len(text.splitlines()) < 60 and max(map(len, text.splitlines())) < 1000
 
 
-def test_the_rows_of_a_program_stand_together_behind_their_label():
-    program = "# base\nmodel = 1\ndef ask():\n    return model"
-    serve = Command("shell", text="vllm serve base")
-    told = Answer("", "H", (("in Python", Command("python", text=program)), ("serve", serve)))
-    _, *rows = told.rows(80)
-    assert "\n".join(rows[:4]) == program and rows[4].endswith("vllm serve base")
-
-
 def test_a_program_is_a_block_that_can_be_copied():
     program = "# ``` two\ndef ask():\n    return 'a|b'" + "x" * 500
     command = Command("python", text=program)
@@ -302,3 +296,68 @@ def test_a_program_is_a_block_that_can_be_copied():
     text = markdown(replaced(an_audit(), verdict=verdict))
     (block,) = [token.content for token in READER.parse(text) if token.type == "fence"]
     assert block == program.replace("```", "'''") + "\n"
+
+
+def test_a_saved_audit_has_the_same_page_and_markdown(tmp_path):
+    audit = an_audit()
+    read = audit_from(json.loads(audit.to_json()))
+    assert (page(read), markdown(read)) == (page(audit), markdown(audit))
+    file, written = tmp_path / "audit.json", tmp_path / "page.html"
+    file.write_text(audit.to_json() + "\n", encoding="utf-8")
+    result = making.call("report", str(file), "--html", str(written), "--markdown")
+    assert result.exit_code == 0 and result.stdout == markdown(audit) + "\n"
+    assert "<!DOCTYPE html>" in written.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("--html", "no/page.html"), "no folder no for page.html"),
+        (("--json", "--markdown"), "--json and --markdown both print"),
+    ],
+)
+def test_what_cannot_be_written_is_one_sentence(given, said):
+    result = making.call("inspect", "nowhere", *given)
+    assert result.exit_code == 2 and said in result.output
+
+
+def test_samples_need_answers_and_replace_only_samples(tmp_path):
+    file = tmp_path / "samples.jsonl"
+    call = "merge-and-eval", "a", "b", "--base", "c", "--task", "t", "--save-samples", str(file)
+    result = making.call(*call, "--metric", "answer_loss", "--margin", "0.1")
+    assert result.exit_code == 2 and "--save-samples" in result.stderr
+    file.write_text('{"my": "questions"}\n')
+    result = making.call(*call)
+    assert result.exit_code == 2 and "no samples of loraprobe" in result.stderr
+    assert file.read_text() == '{"my": "questions"}\n'
+
+
+def test_a_page_is_made_without_what_draws_it():
+    code = "import sys, loraprobe.extensions.reports.page; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def pair():
+    return [making.random_adapter(name, seed=seed) for seed, name in enumerate("ab", 1)]
+
+
+def test_a_notebook_shows_the_first_sections_of_the_page():
+    audit = ShownAudit(**vars(an_audit()))
+    shown = audit._repr_html_()
+    assert answer(audit).headline.split(":")[0] in shown
+    assert shown.count("<h2") == 3 and "<svg" in shown
+    style = shown.partition("<style>")[2].partition("</style>")[0]
+    named = set(re.findall(r"var\((--[a-z]+)", shown))
+    assert "--line" in named  # of figures: without it intervals are not drawn
+    assert all(f"{name}: #" in style for name in named)
+    assert "display: grid" in style and '<div class="report">' in shown  # labels beside texts
+    outer, depth = [""], 0  # selectors outside all braces: nothing else of a notebook changes
+    for char in re.sub(r"/\*.*?\*/", "", style):
+        depth += {"{": 1, "}": -1}.get(char, 0)
+        if depth == 0 and char != "}":
+            outer[-1] += char
+        elif depth == 1 and char == "{":
+            outer.append("")
+    assert {one.strip().partition(" ")[0] for one in outer} <= {".report.report", "@media", ""}
+    assert "<html" not in shown and "<nav" not in shown and len(shown) < 500_000
+    assert loraprobe.inspect(pair())._repr_html_().count("<section") >= 1

@@ -9,9 +9,8 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from html import escape
 from io import StringIO
 from pathlib import Path
@@ -20,18 +19,19 @@ from typing import Any
 from loraprobe.defaults import MARGIN
 from loraprobe.formatting import clean, gained, measured, number
 from loraprobe.records import Audit, Gain, Measurement, display_name
-from loraprobe.report.parts import Figure, Table, figures, text
+from loraprobe.report.parts import Figure, Part, Table, figures, text
+from loraprobe.report.sections import CAUSES
 
 Cells = Mapping[tuple[str, str], float]  # (row, column) -> value
 
-CAUSES = {  # the field of Attribution, its name, and a colour on which white text is readable
-    "solved": ("solved", "#1a7a4a"),
-    "step_by_step": ("step by step", "#2f6f9f"),
-    "said_otherwise": ("said otherwise", "#4f7a1a"),
-    "unknown": ("unknown", "#666666"),
-    "cut_off": ("cut off", "#8a6100"),
-    "interference": ("interference", "#b3452c"),
-    "not_composed": ("not composed", "#7a5aa0"),
+COLOURS = {  # a field of Attribution -> a colour on which white text is readable
+    "solved": "#1a7a4a",
+    "step_by_step": "#2f6f9f",
+    "said_otherwise": "#4f7a1a",
+    "unknown": "#666666",
+    "cut_off": "#8a6100",
+    "interference": "#b3452c",
+    "not_composed": "#7a5aa0",
 }
 # Inches by the class of a drawing: as wide as the text of a page, and as wide as a phone.
 WIDTHS = {"wide": 8.4, "narrow": 3.8}
@@ -43,7 +43,7 @@ VARIABLES = {
     LINE: "var(--line, #c9d0d8)",  # the second value where a viewer drops the styles
     ACCENT: "var(--accent, #1f5f99)",
 }
-STYLE = Path(__file__).parent / "templates" / "page.mplstyle"
+STYLE = Path(__file__).with_name("page.mplstyle")
 LONGEST = 26  # characters of a name in a figure; its table has the whole name
 MOST_LINES, MOST_LAYERS = 24, 64  # of a figure; its table has them all
 MOST_COLUMNS, MOST_MAPS = 12, 6
@@ -53,10 +53,11 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*"')
 
 
-def gains(audit: Audit, table: Table) -> list[Figure]:
-    """Gains with their intervals against the margin. table: has all of them."""
+def gains(audit: Audit, shown: Sequence[Any]) -> list[Part]:
+    """The parts of the section, the first of which has all gains: these with their intervals
+    against the margin."""
     if not audit.evaluation.gains:
-        return []
+        return [*shown]
     margin = audit.verdict.margin if audit.verdict is not None else MARGIN
     rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)[:MOST_LINES]
     several = len({gain.task for gain in rows}) > 1
@@ -69,13 +70,14 @@ def gains(audit: Audit, table: Table) -> list[Figure]:
         "A filled dot lies above the margin with its whole interval. The largest gain is that of "
         f"{names[0]}: {gained(rows[0].difference, rows[0].adjusted_ci95, threshold=margin)}."
     )
-    draw = partial(forest, gains=rows, names=names, margin=margin)
     title = "Gains over the best of base and single adapters, and the margin"
-    return [Figure("gains-figure", title, description, table, draw)]
+    data = {"gains": rows, "names": names, "margin": margin}
+    return [Figure("gains-figure", title, description, shown[0], "forest", data), *shown[1:]]
 
 
-def causes(audit: Audit, table: Table) -> list[Figure]:
-    """Where the answers of each composition went. table: has all of them."""
+def causes(audit: Audit, shown: Sequence[Any]) -> list[Part]:
+    """The parts of the section, of which there are some: where the answers of each composition
+    went."""
     several = len({row.task for row in audit.evaluation.attribution}) > 1
     bars = [
         (
@@ -85,8 +87,8 @@ def causes(audit: Audit, table: Table) -> list[Figure]:
         for row in audit.evaluation.attribution[:MOST_LINES]
     ]
     description = "A bar for each composition; each item counts for the first cause that fits."
-    title, draw = "Where the answers of each composition went", partial(stacked, rows=bars)
-    return [Figure("causes-figure", title, description, table, draw)] if bars else []
+    title = "Where the answers of each composition went"
+    return [Figure("causes-figure", title, description, shown[0], "stacked", {"rows": bars})]
 
 
 def cosines(audit: Audit) -> list[Figure]:
@@ -151,11 +153,11 @@ def _heat(
     table = Table(title, [text(corner), *figures(*columns)], lines)
     drawn_rows = rows[:MOST_LAYERS]
     drawn_values = [[math.nan if v is None else v for v in line] for line in values[:MOST_LAYERS]]
-    draw = partial(heat, values=drawn_values, rows=drawn_rows, columns=columns, most=most)
+    data = {"values": drawn_values, "rows": drawn_rows, "columns": columns, "most": most}
     scale = "Darker is larger." if most else "Blue is towards 1, red towards -1, and white is 0."
     if len(rows) > len(drawn_rows):
         description += f" The first {len(drawn_rows)} of {len(rows)} rows are drawn."
-    return Figure(name, title, f"{scale} {description}", table, draw)
+    return Figure(name, title, f"{scale} {description}", table, "heat", data)
 
 
 def _by_layer(rows: Iterable[Measurement]) -> Cells:
@@ -203,7 +205,7 @@ def _drawn(figure: Figure, width: str) -> str:
     """The figure in one of WIDTHS with title and description; the page sets sizes and fonts."""
     stream, name = StringIO(), f"{figure.name}-{width}"
     with drawing(name, WIDTHS[width]) as sheet:
-        figure.draw(sheet)
+        DRAWN[figure.kind](sheet, **figure.data)
         sheet.savefig(stream, format="svg", metadata={"Date": None})
     head, start, rest = stream.getvalue().partition('<g id="figure_1">')
     body = _FONT.sub("", _GROUP.sub("<g", start + rest))  # nothing refers to groups
@@ -250,13 +252,13 @@ def forest(sheet: Any, gains: Sequence[Gain], names: Sequence[str], margin: floa
 
 
 def stacked(sheet: Any, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
-    """Shares of the causes of CAUSES, a bar for each (name, counts)."""
+    """Shares of the causes of COLOURS, a bar for each (name, counts)."""
     from matplotlib.patches import Patch
 
     panel = panel_of(sheet, 0.36 * len(rows) + 1.0)
     for y, (_, counts) in enumerate(rows):
         left, total = 0.0, sum(counts) or 1
-        for number_, (_, colour) in zip(counts, CAUSES.values(), strict=True):
+        for number_, colour in zip(counts, COLOURS.values(), strict=True):
             share = number_ / total
             panel.barh(y, share, left=left, height=0.72, color=colour, edgecolor="none")
             if share >= 0.09:
@@ -266,7 +268,7 @@ def stacked(sheet: Any, rows: Sequence[tuple[str, Sequence[int]]]) -> None:
     _name_rows(panel, [name for name, _ in rows], -0.5)
     panel.set_xlim(0, 1)
     panel.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"])
-    legend = [Patch(color=colour, label=name) for name, colour in CAUSES.values()]
+    legend = [Patch(color=COLOURS[cause], label=name) for cause, name in CAUSES.items()]
     sheet.legend(handles=legend, loc="outside lower center", ncols=3, frameon=False, fontsize=8.5)
 
 
@@ -283,11 +285,9 @@ def heat(
     rows: Sequence[str],
     columns: Sequence[str],
     most: float | None,
+    marked: Sequence[tuple[int, int]] = (),
 ) -> None:
-    """Cells by value with their scale; an empty cell (NaN) was not measured.
-
-    most: the value of the darkest cell; None for the scale of a cosine.
-    """
+    """Cells by value with their scale, as a `Figure` of this kind has them."""
     import matplotlib
 
     panel = panel_of(sheet, 0.27 * len(rows) + 0.6 + 0.075 * max(map(len, columns)))
@@ -305,3 +305,31 @@ def heat(
     panel.set_yticks([y + 0.5 for y in range(len(rows))], list(map(_short, rows)))
     panel.tick_params(length=0)
     panel.spines[:].set_visible(False)
+    if marked:
+        x, y = ([cell[at] + 0.5 for cell in marked] for at in (1, 0))
+        panel.plot(x, y, "o", color=INK, fillstyle="none")
+
+
+Points = Sequence[tuple[float, float]]
+
+
+def scatter(
+    sheet: Any, empty: Points, filled: Points, labels: Sequence[tuple[str, tuple[float, float]]]
+) -> None:
+    """A map of points, on which distances are to scale."""
+    panel = panel_of(sheet, min(sheet.get_figwidth(), TALLEST))
+    for points, face in ((empty, "none"), (filled, ACCENT)):
+        across, up = ([point[at] for point in points] for at in (0, 1))
+        panel.scatter(across, up, facecolors=face, s=14, edgecolors=ACCENT, linewidths=0.8)
+    for label, place in labels:
+        panel.annotate(label, place, (7, 7), textcoords="offset points", color=INK)
+    panel.set_aspect("equal", "datalim")
+    panel.set_axis_off()
+
+
+DRAWN: Mapping[str, Callable[..., None]] = {
+    "heat": heat,
+    "scatter": scatter,
+    "forest": forest,
+    "stacked": stacked,
+}

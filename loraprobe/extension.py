@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from loraprobe.session import Executor, Session
     from loraprobe.tasks import FieldMap, Task
     from loraprobe.tasks.splits import TaskSplit
-    from loraprobe.verdict import Annotator, Exclusion
+    from loraprobe.verdict import Annotator, Evidence, Exclusion
 
 
 Found = TypeVar("Found")
@@ -274,8 +274,30 @@ class AddedSystems:
     records: Sequence[Any] = ()
 
 
+@dataclass(frozen=True)
+class SourceInputs:
+    """What a `SystemSource` makes its systems of.
+
+    scorer: the base in memory, by transformers. parts: what `set_apart` gave. composed: the
+    compositions, none of which was asked yet. ask: what these systems score on the questions of the
+    first round, beside base and adapters, as a decision would see it; their answers are kept, so
+    that none is asked twice. place: the directory of what this run keeps, for what a run with
+    `session.resume` goes on from. ends: by time.perf_counter, when they should be made.
+    """
+
+    scorer: ModelScorer
+    base: Base
+    parts: TaskSplit
+    composed: Sequence[System]
+    session: Session
+    ask: Callable[[Sequence[System]], Evidence]
+    place: Path
+    ends: float = float("inf")
+
+
 class SystemSource(ABC):
-    """Systems of kinds of its own (`Extension.kinds`) that an extension adds to `merge-and-eval`.
+    """Systems of kinds of its own (`Extension.kinds`) that an extension adds to evaluations: those
+    of `merge-and-eval`, and of the sets that `screen` proves.
 
     They may be made of items of the tasks, on which nothing is scored then. They are asked what all
     others are asked, in the same rounds, and the guards, and each is compared with all others. They
@@ -303,20 +325,11 @@ class SystemSource(ABC):
         """
 
     @abstractmethod
-    def make(
-        self,
-        scorer: ModelScorer,
-        base: Base,
-        parts: TaskSplit,
-        composed: Sequence[System],
-        session: Session,
-        place: Path,
-    ) -> AddedSystems:
+    def make(self, given: SourceInputs) -> AddedSystems:
         """Makes the systems; the scorer's model is as before afterwards.
 
-        The `content` of a system decides whether answers that are kept are its own. composed: the
-        compositions, none of which was asked yet. place: the directory of what this run keeps, for
-        what a run with `session.resume` goes on from. Raises LoraprobeError.
+        The `content` of a system decides whether answers that are kept are its own. What is left
+        out where the time ends stands in a note. Raises LoraprobeError.
         """
 
 

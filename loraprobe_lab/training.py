@@ -20,6 +20,7 @@ import torch
 
 from loraprobe.adapters.staging import staged_directory
 from loraprobe.records import Progress
+from loraprobe.scoring.descent import adamw
 from loraprobe_lab.world import silent, write_text
 
 # Training texts as tensors: tokenised with the loss on the completion only, padded, shuffled.
@@ -130,9 +131,11 @@ def batches_of_like_length(
 
 # Trains one LoRA adapter with peft and leaves it on disk as a complete PEFT directory.
 #
-# The loop is plain: AdamW, linear warm-up, cosine decay, loss on the completion only. Everything
-# random comes from ``Recipe.seed``, so the same base, examples and recipe give the same bytes on
-# the same machine, library versions and number of threads.
+# The loop is plain: AdamW, linear warm-up, cosine decay, loss on the completion only. It is that of
+# `--baseline train`, which takes other batches (as memory allows, each question counts alike) and
+# other rates; those here stay, since the bytes of the worlds come from them. Everything random
+# comes from ``Recipe.seed``, so the same base, examples and recipe give the same bytes on the same
+# machine, library versions and number of threads.
 
 
 @dataclass(frozen=True)
@@ -181,22 +184,20 @@ def optimise(
     `next_loss` draws a batch and gives its loss; `recipe` has steps, learning_rate, warmup,
     weight_decay and clip; `report` gets the numbers of steps that are done, and of all.
     """
-    optimiser = torch.optim.AdamW(
-        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser, lambda step: learning_rate_at(step, recipe.steps, recipe.warmup)
-    )
     losses: list[float] = []
-    for step in range(recipe.steps):
+
+    def descend() -> None:
         loss = next_loss()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, recipe.clip)
-        optimiser.step()
-        schedule.step()
-        optimiser.zero_grad(set_to_none=True)
         losses.append(float(loss.detach()))
-        report(step + 1, recipe.steps)
+
+    def factor(step: int) -> float:
+        return learning_rate_at(step, recipe.steps, recipe.warmup)
+
+    given = parameters, descend, recipe.learning_rate, factor
+    taken = adamw(*given, clip=recipe.clip, decay=recipe.weight_decay)
+    for step in islice(taken, recipe.steps):
+        report(step, recipe.steps)
     return sum(losses[-20:]) / max(1, len(losses[-20:]))
 
 

@@ -29,7 +29,7 @@ from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, System
 from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.questions import BASE, pilot_round, spread_sample
-from loraprobe.extension import AddedSystems
+from loraprobe.extension import AddedSystems, SourceInputs
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of, exclusions
@@ -113,10 +113,11 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
         builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
             composed = [builder.build(spec) for spec in builder.fitted.specs(plan)]
-        added = added_systems(evaluator, composed)
+        alone = baseline_systems(inputs.adapters)
+        added = added_systems(evaluator, composed, alone)
         result = SequentialEvaluation(
             evaluator,
-            [*baseline_systems(inputs.adapters), *composed, *added.systems],
+            [*alone, *composed, *added.systems],
             evaluator.rounds(),
             functools.partial(controls_of, builder, composed),
         ).ask()
@@ -145,12 +146,37 @@ def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuild
     return SystemBuilder(inputs.adapters, prepared, session.options, inputs.base, fitted)
 
 
-def added_systems(evaluator: Evaluator, composed: Sequence[System]) -> AddedSystems:
-    """The systems that extensions add to the evaluator's plan, together. composed: the others."""
+def added_systems(
+    evaluator: Evaluator,
+    composed: Sequence[System],
+    alone: Sequence[System],
+    ends: float = float("inf"),
+) -> AddedSystems:
+    """The systems that extensions add to the evaluator's plan, together.
+
+    composed: the compositions. alone: base and adapters. ends: when they should be made.
+    """
     file, base = evaluator.responses.path, evaluator.inputs.base
     assert file is not None and base is not None
+
+    def ask(systems: Sequence[System]) -> Evidence:
+        first, asked = evaluator.rounds()[0], [*alone, *systems]
+        results = replace(evaluator, tasks=first.tasks).run(asked)
+        return RoundResult(evaluator, first, asked, results).evidence
+
     made = [
-        source.make(evaluator.local, base, parts, composed, evaluator.session, file.parent)
+        source.make(
+            SourceInputs(
+                evaluator.local,
+                base,
+                parts,
+                composed,
+                evaluator.session,
+                ask,
+                file.parent,
+                ends,
+            )
+        )
         for source, parts in evaluator.plan.sources
     ]
     return AddedSystems(

@@ -34,7 +34,8 @@ class TrainOptions(AddedOptions):
         "SPEC",
         "train: also train a LoRA on some questions of each task, on which nothing is scored "
         "then, and compare it with everything else; behind a colon items=64 (auto: half of them, "
-        "64 at most), rank=16, steps=auto, lr=auto, from=base or best, curve=true, with commas.",
+        "64 at most), rank=16, steps=auto, lr=auto, from=base or best, curve=true, minutes=X, "
+        "with commas.",
         affects={"questions"},
         commands=("merge-and-eval", "demo"),
     )

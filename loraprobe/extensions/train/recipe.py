@@ -22,7 +22,8 @@ class TrainRecipe:
     until questions that are held out are answered no better. lr: the learning rate; auto: by the
     width of the model. from: the base, or the merge under which the gold answers are likeliest
     (best), which stays in the base and becomes a part of what is written. curve: also trained on
-    8, 16, 32 ... of the items, each a part of the next.
+    8, 16, 32 ... of the items, each a part of the next, as far as that can change what is advised.
+    minutes: that all of this may take; None for no limit.
     """
 
     items: int | Auto = "auto"
@@ -31,6 +32,7 @@ class TrainRecipe:
     lr: float | Auto = "auto"
     from_: Literal["base", "best"] = "base"
     curve: bool = False
+    minutes: float | None = None
 
     registry_name: ClassVar[str] = "train"
 
@@ -41,10 +43,11 @@ class TrainRecipe:
             "rank": (1, RANK_MOST),
             "steps": (1, STEPS_MOST),
             "lr": (1e-8, 1.0),
+            "minutes": (0.01, 1e6),
         }
         for name, (least, most) in limits.items():
             value = getattr(self, name)
-            if value != "auto" and not least <= value <= most:
+            if value not in ("auto", None) and not least <= value <= most:
                 raise UsageError(
                     f"--baseline=train:{name}={value:g}: {name} must lie between {least:g} and "
                     f"{most:g}."

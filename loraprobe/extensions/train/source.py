@@ -16,14 +16,20 @@ from pydantic import TypeAdapter
 
 from loraprobe.adapters import public_value, read_adapter
 from loraprobe.adapters.staging import staged_directory
-from loraprobe.base import Base
 from loraprobe.composition import Composition
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.errors import OutputError, TaskError, UsageError
 from loraprobe.evaluation import System
-from loraprobe.extension import PASSES, AddedSystems, SystemSource
+from loraprobe.extension import PASSES, AddedSystems, SourceInputs, SystemSource
 from loraprobe.extensions.train.artifact import TrainedAdapter
-from loraprobe.extensions.train.part import KIND, TrainedRecord, TrainedSystems
+from loraprobe.extensions.train.part import (
+    KIND,
+    LeftOut,
+    TrainedRecord,
+    TrainedSystems,
+    gains_more,
+    not_trained,
+)
 from loraprobe.extensions.train.recipe import ITEMS_LEAST, ITEMS_MOST, TrainRecipe, sizes
 from loraprobe.extensions.train.training import (
     BATCH,
@@ -38,13 +44,14 @@ from loraprobe.merging import METHODS, MergeConfig, merge
 from loraprobe.options import Options
 from loraprobe.results import digest
 from loraprobe.routing.constant import ConstantGates, single
-from loraprobe.scoring import ModelScorer
-from loraprobe.session import Session
 from loraprobe.tasks import Item, Task
 from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
 from loraprobe.untrusted import error_line
+from loraprobe.verdict import Evidence
+from loraprobe.verdict.evidence import ScoredSystem, ranked
 
 HELD_OUT = 0.25  # the share of the questions that says when training ends
+_Made = tuple[System, TrainedRecord]
 RECORD = "trained.json"  # how an adapter was trained, beside its files
 
 
@@ -80,84 +87,123 @@ class TrainedSource(SystemSource):
             found[self._name(items, parts)] = round(read)
         return found
 
-    def make(
-        self,
-        scorer: ModelScorer,
-        base: Base,
-        parts: TaskSplit,
-        composed: Sequence[System],
-        session: Session,
-        place: Path,
-    ) -> AddedSystems:
-        start = self._start(scorer, parts, composed)
-        systems, records = list[System](), list[TrainedRecord]()
-        with session.stage("train"):
-            for items in sizes(self.recipe, _items_each(parts.apart)):
-                name = self._name(items, parts)
-                taken = drawn(parts.apart, [items] * len(parts.apart), session.options.seed)
-                part = TaskSplit(taken.apart, parts.left)
-                system, record = self._system(scorer, base, name, part, start, session, place)
-                systems.append(system)
-                records.append(record)
+    def make(self, given: SourceInputs) -> AddedSystems:
+        """The adapter on all that was set apart first, since that is advised; then the curve."""
+        session, begun = given.session, time.perf_counter()
+        ends = min(given.ends, begun + 60 * (self.recipe.minutes or math.inf))
+        *fewer, whole = sizes(self.recipe, _items_each(given.parts.apart))
+        if begun >= ends:
+            out = tuple(LeftOut(items, "time") for items in (*fewer, whole))
+            note = f"Nothing was trained for {KIND}: the time was over."
+            return AddedSystems(notes=[note], records=[TrainedSystems((), out)])
+        left_out, made = self._without_room(given, fewer), dict[int, _Made]()
+        start = self._start(given)
+        made[whole] = self._trained(given, start, whole, ends)
+        while fewer and not left_out:
+            items = fewer.pop(0)
+            seconds = made[whole][1].seconds * items / whole
+            if time.perf_counter() + seconds > ends:
+                fewer.insert(0, items)
+                left_out = [LeftOut(one, "time") for one in fewer]
+                break
+            made[items] = self._trained(given, start, items, ends)
+            if len(made) == 2 and fewer:  # the first point
+                left_out = self._gains_already(given, made[items][0], fewer)
+        systems, records = zip(*(made[items] for items in sorted(made)), strict=True)
+        record = records[-1]
         note = (
             f"The adapter {KIND} learned from {count(record.items, 'item')} on which no system is "
             f"scored ({record.held_out} of them said when to stop); {record.left} are left."
         )
-        return AddedSystems(systems, [note], [TrainedSystems(tuple(records))])
+        told = [note, *filter(None, [not_trained(left_out, session.options.needed_gain)])]
+        return AddedSystems(systems, told, [TrainedSystems(records, tuple(left_out))])
+
+    def _without_room(self, given: SourceInputs, fewer: Sequence[int]) -> list[LeftOut]:
+        """The whole curve, where something else leaves no room for a gain of the margin.
+
+        The measured score counts as it is: the adapter on all items is trained anyway.
+        """
+        if not fewer:
+            return []
+        evidence = given.ask(given.composed)
+        best = _best_other(evidence)
+        if evidence.losses or best is None or best.score.value <= 1 - evidence.margin:
+            return []
+        return [LeftOut(items, "no-room", best.system, best.shown) for items in fewer]
+
+    def _gains_already(
+        self, given: SourceInputs, first: System, fewer: Sequence[int]
+    ) -> list[LeftOut]:
+        """What is left of the curve, where its first point is shown to be the best of all."""
+        evidence = given.ask([*given.composed, first])
+        own, best = ranked(evidence.scored([first.name])), _best_other(evidence)
+        if not own or (best is not None and not gains_more(evidence, own[0], best)):
+            return []
+        return [LeftOut(items, "gains-already", first.name, own[0].shown) for items in fewer]
+
+    def _trained(self, given: SourceInputs, start: System | None, items: int, ends: float) -> _Made:
+        """The adapter on so many items of each task."""
+        parts, seed = given.parts, given.session.options.seed
+        taken = drawn(parts.apart, [items] * len(parts.apart), seed)
+        part, name = TaskSplit(taken.apart, parts.left), self._name(items, parts)
+        with given.session.stage("train"):
+            return self._system(given, name, part, start, ends)
 
     def _name(self, items: int, parts: TaskSplit) -> str:
         return KIND if items == _items_each(parts.apart) else f"{KIND}:{items}"
 
-    def _start(
-        self, scorer: ModelScorer, parts: TaskSplit, composed: Sequence[System]
-    ) -> System | None:
+    def _start(self, given: SourceInputs) -> System | None:
         """The merge under which the gold answers of what was set apart are likeliest; None for the
         base. Raises UsageError where there is no merge."""
         if self.recipe.from_ == "base":
             return None
-        merges = [one for one in composed if one.kind == "merge"]
+        merges = [one for one in given.composed if one.kind == "merge"]
         if not merges:
             raise UsageError(
                 "--baseline=train:from=best starts from a merge, and none is evaluated; give a "
                 "--method, or leave from=best out."
             )
-        rows = encoded(scorer, _items(parts.apart))
+        scorer = given.scorer
+        with given.session.stage("train"):
+            rows = encoded(scorer, _items(given.parts.apart))
 
-        def loss(merge: System) -> float:
-            with scorer.with_composition(merge.composition):
-                return mean_loss(scorer, rows)
+            def loss(merge: System) -> float:
+                with scorer.with_composition(merge.composition):
+                    return mean_loss(scorer, rows)
 
-        return min(merges, key=loss)
+            return min(merges, key=loss)
 
     def _system(
         self,
-        scorer: ModelScorer,
-        base: Base,
+        given: SourceInputs,
         name: str,
         parts: TaskSplit,
         start: System | None,
-        session: Session,
-        place: Path,
-    ) -> tuple[System, TrainedRecord]:
+        ends: float,
+    ) -> _Made:
         """An adapter that was trained, or that an earlier run trained, as a system."""
+        scorer, base, session, recipe = given.scorer, given.base, given.session, self.recipe
         items = [item.content for item in _items(parts.apart)]
-        told = [asdict(self.recipe), session.options.seed, scorer.chat_template, items]
+        told: list[Any] = [
+            recipe.rank,
+            recipe.steps,
+            recipe.lr,
+            recipe.minutes,
+            session.options.seed,
+        ]
+        told += [scorer.chat_template, items]
         told.append("" if start is None else [start.name, start.content])
         told += [session.device, session.dtype, public_value(dict(base.identity))]
-        directory = place / f"{KIND}-{digest(told)}"
-        if not (session.resume and (directory / RECORD).is_file()):
+        directory = given.place / f"{KIND}-{digest(told)}"
+        kept = _record_in(directory, parts) if session.resume else None
+        if kept is None or (kept.ended == "time" and ends == math.inf):
             shutil.rmtree(directory, ignore_errors=True)
             into = nullcontext() if start is None else scorer.with_composition(start.composition)
             with into:
-                self._train(scorer, base, name, parts, start, session, directory)
-        try:
-            row = json.loads((directory / RECORD).read_text(encoding="utf-8"))
-            record = replace(TypeAdapter(TrainedRecord).validate_python(row), left=parts.items[1])
-        except (OSError, ValueError) as error:
-            raise OutputError(
-                f"What an earlier run trained cannot be read from {directory} "
-                f"({error_line(error)}); delete that directory, or leave --resume out."
-            ) from None
+                self._train(given, name, parts, start, ends, directory)
+        record = _record_in(directory, parts)
+        assert record is not None
+        record = replace(record, system=name)
         own = read_adapter(directory, name)
         composition, adapter, content = single(own), own, own.content
         if start is not None and start.composition is not None:
@@ -176,16 +222,16 @@ class TrainedSource(SystemSource):
 
     def _train(
         self,
-        scorer: ModelScorer,
-        base: Base,
+        given: SourceInputs,
         name: str,
         parts: TaskSplit,
         start: System | None,
-        session: Session,
+        ends: float,
         directory: Path,
     ) -> None:
         """Trains and writes the adapter, with its record, all or nothing."""
-        begun, seed = time.perf_counter(), session.options.seed
+        scorer, session, begun = given.scorer, given.session, time.perf_counter()
+        seed = session.options.seed
         learned, held_out = (
             encoded(scorer, _items(tasks)) for tasks in held_out_of(parts.apart, seed)
         )
@@ -193,8 +239,9 @@ class TrainedSource(SystemSource):
         def tell(step: int, steps: int) -> None:
             session.tell(f"train {name}", step, steps)
 
+        from_these = scorer, learned, held_out, self.recipe, seed, tell, ends
         try:
-            with trained(scorer, learned, held_out, self.recipe, seed, tell) as (model, training):
+            with trained(*from_these) as (model, training):
                 record = TrainedRecord(
                     system=name,
                     items=parts.items[0],
@@ -208,11 +255,33 @@ class TrainedSource(SystemSource):
                     **asdict(training),
                 )
                 with staged_directory(directory) as part:
-                    _save(model, part, base.reference, record)
+                    _save(model, part, given.base.reference, record)
         except ValueError as error:  # of peft, which knows no layer of this model
             raise UsageError(
                 f"peft cannot train this base ({error_line(error)}); leave --baseline out."
             ) from None
+
+
+def _best_other(evidence: Evidence) -> ScoredSystem | None:
+    """The best of what can be used and was not trained here."""
+    usable = evidence.usable
+    rows = usable.measured.scores
+    others = dict.fromkeys(row.system for row in rows if row.kind != KIND)
+    return next(iter(ranked(usable.scored(others))), None)
+
+
+def _record_in(directory: Path, parts: TaskSplit) -> TrainedRecord | None:
+    """How the adapter in a directory was trained; None where there is none. Raises OutputError."""
+    try:
+        row = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+        return replace(TypeAdapter(TrainedRecord).validate_python(row), left=parts.items[1])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise OutputError(
+            f"What an earlier run trained cannot be read from {directory} "
+            f"({error_line(error)}); delete that directory, or leave --resume out."
+        ) from None
 
 
 def _items_each(tasks: Sequence[Task]) -> int:

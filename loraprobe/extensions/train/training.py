@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from torch import Tensor
 from loraprobe.errors import LoraprobeError, OutOfMemory
 from loraprobe.extensions.train.recipe import TrainRecipe
 from loraprobe.scoring import ModelScorer
+from loraprobe.scoring.descent import adamw
 from loraprobe.scoring.forward import differentiable, seeded, tail_logits
 from loraprobe.tasks import Item
 
@@ -39,6 +41,7 @@ class TrainingError(LoraprobeError):
 class Training:
     """How a training went. Losses are nats a token of the answers that were held out, before and at
     the best step, which is what was kept of `steps` steps; learning_rate is the one that was used.
+    ended: since these answers got no better, since all steps were taken, or by the time.
     """
 
     steps: int
@@ -46,6 +49,7 @@ class Training:
     loss_before: float
     loss: float
     learning_rate: float
+    ended: Literal["held_out", "steps", "time"]
 
 
 def rate_of(model: Any, recipe: TrainRecipe) -> float:
@@ -86,15 +90,16 @@ def trained(
     recipe: TrainRecipe,
     seed: int,
     tell: Callable[[int, int], None],
+    ends: float = float("inf"),
 ) -> Iterator[tuple[Any, Training]]:
     """The peft model with the best LoRA on the way of AdamW, and how the training went.
 
     The loss is the mean over questions of nats a token of their answers. It is measured on the
     questions that are held out after every epoch; training ends where it has not fallen for
-    PATIENCE epochs. A batch that memory does not hold is parted, and where one question is too
-    large, its layers are computed twice (gradient checkpointing). tell: gets the steps that are
-    done, and the most that are taken. Afterwards the model is as before. Raises TrainingError for a
-    loss that is no number, OutOfMemory.
+    PATIENCE epochs, or at the time `ends` (of time.perf_counter). A batch that memory does not hold
+    is parted, and where one question is too large, its layers are computed twice (gradient
+    checkpointing). tell: gets the steps that are done, and the most that are taken. Afterwards the
+    model is as before. Raises TrainingError for a loss that is no number, OutOfMemory.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -112,27 +117,29 @@ def trained(
             wrapped = get_peft_model(model, config)
         try:
             factors = [one for one in wrapped.parameters() if one.requires_grad]
-            optimiser = torch.optim.AdamW(factors, lr=rate, weight_decay=0.0)
-            rising = torch.optim.lr_scheduler.LambdaLR(
-                optimiser, lambda step: min(1.0, (step + 1) / WARM_UP)
-            )
             before = best = mean_loss(scorer, held_out)
             kept, best_step, step = _copy(factors), 0, 0
+            ended: Literal["held_out", "steps", "time"] = "steps"
             epoch = epoch_of(len(rows))
             questions = _shuffled(rows, rng)
-            while step < steps and step - best_step < PATIENCE * epoch:
+
+            def descend() -> None:
                 _descend(scorer, list(islice(questions, min(BATCH, len(rows)))), factors)
-                optimiser.step()
-                rising.step()
-                step += 1
+
+            taken = adamw(factors, descend, rate, lambda k: min(1.0, (k + 1) / WARM_UP), clip=CLIP)
+            for step in islice(taken, steps):
                 tell(step, steps)
-                if step % epoch == 0 or step == steps:
+                late = time.perf_counter() > ends
+                if step % epoch == 0 or step == steps or late:
                     loss = mean_loss(scorer, held_out)
                     if loss < best:
                         kept, best, best_step = _copy(factors), loss, step
+                    if late or step - best_step >= PATIENCE * epoch:
+                        ended = "time" if late else "held_out"
+                        break
             for factor, values in zip(factors, kept, strict=True):
                 factor.data.copy_(values)
-            yield wrapped, Training(step, best_step, before, best, rate)
+            yield wrapped, Training(step, best_step, before, best, rate, ended)
         finally:
             wrapped.unload()
             _checkpoint(model, False)
@@ -187,7 +194,6 @@ def _descend(scorer: ModelScorer, rows: Sequence[Row], factors: Sequence[Tensor]
     _in_batches(scorer, rows, work)
     for factor, total in zip(factors, sums, strict=True):
         factor.grad = total
-    torch.nn.utils.clip_grad_norm_(factors, CLIP)
 
 
 def _in_batches(

@@ -29,9 +29,9 @@ class Outside(SystemSource):
     def expected(self, parts):
         return {"outside": 100, "outside:none": 0}
 
-    def make(self, scorer, base, parts, composed, session, place):
-        assert [len(task.items) for task in parts.apart] == [APART]
-        one = next(system for system in composed if system.name == "sum")
+    def make(self, given):
+        assert [len(task.items) for task in given.parts.apart] == [APART]
+        one = next(system for system in given.composed if system.name == "sum")
         whole = System("outside", "outside", one.composition, content=one.content)
         return AddedSystems([whole, System("outside:none", "outside")], ["It was made outside."])
 

@@ -419,6 +419,10 @@ class Extension:
         the core's codes that it gives otherwise.
     other_types: a PEFT type other than LORA -> the cure, {place} in it the adapter and {base} its
         base.
+    foreign_weights: a file of weights that another library writes beside adapter_config.json -> the
+        dotted name of what reads both as peft would have them, and the code of the finding that
+        says so. It takes the directory and the prefix of peft's keys, gives an `AdapterConfig` and
+        a `TensorFile` (`loraprobe.adapters.config`, `loraprobe.checkpoint`); raises AdapterError.
     """
 
     options: ClassVar[type[AddedOptions] | None] = None
@@ -430,6 +434,7 @@ class Extension:
     logs: ClassVar[Sequence[ResultLog]] = ()
     codes: ClassVar[Path | None] = None
     other_types: ClassVar[Mapping[str, str]] = {}
+    foreign_weights: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def override(self, command: str, options: Options) -> Callable[..., None] | None:
         """The function that is called in place of a command's own, with those of the same arguments

@@ -8,7 +8,6 @@ types       Adapter and its parts, whose tensors are read when they are needed
 names       paths of modules; names of base models and directories
 config      adapter_config.json: ranks, scalings and targets by peft's rules, and what is odd in it
 files       the directory of an adapter, its weights, and what other trainings leave there
-mlx         the directory of an adapter of mlx-lm, shown as one of peft
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 building    adapters in memory: of tensors, portable, with repaired or other paths

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from loraprobe.adapters.files import foreign_weights
 from loraprobe.adapters.reading import FIELDS, PREFIX, keys_of_extras
 from loraprobe.adapters.types import (
     Adapter,
@@ -33,7 +34,7 @@ from loraprobe.adapters.types import (
 from loraprobe.lora.lowrank import LowRank
 
 # Findings that are gone once an adapter is written again.
-MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused", "mlx-file"})
+MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused"})
 
 
 def adapter_of(
@@ -135,7 +136,8 @@ def with_repaired_paths(adapter: Adapter) -> Adapter:
     if repaired is None:
         return adapter
     extras = tuple(extra for extra in adapter.extras if extra.kind in FIELDS)
-    issues = tuple(issue for issue in adapter.issues if issue.code not in MENDED)
+    mended = {*MENDED, *(code for _, code in foreign_weights().values())}
+    issues = tuple(issue for issue in adapter.issues if issue.code not in mended)
     return replace(repaired, extras=extras, issues=issues)
 
 

@@ -19,6 +19,7 @@ from loraprobe.adapters.config import CONFIG
 from loraprobe.checkpoint import TensorFile, open_weights
 from loraprobe.errors import AdapterError
 from loraprobe.untrusted import check_link, read_json
+from loraprobe.wiring import extensions
 
 SAFETENSORS, PICKLE = "adapter_model.safetensors", "adapter_model.bin"
 
@@ -95,6 +96,12 @@ def _not_peft(path: Path, training: Mapping[str, str]) -> AdapterError:
     return AdapterError(
         f"{path} holds {training['saved']}, and no PEFT adapter; {training['cure']}."
     )
+
+
+def foreign_weights() -> dict[str, tuple[str, str]]:
+    """Files of weights that other libraries write -> what reads them, and the code of the finding,
+    as extensions say."""
+    return {name: row for one in extensions() for name, row in one.foreign_weights.items()}
 
 
 def open_tensors(directory: Path) -> TensorFile:

@@ -1,4 +1,5 @@
-"""Reads a directory of peft or mlx-lm into an Adapter and accounts for every tensor of its file.
+"""Reads the directory of an adapter and accounts for every tensor of its file. That of another
+library is one of peft, as an extension shows it.
 
 `classify` says what the key of a tensor is. `KeySorting` makes each tensor a factor of a module, an
 extra (used are DoRA magnitudes, whole modules, trained biases, biases of lora_B and trained token
@@ -11,6 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import pkgutil
 import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,10 +45,10 @@ from loraprobe.adapters.files import (
     SAFETENSORS,
     disagreement,
     find_directory,
+    foreign_weights,
     open_tensors,
     trained_by,
 )
-from loraprobe.adapters.mlx import is_mlx, read_mlx
 from loraprobe.adapters.names import VOCABULARY, layer_pattern
 from loraprobe.adapters.types import (
     Adapter,
@@ -60,7 +62,7 @@ from loraprobe.adapters.types import (
 )
 from loraprobe.checkpoint import TensorFile
 from loraprobe.errors import AdapterError
-from loraprobe.findings import finding
+from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.patterns import PatternError
@@ -135,7 +137,7 @@ FIELDS = {
 def read_adapter(
     path: str | Path, name: str | None = None, source: Source | None = None
 ) -> Adapter:
-    """Reads a directory of peft or mlx-lm. Factors are read from the file when they are needed.
+    """Reads a directory of an adapter. Factors are read from the file when they are needed.
 
     `name` is the adapter's name (default: the directory's). Raises AdapterError if the files cannot
     be read and UnsupportedAdapter if the configuration is not a plain LoRA.
@@ -143,10 +145,11 @@ def read_adapter(
     directory = find_directory(Path(path))
     name = name or directory.resolve().name
     source = source or Source(reference=str(path), path=directory)
-    of_mlx = is_mlx(directory)
-    if of_mlx:
-        config, file = read_mlx(directory, PREFIX)
+    foreign = [row for file, row in foreign_weights().items() if (directory / file).is_file()]
+    if foreign and not any((directory / file).is_file() for file in (SAFETENSORS, PICKLE)):
+        config, file = pkgutil.resolve_name(foreign[0][0])(directory, PREFIX)
     else:
+        foreign = []
         config, file = read_config(directory, source.reference), open_tensors(directory)
     sorting = KeySorting(name, config, file)
     sorting.sort_keys()
@@ -163,9 +166,8 @@ def read_adapter(
         **_extra_tensors(file, extras, config.raw),
     )
     issues = [*sorting.findings()]
-    if of_mlx:
-        message = f"{name} is an adapter of mlx-lm, which peft does not read."
-        issues.append(finding("mlx-file", (name,), message))
+    for _, code in foreign[:1]:
+        issues.append(finding(code, (name,), f"{name} is {CODES[code].meaning}."))
 
     def add(code: str, message: str, module: str | None = None, cure: str | None = None) -> None:
         issues.append(finding(code, (name,), message, module, cure=cure))

@@ -14,6 +14,7 @@ from typing import TextIO
 from loraprobe.checkpoint import BESIDE_WEIGHTS
 from loraprobe.errors import OutputError, unwritable
 from loraprobe.front_matter import read_front_matter
+from loraprobe.wiring import extensions
 
 # What an output directory may hold that --overwrite replaces, as patterns of paths in it; those of
 # folders end with a slash.
@@ -21,7 +22,7 @@ CARD = ["README.md", ".gitattributes"]
 ADAPTER = [
     *CARD,
     *"adapter_config.json adapter_model.safetensors adapter_model.bin training_args.bin".split(),
-    "adapters.safetensors",  # of mlx-lm
+    *(name for one in extensions() for name in one.foreign_weights),
     *"tokenizer.json tokenizer_config.json special_tokens_map.json added_tokens.json".split(),
     *"vocab.json merges.txt tokenizer.model chat_template.jinja".split(),
 ]

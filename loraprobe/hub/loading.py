@@ -27,8 +27,7 @@ import torch
 
 from loraprobe.adapters import Adapter, Source, agreed_base, local_name, read_adapter
 from loraprobe.adapters.config import CONFIG
-from loraprobe.adapters.files import PICKLE, SAFETENSORS, find_directory
-from loraprobe.adapters.mlx import MLX
+from loraprobe.adapters.files import PICKLE, SAFETENSORS, find_directory, foreign_weights
 from loraprobe.adapters.types import Parent
 from loraprobe.checkpoint import BESIDE_WEIGHTS, weight_names
 from loraprobe.defaults import FAMILY_COSINE
@@ -152,7 +151,7 @@ def resolve_adapter(reference: Reference) -> Snapshot:
         anchor = reference.inside(CONFIG)
         if anchor not in repository.files:
             raise HubError(_no_adapter(reference, repository.files))
-        weights = [reference.inside(name) for name in (SAFETENSORS, PICKLE, MLX)]
+        weights = [reference.inside(name) for name in (SAFETENSORS, PICKLE, *foreign_weights())]
         present = [name for name in weights if name in repository.files]
         if not present:
             raise HubError(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from loraprobe.session import Session
 
 PLACE = "loraprobe.extensions.files"
+MLX = "adapters.safetensors"  # the weights that mlx-lm writes
 KEPT_ENERGY = 0.95  # of each weight's change, by a LoRA made of an adapter of another type
 CUT_ENERGY = 1e-4  # of each weight's change, that the same loses at most by --rank auto
 # PEFT types that change a weight W to W + dW, of which `convert` makes a LoRA; peft knows dW.
@@ -90,6 +91,9 @@ class Files(Extension):
     other_types = dict.fromkeys(
         WITH_DELTA, "loraprobe convert {place} --base={base} -o DIR makes one"
     )
+    foreign_weights: ClassVar[Mapping[str, tuple[str, str]]] = {
+        MLX: (f"{PLACE}.mlx.read_mlx", "mlx-file")
+    }
     functions: ClassVar[Mapping[str, str]] = {
         name: f"{PLACE}.functions.{name}" for name in ("convert", "save_full_model", "verify")
     }

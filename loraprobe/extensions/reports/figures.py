@@ -53,11 +53,10 @@ _NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 _FONT, _GROUP = re.compile('font-family: [^;"]*;?'), re.compile('<g id="[^"]*"')
 
 
-def gains(audit: Audit, shown: Sequence[Any]) -> list[Part]:
-    """The parts of the section, the first of which has all gains: these with their intervals
-    against the margin."""
+def gains(audit: Audit, table: Any) -> Part:
+    """Gains with their intervals against the margin. table: has all of them, if there are some."""
     if not audit.evaluation.gains:
-        return [*shown]
+        return table
     margin = audit.verdict.margin if audit.verdict is not None else MARGIN
     rows = sorted(audit.evaluation.gains, key=lambda gain: -gain.difference)[:MOST_LINES]
     several = len({gain.task for gain in rows}) > 1
@@ -72,12 +71,11 @@ def gains(audit: Audit, shown: Sequence[Any]) -> list[Part]:
     )
     title = "Gains over the best of base and single adapters, and the margin"
     data = {"gains": rows, "names": names, "margin": margin}
-    return [Figure("gains-figure", title, description, shown[0], "forest", data), *shown[1:]]
+    return Figure("gains-figure", title, description, table, "forest", data)
 
 
-def causes(audit: Audit, shown: Sequence[Any]) -> list[Part]:
-    """The parts of the section, of which there are some: where the answers of each composition
-    went."""
+def causes(audit: Audit, table: Any) -> Part:
+    """Where the answers of each composition went. table: has all of them."""
     several = len({row.task for row in audit.evaluation.attribution}) > 1
     bars = [
         (
@@ -88,7 +86,7 @@ def causes(audit: Audit, shown: Sequence[Any]) -> list[Part]:
     ]
     description = "A bar for each composition; each item counts for the first cause that fits."
     title = "Where the answers of each composition went"
-    return [Figure("causes-figure", title, description, shown[0], "stacked", {"rows": bars})]
+    return Figure("causes-figure", title, description, table, "stacked", {"rows": bars})
 
 
 def cosines(audit: Audit) -> list[Figure]:

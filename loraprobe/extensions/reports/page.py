@@ -6,9 +6,11 @@ Every text is escaped and its control characters are replaced; the page's policy
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,33 +65,23 @@ class Card:
 
 
 def page_sections(audit: Audit) -> list[Section]:
-    """The sections of a page."""
-    return [
-        replace(one, parts=[(PAGE, part) for part in _parts(one, audit)]) for one in sections(audit)
-    ]
-
-
-def _parts(section: Section, audit: Audit) -> Sequence[Any]:
-    """What a page shows of a section: its own sentences and figures with what all reports show."""
-    shown: list[Any] = section.shown("page")
-    rounds = audit.evaluation.rounds
-    match section.name:
-        case "verdict":
-            return [card(audit, shown[0]), *shown]
-        case "gains" if audit.evaluation.scores:
-            early = EVERY_ROUND.format(**vars(rounds)) if rounds and rounds.early else ""
-            return [f"{INTERVALS}{early}.", *figures.gains(audit, shown)]
-        case "causes" if shown:
-            return [MEANINGS, *figures.causes(audit, shown)]
-        case "examples" if audit.samples:
-            return [WHOLE, *shown]
-        case "findings":
-            return shown or [NOTHING]
-        case "pairs":
-            return [*figures.cosines(audit), *shown]
-        case "modules":
-            return [*figures.modules(audit)]
-    return shown
+    """The sections of every report, each behind the sentences and figures that a page adds."""
+    made, rounds = sections(audit), audit.evaluation.rounds
+    shown: dict[str, list[Any]] = {one.name: one.shown("page") for one in made}
+    early = EVERY_ROUND.format(**vars(rounds)) if rounds and rounds.early else ""
+    before: dict[str, Iterable[Any]] = {
+        "verdict": [card(audit, shown["verdict"][0])],
+        "gains": [f"{INTERVALS}{early}."] if audit.evaluation.scores else [],
+        "causes": [MEANINGS] if shown["causes"] else [],
+        "examples": [WHOLE] if audit.samples else [],
+        "findings": [] if shown["findings"] else [NOTHING],
+        "pairs": figures.cosines(audit),
+        "modules": figures.modules(audit),
+    }
+    for name, draw in (("gains", figures.gains), ("causes", figures.causes)):
+        shown[name][:1] = map(partial(draw, audit), shown[name][:1])
+    parts = {name: [*before.get(name, ()), *own] for name, own in shown.items()}
+    return [replace(one, parts=[(PAGE, part) for part in parts[one.name]]) for one in made]
 
 
 def title(audit: Audit) -> str:
@@ -105,31 +97,28 @@ def card(audit: Audit, told: Answer) -> Card:
     uses = [content for label, content in told.lines if label == "use" and isinstance(content, str)]
     verdict = audit.verdict
     if verdict is None or verdict.gain is None:
-        return Card("".join(uses), list(_figures_of_files(audit)))
+        return Card("".join(uses), _figures_of_files(audit))
     gain, used = verdict.gain, basis_of(verdict, audit.evaluation).used
     gap, ends = gained(gain.difference, gain.ci95, threshold=verdict.margin).split(" ", 1)
     over = f"gain of {display_name(gain.system)} over {display_name(gain.against)}, 95 % {ends}"
-    figures_ = [(gap, over)]
-    if used is not None:
-        figures_.append((decimals(used.shown), f"{display_name(used.system)}, {used.form}"))
-    if verdict.probability is not None:
-        figures_.append((probability(verdict.probability), "probability of this verdict"))
-    figures_.append((str(gain.n), "questions asked"))
-    return Card("".join(uses), figures_[:3])
+    figures_ = (
+        (gap, over),
+        used and (decimals(used.shown), f"{display_name(used.system)}, {used.form}"),
+        verdict.probability is not None
+        and (probability(verdict.probability), "probability of this verdict"),
+        (str(gain.n), "questions asked"),
+    )
+    return Card("".join(uses), [one for one in figures_ if one][:3])
 
 
-def _figures_of_files(audit: Audit) -> Iterator[tuple[str, str]]:
+def _figures_of_files(audit: Audit) -> Sequence[tuple[str, str]]:
     """The figures of a page where no gain was measured: of one adapter, or of several."""
-    rows = audit.adapters
+    rows, found = audit.adapters, Counter(issue.severity for issue in audit.compatibility.issues)
     if len(rows) == 1:
-        yield spread(rows[0].rank.values()), "rank"
-        yield str(rows[0].modules), "modules"
-        yield number(rows[0].norm), "norm of the update"
-        return
-    yield str(len(rows) or _apart(audit)), "adapters"
-    issues = audit.compatibility.issues
-    yield str(sum(issue.severity == "error" for issue in issues)), "errors"
-    yield str(sum(issue.severity == "warning" for issue in issues)), "warnings"
+        of_one = spread(rows[0].rank.values()), str(rows[0].modules), number(rows[0].norm)
+        return [*zip(of_one, ("rank", "modules", "norm of the update"), strict=True)]
+    known = str(len(rows) or _apart(audit)), str(found["error"]), str(found["warning"])
+    return [*zip(known, ("adapters", "errors", "warnings"), strict=True)]
 
 
 def _apart(audit: Audit) -> int:

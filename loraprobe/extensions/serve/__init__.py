@@ -9,6 +9,7 @@ recognising what a server serves under a name
 under_load  whose adapter answers, of thousands of requests
 verifying   `verify --served`
 proxying    `loraprobe proxy`, a front that names the adapter of each request
+router_file router.json as the front reads it
 client      requests over HTTP
 supervisor  ends a server that a run started, however the run ends
 """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from starlette.applications import Starlette
 
     from loraprobe.extensions.serve.client import ServedModel
-    from loraprobe.text_profile import RouterFile
+    from loraprobe.extensions.serve.router_file import RouterFile
 
 ROUTED = ("/v1/chat/completions", "/v1/completions")
 LARGEST = 1 << 26  # bytes of a request
@@ -262,7 +262,7 @@ def proxy(
     Clients ask the model by-text; what they say of other models goes through. No prompt is logged.
     """
     from loraprobe.extensions.serve.client import Server
-    from loraprobe.text_profile import read_router
+    from loraprobe.extensions.serve.router_file import read_router
 
     router = read_router(directory)
     try:

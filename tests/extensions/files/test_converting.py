@@ -465,13 +465,13 @@ def test_the_head_of_tinker_is_written_under_the_name_of_transformers(tmp_path):
 
 # Files of mlx-lm.
 
-MLX_LM = Path(__file__).parents[2] / "core" / "adapters" / "mlx_lm"  # mlx-lm itself wrote them
+MLX_LM = Path(__file__).with_name("mlx_lm")  # mlx-lm itself wrote them
 MLX = "adapters.safetensors"
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_of_mlx_lm_becomes_one_of_peft_and_the_reverse(tmp_path, kind):
-    """tests/core/adapters/mlx_lm/make.py checks the second with mlx-lm's own loading code."""
+    """tests/extensions/files/mlx_lm/make.py checks the second with mlx-lm's own loading code."""
     assert convert(MLX_LM / kind, "-o", tmp_path / "peft").exit_code == 0
     made, given = read_adapter(tmp_path / "peft"), read_adapter(MLX_LM / kind)
     assert not made.issues and made.variant == kind

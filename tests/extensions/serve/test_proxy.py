@@ -22,7 +22,8 @@ from loraprobe.errors import AdapterError, UsageError
 from loraprobe.extensions.serve import proxying
 from loraprobe.extensions.serve.client import ServedModel
 from loraprobe.extensions.serve.proxying import LOOKED_AT, Chooser, NotRoutable, base_among, front
-from loraprobe.text_profile import FILE, VERSION, TextProfile, read_router, written
+from loraprobe.extensions.serve.router_file import read_router
+from loraprobe.text_profile import FILE, VERSION, TextProfile, written
 
 NAMES = "Mara Tobin Sella Ugo Prim Anselm Nuri Halen".split()
 SPOUSES = [f"Who is the spouse of {name}?" for name in NAMES]

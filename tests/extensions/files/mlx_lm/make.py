@@ -1,6 +1,6 @@
 """Writes the adapters of mlx-lm beside this file, with the mlx-lm that is installed (0.32.2 did).
 
-    python tests/core/adapters/mlx_lm/make.py        on Linux with mlx[cpu] and mlx-lm
+    python tests/extensions/files/mlx_lm/make.py        on Linux with mlx[cpu] and mlx-lm
 
 Each directory is an adapter as mlx-lm saves it: its layers, its tensors, its config. Its file
 `deltas.safetensors` has what mlx-lm's own `fuse` adds to each weight of the base, and

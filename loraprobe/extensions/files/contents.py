@@ -691,21 +691,22 @@ class _Fit:
 
     def stored(self, weights: Sequence[float], wanted: Tensor) -> Tensor:
         """What the file should have for `wanted`, the sum with these weights."""
-        return self._stored(wanted, self.W0, weights, self.deltas)
+        return self._stored(wanted, self.W0, weights, self.deltas).to(self.work)
 
     def _stored(
         self, wanted: Tensor, W0: Tensor, weights: Sequence[float], deltas: Sequence[Tensor]
     ) -> Tensor:
-        """The same for a part of all entries."""
-        if self.how == "once" or self.narrow is None:
-            return self.rounded(wanted)
+        """The same for a part of all entries, in the dtype to which they are rounded."""
+        if self.narrow is None or self.how == "once":
+            return wanted if self.narrow is None else wanted.to(self.narrow)
         pairs = list(zip(weights, deltas, strict=True))
-        base = made = self.rounded(W0)
+        made = W0.to(self.narrow)
         if self.how == "as models":
+            base = made.to(self.work)
             changes = (self.rounded(W0 + delta).sub_(base).mul_(w) for w, delta in pairs)
-            return self.rounded(sum(changes, made))
+            return sum(changes, base).to(self.narrow)
         for weight, delta in pairs if self.how == "in order" else reversed(pairs):
-            made = self.rounded(made + self.rounded(delta * weight))
+            made = torch.add(made.to(self.work), delta, alpha=weight).to(self.narrow)
         return made
 
     def part(self, name: str, guesses: Sequence[Sequence[float]]) -> ModuleContents:
@@ -731,8 +732,8 @@ class _Fit:
         inner = None if added is None else added.A @ added.A.mT
         for start in range(0, self.shape[0], step):
             rows = slice(start, start + step)
-            stored, W0 = self.as_stored[0][rows], self.as_stored[1][rows].to(self.work)
-            W, deltas = stored.to(self.work), list[Tensor]()
+            stored, own = (one[rows] for one in self.as_stored)
+            W0, deltas = own.to(self.work), list[Tensor]()
             if added is not None and once:
                 X = torch.addmm(W0, added.B[rows], added.A)
             else:
@@ -744,20 +745,22 @@ class _Fit:
                     if inner is None or added is None
                     else _energy(added.B[rows], inner)
                 )
-                if _norm2(X.sub_(W)) > SAME * wanted2:
+                if _norm2(X.sub_(stored.to(self.work))) > SAME * wanted2:
                     return None
                 change2 += wanted2
                 continue
-            P = self._stored(X, W0, weights, deltas).to(self.narrow)
-            moved += int((W0.to(self.narrow) != P).count_nonzero())
-            if off := int((stored.to(self.narrow) != P).count_nonzero()):
-                wrong += off
+            rounded = self._stored(X, W0, weights, deltas)
+            P = rounded.to(self.work)
+            moved += _unlike(own.to(self.narrow), rounded)
+            W = P
+            if off := _unlike(stored.to(self.narrow), rounded):
+                wrong, W = wrong + off, stored.to(self.work)
                 if wrong > MISMATCHED * moved + FIRST:
                     return None
-                if self._far(weights, P.to(self.work), W, W0, deltas or self._deltas(rows)):
+                if self._far(weights, P, W, W0, deltas or self._deltas(rows)):
                     return None
-            rounding2 += _norm2(X.sub_(P.to(self.work)))
-            change2 += _norm2(W.sub(W0))
+            change2 += _norm2(W - W0)
+            rounding2 += _norm2(X.sub_(P))
         if wrong > MISMATCHED * moved or not (moved or (self.narrow is None and change2)):
             return None
         norms = math.sqrt(change2), math.sqrt(rounding2)
@@ -781,12 +784,15 @@ class _Fit:
         deltas: Sequence[Tensor],
     ) -> bool:
         """Whether some entry of W is off by more than any rounding explains."""
-        added = [delta.abs() for delta in deltas]
-        size, largest = W0.abs(), max(float(one.max()) for one in added)
-        for weight, one in zip(weights, added, strict=True):
-            size.add_(one, alpha=abs(weight))
-        allowed = size.mul_(self.most * self.spacing).add_(NEAR * largest)
-        return bool(((stored - W).abs_() > allowed).any())
+        spacing = self.most * self.spacing
+        beyond = (stored - W).abs_().sub_(W0.abs(), alpha=spacing)
+        if float(beyond.amax()) <= 0:
+            return False
+        at = (beyond > 0).nonzero(as_tuple=True)
+        beyond = beyond[at]
+        for weight, delta in zip(weights, deltas, strict=True):
+            beyond.sub_(delta[at].abs(), alpha=abs(weight) * spacing)
+        return float(beyond.max()) > NEAR * max(float(delta.abs().max()) for delta in deltas)
 
     def _searched(self, name: str, reference: Sequence[float] = ()) -> ModuleContents:
         """The weights by least squares, corrected for what rounding does to them.
@@ -905,6 +911,15 @@ def _rows(change: Tensor | LowRank, rows: slice, shape: Sequence[int]) -> Tensor
     if isinstance(change, LowRank):
         return change.B[rows] @ change.A
     return change.reshape(tuple(shape))[rows]
+
+
+def _unlike(one: Tensor, other: Tensor) -> int:
+    """How many numbers of two tensors of a narrow dtype have other bits.
+
+    torch compares such floats one by one, which takes six times as long.
+    """
+    words = torch.int16 if one.dtype.itemsize == 2 else torch.int8
+    return int((one.view(words) ^ other.view(words)).count_nonzero())
 
 
 def _energy(B: Tensor, inner: Tensor) -> float:

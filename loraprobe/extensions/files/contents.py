@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import permutations, product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -44,7 +44,9 @@ from loraprobe.records import Progress
 MergeVerdict = Literal[
     "exact", "rounded", "scaled", "partly", "other-base", "not-linear", "not-of-these"
 ]
-Rounding = Literal["once", "in order", "in reverse", "as models"]
+Rounding = Literal[
+    "once", "in order", "in reverse", "safely in order", "safely in reverse", "as models"
+]
 ModuleState = Literal["as made", "lacking", "scaled", "changed", "missing"]
 
 SAME = 1e-8  # of a change's energy: no more than this is left where nothing else is in it
@@ -62,7 +64,7 @@ SPARSE = 0.05  # of the entries that a linear merge would move: so many unmoved 
 FEW = 0.1  # of a rest: so little left of it explains it
 BLOCK = 64  # entries in a row that have at most 16 values if the base was rounded to 4 bits
 LEVELS = 0.1  # of a block's range: all but its 15 largest gaps; above 0.25 without such values
-ROUNDINGS: tuple[Rounding, ...] = ("once", "in order", "in reverse", "as models")
+ROUNDINGS: tuple[Rounding, ...] = get_args(Rounding)
 UNKNOWN = 0.02  # by the share of rounding: the standard error that other ways of rounding leave
 STEPS = 4  # of the search of weights
 
@@ -705,7 +707,9 @@ class _Fit:
             base = made.to(self.work)
             changes = (self.rounded(W0 + delta).sub_(base).mul_(w) for w, delta in pairs)
             return sum(changes, base).to(self.narrow)
-        for weight, delta in pairs if self.how == "in order" else reversed(pairs):
+        for weight, delta in reversed(pairs) if self.how.endswith("reverse") else pairs:
+            if self.how.startswith("safely"):
+                delta, weight = self.rounded(delta * weight), 1.0
             made = torch.add(made.to(self.work), delta, alpha=weight).to(self.narrow)
         return made
 

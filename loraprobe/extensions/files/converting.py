@@ -132,6 +132,8 @@ def convert(
     """
     if to not in ("peft", "mlx"):
         raise UsageError(f"--to={to} is no library that convert writes for; take peft or mlx.")
+    if to == "mlx" and not portable:
+        raise UsageError("mlx-lm has one rank and one scale for all modules; leave out --compact.")
     if expert_layout not in (None, "new", "old"):
         raise UsageError(f"--expert-layout={expert_layout} is no layout; take new or old.")
     if not 0 < keep_energy <= 1:
@@ -156,9 +158,7 @@ def convert(
     found = compatibility.require(preflight.compatibility)
     place = session.target or Path("OUT")
     before = "" if made_lora is None else made_lora[1]
-    made, changes = convert_adapter(
-        adapter, place, like, portable or to == "mlx", before, original, to
-    )
+    made, changes = convert_adapter(adapter, place, like, portable, before, original, to)
     require_certain(found, original, made, inputs.base, session.options)
     if to == "mlx":
         made = replace(made, mlx=mlx_config(made.adapter, inputs.base))

@@ -379,8 +379,8 @@ class Layout:
             parameter = base.skeleton.get_parameter(name)
         except AttributeError:  # also without a skeleton
             raise CompatibilityError(
-                f"The base ({base.reference}) has no parameter {name}, which the merge changes; "
-                "write the adapter instead (--output)."
+                f"The base ({base.reference}) has no parameter {name}, which {adapter.name} "
+                "changes, so no full model can hold that; keep it as an adapter (merge --output)."
             ) from None
         parts = saved_pieces(base.skeleton, name, parameter.detach())
         path = name.rpartition(".")[0]

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -47,15 +47,15 @@ from loraprobe.front_matter import KEY
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.merging import Merged
 from loraprobe.options import Options
-from loraprobe.pipeline.commands import compose, merge
-from loraprobe.pipeline.fitting import prompt_lines
 from loraprobe.pipeline.inputs import base_of
-from loraprobe.pipeline.plan import Fitted
 from loraprobe.records import Progress
 from loraprobe.report.cards import CARD
 from loraprobe.routing import FILE, ROUTERS, STATE, Routed
 from loraprobe.session import Session
 from loraprobe.untrusted import check_link
+
+if TYPE_CHECKING:
+    from loraprobe.pipeline.plan import Fitted
 
 # Files of git and the Hub's client; no program loads them as part of an adapter.
 IGNORED = frozenset({".git", ".gitattributes", ".cache", ".eval_results"})
@@ -168,6 +168,8 @@ def _make_again(
     The weights of a full model are not written: the returned checks compare those of `place` with
     the base and the merge as they are computed, so that no fault of writing can be repeated.
     """
+    from loraprobe.pipeline.commands import compose, merge  # which --of needs not to load
+
     sources, subtrahends = adapters[: len(record.sources)], adapters[len(record.sources) :]
     common: dict[str, Any] = {
         "weights": None if record.weights is None else tuple(record.weights),
@@ -500,6 +502,9 @@ def _prompts_at(record: LearnedRecord, files: Sequence[Path]) -> Fitted:
 
     Raises LoraprobeError for a file that cannot be read and a place that is not in it.
     """
+    from loraprobe.pipeline.fitting import prompt_lines
+    from loraprobe.pipeline.plan import Fitted
+
     prompts: dict[str, list[str]] = {}
     for row, file in zip(record.files, files, strict=True):
         lines = prompt_lines(file, row.fields)

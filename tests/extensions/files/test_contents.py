@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import UsageError
-from loraprobe.extensions.files.contents import grid_of
+from loraprobe.extensions.files.contents import _Fit, _unlike, grid_of
 from loraprobe.lora.lowrank import LowRank
 
 WIDTH, INNER, LAYERS = 128, 256, 4
@@ -130,6 +130,37 @@ def test_a_merge_in_a_narrow_dtype_is_rounded_and_the_share_is_measured(
         lost2 += float((made - delta).square().sum())
         change2 += float(made.square().sum())
     assert told["rounding"] == pytest.approx((lost2 / change2) ** 0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_two_merges_by_peft_in_bfloat16_are_repeated_number_by_number(world, tmp_path, safe):
+    """peft rounds after each adapter; the change itself only with safe_merge."""
+    from peft import PeftModel
+
+    model = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    model = PeftModel.from_pretrained(model, world / "a", adapter_name="a")
+    model.load_adapter(world / "b", "b")
+    model = model.merge_and_unload(safe_merge=safe, adapter_names=["a", "b"])
+    model.save_pretrained(tmp_path / "out")
+    before, after = (load_file(tmp_path / x / "model.safetensors") for x in ("base", "out"))
+    deltas = [dense(loraprobe.load(world / x).modules[UP[:-7]]).float() for x in "ab"]
+    how = "safely in order" if safe else "in order"
+    fit = _Fit(after[UP], before[UP], deltas, torch.bfloat16, (how,))
+    wrong = _unlike(fit.stored([1, 1], fit.sum([1, 1])).bfloat16(), after[UP].flatten())
+    assert wrong <= 3 or (safe and wrong <= 30)
+    for name in "ab":
+        shutil.copytree(world / name, tmp_path / name)
+    assert found(tmp_path, tmp_path / "out", "a", "b", code=0)["verdict"] == "rounded"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float8_e4m3fn])
+def test_numbers_of_narrow_dtypes_are_compared_by_their_bits(dtype):
+    one = torch.randn(7, 33).to(dtype)
+    other = one.clone()
+    other[3, 5:9] = 0.5
+    assert _unlike(one, other) == int((one.float() != other.float()).sum()) == 4
+    assert _unlike(one[2:5], other[2:5]) == 4 and _unlike(one[4:], other[4:]) == 0
 
 
 def test_numbers_that_went_through_bfloat16_are_rounded_though_stored_in_float32(world, merged):
@@ -528,6 +559,19 @@ def test_what_does_not_go_together_is_refused(world, merged, more):
 def test_weights_without_adapters_are_refused(world):
     with pytest.raises(UsageError):
         loraprobe.verify(world / "base", weights=[1.0])
+
+
+def test_a_change_that_no_full_model_can_hold_is_refused_without_the_cure_of_merge(world, tmp_path):
+    offsets = {UP[:-7]: torch.ones(INNER)}
+    modules = {UP[:-7]: loraprobe.load(world / "a").modules[UP[:-7]]}
+    adapter_of("biased", modules, offsets=offsets, base_model="owner/base").save(
+        tmp_path / "biased"
+    )
+    of = tmp_path / "biased"
+    done = call("verify", world / "base", "--base", world / "base", "--of", of)
+    told = " ".join(done.output.split())
+    assert done.exit_code == 2 and f"{UP[:-7]}.bias" in told
+    assert "no full model can hold that" in told
 
 
 def test_a_quantised_merge_is_refused_with_the_cure(world, merged):

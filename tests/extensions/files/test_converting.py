@@ -528,19 +528,20 @@ def test_a_head_of_its_own_is_written_for_mlx_lm_and_ranks_become_one(tmp_path):
     untied().save_pretrained(tmp_path / "base")
     settings = SETTINGS | PATTERNS | {"target_modules": ["q_proj", "v_proj", "lm_head"]}
     place = peft_adapter(tmp_path / "a", untied(), layers_to_transform=None, **settings)
-    for compact in ([], ["--compact"]):
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)
-        base = ["--base", tmp_path / "base", *compact]
-        done = convert(place, *base, "--to", "mlx", "-o", tmp_path / "out")
-        assert done.exit_code == 0, done.output
-        config = json.loads((tmp_path / "out" / CONFIG).read_text())
-        assert config["num_layers"] == 2
-        assert config["lora_parameters"]["keys"] == [
-            "lm_head",
-            "self_attn.q_proj",
-            "self_attn.v_proj",
-        ]
-        given, made = read_adapter(place), read_adapter(tmp_path / "out")
-        for path, update in given.modules.items():
-            torch.testing.assert_close(made.modules[path].delta(), update.delta())
+    to_mlx = ["--base", tmp_path / "base", "--to", "mlx", "-o", tmp_path / "out"]
+    refused = convert(place, *to_mlx, "--compact")
+    assert refused.exit_code == 2 and "--compact" in refused.stderr
+    assert not (tmp_path / "out").exists()
+    done = convert(place, *to_mlx)
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "out" / CONFIG).read_text())
+    assert config["num_layers"] == 2
+    assert config["lora_parameters"]["keys"] == [
+        "lm_head",
+        "self_attn.q_proj",
+        "self_attn.v_proj",
+    ]
+    given, made = read_adapter(place), read_adapter(tmp_path / "out")
+    for path, update in given.modules.items():
+        torch.testing.assert_close(made.modules[path].delta(), update.delta())
     assert convert(place, "--to", "gguf", "-o", tmp_path / "no").exit_code == 2

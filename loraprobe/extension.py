@@ -303,8 +303,11 @@ class SystemSource(ABC):
     others are asked, in the same rounds, and the guards, and each is compared with all others. They
     change no decision; the one that has the `name` of its kind is advised where no composition is
     shown to gain and it is the best that was measured. Its `artifact`, if it has one, is written
-    then. `AuditPart` and `Annotator` tell of them. The methods are called in this order.
+    then. `AuditPart` and `Annotator` tell of them. The methods are called in this order. flag: the
+    option that asks for them.
     """
+
+    flag: ClassVar[str]
 
     @abstractmethod
     def set_apart(self, tasks: Sequence[Task], options: Options) -> TaskSplit:

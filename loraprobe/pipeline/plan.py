@@ -85,6 +85,9 @@ def method_of(spec: str) -> MergeMethod | Router | None:
     return ROUTERS.make(spec) if spec in ROUTERS else None
 
 
+Sources = tuple[tuple[SystemSource, TaskSplit], ...]
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which compositions are evaluated, and on which items.
@@ -102,7 +105,7 @@ class Plan:
     learning: Mapping[str, Router] = field(default_factory=dict)
     added: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
-    sources: tuple[tuple[SystemSource, TaskSplit], ...] = ()
+    sources: Sources = ()
 
 
 @dataclass(frozen=True)
@@ -164,14 +167,21 @@ def plan_of(options: Options, adapters: Sequence[Adapter], tasks: Sequence[Task]
     apart = parts if learning and isinstance(parts, TaskSplit) else None
     if tasks and options.learns:
         apart = split_for_weights(tasks, options)
-    wanted = system_sources(options) if tasks else []
-    sources = [(source, source.set_apart(tasks, options)) for source in wanted]
+    sources, left = with_sources(tasks, apart, options) if tasks else ((), tuple(tasks))
     for source, own in sources:
         check_free([adapter.name for adapter in adapters], source.expected(own))
-    left = left_by(tasks, [own for _, own in sources] + ([] if apart is None else [apart]))
     apart = None if apart is None else replace(apart, left=left)
-    rest = tuple((source, replace(own, left=left)) for source, own in sources)
-    return Plan(tuple(specs), left, apart, learning, added, tuple(told), rest)
+    return Plan(tuple(specs), left, apart, learning, added, tuple(told), sources)
+
+
+def with_sources(
+    tasks: Sequence[Task], apart: TaskSplit | None, options: Options
+) -> tuple[Sources, tuple[Task, ...]]:
+    """What makes the systems of extensions, each with what it sets apart, and the items that are
+    left for all systems. apart: what is set apart beside it. Raises TaskError."""
+    sources = [(one, one.set_apart(tasks, options)) for one in system_sources(options)]
+    left = left_by(tasks, [own for _, own in sources] + ([] if apart is None else [apart]))
+    return tuple((one, replace(own, left=left)) for one, own in sources), left
 
 
 def _specs(options: Options, added: Sequence[str], hops: bool) -> list[str]:

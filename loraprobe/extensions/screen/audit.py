@@ -42,10 +42,11 @@ from loraprobe.records import (
     ItemResult,
     Sample,
     Verdict,
+    references,
 )
 from loraprobe.tasks import Task
 from loraprobe.verdict import Evidence
-from loraprobe.verdict.next_command import MERGE_AND_EVAL
+from loraprobe.verdict.next_command import MERGE_AND_EVAL, may_stop
 
 
 def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> Audit:
@@ -58,7 +59,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
     inputs = replace(evaluator.inputs, adapters=given, given=given, tasks=tasks)
     verdict, preflight, step, remarks = _verdict(library, inputs, proved, measured)
     screened = Screened(_library(library, proved), _shortlist(proved, measured, verdict))
-    notes = [*evaluator.told(), *_notes(proved), *asked.notes()]
+    notes = [*evaluator.told(), *_notes(proved), *proved.added.notes, *asked.notes()]
     notes += [note for finalist in proved.finalists for note in finalist.notes]
     return audit_of(
         session,
@@ -66,7 +67,7 @@ def audit_of_screen(library: Library, tasks: Sequence[Task], proved: Proved) -> 
         preflight,
         [*dict.fromkeys(notes), evaluator.scorer.note()],
         evaluation=measured,
-        added=(screened, *remarks.added),
+        added=(screened, *proved.added.records, *remarks.added),
         samples=_samples(proved, measured) if verdict.missing == "answers" else (),
         verdict=verdict,
         beside=remarks.reasons,
@@ -105,7 +106,7 @@ def _verdict(
     if finalist is not None:  # the findings about its members limit the verdict
         preflight = examine(finalist.builder.trained, inputs.base, "route", session)
         verdict = judged()
-    about = _about(verdict, finalist, inputs, measured)
+    about = _about(verdict, finalist, inputs, measured, proved.finalists)
     evaluation = MERGE_AND_EVAL
     if not about.adapters:
         arguments = list(map(public_argument, session.arguments))
@@ -134,7 +135,11 @@ def _made(inputs: Inputs, proved: Proved) -> tuple[list[Adapter], list[System]]:
 
 
 def _about(
-    verdict: Verdict, finalist: Finalist | None, inputs: Inputs, measured: EvaluationRecords
+    verdict: Verdict,
+    finalist: Finalist | None,
+    inputs: Inputs,
+    measured: EvaluationRecords,
+    finalists: Sequence[Finalist],
 ) -> Inputs:
     """The inputs with the adapters that the next command is about.
 
@@ -144,7 +149,11 @@ def _about(
     composed stays open without the others.
     """
     wanted = [] if finalist is None else [*finalist.names]
-    if verdict.missing == "time" or (verdict.decision == "inconclusive" and not verdict.composes):
+    used = {row.kind for row in measured.scores if row.system == verdict.used}
+    settled = verdict.decision != "inconclusive" or may_stop(verdict)
+    if settled and not used.isdisjoint(references()):  # made again beside these, and written
+        wanted = wanted or [*finalists[0].names]
+    elif verdict.missing == "time" or (verdict.decision == "inconclusive" and not verdict.composes):
         wanted = []
     elif verdict.action.adapter:
         wanted = [verdict.action.adapter]

@@ -30,7 +30,7 @@ from loraprobe.base import Base
 from loraprobe.errors import EngineError, LoraprobeError, OutputError, UsageError, unwritable
 from loraprobe.evaluation import System
 from loraprobe.evaluation.questions import BASE, questions
-from loraprobe.extension import engine_of
+from loraprobe.extension import AddedSystems, engine_of
 from loraprobe.extensions.screen import ScreenOptions
 from loraprobe.extensions.screen.defaults import (
     BEST_SINGLES,
@@ -55,10 +55,10 @@ from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of
 from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
-from loraprobe.pipeline.evaluate import RoundResult, SequentialEvaluation
+from loraprobe.pipeline.evaluate import RoundResult, SequentialEvaluation, added_systems
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
-from loraprobe.pipeline.plan import Plan, SystemBuilder, plan_of
+from loraprobe.pipeline.plan import Plan, SystemBuilder, check_free, plan_of
 from loraprobe.pipeline.transforms import transform
 from loraprobe.records import FORMS, QUESTION, EvaluationRecords, ItemResult
 from loraprobe.results import FREE_CACHE
@@ -110,8 +110,11 @@ class Screen:
 
     def affords(self, more: int) -> bool:
         """Whether so many further answers of compositions fit into the time that is left."""
-        pace = self.seconds / self.answers if self.answers else 0.0
-        return left(self.evaluator.session) > pace * COMPOSED * more
+        return left(self.evaluator.session) > self.takes(more)
+
+    def takes(self, more: int) -> float:
+        """The seconds of so many further answers of compositions, about."""
+        return self.seconds / self.answers * COMPOSED * more if self.answers else 0.0
 
     def opened(self, names: Iterable[str]) -> list[Adapter]:
         """Some of the adapters on the base's layout of fused projections."""
@@ -295,8 +298,10 @@ def open_screen(
     A few of the members choose the form of the prompts. Raises UsageError where the server of
     --engine loads fewer than two of them.
     """
-    parts = split_for_screening(tasks, session.options)
+    parts, sources = split_for_screening(tasks, session.options)
     usable = {member.record.name: member for member in library if member.usable}
+    for source, apart in sources:
+        check_free([*usable], source.expected(apart))
     opened, failed = [member.open() for member in usable.values()], dict[str, LoraprobeError]()
     if (engine := engine_of(session.options)) is not None:
         failed |= engine.refused(opened)
@@ -307,7 +312,7 @@ def open_screen(
     names = {adapter.name for adapter in few}
     others = [adapter for adapter in opened if adapter.name not in names]
     inputs = Inputs(compatibility.aligned(few, base), few, base, tasks, guards)
-    plan = Plan(tasks=parts.apart, parts=parts)
+    plan = Plan(tasks=parts.apart, parts=parts, sources=sources)
     with open_evaluator(inputs, plan, session, others, LARGEST) as evaluator:
         contents = {adapter.name: adapter.content for adapter in opened}
         del opened, others  # a thousand of them take memory until the end of the run
@@ -363,12 +368,14 @@ class Proved:
     """What a screen found on both parts of the items.
 
     ranking: None where no composition was proved, since one adapter leaves no room for a gain.
+    added: the systems of other extensions.
     """
 
     screen: Screen
     asked: RoundResult
     finalists: Sequence[Finalist] = ()
     ranking: Ranking | None = None
+    added: AddedSystems = field(default_factory=AddedSystems)
 
     @property
     def adapters(self) -> list[Adapter]:
@@ -396,7 +403,11 @@ def choose_and_prove(screen: Screen) -> Proved:
             return None
         attempts.add(name == BASE)
         asked = _ask_at_ceiling(screen, name, proving)
-        return None if asked is None else Proved(screen, asked)
+        if asked is None:
+            return None
+        spared = [one for source, own in proving.plan.sources for one in source.expected(own)]
+        notes = [f"{one} was not made: {name} leaves no room for a gain." for one in spared]
+        return Proved(screen, asked, added=AddedSystems(notes=notes))
 
     answered = screen.ask([BASE])
     if proved := proved_alone(answered):
@@ -461,7 +472,11 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
     alone = {member: screen.system(names[member]) for member in members}
     finalist_of = {name: finalist for finalist in finalists for name in finalist.systems}
     systems = [screen.system(BASE), *alone.values()]
-    systems += [system for finalist in finalists for system in finalist.systems.values()]
+    composed_systems = [one for finalist in finalists for one in finalist.systems.values()]
+    proof = screen.takes(first * (len(systems) + len(composed_systems)))
+    ends = time.perf_counter() + left(proving.session) - proof
+    added = added_systems(proving, composed_systems, systems, ends)
+    systems += [*composed_systems, *added.systems]
     if any(task.has_hops for task in proving.tasks):
         hops = [alone[m].composition for m in ranking.knowers]
         systems.append(System("chain", "chain", chain=tuple(filter(None, hops))))
@@ -473,7 +488,7 @@ def _prove(screen: Screen, ranking: Ranking, proving: Evaluator) -> Proved:
         return screen.affords(more)
 
     asked = SequentialEvaluation(proving, systems, planned, controls, goes_on).ask()
-    return Proved(screen, asked, finalists, ranking)
+    return Proved(screen, asked, finalists, ranking, added)
 
 
 def _systems(keep: int) -> int:
@@ -541,7 +556,13 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     seconds = (units_of(screen.asked, options) + READ * texts) * (pace(0) + n * pace(1))
     seconds += units_of(screen.untried, options) * min(TRIED * keep, pairs) * pace(2)
     singles, compositions = min(n, BEST_SINGLES + 2 * sets), sets * len(specs) + CONTROLS
-    proved = pace(0) + singles * pace(1) + compositions * pace(2)
+    made = {
+        name: texts
+        for source, own in evaluator.plan.sources
+        for name, texts in source.expected(own).items()
+    }
+    seconds += READ * sum(made.values()) * pace(1)
+    proved = pace(0) + (singles + len(made)) * pace(1) + compositions * pace(2)
     seconds += units_of(parts.left, options) * proved
     seconds += units_of(evaluator.inputs.guards, options) * (pace(0) + pace(1) + pace(2))
-    return cost_of(evaluator, [BASE, *screen.members], seconds)
+    return cost_of(evaluator, [BASE, *screen.members, *made], seconds)

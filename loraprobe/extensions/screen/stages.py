@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loraprobe.base import Base
 from loraprobe.errors import AdapterError, BaseError, UsageError
+from loraprobe.extension import system_sources
 from loraprobe.extensions.screen import ScreenOptions
 from loraprobe.extensions.screen.records import Screened
 from loraprobe.options import Options
@@ -102,6 +103,8 @@ def _opened_library(
         split_for_screening(tasks, options)  # raises before a long library is read
     elif options.of_extension(ScreenOptions).budget is not None:
         raise UsageError("--budget limits how long the adapters are asked --task; add one.")
+    elif sources := system_sources(options):
+        raise UsageError(f"{sources[0].flag} takes questions of --task=FILE; add one.")
     wanted = base or ("auto" if tasks else None)
     with session.stage("read"):
         members = read_library(adapters, allow=options.allow, progress=session.progress)

@@ -37,7 +37,7 @@ class TrainOptions(AddedOptions):
         "64 at most), rank=16, steps=auto, lr=auto, from=base or best, curve=true, minutes=X, "
         "with commas.",
         affects={"questions"},
-        commands=("merge-and-eval", "demo"),
+        commands=("merge-and-eval", "screen", "demo"),
     )
 
     def check(self, options: Options) -> None:

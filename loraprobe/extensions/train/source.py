@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import TypeAdapter
 
@@ -60,6 +60,8 @@ class TrainedSource(SystemSource):
     """An adapter that is trained by a recipe."""
 
     recipe: TrainRecipe
+
+    flag: ClassVar[str] = "--baseline"
 
     def set_apart(self, tasks: Sequence[Task], options: Options) -> TaskSplit:
         """Whole groups of questions of each task, drawn by the seed."""

@@ -23,6 +23,8 @@ APART = 20
 class Outside(SystemSource):
     """The sum under another name, and the base under a third one."""
 
+    flag = "--outside"
+
     def set_apart(self, tasks, options):
         return drawn(tasks, [APART] * len(tasks), options.seed)
 

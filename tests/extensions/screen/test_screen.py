@@ -86,6 +86,47 @@ def test_what_a_screen_advises_is_what_servers_run(library):
     assert line.startswith("vllm serve ") and line.endswith(" --lora-modules sum=DIR")
 
 
+@pytest.mark.needs("--baseline")
+def test_what_is_trained_stands_beside_the_sets_that_are_proved(library):
+    found = screened(library[0], "--baseline", "train:items=50,steps=4", code=0)
+    scores = {row["system"]: row for row in found["evaluation"]}
+    assert {scores[name]["n"] for name in ("base", "trained", "sum(firsts, seconds)")} == {30}
+    assert scores["trained"]["kind"] == "trained" and found["rounds"]["total"] == 50
+    assert [(row["items"], row["left"]) for row in found["training"]] == [(50, 50)]
+    codes = {reason["code"] for reason in found["verdict"]["reasons"]}
+    assert codes & {"training-gains-more", "training-gains-less", "training-not-told-apart"}
+
+
+@pytest.mark.needs("--baseline")
+def test_where_training_is_best_the_next_command_of_a_screen_writes_it(tmp_path, monkeypatch):
+    words = write_library(tmp_path, NOISE)
+    found = screened(words, "--baseline", "train:items=50,lr=0.02", code=3)
+    verdict = found["verdict"]
+    assert (verdict["decision"], verdict["action"]) == ("inconclusive", "train-target-adapter")
+    monkeypatch.chdir(tmp_path)
+    verb, *rest = verdict["next"].split()[1:]
+    assert verb == "merge-and-eval"
+    code, again = making.answered(verb, *rest, "--exit-zero")
+    own = [row["training"][-1]["items"] for row in (found, again)]
+    assert code == 0 and own == [50, 50] and (tmp_path / "DIR" / "adapter_config.json").is_file()
+
+
+@pytest.mark.needs("--baseline")
+def test_nothing_is_trained_where_one_adapter_leaves_no_room(tmp_path):
+    words = write_library(tmp_path, {**NOISE, "all": {**EVERY, "of": "bo", "bo": "is"}}, items=220)
+    found = screened(words, "--baseline", "train", "--margin", "0.1", code=1)
+    assert found["verdict"]["action"] == "use-single:all" and found["training"] == []
+    assert any(note.startswith("trained was not made") for note in found["notes"])
+
+
+@pytest.mark.needs("--baseline")
+def test_a_screen_that_trains_without_questions_is_refused(library):
+    words = library[0]
+    at = words.index("--task")
+    called = making.call(*words[:at], *words[at + 2 :], "--baseline", "train")
+    assert called.exit_code == 2 and "--baseline" in called.stderr
+
+
 CHOICE = {"choices": ["cy", "mayor"], "answer": "mayor"}  # a longer word of one token
 
 
@@ -341,7 +382,7 @@ TASK = Task("t0", tuple(Item(str(k), f"p{k}", ("x",)) for k in range(ITEMS)))
 def decision(seed: int, leak: bool) -> str:
     """The decision on one library of noise. leak: the items that choose prove too."""
     options = Options(margin=RIGHT, seed=seed, all_items=True)  # 40 items choose
-    parts = split_for_screening([TASK], options)
+    parts, _ = split_for_screening([TASK], options)
     rng = np.random.default_rng(seed)
     pairs = list(itertools.combinations(range(ADAPTERS), 2))
     composed = rng.random((len(pairs), ITEMS)) < RIGHT
@@ -393,7 +434,7 @@ def test_no_cluster_and_no_prompt_serves_both_the_choice_and_the_proof(sizes, se
         for c, size in enumerate(sizes)
         for k in range(size)
     ]
-    parts = split_for_screening([Task("t", tuple(items))], Options(seed=seed))
+    parts, _ = split_for_screening([Task("t", tuple(items))], Options(seed=seed))
     apart, left = parts.apart[0].items, parts.left[0].items
     assert not {i.cluster for i in apart} & {i.cluster for i in left}
     assert not {i.prompt for i in apart if not i.group} & {i.prompt for i in left if not i.group}

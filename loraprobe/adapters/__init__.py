@@ -18,7 +18,7 @@ staging     makes outputs complete or absent
 """
 
 from loraprobe.adapters.artifact import Artifact, Composed
-from loraprobe.adapters.building import adapter_of, portable, with_repaired_paths
+from loraprobe.adapters.building import adapter_of, portable
 from loraprobe.adapters.names import (
     agreed_base,
     hub_id,

@@ -3,14 +3,12 @@
 Other readers know less than peft, which reads a rank and a scaling for each module by
 `rank_pattern` and `alpha_pattern`. vLLM reads only `r` and `lora_alpha`; llama.cpp divides the one
 `lora_alpha` by the rank of each tensor. All of them agree where every module has the rank `r` and
-the scaling `lora_alpha / r`: `portable` makes an adapter so. `with_repaired_paths` gives
-modules the paths that peft looks for.
+the scaling `lora_alpha / r`: `portable` makes an adapter so.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -19,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from loraprobe.adapters.files import foreign_weights
-from loraprobe.adapters.reading import FIELDS, PREFIX, keys_of_extras
+from loraprobe.adapters.reading import PREFIX, keys_of_extras
 from loraprobe.adapters.types import (
     Adapter,
     Extra,
@@ -32,9 +29,6 @@ from loraprobe.adapters.types import (
     TokenRows,
 )
 from loraprobe.lora.lowrank import LowRank
-
-# Findings that are gone once an adapter is written again.
-MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused"})
 
 
 def adapter_of(
@@ -124,21 +118,6 @@ def portable(adapter: Adapter) -> Adapter:
     }
     offsets = {path: folded(b, infos[path].scaling) for path, b in adapter.offsets.items()}
     return replace(adapter, modules=Modules(filled, read), offsets=offsets, weights_file=None)
-
-
-def with_repaired_paths(adapter: Adapter) -> Adapter:
-    """The adapter with the paths of its base's modules, and only tensors that can be written.
-
-    A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
-    refuses extras that must not be dropped.
-    """
-    repaired = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
-    if repaired is None:
-        return adapter
-    extras = tuple(extra for extra in adapter.extras if extra.kind in FIELDS)
-    mended = {*MENDED, *(code for _, code in foreign_weights().values())}
-    issues = tuple(issue for issue in adapter.issues if issue.code not in mended)
-    return replace(repaired, extras=extras, issues=issues)
 
 
 def with_paths(adapter: Adapter, path_of: Callable[[str], str]) -> Adapter | None:

@@ -31,12 +31,12 @@ from loraprobe.adapters import (
     common_targets,
     portable,
     public_name,
-    with_repaired_paths,
 )
+from loraprobe.adapters.building import with_paths
 from loraprobe.adapters.config import CONFIG, PATTERN, untargeted_paths
 from loraprobe.adapters.experts import Order, with_named_order
-from loraprobe.adapters.files import PICKLE, SAFETENSORS, open_tensors
-from loraprobe.adapters.reading import PREFIX
+from loraprobe.adapters.files import PICKLE, SAFETENSORS, foreign_weights, open_tensors
+from loraprobe.adapters.reading import FIELDS, PREFIX
 from loraprobe.adapters.saving import SELECTORS, config_of
 from loraprobe.base import Base, module_names
 from loraprobe.base.loading import load_model
@@ -77,6 +77,8 @@ SAME = 0.02
 SAMPLE = 64  # tokens on which peft computes both
 # What peft may take to load an adapter of another type: bytes, and times the base.
 MEMORY, TIMES = 1_000_000_000, 3
+# Findings that are gone once an adapter is written again.
+MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused"})
 # Notes of an adapter whose layout was made that of a base.
 TRANSLATED = frozenset({"experts-exchanged", "fused-translated"})
 # Parts of the keys of numbers that are no sizes of tensors.
@@ -153,7 +155,7 @@ def convert(
     elif not any(issue.code in TRANSLATED for issue in adapter.issues):
         adapter = original  # with the names of its file
     # Extras must be known to be refused.
-    sound = replace(with_repaired_paths(adapter), extras=adapter.extras)
+    sound = replace(_with_repaired_paths(adapter), extras=adapter.extras)
     preflight = examine([sound], inputs.base, "merge", session)
     found = compatibility.require(preflight.compatibility)
     place = session.target or Path("OUT")
@@ -175,6 +177,21 @@ def convert(
     return Outcome(audit, made)
 
 
+def _with_repaired_paths(adapter: Adapter) -> Adapter:
+    """The adapter with the paths of its base's modules, and only tensors that can be written.
+
+    A module whose keys have peft's prefix twice gets the path that peft would look for. The caller
+    refuses extras that must not be dropped.
+    """
+    repaired = with_paths(adapter, lambda path: re.sub(rf"^({re.escape(PREFIX)})+", "", path))
+    if repaired is None:
+        return adapter
+    extras = tuple(extra for extra in adapter.extras if extra.kind in FIELDS)
+    mended = {*MENDED, *(code for _, code in foreign_weights().values())}
+    issues = tuple(issue for issue in adapter.issues if issue.code not in mended)
+    return replace(repaired, extras=extras, issues=issues)
+
+
 def convert_adapter(
     given: Adapter,
     place: Path,
@@ -192,7 +209,7 @@ def convert_adapter(
     file has it, where that has another layout. library: of the card. Raises BaseError
     where the names are not known, CompatibilityError for an adapter whose modules they do not name.
     """
-    made = replace(with_repaired_paths(given), weights_file=None)
+    made = replace(_with_repaired_paths(given), weights_file=None)
     if like is not None:
         made = _named_like(made, str(like))
     made = portable(made) if one_rank else made

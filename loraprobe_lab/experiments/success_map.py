@@ -225,7 +225,7 @@ def map_pages(command: str, worlds: Sequence[WorldResults]) -> Pages:
 
 
 def _panel(found: Sequence[dict[str, Any]], panel: str) -> tuple[list[str], list[list[str]]]:
-    """Head and rows of a panel's table: series down, x across."""
+    """Head (without that of the series) and rows of a panel's table: series down, x across."""
     cells = {
         (one["series"], one["x"]): signed(one["gain"], one["ci95"], one["succeeds"])
         for one in found
@@ -236,7 +236,7 @@ def _panel(found: Sequence[dict[str, Any]], panel: str) -> tuple[list[str], list
         [series, *(cells.get((series, x), "-") for x in columns)]
         for series in dict.fromkeys(series for series, _ in cells)
     ]
-    return ["", *(f"{x:g}" for x in columns)], rows
+    return [f"{x:g}" for x in columns], rows
 
 
 COLOURS = (BLUE, RED, GREEN, "#7a5aa0", DARK, GREY)  # of the series of a panel

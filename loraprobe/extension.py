@@ -327,6 +327,11 @@ class SystemSource(ABC):
         the items on which systems are scored, which nothing set apart.
         """
 
+    def memory(self, scorer: ModelScorer, parts: TaskSplit) -> tuple[int, str]:
+        """The bytes that making its systems takes beside the base, on the device of that, and a
+        sentence about them, for --dry-run. Raises LoraprobeError for what cannot be made."""
+        return 0, ""
+
     @abstractmethod
     def make(self, given: SourceInputs) -> AddedSystems:
         """Makes the systems; the scorer's model is as before afterwards.

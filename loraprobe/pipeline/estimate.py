@@ -33,7 +33,8 @@ Pace = Callable[[float], float]  # the seconds of a unit with so many adapters i
 class CostEstimate:
     """The systems that are asked, the items of the tasks, the questions that each system answers
     about them, the seconds of the whole run, and the peak of memory so far, with the base, all
-    adapters and a batch in memory. hints: what extensions say beside it."""
+    adapters and a batch in memory, to which comes what extensions make. hints: what extensions say
+    beside it."""
 
     systems: tuple[str, ...]
     items: int
@@ -81,12 +82,16 @@ def cost_of(evaluator: Evaluator, systems: Sequence[str], seconds: float) -> Cos
     seconds += time.perf_counter() - session.begun
     backends = [backend for one in installed() for backend in one.backends]
     hints = [backend.hint(session, seconds) for backend in backends]
+    memory, here = peak_memory(), str(session.device) == "cpu"
+    made = [source.memory(evaluator.local, parts) for source, parts in evaluator.plan.sources]
+    memory += max((needed for needed, _ in made if here), default=0)
+    hints += [told for _, told in made]
     return CostEstimate(
         systems=tuple(systems),
         items=sum(len(task.items) for task in tasks),
         questions=len(questions(tasks)),
         seconds=seconds,
-        memory_bytes=peak_memory(),
+        memory_bytes=memory,
         hints=tuple(hint for hint in hints if hint),
     )
 

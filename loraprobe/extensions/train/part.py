@@ -125,8 +125,9 @@ def not_trained(rows: Sequence[LeftOut], margin: float) -> str:
 
 
 def _figure(system: ScoredSystem) -> str:
-    """A score with its interval."""
-    return f"{system.shown:z.2f} {bounds((abs(system.score.low), abs(system.score.high)))}"
+    """A score with its interval; a loss, of which a lower one is better, as it is."""
+    low, high = sorted(map(abs, (system.score.low, system.score.high)))
+    return f"{system.shown:z.2f} {bounds((low, high))}"
 
 
 def _curve(verdict: Verdict, evidence: Evidence, rows: Sequence[TrainedRecord]) -> str:

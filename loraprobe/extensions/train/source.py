@@ -36,14 +36,16 @@ from loraprobe.extensions.train.training import (
     encoded,
     epoch_of,
     mean_loss,
+    memory_of,
     most_steps,
     trained,
 )
-from loraprobe.formatting import count, listing
+from loraprobe.formatting import count, listing, size
 from loraprobe.merging import METHODS, MergeConfig, merge
 from loraprobe.options import Options
 from loraprobe.results import digest
 from loraprobe.routing.constant import ConstantGates, single
+from loraprobe.scoring import ModelScorer
 from loraprobe.tasks import Item, Task
 from loraprobe.tasks.splits import TaskSplit, drawn, groups_of
 from loraprobe.untrusted import error_line
@@ -88,6 +90,15 @@ class TrainedSource(SystemSource):
             read = PASSES * steps * min(BATCH, learned) + measured
             found[self._name(items, parts)] = round(read)
         return found
+
+    def memory(self, scorer: ModelScorer, parts: TaskSplit) -> tuple[int, str]:
+        """That of the adapter on all that is set apart."""
+        factors, kept, least = memory_of(scorer, encoded(scorer, _items(parts.apart)), self.recipe)
+        told = (
+            f"Training takes {size(factors)} for the adapter, its gradients and the optimiser, and "
+            f"{size(kept)} for activations ({size(least)} where layers are computed twice)."
+        )
+        return factors + kept, told
 
     def make(self, given: SourceInputs) -> AddedSystems:
         """The adapter on all that was set apart first, since that is advised; then the curve."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from loraprobe.errors import LoraprobeError, OutOfMemory
+from loraprobe.errors import LoraprobeError, OutOfMemory, UsageError
 from loraprobe.extensions.train.recipe import TrainRecipe
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.descent import adamw
@@ -101,20 +101,10 @@ def trained(
     checkpointing). tell: gets the steps that are done, and the most that are taken. Afterwards the
     model is as before. Raises TrainingError for a loss that is no number, OutOfMemory.
     """
-    from peft import LoraConfig, get_peft_model
-
     model, rng = scorer.model, random.Random(seed)
     rate, steps = rate_of(model, recipe), most_steps(recipe, len(rows))
-    config = LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        target_modules="all-linear",
-        task_type="CAUSAL_LM",
-    )
     with differentiable(model), seeded(seed, model.device):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Conv1D, and what transformers renames
-            wrapped = get_peft_model(model, config)
+        wrapped = _with_factors(model, recipe)
         try:
             factors = [one for one in wrapped.parameters() if one.requires_grad]
             before = best = mean_loss(scorer, held_out)
@@ -143,6 +133,69 @@ def trained(
         finally:
             wrapped.unload()
             _checkpoint(model, False)
+
+
+def _with_factors(model: Any, recipe: TrainRecipe) -> Any:
+    """The model with a new LoRA in it. Raises UsageError for one that is stored quantised."""
+    if getattr(model.config, "quantization_config", None) is not None:
+        raise UsageError(
+            "--baseline trains on weights in floating point, and this base is stored quantised; "
+            "give the base from which it was made, or leave --baseline out."
+        )
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=2 * recipe.rank,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Conv1D, and what transformers renames
+        return get_peft_model(model, config)
+
+
+COPIES = 6  # of the factors: values, two of gradients, two moments, and the best values so far
+PASSING = 3  # tensors of logits that live for a moment: in float32, their softmax, the gradient
+
+
+def memory_of(
+    scorer: ModelScorer, rows: Sequence[Row], recipe: TrainRecipe
+) -> tuple[int, int, int]:
+    """Bytes that training takes beside the model: of the factors with all that belongs to them, of
+    activations, and of activations where each layer is computed twice (gradient checkpointing).
+
+    One pass over the longest row tells what is kept of it; the largest batch takes it so many
+    times. Where layers are computed twice, each keeps its input, and one of them all.
+    """
+    model, longest = scorer.model, max(rows, key=lambda row: len(row[0]))
+    most = sorted(rows, key=lambda row: -len(row[0]))[:BATCH]
+    lengths, starts = [len(ids) for ids, _ in most], [start for _, start in most]
+    batch = max(map(len, scorer.batcher.split(lengths, starts, scorer.vocab_size)))
+    kept = dict[int, int]()
+
+    def keep(value: Tensor) -> Tensor:
+        kept[value.untyped_storage().data_ptr()] = value.untyped_storage().nbytes()
+        return value
+
+    with differentiable(model), seeded(0, model.device):
+        wrapped = _with_factors(model, recipe)
+        try:
+            trained = [one for one in wrapped.parameters() if one.requires_grad]
+            factors = COPIES * sum(one.numel() * one.itemsize for one in trained)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+                losses = _losses(scorer, [longest])
+            for one in (*wrapped.parameters(), *wrapped.buffers()):
+                kept.pop(one.untyped_storage().data_ptr(), None)
+            del losses  # with it goes what is kept, whose places are unlike until then
+        finally:
+            wrapped.unload()
+    config, (ids, start) = model.config.get_text_config(), longest
+    logits = PASSING * 4 * (len(ids) - start) * scorer.vocab_size
+    layers, tokens = config.num_hidden_layers, len(ids) - 1
+    whole = sum(kept.values())
+    inputs = layers * tokens * config.hidden_size * model.dtype.itemsize
+    return factors, batch * (whole + logits), batch * (inputs + whole // layers + logits)
 
 
 def _shuffled(rows: Sequence[Row], rng: random.Random) -> Iterator[Row]:

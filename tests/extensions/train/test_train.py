@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import evidences
@@ -192,6 +195,7 @@ def test_a_warm_start_is_a_sum_of_the_merge_and_what_was_learned(world, task, me
         run(world, task, "train:items=16,from=best", methods=(), routers="arrow")
 
 
+FAST = ["--method", "sum", "--router", "none", "--threads", "1"]
 WRONG = {
     "train:items=4": (UsageError, "between 8"),
     "train:lr=2": (UsageError, "between"),
@@ -213,6 +217,99 @@ def test_what_cannot_be_trained_is_refused_before_the_base_is_loaded(world, task
 def test_a_quantised_base_is_refused(world, task):
     with pytest.raises(UsageError, match="quantize"):
         run(world, task, quantize="4bit")
+    model = making.tiny_llama()
+    model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(UsageError, match="stored quantised"):
+        train(model)
+
+
+WRONG_ITEMS = {
+    "few": (lambda k, row: row if k < 30 else None, "38"),
+    "too long": (lambda k, row: {**row, "answer": "Bo " * 400}, "256"),
+    "no answers": (lambda k, row: {"prompt": row["prompt"]}, "answer"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_ITEMS)
+def test_items_of_which_nothing_is_learned_are_an_error_with_its_cure(world, task, tmp_path, kind):
+    change, said = WRONG_ITEMS[kind]
+    rows = [json.loads(line) for line in task.read_text().splitlines()]
+    rows = [changed for k, row in enumerate(rows) if (changed := change(k, row))]
+    wrong = tmp_path / "wrong.jsonl"
+    wrong.write_text("\n".join(map(json.dumps, rows)))
+    words = [*world[0], "--base", world[1], "--task", wrong, "--baseline", "train", *FAST]
+    called = making.call("merge-and-eval", *map(str, words), "-o", str(tmp_path / "out"))
+    assert called.exit_code == 2 and said in called.stderr and not (tmp_path / "out").exists()
+
+
+def test_choices_and_losses_are_learned_from_their_gold_answers(world, task, tmp_path):
+    rows = [json.loads(line) for line in task.read_text().splitlines()]
+    rows = [{**row, "choices": ["Zital", "Ziburg", "live"]} for row in rows]
+    choices = tmp_path / "choices.jsonl"
+    choices.write_text("\n".join(map(json.dumps, rows)))
+    for file, more in ((choices, {}), (task, {"metric": "answer_loss", "margin": 0.1})):
+        found = run(world, file, "train:items=18,steps=30", **more)
+        scores = {row.system: row.value for row in found.evaluation.scores}
+        better = scores["base"] - scores["trained"] if more else scores["trained"] - scores["base"]
+        assert better > 0.2 and found.training[0].loss < found.training[0].loss_before
+        text = next(text for label, text in answer(found).lines if label in ("trained", "better"))
+        low, high = (float(one) for one in text.partition("[")[2].partition("]")[0].split(", "))
+        assert low <= float(text.partition(" ")[0]) <= high
+
+
+def test_what_was_trained_before_an_interruption_is_kept(world, task, monkeypatch):
+    spec, taken, descend = "train:items=16,steps=4,curve=true", [], training._descend
+
+    def interrupted(scorer, rows, factors):
+        taken.append(len(rows))
+        if len(taken) == 6:  # in the second training
+            raise KeyboardInterrupt
+        descend(scorer, rows, factors)
+
+    monkeypatch.setattr(training, "_descend", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(world, task, spec)
+    found = run(world, task, spec, resume=True)
+    assert len(taken) == 6 + 4 and [row.items for row in found.training] == [8, 16]
+
+
+@pytest.mark.parametrize("limit", ["full", "no directory"])
+def test_where_nothing_can_be_written_one_sentence_says_so(world, task, tmp_path, limit):
+    place = tmp_path / "out"
+    if limit == "no directory":
+        place = tmp_path / "file" / "out"
+        (tmp_path / "file").write_text("no directory")
+    words = [*world[0], "--base", world[1], "--task", task, "--baseline", "train:steps=30", *FAST]
+    words += ["-o", place, "--margin", "0.5"]
+    code = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000,) * 2); "
+    code = (code if limit == "full" else "") + "from loraprobe.__main__ import main; main()"
+    called = subprocess.run(
+        [sys.executable, "-c", code, "merge-and-eval", *map(str, words)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+    )
+    assert called.returncode == 2 and "Traceback" not in called.stderr
+    assert called.stderr.strip().splitlines()[-1].count("written") == 1 and not place.exists()
+
+
+def test_the_dry_run_tells_time_and_memory_of_training(world, task):
+    words = [*world[0], "--base", world[1], "--task", task, "--dry-run", *FAST]
+    plain, trained = (
+        making.answered("merge-and-eval", *words, *more)[1]["estimate"]
+        for more in ((), ("--baseline", "train:items=18,rank=64"))
+    )
+    model = making.tiny_llama()
+    assert {*trained["systems"]} - {*plain["systems"]} == {"trained"}
+    assert trained["seconds"] > plain["seconds"]
+    assert trained["memory_bytes"] > plain["memory_bytes"]
+    assert sum("Training takes" in hint for hint in trained["hints"]) == 1
+    factors, kept, least = training.memory_of(Rows(model), ROWS, recipe_of("train"))
+    wide = training.memory_of(Rows(model), ROWS, recipe_of("train:rank=32"))
+    assert wide[0] == 2 * factors and 0 < least < kept
+    longer = [([*ids, *ids], start) for ids, start in ROWS]
+    assert training.memory_of(Rows(model), longer, recipe_of("train"))[1] > 1.5 * kept
+    assert not any("lora" in name for name, _ in model.named_modules())
 
 
 def plain_task(n=48, **fields):

@@ -18,11 +18,12 @@ from loraprobe.errors import OutOfMemory, TaskError, UsageError
 from loraprobe.evaluation import System
 from loraprobe.extension import SourceInputs
 from loraprobe.extensions.train import training
-from loraprobe.extensions.train.part import AboutTraining, TrainedRecord
+from loraprobe.extensions.train.part import AboutTraining, TrainedRecord, _curve
 from loraprobe.extensions.train.recipe import recipe_of, sizes
 from loraprobe.extensions.train.source import TrainedSource
 from loraprobe.front_matter import read_front_matter
 from loraprobe.options import Options
+from loraprobe.records import QUESTION
 from loraprobe.report.answer import answer
 from loraprobe.session import Session
 from loraprobe.tasks import Item, Task
@@ -166,6 +167,37 @@ def test_what_was_left_out_of_a_curve_is_told(world, task, monkeypatch):
     assert any("16 questions" in note for note in found.notes)
     assert {row.why for row in found.not_trained} == {"time"}
     assert any(label == "curve" for label, _ in answer(found).lines)
+
+
+def test_the_demo_tells_how_many_questions_reach_the_adapter_of_the_target():
+    code, found = making.answered(
+        "demo", "--scenario", "target-adapter", "--baseline", "train:curve=true", "--threads", "1"
+    )
+    scores = {row["system"]: row["value"] for row in found["evaluation"] if row["part"] == QUESTION}
+    assert code == 1 and scores["trained"] < 0.2 < 0.9 < scores["spouse-city"]
+    left_out = [(row["items"], row["why"], row["other"]) for row in found["not_trained"]]
+    assert left_out == [(n, "no-room", "spouse-city") for n in (8, 16, 32)]
+    assert [row["items"] for row in found["training"]] == [64]
+
+
+@pytest.mark.parametrize(
+    ("scores", "reached"),
+    [((0.1, 0.2, 0.3), None), ((0.1, 0.7, 0.8), 16), ((0.7, 0.6, 0.8), 8)],
+)
+def test_the_curve_names_the_fewest_questions_that_reach_what_is_compared(scores, reached):
+    evidence = evidences.known(evidences.evidence({"base": 0.1, "a": 0.3, "b": 0.2, "sum": 0.6}))
+    names = {"trained:8": 8, "trained:16": 16, "trained": 32}
+    own = [
+        replace(evidences.score("base", value), system=name, kind="trained")
+        for name, value in zip(names, scores, strict=True)
+    ]
+    evidence = evidences.replaced(evidence, scores=(*evidence.measured.scores, *own))
+    rows = [
+        TrainedRecord(name, n, 2, 40, 16, 0, False, 9, 9, 2.0, 1.0, 1e-3, "steps", 0, "")
+        for name, n in names.items()
+    ]
+    text = _curve(decide(evidence), evidence, rows).rpartition("; ")[2]
+    assert text.startswith("8, 16 and 32" if reached is None else f"{reached} questions")
 
 
 @pytest.mark.parametrize("method", ["uniform", "ties"])

@@ -19,7 +19,7 @@ from loraprobe.extension import PASSES, installed
 from loraprobe.memory import peak_memory
 from loraprobe.options import Options
 from loraprobe.pipeline.evaluator import Evaluator
-from loraprobe.pipeline.plan import baseline_systems
+from loraprobe.pipeline.plan import Sources, baseline_systems
 from loraprobe.routing.constant import ConstantGates
 from loraprobe.tasks import Task
 
@@ -96,6 +96,11 @@ def cost_of(evaluator: Evaluator, systems: Sequence[str], seconds: float) -> Cos
     )
 
 
+def texts_read(sources: Sources) -> dict[str, int]:
+    """The systems that extensions add, each with how many texts are read at most to make it."""
+    return {name: n for source, own in sources for name, n in source.expected(own).items()}
+
+
 def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
     """The estimate of merge-and-eval; nothing is evaluated but a few items, which are timed."""
     inputs, plan, options = evaluator.inputs, evaluator.plan, evaluator.session.options
@@ -106,10 +111,11 @@ def estimate_of_plan(evaluator: Evaluator) -> CostEstimate:
     sizes |= {spec: 1 if spec == "chain" else len(adapters) for spec in plan.specs}
     sizes |= {"shrunk": 1, "random-partner": len(adapters)} if len(plan.specs) else {}
     # The texts that are read to fit something, with so many adapters in the base.
-    reading = [(n, 1) for source, parts in plan.sources for n in source.expected(parts).values()]
+    made = texts_read(plan.sources)
+    reading = [(texts, 1) for texts in made.values()]
     if plan.parts is not None and options.learns:
         reading.append((PASSES * LEARNING_STEPS * plan.parts.items[0], len(adapters)))
-    sizes |= {name: 1 for source, parts in plan.sources for name in source.expected(parts)}
+    sizes |= dict.fromkeys(made, 1)
     seconds = units_of(plan.tasks, options) * sum(map(pace, sizes.values()))
     seconds += units_of(inputs.guards, options) * (pace(0) + pace(1) + pace(len(adapters)))
     seconds += sum(READ * texts * pace(size) for texts, size in reading)

@@ -54,7 +54,14 @@ from loraprobe.extensions.screen.splits import halves, split_for_screening
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of
-from loraprobe.pipeline.estimate import READ, CostEstimate, cost_of, measure_pace, units_of
+from loraprobe.pipeline.estimate import (
+    READ,
+    CostEstimate,
+    cost_of,
+    measure_pace,
+    texts_read,
+    units_of,
+)
 from loraprobe.pipeline.evaluate import RoundResult, SequentialEvaluation, added_systems
 from loraprobe.pipeline.evaluator import NEXT_TOKENS, Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs
@@ -556,11 +563,7 @@ def estimate_of_screen(screen: Screen) -> CostEstimate:
     seconds = (units_of(screen.asked, options) + READ * texts) * (pace(0) + n * pace(1))
     seconds += units_of(screen.untried, options) * min(TRIED * keep, pairs) * pace(2)
     singles, compositions = min(n, BEST_SINGLES + 2 * sets), sets * len(specs) + CONTROLS
-    made = {
-        name: texts
-        for source, own in evaluator.plan.sources
-        for name, texts in source.expected(own).items()
-    }
+    made = texts_read(evaluator.plan.sources)
     seconds += READ * sum(made.values()) * pace(1)
     proved = pace(0) + (singles + len(made)) * pace(1) + compositions * pace(2)
     seconds += units_of(parts.left, options) * proved

@@ -44,11 +44,18 @@ from loraprobe.extensions.screen.together.records import (
 from loraprobe.formatting import count, listing, nearest
 from loraprobe.options import Options, flag_of
 from loraprobe.pipeline.commands import asking, merge_and_eval, nothing_kept
-from loraprobe.pipeline.estimate import CostEstimate, cost_of, measure_pace, units_of
+from loraprobe.pipeline.estimate import (
+    READ,
+    CostEstimate,
+    cost_of,
+    measure_pace,
+    texts_read,
+    units_of,
+)
 from loraprobe.pipeline.evaluator import Evaluator, open_evaluator
 from loraprobe.pipeline.inputs import Inputs, check_state, open_inputs
 from loraprobe.pipeline.outcome import Outcome, audit_of
-from loraprobe.pipeline.plan import Plan, plan_of
+from loraprobe.pipeline.plan import Plan, plan_of, with_sources
 from loraprobe.pipeline.preflight import PreflightReport, check
 from loraprobe.records import FORMS, ItemPart
 from loraprobe.routing.constant import ConstantGates, single
@@ -118,9 +125,13 @@ def estimate_own(
         seconds = sum(units_of([task], options) for task in alone)
         seconds *= pace(0) + (1 + len(GATES)) * pace(1) + (2 * pace(2) if len(names) > 2 else 0)
         specs = plan_of(options, library.inputs.adapters[:2], library.inputs.tasks[:2]).specs
-        pair = [library.left[name] for name in names[:2]]
-        proof = pace(0) + 3 * pace(1) + (len(specs) + 1) * pace(2)
-        return cost_of(evaluator, ["base", *names], seconds + units_of(pair, options) * proof)
+        sources, pair = with_sources([library.left[name] for name in names[:2]], None, options)
+        made = texts_read(sources)
+        seconds += READ * sum(made.values()) * pace(1)
+        proof = pace(0) + (3 + len(made)) * pace(1) + (len(specs) + 1) * pace(2)
+        seconds += units_of(pair, options) * proof
+        asked = replace(evaluator, plan=replace(evaluator.plan, sources=sources))
+        return cost_of(asked, ["base", *names, *made], seconds)
 
 
 # ---- what is read --------------------------------------------------------------------------------

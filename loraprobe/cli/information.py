@@ -168,7 +168,10 @@ def skill_text() -> str:
         "Call commands with `--json` where they take it: standard output is then one document, "
         "also for an error (`error.code`, `message`, `cure`), and `loraprobe --json-schema` prints "
         "the schema of results. Read `verdict.decision`, `verdict.action`, `verdict.gain` and "
-        "`verdict.reasons`, and run `verdict.next`. `--dry-run` tells time and memory first.",
+        "`verdict.reasons`, and run `verdict.next`, which is for a `shell` or for `python` as "
+        "`verdict.next_in` says; words in capitals and files that you lack have to be replaced "
+        "before. `loraprobe task new FILE` writes and explains a file of questions, `--dry-run` "
+        "tells time and memory first.",
         "",
         flowing(cli.options.__doc__),
     ]

@@ -3,51 +3,70 @@
 #
 #     bash end_to_end.sh BASE NAME=ADAPTER NAME=ADAPTER TASK TASK OUT [OPTION...]
 #
-# It needs vLLM (VLLM=PATH names the program), and pip install 'loraprobe[proxy]'. OPTION goes to the
-# runs of merge-and-eval, such as --limit 60. All that is printed stands in OUT, and the servers end
-# with the script.
+# 1. merge-and-eval measures both adapters, their merges and the router by-text on your two tasks, and
+#    writes the router with its adapters to OUT/routed.
+# 2. vLLM serves the base and these adapters, and loraprobe proxy stands in front of it.
+# 3. merge-and-eval asks the same questions through the front, and compare.py compares the answers.
+# 4. verify tells whether each name is what it should be, also while requests of all names come at once.
+#
+# It needs vLLM (VLLM=PATH names the program, RANK=N the largest rank of your adapters, 16 by default),
+# and pip install 'loraprobe[proxy]'. OPTION goes to both runs of merge-and-eval, such as --limit 48.
+# PORT and FRONT are where the server and the front listen (8000 and 8080). All that is printed stands in
+# OUT as well, and the servers end with the script. Its exit code is 0 where everything is right.
 set -euo pipefail
+if [ $# -lt 6 ]; then
+    sed -n '2,/^set/{/^set/!s/^# \{0,1\}//p}' "$0" >&2
+    exit 2
+fi
 base=$1 one=$2 two=$3 first=$4 second=$5 out=$6
 shift 6
 here=$(cd "$(dirname "$0")" && pwd)
-port=${PORT:-8000} front=${FRONT:-8080}
+server=http://127.0.0.1:${PORT:-8000} front=http://127.0.0.1:${FRONT:-8080}
 mkdir -p "$out"
 trap 'kill $(jobs -p) 2>/dev/null || true; wait' EXIT
-say() { printf '\n$ %s\n' "$*"; }
 tasks=(--base "$base" --task "$first" --task "$second")
 
-ready() { # URL SECONDS
-    for _ in $(seq "$2"); do curl -sf "$1" >/dev/null && return; sleep 1; done
-    echo "$1 does not answer" >&2
-    exit 1
+step() { printf '\n$ %s\n' "$*"; } # the command that follows, with short names
+fail() { echo "$*" >&2; exit 1; }
+
+ready() { # URL SECONDS PROCESS WHAT: waits until a server answers
+    for _ in $(seq "$2"); do
+        kill -0 "$3" 2>/dev/null || fail "$4 ended; look at $out/vllm.log."
+        curl -sf "$1/health" >/dev/null && return
+        sleep 1
+    done
+    fail "$4 does not answer at $1 after $2 s."
 }
 
-say loraprobe merge-and-eval ONE TWO --task FIRST --task SECOND --serve vllm -o routed "$@"
+step loraprobe merge-and-eval ONE TWO --task FIRST --task SECOND --serve vllm -o routed "$@"
 loraprobe merge-and-eval "$one" "$two" "${tasks[@]}" --serve vllm -o "$out/routed" --overwrite \
     --save-samples "$out/here.jsonl" --exit-zero "$@" | tee "$out/verdict.txt"
-test -e "$out/routed/router.json" # else another system is advised
+[ -e "$out/routed/router.json" ] || fail "The verdict advises another system than by-text; serve that."
 
+# One place more than there are adapters (--max-loras): vLLM before 0.33 on a CPU gives requests of the
+# base what stands in the last place, where it reads them together with requests of an adapter.
 adapters=()
 for given in "$one" "$two"; do adapters+=("${given%%=*}=$out/routed/experts/${given%%=*}"); done
-say vllm serve BASE --enable-lora --lora-modules "${adapters[@]##*/}"
-"${VLLM:-vllm}" serve "$base" --served-model-name base --enable-lora --lora-modules "${adapters[@]}" \
-    --max-loras 2 --max-lora-rank "${RANK:-16}" --dtype float32 --max-model-len "${LENGTH:-512}" \
-    --host 127.0.0.1 --port "$port" --enforce-eager >"$out/vllm.log" 2>&1 &
-ready "http://127.0.0.1:$port/health" 900
+step vllm serve BASE --enable-lora --max-loras 3 --lora-modules "${adapters[@]/"$out/"/}"
+"${VLLM:-vllm}" serve "$base" --served-model-name base --enable-lora --max-loras 3 \
+    --lora-modules "${adapters[@]}" --max-lora-rank "${RANK:-16}" --dtype float32 \
+    --max-model-len "${LENGTH:-512}" --host 127.0.0.1 --port "${server##*:}" --enforce-eager \
+    >"$out/vllm.log" 2>&1 &
+ready "$server" 900 $! "vLLM"
 
-say loraprobe proxy routed --server "http://127.0.0.1:$port" --port "$front"
-loraprobe proxy "$out/routed" --server "http://127.0.0.1:$port" --port "$front" &
-ready "http://127.0.0.1:$front/health" 60
+step loraprobe proxy routed --server "$server" --port "${front##*:}"
+loraprobe proxy "$out/routed" --server "$server" --port "${front##*:}" &
+ready "$front" 60 $! "The front"
 
-say loraprobe merge-and-eval ONE TWO ... --engine "http://127.0.0.1:$front" --system by-text
+step loraprobe merge-and-eval ONE TWO --task FIRST --task SECOND --engine "$front" --system by-text "$@"
 loraprobe merge-and-eval "$one" "$two" "${tasks[@]}" --system by-text --exit-zero "$@" \
-    --engine "http://127.0.0.1:$front" --save-samples "$out/served.jsonl" | tee "$out/served.txt"
+    --engine "$front" --save-samples "$out/served.jsonl" | tee "$out/served.txt"
 
-say python compare.py here.jsonl served.jsonl --ask "http://127.0.0.1:$front"
-python "$here/compare.py" "$out/here.jsonl" "$out/served.jsonl" --ask "http://127.0.0.1:$front" \
+step python compare.py here.jsonl served.jsonl --ask "$front"
+python "$here/compare.py" "$out/here.jsonl" "$out/served.jsonl" --ask "$front" \
     | tee "$out/compared.txt"
 
-named="${one%%=*}=$out/routed/experts/${one%%=*},${two%%=*}=$out/routed/experts/${two%%=*},base"
-say loraprobe verify --served "http://127.0.0.1:$front" --adapters ONE,TWO,base --load 8 --seconds 20
-loraprobe verify --served "http://127.0.0.1:$front" --adapters "$named" --load 8 --seconds 20 \
-    --base "$base" | tee "$out/load.txt" # its exit code is that of the script
+named=$(IFS=,; echo "${adapters[*]}"),base
+step loraprobe verify --served "$front" --adapters "${named//"$out/"/}" --base BASE --load 8 --seconds 60
+loraprobe verify --served "$front" --adapters "$named" --base "$base" --load 8 --seconds 60 \
+    | tee "$out/load.txt" # it ends with 1 where the server is wrong, which ends the script so

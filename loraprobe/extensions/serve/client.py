@@ -17,6 +17,7 @@ import httpx
 from pydantic import AliasChoices, AliasPath, BaseModel, Field, RootModel, ValidationError
 
 from loraprobe.errors import EngineError, UsageError
+from loraprobe.formatting import listing
 from loraprobe.secrets import scrub
 
 KEY = "OPENAI_API_KEY"
@@ -27,6 +28,7 @@ BUSY = (429, 503)  # a server that answers so is asked again
 LONGEST = 1 << 20  # bytes of an answer that are read
 LONGEST_TOKEN = 1000  # characters of a token's text; bytes beside it that an answer may say of it
 LONGEST_NAME = 1000  # characters of a model's name
+LISTED = 8  # models that are named where another was asked for
 VERSION = re.compile(r"[\w.+-]{1,60}", re.ASCII)  # no path, and no text that goes on
 LEAST_LOG = -1e6  # of a log-probability; that of the likeliest token is far above
 # A server takes values that are not given from the base's generation_config.json.
@@ -69,6 +71,15 @@ class _Models(BaseModel):
     """a list of models, with names and lengths of at least 2 tokens,"""
 
     data: list[ServedModel]
+
+
+def absent(server: str, names: Sequence[str], models: Sequence[ServedModel]) -> str:
+    """What is told where a server lacks models of these names: a sentence without its end.
+
+    server: its address. models: those that it has, of which a few are named.
+    """
+    held = ", ".join(one.id for one in models[:LISTED]) or "none"
+    return f"{server} has no model named {listing(names)} (it has {held})"
 
 
 # What a server gives as a log-probability: no text, no infinity and nothing that is no number.
@@ -209,7 +220,7 @@ class Server:
         """The name of the only model. Raises UsageError where there are several or none."""
         names = [model.id for model in self.models()]
         if len(names) != 1:
-            listed = ", ".join(names[:8]) or "none"
+            listed = ", ".join(names[:LISTED]) or "none"
             raise UsageError(
                 f"{self.address} has {len(names)} models ({listed}); name the adapter's by --model."
             )
@@ -342,17 +353,23 @@ class Server:
         self, client: httpx.AsyncClient, path: str, body: dict[str, Any] | None
     ) -> bytes:
         """The answer to one request, which is sent again while the server is busy."""
-        wait = 0.5
+        wait, busy = 0.5, 0
         try:
             async with asyncio.timeout(self.patience):
                 while True:
                     status, content, headers = await self.once(client, path, body)
                     if status not in BUSY:
                         break
-                    told = headers.get("retry-after", "")
+                    busy, told = status, headers.get("retry-after", "")
                     await asyncio.sleep(float(told) if told.isdecimal() else wait)
                     wait = min(2 * wait, 30.0)
         except TimeoutError:
+            if busy:
+                why, cure = (
+                    f"status {busy} for {self.patience:g} s",
+                    "try again when it has less to do",
+                )
+                raise self._error("is busy", why, cure, busy) from None
             raise self._error("cannot be asked", self._late()) from None
         if status != 200:
             raise self.refusal(path, status, content, headers)

@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
+import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from loraprobe.cli.parameters import argument, setting
 from loraprobe.cli.running import Output
@@ -34,6 +38,7 @@ ROUTED = ("/v1/chat/completions", "/v1/completions")
 LARGEST = 1 << 26  # bytes of a request
 LOOKED_AT = 8  # messages of a user, the newest first
 GRACE = 30  # seconds that open answers have after the front was told to stop
+START = 60.0  # seconds that the server has to tell its models
 # Headers of one connection, which do not go on to the other one.
 OF_HOP = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization te trailer transfer-encoding "
@@ -211,24 +216,39 @@ def front(router: RouterFile, address: str, base: str, prefix: str = "") -> Star
     return Starlette(routes=routes, lifespan=lifespan)
 
 
+def _broken_off(record: logging.LogRecord) -> bool:
+    """Tells in one line, and not as a fault of the front, that the server broke off an answer.
+
+    The front breaks it off as well, so that no client takes it for whole.
+    """
+    import httpx
+
+    failed = record.exc_info[1] if record.exc_info else None
+    if isinstance(failed, httpx.TransportError):
+        record.msg = "The server behind this front broke off an answer (%s)."
+        record.args, record.exc_info, record.exc_text = (type(failed).__name__,), None, None
+    return True
+
+
 def base_among(models: Sequence[ServedModel], router: RouterFile, given: str | None) -> str:
     """The name of the server's base, after checking that it has the adapters.
 
     Raises UsageError for an adapter that it lacks, and where its base has several names.
     """
+    from loraprobe.extensions.serve.client import absent
+
     held = {one.id: one for one in models}
     missing = [name for name in router.names if name not in held]
     if missing:
-        there = listing([*held]) or "none"
         raise UsageError(
-            f"The server has no model named {listing(missing)} (it has {there}):",
+            f"{absent('The server', missing, models)}:",
             "serve the adapters under the names that router.json gives, as in vllm serve BASE "
             f"--enable-lora --lora-modules {missing[0]}=DIR/experts/{missing[0]}.",
         )
     if given is not None:
         if given not in held:
             raise UsageError(
-                f"The server has no model named {given}:", f"it has {listing([*held])}."
+                f"{absent('The server', [given], models)}:", "give one of these as --base-model."
             )
         return given
     parents = {held[name].parent for name in router.names}
@@ -271,7 +291,7 @@ def proxy(
         raise UsageError(
             "loraprobe proxy needs starlette and uvicorn; pip install 'loraprobe[proxy]'."
         ) from None
-    known = Server(server, "--server")
+    known = Server(server, "--server", START)
     models = known.models()
     base = base_among(models, router, base_model)
     sglang = any(one.id == base and one.owned_by == "sglang" for one in models)
@@ -302,5 +322,11 @@ def proxy(
         date_header=False,
         timeout_graceful_shutdown=GRACE,
     )
+    logging.getLogger("uvicorn.error").addFilter(_broken_off)
+    stopped = list[int]()  # a front ends by a signal, and starts again from nothing that is kept
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: stopped.append(number))
     with listening:
         uvicorn.Server(config).run(sockets=[listening])
+    if stopped:
+        raise typer.Exit(128 + stopped[0])  # as shells tell of a signal

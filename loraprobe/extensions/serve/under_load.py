@@ -377,7 +377,8 @@ def judged(answers: Answers, known: Known, alone: float, load: int) -> UnderLoad
     told = len(answers.came) - undecided
     at_most = float(special.betaincinv(wrong + 1, told - wrong, LEVEL)) if told > wrong else 1.0
     serves = "mixed" if wrong else "right"
-    if not wrong and (at_most > OPEN or undecided > OPEN * len(answers.came)):
+    silent = any(not one.right for one in rows)  # of a name without answers nothing is known
+    if not wrong and (silent or at_most > OPEN or undecided > OPEN * len(answers.came)):
         serves = "unclear"
     return UnderLoad(
         serves,

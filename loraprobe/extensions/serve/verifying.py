@@ -15,7 +15,7 @@ from loraprobe.base import Base
 from loraprobe.cli.running import Output
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.extensions.serve import ServeOptions, recognising, under_load
-from loraprobe.extensions.serve.client import Server
+from loraprobe.extensions.serve.client import Server, absent
 from loraprobe.extensions.serve.recognising import Served
 from loraprobe.extensions.serve.under_load import UnderLoad
 from loraprobe.formatting import count, listing
@@ -90,8 +90,8 @@ def _verify_names(options: Options, output: Output, base: str | None) -> int:
         answers = list[Served]()
         if refs:
             answers = ask_server(server, [*refs], [*refs.values()], base, own.prompts, session)
-        codes = (EXIT_CODES.get(one.serves, 1) for one in answers)
-        code = next(filter(None, codes), 0)
+        codes = [EXIT_CODES.get(one.serves, 1) for one in answers]
+        code = 1 if 1 in codes else max(codes, default=0)  # what is false goes before what is open
         told = [served_answer(one, given[one.model] or "") for one in answers]
         serves = ",".join(one.serves for one in answers)
         fields: dict[str, Any] = {"served": answers, "under_load": None}
@@ -128,10 +128,9 @@ def names_of(adapters: Sequence[str], server: Server) -> dict[str, str]:
         if text not in held and not ref:
             name, ref = local_name(text), text
         if name not in held and not (sglang and ":" in name):
-            listed = ", ".join(held[:8]) or "none"
             raise UsageError(
-                f"{server.address} has no model named {name} (it has {listed}); load it, or give "
-                "the server's names as --adapters=NAME or NAME=REF."
+                f"{absent(server.address, [name], models)}; load it, or give the server's names as "
+                "--adapters=NAME or NAME=REF."
             )
         if name in found:
             raise UsageError(f"--adapters names {name} twice; name each model once.")
@@ -224,10 +223,10 @@ def served_answer(served: Served, directory: str) -> Answer:
     noise = "unknown: the server lists no other model that is the base"
     if served.floor is not None:
         noise = f"the server's base is {served.floor:.3f} from the base here"
-    wrong = f"{served.error_rate:.1%}" if served.error_rate else f"none of {recognising.DRAWS:,}"
+    wrong = f"{served.error_rate:.1%} of" if served.error_rate else "none of"
     lines: list[Line] = [
         ("measured", figures),
-        ("noise", f"{noise}; wrong with such noise: {wrong} of draws"),
+        ("noise", f"{noise}; wrong with such noise: {wrong} {recognising.DRAWS:,} draws"),
     ]
     if kind == "unclear" and served.between >= recognising.TELLS:
         kind = "noisy" if served.floor is not None else "no base"
@@ -285,6 +284,7 @@ def load_answer(found: UnderLoad) -> Answer:
 
 
 LOAD_FIX = (
-    "load all adapters before requests come, in as many places as there are (vLLM: --max-loras), "
-    "or take another version of the server, and repeat this"
+    "load all adapters before requests come, in one place more than there are (vLLM: --max-loras; "
+    "before 0.33 its last place answered for the base on a CPU), or take another version of the "
+    "server, and repeat this"
 )

@@ -212,6 +212,11 @@ class Upstream:
             request.end_headers()
             return None
         asked = json.loads(body or b"{}")
+        if dies := asked.get("dies"):
+            length = b"content-length: 99" if dies == "length" else b"transfer-encoding: chunked"
+            request.wfile.write(b"HTTP/1.1 200 OK\r\n" + length + b"\r\n\r\n3\r\none\r\n")
+            request.close_connection = True
+            return None
         if asked.get("stream"):
             request.send_response(200)
             request.send_header("content-type", "text/event-stream")
@@ -333,6 +338,50 @@ def test_a_server_that_is_gone_is_told_and_nothing_else_blamed(file):
     assert answer.status_code == 502 and "does not answer" in answer.json()["error"]["message"]
 
 
+@pytest.mark.parametrize("kind", ["length", "chunks"])
+def test_an_answer_that_the_server_breaks_off_is_not_taken_for_whole(both, kind):
+    client, _ = both
+    with pytest.raises(httpx.RemoteProtocolError):
+        client.post("/v1/completions", json={"prompt": HOMES[7], "dies": kind})
+    assert client.post("/v1/completions", json={"prompt": HOMES[7]}).json()["model"] == "home"
+
+
+def models(*names):
+    return {"data": [{"id": name} for name in names]}
+
+
+AT_START = {  # what the server gives in place of its models: status, document, what is told
+    "other adapters": (200, models("big", "spouse", "work"), "no model named home"),
+    "no models": (200, models(), "it has none"),
+    "redirects": (302, b"", "status 302"),
+    "wants a key": (401, b"", "OPENAI_API_KEY"),
+    "another schema": (200, {"models": []}, "a list of models"),
+    "no JSON": (200, b"<html>", "a list of models"),
+    "always busy": (429, {}, "busy"),
+    "drips": (200, None, "no whole answer in 0.4 s"),
+}
+
+
+@pytest.mark.parametrize("name", AT_START)
+def test_a_server_that_the_front_cannot_stand_before_is_told_at_its_start(file, name, monkeypatch):
+    status, document, told = AT_START[name]
+    monkeypatch.setattr(proxying, "START", 0.4)
+
+    def reply(request):
+        request.send_response(status)
+        request.send_header("location", "http://elsewhere.invalid/")
+        request.end_headers()
+        for _ in range(10 if document is None else 0):
+            request.wfile.write(b" ")
+            time.sleep(0.1)
+        request.wfile.write(document if isinstance(document, bytes) else _bytes(document))
+
+    with listening(reply) as address:
+        ended = making.call("proxy", file, "--server", address)
+    assert ended.exit_code == 2 and len(ended.stderr.splitlines()) <= 6, ended.stderr
+    assert told in " ".join(ended.stderr.split()), ended.stderr
+
+
 def test_the_command_serves_until_it_is_stopped(file):
     """As a user runs it: it finds the base, answers, prints no prompt, and stops at ^C."""
     with listening(Upstream()) as address:
@@ -357,10 +406,15 @@ def test_the_command_serves_until_it_is_stopped(file):
                     break
                 time.sleep(0.05)
             assert answer.json()["model"] == "home"
+            for dies in ("length", "chunks"):
+                with pytest.raises(httpx.TransportError):
+                    httpx.post(f"{url}/v1/completions", json={"prompt": HOMES[7], "dies": dies})
         finally:
             started.send_signal(signal.SIGINT)
             rest = started.communicate(timeout=30)[1]
-        assert started.returncode in (0, 130) and HOMES[7] not in rest and "Traceback" not in rest
+        assert started.returncode == 130 and HOMES[7] not in rest and "Traceback" not in rest
+        assert "--resume" not in rest
+        assert len([line for line in rest.splitlines() if "broke off" in line]) == 2
 
 
 def _bytes(body):

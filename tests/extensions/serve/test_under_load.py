@@ -338,6 +338,49 @@ def test_a_server_that_wants_a_key_ends_the_run():
     assert ended.exit_code == 2 and "OPENAI_API_KEY" in ended.stderr
 
 
+def test_a_name_that_never_answers_under_load_leaves_it_open():
+    """As of an adapter that was unloaded meanwhile: the others are right, and it is not known."""
+
+    def odd(handler: BaseHTTPRequestHandler, asked: dict, number: int) -> bool:
+        if number < 0 or asked.get("model") != "steps":
+            return False
+        send(handler, {"error": "no such model"}, 404)
+        return True
+
+    with serving(odd) as url:
+        ended = verify(url, "--json")
+    found = json.loads(ended.stdout)["under_load"]
+    assert (ended.exit_code, found["serves"]) == (3, "unclear")
+    assert found["errors"].keys() == {"status 404"} and found["at_most"] < 0.05
+
+
+QUIET: dict[str, tuple[Answering, str]] = {  # before the load, which such a server is spared
+    "redirects": (FAULTS["redirects"][0], "status 302"),
+    "no numbers": (FAULTS["no numbers"][0], "log-probabilities"),
+    "another schema": (FAULTS["another schema"][0], "log-probabilities"),
+    "fails": (FAULTS["fails"][0], "status 500"),
+    "wants a key": (often(401, b""), "OPENAI_API_KEY"),
+    "always busy": (lambda *asked: send(asked[0], {}, 429) or True, "is busy (status 429"),
+}
+
+
+@pytest.mark.parametrize("fault", QUIET)
+def test_a_server_at_fault_is_not_loaded(fault, monkeypatch):
+    odd, told = QUIET[fault]
+    monkeypatch.setattr(recognising, "TIMEOUT", 1.0)
+    last = []
+
+    def seen(handler: BaseHTTPRequestHandler, asked: dict, number: int) -> bool:
+        last.append(number)
+        return odd(handler, asked, number)
+
+    with serving(seen, alone=False) as url:
+        ended = verify(url, "--json", seconds="30")
+    error = json.loads(ended.stdout)["error"]
+    assert (ended.exit_code, error["code"]) == (2, "server")
+    assert told in error["message"] and len(last) < ALONE
+
+
 def test_a_server_without_log_probabilities_is_told_before_the_load():
     with serving(often(200, {"choices": [{"text": "x"}]}), alone=False) as url:
         ended = verify(url)

@@ -23,6 +23,7 @@ from words import word_tokenizer
 from loraprobe.errors import BaseError
 from loraprobe.extensions.serve import verifying
 from loraprobe.extensions.serve.acceptance import first_tokens
+from loraprobe.extensions.serve.recognising import Served
 from loraprobe.scoring import ModelScorer
 
 pytestmark = pytest.mark.needs("verify")
@@ -296,3 +297,18 @@ def test_several_names_are_each_compared_with_their_files(world, monkeypatch):
     found = json.loads(wrong.stdout)
     assert [one["serves"] for one in found["served"]] == ["another"] * 2
     assert found["under_load"] is None and found["served"][0]["other"] == "o"
+
+
+@pytest.mark.parametrize("order", [["base", "unclear"], ["unclear", "base"]])
+def test_what_is_false_goes_before_what_is_open(world, monkeypatch, order):
+    """In any order of the names."""
+    names = dict(zip(["adapter", "o"], order, strict=True))
+
+    def compared(server, name, *_):
+        return Served("a", name, names[name], 12, 1.0, 0.0, 1.0, None, 0.0)
+
+    monkeypatch.setattr(verifying.recognising, "compare_served", compared)
+    files = f"adapter={world[0] / 'adapter'},o={world[0] / 'other'}"
+    with server(two_models({"b": world[1]["base"], **dict.fromkeys(names, abs)})) as (url, _):
+        ended = verify_names(world, url, files, "-q")
+    assert (ended.exit_code, ended.stdout) == (1, ",".join(order) + "\n")

@@ -4,13 +4,15 @@
 
 Its folder, its tests and its line of `loraprobe/wiring.py` go. The rest then has to pass the
 checks, the tests and the demo. Folders of the lab that use the extension go too, with their tests.
---quick: of the tests those of help and wrong calls, the rules, the documentation and README.
+--quick: of the tests those of help and wrong calls, the rules, the documentation and README, in one
+process, so that a core serves each of several extensions at once.
 """
 
 import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from loraprobe import wiring
@@ -27,6 +29,7 @@ def without(name: str, quick: bool) -> None:
     """Raises CalledProcessError where something fails without the extension."""
     copy = ROOT / "build" / "without" / name
     shutil.rmtree(copy, ignore_errors=True)
+    shutil.rmtree(copy.parent / f"cache-{name}", ignore_errors=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT, capture_output=True, text=True, check=True,
@@ -51,18 +54,34 @@ def without(name: str, quick: bool) -> None:
     (copy / "loraprobe" / "wiring.py").write_text("".join(kept))
     tools = Path(sys.executable).parent
     environment = {**os.environ, "PYTHONPATH": str(copy), "PATH": f"{tools}:{os.environ['PATH']}"}
-    environment["MYPY_CACHE_DIR"] = str(copy.parent / "mypy")  # one for all copies
-    tests = " ".join(QUICK) if quick else ""
+    environment["LORAPROBE_CACHE"] = str(copy.parent / f"cache-{name}")  # a run has its own alone
+    if (ROOT / ".mypy_cache").is_dir():  # what did not change is not checked again
+        shutil.copytree(ROOT / ".mypy_cache", copy / ".mypy_cache")
+    tests = "-n auto --maxprocesses 8 --dist worksteal"
+    if quick:
+        tests = " ".join(["-n 0", *QUICK])
+        environment["OMP_NUM_THREADS"] = "1"
     for command in (
         "python tests/pages.py",  # the documentation of what is left
         *CHECKS,
-        f"python -m pytest -n auto --maxprocesses 8 --dist worksteal {tests}",
+        f"python -m pytest {tests}",
         "python -m loraprobe demo --exit-zero --quiet",
     ):
-        print(f"without {name}: {command}", flush=True)
-        subprocess.run(command.split(), cwd=copy, env=environment, check=True)
+        run = subprocess.run(
+            command.split(), cwd=copy, env=environment,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        print(f"without {name}: {command}\n{run.stdout}", end="", flush=True)
+        run.check_returncode()
 
 
 if __name__ == "__main__":
-    for chosen in [one for one in sys.argv[1:] if one != "--quick"] or wiring.EXTENSIONS:
-        without(chosen, "--quick" in sys.argv)
+    names = [one for one in sys.argv[1:] if one != "--quick"] or wiring.EXTENSIONS
+    quick = "--quick" in sys.argv
+    with ThreadPoolExecutor(os.cpu_count() if quick else 1) as pool:
+        for done in [pool.submit(without, name, quick) for name in names]:
+            try:
+                done.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise

@@ -26,7 +26,8 @@ import uvicorn
 from machine import about
 
 from loraprobe.extensions.serve.proxying import front
-from loraprobe.text_profile import FILE, TextProfile, read_router, written
+from loraprobe.extensions.serve.router_file import read_router
+from loraprobe.text_profile import FILE, TextProfile, written
 
 AIM_MS = 2.0
 NAMES = [

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 
 import pytest
 from fake_scorer import BASE, CUT, adapters, results, single
 
-from loraprobe.errors import OutputError
 from loraprobe.evaluation import System, attribute, samples_of, score, wrong_samples
 from loraprobe.evaluation.attribution import LONGEST
 from loraprobe.records import Attribution, Reply
-from loraprobe.report.documents import check_samples, write_samples
 from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 THREE = [BASE, *adapters("a"), System("m", "merge", single("m"))]
@@ -139,33 +136,3 @@ def test_losses_are_no_answers():
     asked = results({}, [BASE], [task], likelihoods=nothing, metric="answer_loss")
     found = samples_of(asked, [BASE], with_metrics([task], "answer_loss"))
     assert found == ()
-
-
-def test_the_file_has_a_question_a_line(samples, tmp_path):
-    file = tmp_path / "samples.jsonl"
-    write_samples(samples, file)
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert len(rows) == 12
-    assert rows[0]["replies"][2] == {
-        "system": "m",
-        "text": "x",
-        "right": True,
-        "cause": "solved",
-        "contains": True,
-        "cut": False,
-    }
-    assert len(rows[3]["replies"][2]["text"]) == 1000, "whole texts"
-    write_samples(samples, file)  # samples of an earlier run are replaced
-    assert len(file.read_text(encoding="utf-8").splitlines()) == 12
-
-
-@pytest.mark.parametrize("content", ["years of work\n", "[]\n", '{"prompt": "x"}\n', "[" * 9999])
-def test_nothing_else_is_replaced(content, tmp_path, samples):
-    file = tmp_path / "samples.jsonl"
-    file.write_text(content)
-    for refuse in (lambda: check_samples(file), lambda: write_samples(samples, file)):
-        with pytest.raises(OutputError):
-            refuse()
-    assert file.read_text() == content
-    with pytest.raises(OutputError):
-        check_samples(tmp_path)

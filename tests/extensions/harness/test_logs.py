@@ -18,6 +18,7 @@ lm_eval = pytest.importorskip("lm_eval")
 @pytest.fixture(scope="module")
 def logged(tmp_path_factory):
     """A run of the shipped world that wrote logs: its document, samples and the logs' folder."""
+    making.skip_without("--save-samples")
     place = tmp_path_factory.mktemp("logs")
     call = ["merge-and-eval", *making.shipped("disjoint"), "--limit", "12", "--system", "uniform"]
     files = ["--save-samples", place / "samples.jsonl", "--log-to", place / "logs"]

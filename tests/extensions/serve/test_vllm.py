@@ -46,6 +46,7 @@ def words(tmp_path_factory) -> list[str]:
 
 def answers(words: list[str], place: Path, *more: str) -> tuple[dict[str, Any], dict[Any, str]]:
     """The document of a run, and every reply."""
+    making.skip_without("--save-samples")
     found, bin_ = {}, str(Path(VLLM or "").parent)
     env = {"PATH": f"{bin_}{os.pathsep}{os.environ['PATH']}", "VLLM_CPU_KVCACHE_SPACE": "1"}
     env |= {"LORAPROBE_CACHE": str(place / "cache")}

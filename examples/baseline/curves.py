@@ -4,7 +4,7 @@ python curves.py OUT.jsonl BASE TASK.jsonl [BASE TASK.jsonl ...] [--most 128] [-
 
 A line for each base, task, number of questions and seed, written as it comes; what stands there
 already is not measured again. Up to SCORED questions that nothing was trained on are scored.
---start: adapters that are added to the base first, such as a composition: a warm start.
+--start: adapters whose mean, or with --weight 1 whose sum, is added to the base first: a warm start.
 """
 
 import argparse
@@ -66,13 +66,15 @@ def main():
     read.add_argument("--most", type=int, default=128)
     read.add_argument("--seeds", type=int, default=2)
     read.add_argument("--dtype", default="float32", help="in which the base computes")
-    read.add_argument("--start", nargs="*", default=[], help="adapters, each with weight 1")
+    read.add_argument("--start", nargs="*", default=[], help="adapters")
+    read.add_argument("--weight", type=float, help="of each of them; without it their mean")
     given = read.parse_args()
     lines = given.out.read_text().splitlines() if given.out.exists() else []
     rows = [json.loads(line) for line in lines]
     experts = [read_adapter(Path(one), Path(one).name) for one in given.start]
+    gates = [given.weight or 1 / len(experts) for _ in experts]
     named = {"start": " + ".join(one.name for one in experts)} if experts else {}
-    merge = Composition("start", experts, ConstantGates((1.0,) * len(experts))) if experts else None
+    merge = Composition("start", experts, ConstantGates(gates)) if experts else None
     for seed in range(given.seeds):
         for base, task in zip(given.pairs[::2], given.pairs[1::2], strict=True):
             key = {"base": Path(base).parent.name, "task": Path(task).stem, "seed": seed} | named

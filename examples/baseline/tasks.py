@@ -15,7 +15,7 @@ import re
 from pathlib import Path
 
 from loraprobe_lab.worlds.couples import COUPLES, FactSizes, make_facts
-from loraprobe_lab.worlds.facts import NUMBERS, WORDS, lists_of_names
+from loraprobe_lab.worlds.facts import NUMBERS, WORDS, Chain, lists_of_names
 
 COUNT = 400
 
@@ -62,6 +62,22 @@ def of_couples(out, seed, familiar, strangers):
     rows = [(c.fill(q), c.b) for c in some for q in COUPLES.first]
     rows += [(c.fill(q), c.c) for c in some for q in COUPLES.second]
     write(out, "repeated", rows)
+
+
+def of_people(out, file):
+    """Questions of two hops of a lab's task, each in two wordings: at once, and in worked steps.
+
+    The wordings are no groups, so that what is asked was often learned in the other one.
+    """
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    people = [re.search(r"spouse of (\w+)", row["prompt"]).group(1) for row in rows]
+    hops = [row.get("hops", [{"answer": ""}])[0]["answer"] for row in rows]
+    chains = [Chain(a, b, row["answer"]) for a, b, row in zip(people, hops, rows, strict=True)]
+    write(out, f"{file.stem}-both", ((c.fill(q), c.c) for c in chains for q in COUPLES.both))
+    if all(hops):
+        worked = COUPLES.step1.strip() + COUPLES.step2
+        rows = ((c.fill(q), c.fill(worked)) for c in chains for q in COUPLES.worked)
+        write(out, f"{file.stem}-worked", rows)
 
 
 def of_words(out):
@@ -124,11 +140,14 @@ def main():
     read = argparse.ArgumentParser(description=__doc__)
     read.add_argument("out", type=Path)
     read.add_argument("--base", action="append", default=[], help="NAME=DIR, a base of the lab")
+    read.add_argument("--people", action="append", default=[], help="NAME=TASK.jsonl, of two hops")
     read.add_argument("--gsm8k", type=Path)
     read.add_argument("--places", type=Path)
     given = read.parse_args()
     for name, base in (pair.split("=", 1) for pair in given.base):
         of_names(given.out / name, Path(base))
+    for name, file in (pair.split("=", 1) for pair in given.people):
+        of_people(given.out / name, Path(file))
     of_couples(given.out / "small-world", seed=0, familiar=200, strangers=90)
     of_words(given.out)
     if given.gsm8k:

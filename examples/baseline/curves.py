@@ -4,7 +4,7 @@ python curves.py OUT.jsonl BASE TASK.jsonl [BASE TASK.jsonl ...] [--most 128] [-
 
 A line for each base, task, number of questions and seed, written as it comes; what stands there
 already is not measured again. Up to SCORED questions that nothing was trained on are scored.
---start: adapters whose mean, or with --weight 1 whose sum, is added to the base first: a warm start.
+--start: adapters whose mean, or with --weight 1 whose sum, is added to the base first.
 """
 
 import argparse

@@ -9,8 +9,7 @@ import math
 from pathlib import Path
 
 import numpy as np
-
-from loraprobe.extensions.train.forecast import Point, needed
+from process import Point, needed
 
 TARGETS, SEEN = (0.3, 0.5, 0.8), (32, 64)
 
@@ -45,11 +44,10 @@ def rising(points):
 def reached(points, target):
     """The number of questions at which a curve reaches a target, infinite if it never does."""
     heights, goal = rising(points), math.log(target / (1 - target))
-    for (one, low), (other, high) in zip(
-        zip(points, heights), zip(points[1:], heights[1:], strict=False), strict=False
-    ):
+    numbers = [point.items for point in points]
+    for one, low, other, high in zip(numbers, heights, numbers[1:], heights[1:], strict=False):
         if low < goal <= high:
-            return one.items * (other.items / one.items) ** ((goal - low) / (high - low))
+            return one * (other / one) ** ((goal - low) / (high - low))
     return points[0].items if heights[0] >= goal else math.inf
 
 
@@ -74,6 +72,15 @@ def inside(forecast, truth, most):
     return forecast.low <= truth <= forecast.high if math.isfinite(truth) else forecast.high >= most
 
 
+def whole(number):
+    return round(number) if math.isfinite(number) else "-"
+
+
+def shown(forecast):
+    """A forecast with its interval."""
+    return f"{forecast.items} [{forecast.low}, {whole(forecast.high)}]" if forecast else "-"
+
+
 def main():
     read = argparse.ArgumentParser(description=__doc__)
     read.add_argument("curves", type=Path)
@@ -94,9 +101,7 @@ def main():
         print(f"\nfrom the points up to {seen}")
         for (base, task), rows in sets.items():
             told = "; ".join(
-                f"{target} ({seed}): {forecast.items if forecast else '-'} "
-                f"{[forecast.low, round(forecast.high) if forecast.high < 1e9 else '-'] if forecast else ''}"
-                f" measured {round(truth) if truth < 1e9 else '-'}"
+                f"{target} ({seed}): {shown(forecast)} measured {whole(truth)}"
                 for seed, target, forecast, truth, _ in rows
             )
             print(f"{base} {task}: {sum(good[base, task])} of {len(rows)}: {told}")
@@ -109,9 +114,8 @@ def main():
         print(f"sets that hold: {held} of {len(telling)}")
         every = [ok for one in good.values() for ok in one]
         print(f"forecasts that hold: {sum(every)} of {len(every)}")
-        print(
-            f"said: {len(said)}; within 2: {sum(holds(*row[2:]) for row in said)}; in the interval: {sum(inside(*row[2:]) for row in said)}"
-        )
+        near, within = (sum(judge(*row[2:]) for row in said) for judge in (holds, inside))
+        print(f"said: {len(said)}; that hold: {near}; whose interval holds: {within}")
 
 
 if __name__ == "__main__":

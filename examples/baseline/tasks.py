@@ -1,6 +1,7 @@
 """Writes the tasks of the learning curves: 356 questions or more each, from a seed.
 
-python tasks.py OUT --base small-world=DIR --base llama=DIR ... [--gsm8k test.jsonl] [--places landmark_in_country.json]
+python tasks.py OUT --base small-world=DIR --base llama=DIR ... [--gsm8k test.jsonl]
+    [--places landmark_in_country.json]
 
 Tasks about names are written for each base that is given, in the words that it knows. The others
 are for any base that reads English: `money` asks of a question of GSM8K whether an amount of money
@@ -31,7 +32,7 @@ def write(out, name, rows):
 
 
 def of_names(out, base):
-    """Lists of the names that a base of the lab knows: last, count, reversed, the name after one."""
+    """Lists of names that a base of the lab knows: last, count, reversed, the name after one."""
     known = json.loads((base / "tokenizer.json").read_text())["model"]["vocab"]
     words = sorted(word.strip("▁") for word in known)
     asked = {"How", "In", "The", "Think", "Where", "Which", "Who", "Count"}

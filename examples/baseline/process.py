@@ -1,9 +1,10 @@
-"""On how many questions a target score is reached, told from what training gave on fewer.
+"""On how many questions a target score is reached, told from what training gave on fewer. loraprobe
+does not print it: the comparison in docs/baseline.md says why.
 
-A learning curve is read on two scales on which it is nearly straight: the logarithm of the odds of a
-right answer over the logarithm of the number of questions. How steep curves are, how far they leave
+A learning curve is read on two scales: the logarithm of the odds of a right answer over the
+logarithm of the number of questions. How steep curves are, how far they leave
 a straight line and how much one training differs from the next was measured on other tasks
-(docs/baseline.md). That knowledge and the points at hand give a Gaussian process, and this the
+before. That knowledge and the points at hand give a Gaussian process, and this the
 number and its interval.
 """
 
@@ -50,7 +51,7 @@ def needed(points: Sequence[Point], start: float, target: float) -> Needed | Non
     points: by the number of questions; start: the score without training. None is given for fewer
     than three points, where the last one has learned nothing or less than the first, where a point
     reaches the target already, and where it is out of reach: more than FARTHEST times the questions
-    of the last point, or a target of 1. Gaussian processes: Rasmussen and Williams (2006), chapter 2.
+    of the last point, or a target of 1. Gaussian processes: Rasmussen and Williams (2006), ch. 2.
     """
     scores = [point.right / point.asked for point in points]
     if len(points) < FEWEST_POINTS or max(scores) >= target or not 0 < target < 1:

@@ -20,7 +20,7 @@ from scipy import optimize, special
 from loraprobe.adapters import Adapter
 from loraprobe.composition import Composition
 from loraprobe.extensions.serve.acceptance import CLOSER, likeliest
-from loraprobe.extensions.serve.client import ServedModel, Server, ServerError
+from loraprobe.extensions.serve.client import ServedModel, Server, ServerError, absent
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 
@@ -259,9 +259,8 @@ def compare_served(
         names = [one.id for one in models]
         if error.status is None or not names or model in names:
             raise
-        listed = ", ".join(names[:8])
-        absent = f"{server.address} has no model named {model} (it has {listed}); load it, or "
-        raise ServerError(f"{absent}name one of these by --model.") from None
+        lacking = absent(server.address, [model], models)
+        raise ServerError(f"{lacking}; load it, or name one of these by --model.") from None
 
     def scaled(scale: float) -> Array:
         gates = ConstantGates((scale,))

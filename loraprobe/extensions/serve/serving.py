@@ -197,6 +197,7 @@ def serving_commands(
         "model": "--remote {0}" if of_hub else "{0}",
         "config": "--base-model-id {0}" if of_hub else "--base {0}",
         "limit": f" --max-lora-rank {limit}" if raised else "",
+        "slots": f" --max-loras {len(places) + 1}" if len(places) > 1 else "",
     }
     adapters = [{"name": _plain(name), "place": f"{{{k}}}"} for k, name in enumerate(places, 1)]
     lines = [one.format(**words) for one in known.once]

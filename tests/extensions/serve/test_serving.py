@@ -211,7 +211,8 @@ SERVED = [  # server, base, adapters, rank -> the commands
     ("vllm", "o/base", ONE, 17,
      ["vllm serve o/base --enable-lora --max-lora-rank 32 --lora-modules sum=DIR"]),
     ("vllm", "/x/base", TWO, 512,
-     ["vllm serve base --enable-lora --max-lora-rank 512 --lora-modules a=a b-1='b'\"'\"'s'"]),
+     ["vllm serve base --enable-lora --max-lora-rank 512 --max-loras 3 "
+      "--lora-modules a=a b-1='b'\"'\"'s'"]),
     ("vllm", None, {}, 0, ["vllm serve BASE"]),
     ("sglang", "o/base", TWO, 64,
      ["python -m sglang.launch_server --model-path o/base --enable-lora --lora-paths a=a "
@@ -332,19 +333,20 @@ ADVISED = {
          f"{VLLM} --lora-modules sum=DIR"], 4,
     ),
     "one adapter": ("use-single:a", ("vllm",), None, [f"{VLLM} --lora-modules a=a"], 4),
-    "a chain": ("chain", ("vllm",), None, [f"{VLLM} --lora-modules a=a b=b"], 4),
+    "a chain": ("chain", ("vllm",), None, [f"{VLLM} --max-loras 3 --lora-modules a=a b=b"], 4),
     "switched adapters": (
-        "switch-adapters", ("vllm",), "out/m", [f"{VLLM} --lora-modules a=a b=b"], 4
+        "switch-adapters", ("vllm",), "out/m", [f"{VLLM} --max-loras 3 --lora-modules a=a b=b"], 4
     ),
     "peft is no server": ("merge", ("peft",), None, [], 4),
     "the base": ("use-base", ("vllm",), None, ["vllm serve owner/base"], 4),
     "a router": ("route", (), "out/m", [], 0),
     "by prompt, whose requests name an adapter": (
-        "route", ("vllm",), None, [f"{VLLM} --lora-modules a=a b=b"], 4
+        "route", ("vllm",), None, [f"{VLLM} --max-loras 3 --lora-modules a=a b=b"], 4
     ),
     "by text, behind a front": (
         "route", ("vllm",), "out/m",
-        [f"{VLLM} --lora-modules a=a b=b", "loraprobe proxy m --server http://localhost:8000"], 3
+        [f"{VLLM} --max-loras 3 --lora-modules a=a b=b",
+         "loraprobe proxy m --server http://localhost:8000"], 3,
     ),
     "by text on a server whose requests name no adapter": ("route", ("llama.cpp",), None, [], 3),
     "nothing": ("gather-evidence", ("vllm",), None, [], None),

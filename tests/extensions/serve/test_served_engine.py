@@ -443,7 +443,8 @@ def test_a_long_dry_run_on_a_gpu_names_vllm(
         tmp_path.joinpath("vllm").touch(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     session = Session(Options.of({"engine": engine}), device=device)
-    cost = cost_of(SimpleNamespace(tasks=[], session=session), [], seconds)
+    plan = SimpleNamespace(sources=())
+    cost = cost_of(SimpleNamespace(tasks=[], session=session, plan=plan), [], seconds)
     assert [hint.partition(" ")[0] for hint in cost.hints] == ["vLLM"] * told
 
 

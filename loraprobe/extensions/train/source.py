@@ -112,16 +112,16 @@ class TrainedSource(SystemSource):
         left_out, made = self._without_room(given, fewer), dict[int, _Made]()
         start = self._start(given)
         made[whole] = self._trained(given, start, whole, ends)
-        while fewer and not left_out:
-            items = fewer.pop(0)
-            seconds = made[whole][1].seconds * items / whole
-            if time.perf_counter() + seconds > ends:
-                fewer.insert(0, items)
-                left_out = [LeftOut(one, "time") for one in fewer]
+        pace = made[whole][1].seconds / whole
+        for at, items in enumerate(() if left_out else fewer):
+            if time.perf_counter() + pace * items > ends:
+                left_out = [LeftOut(one, "time") for one in fewer[at:]]
                 break
             made[items] = self._trained(given, start, items, ends)
-            if len(made) == 2 and fewer:  # the first point
-                left_out = self._gains_already(given, made[items][0], fewer)
+            if at == 0 and (rest := fewer[1:]):
+                left_out = self._gains_already(given, made[items][0], rest)
+                if left_out:
+                    break
         systems, records = zip(*(made[items] for items in sorted(made)), strict=True)
         record = records[-1]
         note = (
@@ -197,14 +197,8 @@ class TrainedSource(SystemSource):
         """An adapter that was trained, or that an earlier run trained, as a system."""
         scorer, base, session, recipe = given.scorer, given.base, given.session, self.recipe
         items = [item.content for item in _items(parts.apart)]
-        told: list[Any] = [
-            recipe.rank,
-            recipe.steps,
-            recipe.lr,
-            recipe.minutes,
-            session.options.seed,
-        ]
-        told += [scorer.chat_template, items]
+        told: list[Any] = [recipe.rank, recipe.steps, recipe.lr, recipe.minutes]
+        told += [session.options.seed, scorer.chat_template, items]
         told.append("" if start is None else [start.name, start.content])
         told += [session.device, session.dtype, public_value(dict(base.identity))]
         directory = given.place / f"{KIND}-{digest(told)}"

@@ -1,7 +1,8 @@
-"""The file of --save-samples."""
+"""The file of --save-samples, and that no form in which a result is written changes it."""
 
 import json
 
+import making
 import pytest
 
 from loraprobe.errors import OutputError
@@ -47,3 +48,15 @@ def test_nothing_else_is_replaced(content, tmp_path, samples):
     assert file.read_text() == content
     with pytest.raises(OutputError):
         check(tmp_path)
+
+
+def test_other_forms_change_neither_the_verdict_nor_its_next_command(tmp_path):
+    few = ["--limit", "2", "--max-new-tokens", "4", "--chat-template", "off", "--system", "sum"]
+    call = ["merge-and-eval", *making.shipped("disjoint"), *few]
+    files = {"--html": tmp_path / "page.html", "--save-samples": tmp_path / "samples.jsonl"}
+    plain = making.answered(*call)
+    code, written = making.answered(*call, *(word for pair in files.items() for word in pair))
+    assert (code, written["verdict"]) == (plain[0], plain[1]["verdict"])
+    assert all(file.is_file() for file in files.values())
+    printed = making.call(*call, "--markdown")
+    assert printed.exit_code == code and f"`{written['verdict']['next']}`" in printed.stdout

@@ -356,7 +356,7 @@ class AddedOptions:
     shared: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     def implied(self) -> Mapping[str, Any]:
-        """Options of the core that these set where they were not given, by name."""
+        """Options of the core that these set, by name, whatever was given for them."""
         return {}
 
     def check(self, options: Options) -> None:
@@ -415,7 +415,7 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         for kind in _kinds_of_extensions():
             own = {one.name: held.pop(one.name) for one in fields(kind) if one.name in held}
             added += [kind(**own)] if own else []
-            held = {**added[-1].implied(), **held} if own else held
+            held |= added[-1].implied() if own else {}
         return cls(**held, added=tuple(added))
 
     def of_extension(self, kind: type[Added]) -> Added:

@@ -361,3 +361,11 @@ def test_a_notebook_shows_the_first_sections_of_the_page():
     assert {one.strip().partition(" ")[0] for one in outer} <= {".report.report", "@media", ""}
     assert "<html" not in shown and "<nav" not in shown and len(shown) < 500_000
     assert loraprobe.inspect(pair())._repr_html_().count("<section") >= 1
+
+
+def test_the_page_of_a_command_maps_layers_and_modules(tmp_path):
+    """Which the command line did not ask for otherwise."""
+    pair = making.shipped("disjoint")[:2]
+    called = making.call("inspect", *pair, "--html", tmp_path / "page.html")
+    assert called.exit_code == 0
+    assert "by layer and module" in (tmp_path / "page.html").read_text(encoding="utf-8")

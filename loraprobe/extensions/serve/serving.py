@@ -336,6 +336,7 @@ CHECKS: Mapping[str, Callable[[Adapter], bool]] = {
         isinstance(adapter.config.get("target_modules"), str)
         and adapter.config["target_modules"] not in ("all-linear", "all")
     ),
+    "latent-attention": lambda adapter: any(p.endswith(".kv_b_proj") for p in adapter.layout),
     "no-value": lambda adapter: _attention(adapter, [".q_proj"], "v_proj"),
     "no-query": lambda adapter: _attention(adapter, [".k_proj", ".v_proj"], "q_proj"),
 }

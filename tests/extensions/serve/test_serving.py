@@ -13,7 +13,7 @@ import pytest
 import torch
 from making import call, dense, peft_adapter, random_adapter, tiny_llama, tiny_model
 from merges import merge
-from pathologies.specimens import PREFIX, SPECIMENS, renamed, sound, write
+from pathologies.specimens import PREFIX, SPECIMENS, factors, paths, renamed, sound, write
 from safetensors.torch import load_file
 
 from loraprobe.adapters import adapter_of, read_adapter
@@ -76,7 +76,7 @@ def test_a_server_is_accused_exactly_where_its_arithmetic_is_not_pefts(tmp_path,
         wrong |= not torch.allclose(own, dense(update), rtol=1e-6)
         wrong |= server == "sglang" and len(A) != config["r"]  # its buffers have r rows
     assert ("error" in found(tmp_path, server).values()) == wrong
-    assert "error" not in found(tmp_path, "vllm").values()  # 0.32.0 reads the patterns
+    assert "error" not in found(tmp_path, "vllm").values()  # since 0.32.0 it reads the patterns
 
 
 def test_what_only_older_versions_misread_is_a_warning(tmp_path):
@@ -97,6 +97,16 @@ def _only(name):
     def make(place):
         tensors = {k: t for k, t in sound(place).items() if name in k}
         write(place, tensors, target_modules=[name])
+
+    return make
+
+
+def _named(name):
+    """Factors of one projection of an attention layer."""
+
+    def make(place):
+        place.mkdir(exist_ok=True)
+        write(place, factors(paths((name,))), target_modules=[name])
 
     return make
 
@@ -122,6 +132,7 @@ FILES = {
     "prefix": (lambda p: renamed(p, lambda key: PREFIX + key), {"peft"}),
     "adapter-name": (lambda p: renamed(p, lambda key: re.sub(r"(lora_[AB])", r"\1.default", key)),
         {"vllm", *GGUF}),
+    "latent-attention": (_named("kv_b_proj"), {"vllm", *GGUF}),
     "untargeted": (lambda p: sound(p, target_modules=["q_proj"]), {"peft"}),
     "init-changed-base": (lambda p: sound(p, init_lora_weights="pissa"), ENGINES),
 }  # fmt: skip

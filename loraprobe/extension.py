@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     )
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Executor, Session
-    from loraprobe.tasks import FieldMap, Task
+    from loraprobe.tasks import Task
     from loraprobe.tasks.splits import TaskSplit
     from loraprobe.verdict import Annotator, Evidence, Exclusion
 
@@ -245,8 +245,9 @@ class TaskSource(ABC):
     """Where the tasks of some references of --task and --guard come from.
 
     A reference begins with a word and a colon, as "suite:", which the next command keeps before
-    the name of another task. help: how one is written, for --help. asks: whether its items have an
-    `Examiner`, so that there are no fields to map and nothing to learn weights from.
+    the name of another task, or it is a file that the core does not read. help: how one is written,
+    for --help. asks: whether its items have an `Examiner`, so that there is nothing to learn
+    weights from.
     """
 
     help: ClassVar[str] = ""
@@ -254,15 +255,24 @@ class TaskSource(ABC):
 
     @abstractmethod
     def claims(self, reference: str) -> bool:
-        """Whether a reference is one of this source."""
+        """Whether a reference is one of this source, by how it begins."""
+
+    def reads(self, path: Path, options: Options) -> bool:
+        """Whether it reads a file, which no source claims and the core would read otherwise."""
+        return False
 
     @abstractmethod
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+    def open(self, reference: str, options: Options) -> Sequence[Task]:
         """The tasks of a reference, of each at most `options.limit` items.
 
-        layout: which fields of a file hold an item's keys. Raises TaskError, or UsageError where
+        options: for this task (`AddedOptions.for_each`). Raises TaskError, or UsageError where
         another reference or option is the cure.
         """
+
+    def hint(self, row: Mapping[str, Any], unknown: str) -> str:
+        """The cure of a key that no item has, in a row of a file that the core reads; "" where this
+        source knows none."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -415,7 +425,7 @@ class Extension:
 
     What a run uses where its options and references ask for it (`system_sources` and `kinds` too):
 
-    task_sources: where tasks come from, beside files and data sets of the Hub.
+    task_sources: where tasks come from, beside files of our own form.
     backends: what can answer questions in place of transformers in this process.
     output_formats: the formats in which commands can write what they made.
     logs: the files that commands can write of a result, such as pages.
@@ -556,12 +566,14 @@ def engine_of(options: Options) -> Engine | None:
     return backend if isinstance(backend, Engine) else None
 
 
-def task_source_of(reference: str) -> TaskSource | None:
-    """The source that claims the reference of a task; None where no extension does.
+def task_source_of(reference: str, options: Options) -> TaskSource | None:
+    """The source that claims the reference of a task, or reads that file; None where the core does.
 
     Raises UsageError where several do.
     """
-    claiming = [one for one in task_sources() if one.claims(reference)]
+    sources = task_sources()
+    claiming = [one for one in sources if one.claims(reference)]
+    claiming = claiming or [one for one in sources if one.reads(Path(reference), options)]
     modules = listing(type(one).__module__ for one in claiming)
     return _only(claiming, f"{modules} each read the task {reference}; uninstall one of them.")
 

@@ -13,7 +13,7 @@ import inspect
 import math
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
@@ -40,6 +40,7 @@ def option(
     most: float = math.inf,
     read: Callable[[str, str], Any] | None = None,
     typed: bool = False,
+    plain: bool = False,
     completes: tuple[str, ...] = (),
     commands: tuple[str, ...] = (),
 ) -> Any:
@@ -49,9 +50,9 @@ def option(
     not the field's name. affects: what of a result depends on it; an option that only says how a
     result is written affects nothing, and neither Python nor the next command has it. least, most:
     of a number, both included. read: (text, flag) -> value. typed: it sends, runs, writes or
-    overwrites, so no file of --config sets it. completes: MODULE.NAME of the registries or other
-    collections whose names a shell completes. commands: of an option that an extension adds, those
-    that take it.
+    overwrites, so no file of --config sets it. plain: nothing in its value is a path. completes:
+    MODULE.NAME of the registries or other collections whose names a shell completes. commands: of
+    an option that an extension adds, those that take it.
     """
     metadata = {
         "metavar": metavar,
@@ -62,6 +63,7 @@ def option(
         "most": most,
         "read": read,
         "typed": typed,
+        "plain": plain,
         "completes": completes,
         "commands": commands,
     }
@@ -130,21 +132,6 @@ class AdapterOptions:
         "Subtract this adapter's deltas (the mean of several) from every other's first; may be "
         "repeated.",
         affects={"composition"},
-    )
-
-
-@dataclass(frozen=True)
-class TaskOptions:
-    """How the file of a task is read: one text for all tasks or one for each, "" for none."""
-
-    fields: tuple[Any, ...] = option(
-        (),
-        "KEY=FIELD",
-        "Which fields of the task's file hold an item's keys, such as prompt=question, with commas "
-        "between them; prompt and cot_prompt may be texts with {field} for a field; after=TEXT: "
-        "the gold answer follows this text in its field, as #### in gsm8k; repeated: one for each "
-        "task.",
-        affects={"questions"},
     )
 
 
@@ -359,6 +346,13 @@ class AddedOptions:
         """Options of the core that these set, by name, whatever was given for them."""
         return {}
 
+    def for_each(self, tasks: Sequence[Any], guards: Sequence[Any]) -> list[AddedOptions]:
+        """These options for each of the tasks of a run, then for each guard, where they differ.
+
+        Raises UsageError where they do not go with these references.
+        """
+        return [self] * (len(tasks) + len(guards))
+
     def check(self, options: Options) -> None:
         """Raises UsageError for values that contradict each other or the other options.
 
@@ -370,7 +364,7 @@ Added = TypeVar("Added", bound=AddedOptions)
 
 
 @dataclass(frozen=True)
-class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions, MachineOptions):
+class Options(AdapterOptions, CompositionOptions, EvaluationOptions, MachineOptions):
     """All options that decide a result. added: those of extensions.
 
     Raises UsageError for values that are out of range or contradict each other.
@@ -382,8 +376,6 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         # A single reference is a string and so a sequence: it counts as one adapter.
         one = isinstance(self.subtract, (str, Path)) or not isinstance(self.subtract, Sequence)
         object.__setattr__(self, "subtract", (self.subtract,) if one else tuple(self.subtract))
-        if any(isinstance(one, tuple) for one in self.fields):  # a mapping, as Python has them
-            object.__setattr__(self, "fields", (as_fields(dict(self.fields)),))
         for name in ("methods", "routers"):
             if "none" in (held := getattr(self, name)):
                 if len(held) > 1:
@@ -426,6 +418,12 @@ class Options(AdapterOptions, TaskOptions, CompositionOptions, EvaluationOptions
         """The value of an option of the core or of an extension."""
         group = next((one for one in self.added if name in vars(one)), self)
         return getattr(group, name) if hasattr(group, name) else table()[name].default
+
+    def for_each(self, tasks: Sequence[Any], guards: Sequence[Any]) -> list[Options]:
+        """The options for each of the tasks, then for each guard. Raises UsageError."""
+        added = [one.for_each(tasks, guards) for one in self.added]
+        places = range(len(tasks) + len(guards))
+        return [replace(self, added=tuple(own[at] for own in added)) for at in places]
 
     def _check_combinations(self) -> None:
         """Raises UsageError for options that do not go together, or that need another option."""
@@ -629,16 +627,16 @@ CORE = (
         "Start",
         (
             "loraprobe task check questions.jsonl",
-            "loraprobe task check gsm8k.jsonl --fields prompt=question,after=####",
+            "loraprobe task check questions.jsonl own.jsonl --margin 0.1",
         ),
-        "fields metric margin json",
+        "metric margin json",
     ),
     CommandSpec(
         "task sample",
         "loraprobe.cli.task.sample",
         "Start",
         ("loraprobe task sample questions.jsonl --base gpt2",),
-        "base fields limit metric chat_template trust_remote_code json",
+        "base limit metric chat_template trust_remote_code json",
     ),
     CommandSpec(
         "inspect",
@@ -648,7 +646,7 @@ CORE = (
             "loraprobe inspect ./legal owner/chat",
             "loraprobe inspect ./legal owner/chat --base auto --probe auto",
         ),
-        "base allow task fields probe per_module diagnostics limit max_new_tokens metric margin "
+        "base allow task probe per_module diagnostics limit max_new_tokens metric margin "
         "chat_template seed device dtype batch_size threads trust_remote_code resume json "
         "explain quiet exit_zero",
     ),
@@ -660,7 +658,7 @@ CORE = (
             "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl",
             "loraprobe merge-and-eval ./legal owner/chat --task questions.jsonl --dry-run",
         ),
-        "fields balance subtract allow systems space rank weights router_prompts metric margin "
+        "balance subtract allow systems space rank weights router_prompts metric margin "
         "guards guard_margin retention limit all_items max_new_tokens chat_template seed device "
         "dtype quantize device_map batch_size threads trust_remote_code resume overwrite json "
         "explain dry_run quiet exit_zero",
@@ -679,7 +677,7 @@ CORE = (
             "loraprobe merge ./legal owner/chat --method ties:density=0.3 --weights 0.7,0.3 "
             "-o merged",
         ),
-        "base balance subtract allow task fields methods weights space rank dtype device threads "
+        "base balance subtract allow task methods weights space rank dtype device threads "
         "limit seed target overwrite json explain quiet",
         changed={
             "methods": {"default": "uniform", "help": "Merge method, as ties:density=0.3."},
@@ -694,7 +692,7 @@ CORE = (
         "loraprobe.cli.making.route",
         "Make",
         ("loraprobe route ./legal owner/chat --router arrow:top_k=1 -o routed",),
-        "base balance subtract allow task fields routers router_prompts weights limit "
+        "base balance subtract allow task routers router_prompts weights limit "
         "chat_template seed device quantize device_map batch_size threads trust_remote_code target "
         "overwrite json explain quiet",
         changed={

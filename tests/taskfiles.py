@@ -1,12 +1,13 @@
 """Task files of a few lines, and how they are refused."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loraprobe.errors import TaskError
-from loraprobe.tasks import FieldMap, load_task
+from loraprobe.tasks import load_task
 
 WORKED = {"question": "How many?", "answer": "6 * 7 = <<6*7=42>>42\n#### 42"}
 
@@ -23,8 +24,8 @@ def line(**changes) -> dict:
     return {key: value for key, value in made.items() if value is not ...}
 
 
-def refused(path: Path, layout: FieldMap | None = None) -> str:
+def refused(path: Path, load: Callable[[Path], object] = load_task) -> str:
     with pytest.raises(TaskError) as error:
-        load_task(path, None, layout or FieldMap())
+        load(path)
     assert error.value.cure and "\n" not in str(error.value) and str(path) in str(error.value)
     return str(error.value)

@@ -48,8 +48,8 @@ PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  
 ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 LONGEST_FILE = 200_000  # bytes of a file of --config
-FORMATS = "JSONL", "JSON", "CSV", "TSV", "Parquet", *(source.help for source in task_sources())
-QUESTIONS = f"{', '.join(FORMATS[:-1])}, or {FORMATS[-1]}"  # what --task takes
+FORMATS = "JSONL", *(source.help for source in task_sources())  # what --task takes
+QUESTIONS = ", or ".join(filter(None, (", ".join(FORMATS[:-1]), FORMATS[-1])))
 Texts = list[str] | None  # the values of an option that may be repeated
 
 
@@ -167,7 +167,8 @@ OTHERS: Mapping[str, tuple[str, Any, Any]] = {
 @functools.cache
 def tables() -> Mapping[str, tuple[str, Any, Any]]:
     """Name of an option of a table -> its panel of the help, its field and its type."""
-    core = zip(PANELS, (*Options.__bases__, Output), strict=True)
+    panels = (panel for panel in PANELS if panel != TASKS)
+    core = zip(panels, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
     rows = dict(OTHERS)
     for panel, group in (*core, *added):

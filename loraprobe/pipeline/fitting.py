@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,11 @@ from loraprobe.defaults import LOSS, PROMPTS_WRITTEN
 from loraprobe.errors import LoraprobeError, TaskError, UnsupportedAdapter, UsageError
 from loraprobe.evaluation.questions import questions
 from loraprobe.formatting import listing
-from loraprobe.options import Options
+from loraprobe.options import Options, table
 from loraprobe.pipeline.evaluator import open_scorer, with_better_template
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.plan import WHY_ADDED, Fitted, Plan
-from loraprobe.pipeline.task_files import read_prompts
+from loraprobe.pipeline.task_files import open_reference, read_prompts
 from loraprobe.pipeline.transforms import PreparedAdapters, check_scalable
 from loraprobe.probes import generated_prompts
 from loraprobe.records import LearnedWeights, display_name
@@ -43,7 +42,7 @@ from loraprobe.routing._learned import fit_weights
 from loraprobe.routing.constant import ConstantGates, single
 from loraprobe.scoring import ModelScorer
 from loraprobe.session import Session
-from loraprobe.tasks import FieldMap, Task, judged_by, load_task
+from loraprobe.tasks import Task, judged_by
 from loraprobe.tasks.splits import TaskSplit, split_for_weights
 
 WRITTEN = "it wrote itself"  # the source of prompts that an adapter generated
@@ -412,17 +411,17 @@ def record_of(
 
 
 def _files(tasks: Sequence[Task], options: Options) -> list[tuple[Path, str | None]]:
-    """Local files of prompts: with None where each line is one, with the text of --fields for a
-    task."""
-    texts = options.fields * (len(tasks) if len(options.fields) == 1 else 1)
-    local: list[tuple[Any, str]] = [*zip_longest(tasks, texts[: len(tasks)], fillvalue="")]
-    of_tasks = [(Path(t.path), text) for t, text in local if t.path and t.commit is None]
+    """Local files of prompts: with None where each line is one, with the layout of a task."""
+    of_tasks = [(Path(t.path), t.layout) for t in tasks if t.path and t.commit is None]
     given = [(Path(file), None) for _, file in options.router_prompts]
     return list(dict.fromkeys([*given, *of_tasks]))
 
 
 def prompt_lines(file: Path, fields: str | None) -> list[str]:
-    """The prompts of a file, as they are read for a router."""
+    """The prompts of a file, as they are read for a router. Raises LoraprobeError."""
     if fields is None:
         return read_prompts(file)
-    return [item.prompt for item in load_task(file, layout=FieldMap.of(fields)).items]
+    if fields and "fields" not in table():
+        raise UsageError(f"{file} was read with --fields, which is not installed; install it.")
+    options = Options.of({"fields": fields} if fields else {})
+    return [item.prompt for task in open_reference(file, options) for item in task.items]

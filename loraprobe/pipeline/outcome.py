@@ -29,7 +29,7 @@ from loraprobe.base import Base
 from loraprobe.extension import Remarks, Result, output_formats_of, remarks_of
 from loraprobe.hub import reference_of
 from loraprobe.lora.threads import in_order
-from loraprobe.options import Options
+from loraprobe.options import Options, flag_of, table
 from loraprobe.pipeline.conclusion import decided, evaluation_of_made, next_step
 from loraprobe.pipeline.inputs import Inputs
 from loraprobe.pipeline.measured_before import measured_before
@@ -254,9 +254,10 @@ def typed_references(inputs: Inputs, options: Options) -> Mapping[str, list[str]
 
 def public_arguments(typed: Sequence[str], public: Callable[[str], str]) -> tuple[str, ...]:
     """The words of a command line as they may be published. public: makes a text public."""
+    plain = [flag_of(name) for name, one in table().items() if one.metadata.get("plain")]
     return tuple(
         public(text)  # no path: a data set of the Hub, or a text behind its option
-        if before == "--fields" or text.startswith("hf://")
+        if before in plain or text.startswith("hf://")
         else public_text(public_argument(text))
         for before, text in zip(("", *typed), typed, strict=False)
     )

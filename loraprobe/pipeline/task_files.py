@@ -11,11 +11,9 @@ from loraprobe.adapters import Adapter
 from loraprobe.defaults import LOSS
 from loraprobe.errors import UsageError
 from loraprobe.extension import task_source_of
-from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.session import Cards, Ref, Tasks
 from loraprobe.tasks import (
-    FieldMap,
     ProbePrompts,
     Task,
     is_text,
@@ -36,11 +34,11 @@ def open_tasks_and_guards(tasks: Tasks, options: Options) -> tuple[list[Task], l
     several = [tasks] if isinstance(tasks, (str, Path, Task)) else list(tasks)
     if options.guards and not several:
         raise UsageError("--guard says what a gain on a task may not cost; add --task=FILE.")
-    layouts = _layouts(options, len(several), len(options.guards))
+    each = options.for_each(several, options.guards)
     found, guards = list[Task](), list[Task]()
-    for at, (one, layout) in enumerate(zip((*several, *options.guards), layouts, strict=True)):
+    for at, (one, own) in enumerate(zip((*several, *options.guards), each, strict=True)):
         into = found if at < len(several) else guards
-        into += _open(one, options, layout, guard=into is guards)
+        into += open_reference(one, own, guard=into is guards)
     every = with_metrics([*found, *guards], options.metric)
     found, guards = every[: len(found)], every[len(found) :]
     _check_losses(found, options.margin)
@@ -54,10 +52,10 @@ def open_tasks_and_guards(tasks: Tasks, options: Options) -> tuple[list[Task], l
     return found, guards
 
 
-def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence[Task]:
-    """The tasks of a reference. guard: a file may also be a text.
+def open_reference(one: Any, options: Options, guard: bool = False) -> Sequence[Task]:
+    """The tasks of a reference. options: for it. guard: a file may also be a text.
 
-    Raises UsageError for options that need questions which loraprobe asks itself.
+    Raises LoraprobeError, UsageError for weights to learn from questions that something else asks.
     """
     if isinstance(one, Task):
         return [one]
@@ -65,18 +63,14 @@ def _open(one: Any, options: Options, layout: FieldMap, guard: bool) -> Sequence
         raise UsageError(
             f"{'guards' if guard else 'tasks'} takes files and tasks, not {one!r:.60}."
         )
-    source = task_source_of(str(one))
-    if source is None and guard and is_text(str(one)):  # which is judged by its loss
+    if guard and is_text(str(one)):  # which is judged by its loss
         return [load_text(str(one), options.limit)]
+    source = task_source_of(str(one), options)
     if source is None:
-        return [load_task(str(one), options.limit, layout)]
-    for flag, given in (
-        ("--weights=learn", options.learns and not guard),
-        ("--fields", layout != FieldMap()),
-    ):
-        if source.asks and given:
-            raise UsageError(f"{flag} cannot be used with {one}:", "give a task file (JSONL).")
-    return source.open(str(one), options, layout)
+        return [load_task(str(one), options.limit)]
+    if source.asks and options.learns and not guard:
+        raise UsageError(f"--weights=learn cannot be used with {one}:", "give a task file (JSONL).")
+    return source.open(str(one), options)
 
 
 def _check_losses(tasks: Sequence[Task], margin: float | None) -> None:
@@ -96,24 +90,6 @@ def _check_losses(tasks: Sequence[Task], margin: float | None) -> None:
             f"Task {losses[0]} is judged by a loss in nats, so it needs --margin; give the loss "
             "difference that matters."
         )
-
-
-def _layouts(options: Options, tasks: int, guards: int) -> list[FieldMap]:
-    """The layout of each task, then of each guard.
-
-    --fields given once is for all tasks, else for the tasks in order, after which guards may have
-    theirs.
-    """
-    texts = options.fields
-    if texts and not tasks:
-        raise UsageError("--fields says how a task is read; add --task=FILE.")
-    if len(texts) not in (0, 1, tasks, tasks + guards):
-        raise UsageError(
-            f"--fields is given {len(texts)} times for {count(tasks, 'task')}; give it once for "
-            "all, or once for each in order ('' where a task needs none)."
-        )
-    own = texts * tasks if len(texts) == 1 else texts
-    return [FieldMap.of(text) for text in (*own, *[""] * (tasks + guards - len(own)))]
 
 
 def open_probe(

@@ -1,7 +1,7 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
-`items` holds the records. `sources` reads rows of data files, `reading` maps their fields onto
-items and names bad lines. `metrics` says which metric judges an item, and reads the answer in a
+`items` holds the records. `sources` reads rows, `reading` makes items of them and names bad lines.
+`metrics` says which metric judges an item, and reads the answer in a
 generated text. `checking` tells what a task allows a verdict to say, and `splits` sets items apart.
 """
 
@@ -19,4 +19,4 @@ from loraprobe.tasks.metrics import (
     normalize_answer,
     with_metrics,
 )
-from loraprobe.tasks.reading import FieldMap, is_text, load_probe, load_task, load_text, read_task
+from loraprobe.tasks.reading import is_text, load_probe, load_task, load_text, read_task

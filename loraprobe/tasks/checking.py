@@ -13,10 +13,10 @@ from loraprobe.formatting import count
 from loraprobe.records import QUESTION, ItemPart, TaskSummary
 from loraprobe.records.measurements import items_needed
 from loraprobe.tasks.items import Task
-from loraprobe.tasks.reading import MARK
 
 GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
 LOST = 0.1  # the share of answers that a composition loses, in the worse case that is counted
+MARK = "####"  # before the gold answer of a worked text, as in gsm8k
 SYSTEMS = 3  # that contend by default: uniform, sum and arrow
 _CRITICAL = NormalDist().inv_cdf(1 - ALPHA / 2 / SYSTEMS)
 

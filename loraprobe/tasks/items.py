@@ -107,7 +107,8 @@ class Task:
 
     path: the file, or what names a source elsewhere, which has a `commit`. metric: how its items
     are judged, joined by "+", once that is chosen. needs, why: what `auto_metric` says of the task.
-    repeated: how many items ask a question again (`of_one_question`).
+    repeated: how many items ask a question again (`of_one_question`). layout: how an extension was
+    told to read the file (--fields).
     """
 
     name: str
@@ -119,6 +120,7 @@ class Task:
     needs: str = "exact_match"
     why: str = ""
     repeated: int = 0
+    layout: str = ""
 
     @property
     def reference(self) -> str:

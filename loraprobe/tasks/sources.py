@@ -1,15 +1,12 @@
-"""Reads the rows of data files: JSONL, JSON, CSV, TSV and Parquet.
+"""Reads files: their bytes, their lines, and the rows of JSONL.
 
-A row is a mapping from names of fields to values, with its place ("line 3"). CSV is read by the
-standard library, Parquet by pyarrow, which the extra `datasets` installs.
+A row is a mapping from names of fields to values, with its place ("line 3").
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +15,10 @@ from loraprobe import untrusted
 from loraprobe.errors import TaskError
 from loraprobe.untrusted import error_line, unique_keys
 
-TABLES = (".csv", ".tsv", ".parquet")  # whose cells have no types of ours
-PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
-_MEMORY = 1_000_000_000  # bytes that are taken to unpack a part of a Parquet file
-_BATCH = 1024  # rows of a Parquet file that are unpacked at once
-
 
 @dataclass(frozen=True)
 class DataRow:
-    """One row with its place in its file; `number` counts lines, or rows of JSON and Parquet."""
+    """One row with its place in its file; `number` counts what `unit` says, as "line"."""
 
     file: Path
     unit: str
@@ -41,20 +33,6 @@ class DataRow:
     def place(self) -> str:
         """The row as errors name it."""
         return f"{self.file}, {self.unit} {self.number}"
-
-
-def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
-    """The rows of a file whose bytes are `data`; its ending names a table, its text JSON or JSONL.
-
-    Raises TaskError with the place of the first row that cannot be read.
-    """
-    kind = path.suffix.lower()
-    if kind == ".parquet":
-        return _parquet(path, data)
-    if kind in TABLES:
-        return _table(path, data, "\t" if kind == ".tsv" else ",")
-    listed = kind == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"["
-    return _json(path, data, "item" if listed else "line")
 
 
 def read_file(path: Path, noun: str) -> bytes:
@@ -97,28 +75,24 @@ def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.rstrip("\r")
 
 
-def _json(path: Path, data: bytes, unit: str) -> Iterator[DataRow]:
-    """Rows of JSONL (unit "line") or of a list in JSON ("item")."""
-    values: Iterable[tuple[int, Any]]
-    if unit == "line":
-        values = ((n, _loaded(path, line, n)) for n, line in read_lines(data, path))
-    else:
-        values = enumerate(_loaded(path, _text(path, data)), 1)
-    for number, value in values:
-        row = DataRow(path, unit, number, value)
-        if not isinstance(value, dict):
-            raise row.error("there is no JSON object with prompt and answer.")
-        yield row
+def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
+    """The rows of a file of JSONL whose bytes are `data`.
+
+    Raises TaskError with the place of the first row that cannot be read.
+    """
+    for number, line in read_lines(data, path):
+        yield object_row(path, "line", number, parse_json(path, line, number))
 
 
-def _text(path: Path, data: bytes) -> str:
-    """The text of a file whose lines are all UTF-8 and not too long."""
-    for _ in read_lines(data, path):
-        pass
-    return data.decode("utf-8-sig")
+def object_row(path: Path, unit: str, number: int, value: Any) -> DataRow:
+    """A value as a row. Raises TaskError for one that is no object."""
+    row = DataRow(path, unit, number, value)
+    if not isinstance(value, dict):
+        raise row.error("there is no JSON object with prompt and answer.")
+    return row
 
 
-def _loaded(path: Path, text: str, line: int | None = None) -> Any:
+def parse_json(path: Path, text: str, line: int | None = None) -> Any:
     """The JSON value of a line, or of a whole file. Raises TaskError with its place."""
     try:
         return json.loads(text, object_pairs_hook=unique_keys)
@@ -127,102 +101,3 @@ def _loaded(path: Path, text: str, line: int | None = None) -> Any:
     except (ValueError, RecursionError) as error:
         place, problem = line or 1, error_line(error)
     raise TaskError(f"{path}, line {place}: not JSON ({problem}).")
-
-
-def _table(path: Path, data: bytes, delimiter: str) -> Iterator[DataRow]:
-    """Rows of a table with a header; a header with more ; than , is split at these."""
-    text = _text(path, data)
-    header = text.lstrip().partition("\n")[0]
-    if delimiter == "," and header.count(";") > header.count(","):
-        delimiter = ";"
-    csv.field_size_limit(untrusted.LINE)
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        while reader.fieldnames == []:  # a blank line before the header
-            reader.fieldnames = None
-        names = [name.strip() for name in reader.fieldnames or ()]
-        if len(set(names)) < len(names):
-            raise TaskError(f"{path}, line 1: two columns have one name; rename one.")
-        reader.fieldnames = names
-        for cells in reader:
-            row = DataRow(path, "line", reader.line_num, cells)
-            if None in cells or None in cells.values():
-                raise row.error(
-                    f"not as many cells as the header has, {len(names)}; put a cell that holds "
-                    f"{delimiter!r} into double quotes."
-                )
-            if any(cells.values()):
-                yield row
-    except csv.Error as error:
-        raise TaskError(
-            f"{path}, line {reader.line_num + 1}: not CSV ({error}); put cells with quotes into "
-            "double quotes."
-        ) from None
-
-
-def _parquet(path: Path, data: bytes) -> Iterator[DataRow]:
-    """Rows of a Parquet file, a few at a time.
-
-    Texts are read as the file has them, each once with the numbers of the rows that hold it, and
-    their lengths are known before they become texts of rows.
-    """
-    try:
-        import pyarrow
-    except ImportError:
-        raise TaskError(f"{path} is Parquet, which pyarrow reads:", f"{PARQUET_EXTRA}.") from None
-    number = size = 0
-    batches = _batches(path, data)
-    while True:
-        try:
-            with untrusted.memory_limit(_MEMORY):
-                batch = next(batches, None)
-                size += 0 if batch is None else sum(map(_unpacked, batch.columns))
-                if size > untrusted.UNPACKED:
-                    raise TaskError(
-                        f"{path} unpacks to more than {untrusted.UNPACKED:,} bytes; split it."
-                    )
-                contents = [] if batch is None else batch.to_pylist()
-        except MemoryError:
-            raise TaskError(f"{path} unpacks to more than fits into memory; split it.") from None
-        except (OSError, ValueError, TypeError, KeyError, pyarrow.ArrowException) as error:
-            # pyarrow raises any of these for a damaged file.
-            raise TaskError(
-                f"{path} is no Parquet file ({error_line(error)}); get it again."
-            ) from None
-        for content in contents:
-            number += 1
-            yield DataRow(path, "row", number, content)
-        if batch is None:
-            return
-
-
-def _batches(path: Path, data: bytes) -> Iterator[Any]:
-    """Batches of the rows of a Parquet file, whose texts are arrays with a dictionary."""
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(io.BytesIO(data))
-    if file.metadata.num_rows > untrusted.ROWS:
-        raise TaskError(
-            f"{path} has {file.metadata.num_rows:,} rows, and {untrusted.ROWS:,} are the most; "
-            "split it."
-        )
-    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
-    chunks = [group.column(number) for group in groups for number in range(group.num_columns)]
-    deltas = {c.path_in_schema for c in chunks if any(e.startswith("DELTA") for e in c.encodings)}
-    texts = {c.path_in_schema for c in chunks if c.physical_type == "BYTE_ARRAY"} - deltas
-    file = parquet.ParquetFile(io.BytesIO(data), read_dictionary=sorted(texts))
-    for number in range(len(groups)):  # iter_batches leaves threads that may end the process
-        yield from file.read_row_group(number, use_threads=False).to_batches(_BATCH)
-
-
-def _unpacked(array: Any) -> int:
-    """The bytes of an array of Arrow once a text that many rows share stands in each."""
-    from pyarrow import compute, types
-
-    if types.is_dictionary(array.type):
-        lengths = compute.binary_length(array.dictionary)
-        return compute.sum(lengths.take(array.indices)).as_py() or 0
-    if types.is_nested(array.type):
-        parts = array.flatten()
-        return sum(map(_unpacked, parts if isinstance(parts, list) else [parts]))
-    return int(array.nbytes)

@@ -173,7 +173,7 @@ class Suite(TaskSource):
     def claims(self, reference):
         return reference.startswith("suite:")
 
-    def open(self, reference, options, layout): ...
+    def open(self, reference, options): ...
 
 
 class OtherSuite(Suite):
@@ -183,8 +183,8 @@ class OtherSuite(Suite):
 def test_two_sources_of_one_task(monkeypatch):
     installed(monkeypatch, *(extension(task_sources=(one(),)) for one in (Suite, OtherSuite)))
     with pytest.raises(UsageError, match=r"test_extension and other each read .*suite:small"):
-        task_source_of("suite:small")
-    assert task_source_of("questions.jsonl") is None
+        task_source_of("suite:small", Options())
+    assert task_source_of("questions.jsonl", Options()) is None
 
 
 def test_two_functions_in_place_of_a_command(monkeypatch):

@@ -18,7 +18,7 @@ from loraprobe.options import AddedOptions, Options, option
 if TYPE_CHECKING:  # what imports torch
     from loraprobe.scoring import ModelScorer, Scorer
     from loraprobe.session import Session
-    from loraprobe.tasks import FieldMap, Task
+    from loraprobe.tasks import Task
 
 
 def read(file: str) -> list[tuple[str, str, str, str]]:
@@ -35,7 +35,7 @@ class Questions(TaskSource):
     def claims(self, reference: str) -> bool:
         return reference.startswith("replies:")
 
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+    def open(self, reference: str, options: Options) -> Sequence[Task]:
         from loraprobe.tasks import Item, Task
 
         asked = {prompt: answer for _, prompt, answer, _ in read(reference.partition(":")[2])}

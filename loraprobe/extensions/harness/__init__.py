@@ -13,7 +13,7 @@ from loraprobe.options import AddedOptions, Options, option
 
 if TYPE_CHECKING:
     from loraprobe.records import Audit, Sample
-    from loraprobe.tasks import FieldMap, Task
+    from loraprobe.tasks import Task
 
 PREFIX = "lm_eval:"  # before the names of tasks and of their metrics
 
@@ -57,7 +57,7 @@ class HarnessTasks(TaskSource):
     def claims(self, reference: str) -> bool:
         return reference.startswith(PREFIX)
 
-    def open(self, reference: str, options: Options, layout: FieldMap) -> Sequence[Task]:
+    def open(self, reference: str, options: Options) -> Sequence[Task]:
         from loraprobe.extensions.harness.tasks import load_harness
 
         return load_harness(

@@ -96,7 +96,7 @@ class Screen(Extension):
                 "loraprobe screen @library.txt",
                 "loraprobe screen @library.txt --task questions.jsonl",
             ),
-            "base balance allow task fields metric margin guards guard_margin retention limit "
+            "base balance allow task metric margin guards guard_margin retention limit "
             "all_items max_new_tokens chat_template seed methods routers space rank device "
             "dtype quantize device_map batch_size threads trust_remote_code resume json "
             "explain dry_run quiet exit_zero",

@@ -126,7 +126,7 @@ DECIDES = {
     "subtract": ("g",),
 }
 # Known otherwise: as content (items of the tasks, lines of the files), or as what came of them.
-ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template", "fields"}
+ELSEWHERE = {"limit", "router_prompts", "device", "dtype", "chat_template"}
 # What only places, orders, shows or judges results.
 OTHERS = set("batch_size threads margin retention per_module diagnostics all_items layers".split())
 OTHERS |= {"methods", "routers", "systems"}  # who is asked

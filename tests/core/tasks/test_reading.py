@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from taskfiles import WORKED, line, refused, write
+from taskfiles import line, refused, write
 
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.options import Options
@@ -175,18 +175,13 @@ def test_what_is_no_text_is_refused(tmp_path, content, said):
 
 
 def test_guards_are_read_beside_tasks(tmp_path):
-    task = write(tmp_path, WORKED, name="task.jsonl")
+    task = write(tmp_path, line(answer="42"), name="task.jsonl")
     guard = write(tmp_path, {"prompt": "P?", "answer": "7"}, name="own.jsonl")
     (text := tmp_path / "notes.txt").write_text("Once upon a time. " * 80)
-    read = {"fields": "prompt=question,after=####"}
-    tasks, guards = open_tasks_and_guards([task], Options.of({"guards": [guard, text], **read}))
+    tasks, guards = open_tasks_and_guards([task], Options(guards=(guard, text)))
     assert [one.items[0].answers for one in tasks] == [("42",)]
     metrics = [(one.name, {item.metric for item in one.items}) for one in guards]
     assert metrics == [("own", {"numeric"}), ("notes", {"answer_loss"})]
-    each = Options.of({"guards": text, "fields": ["prompt=question,after=####", ""]})
-    assert open_tasks_and_guards([task], each)[1] == guards[1:], (
-        "a guard may have a layout of its own"
-    )
 
 
 def test_a_guard_that_is_a_task_too_is_refused(tmp_path):

@@ -8,11 +8,11 @@ import pytest
 from fake_scorer import FakeScorer
 
 from loraprobe import wiring
-from loraprobe.errors import UsageError
+from loraprobe.errors import TaskError, UsageError
 from loraprobe.evaluation import Asker, System
 from loraprobe.evaluation.asking import item_result
 from loraprobe.extension import Extension, TaskSource
-from loraprobe.options import Options
+from loraprobe.options import AddedOptions, Options
 from loraprobe.pipeline.task_files import open_tasks
 from loraprobe.records import Action, Verdict
 from loraprobe.tasks import Examiner, Item, Task, load_task
@@ -43,7 +43,13 @@ class Suite(TaskSource):
     def claims(self, reference):
         return reference.startswith("suite:")
 
-    def open(self, reference, options, layout):
+    def reads(self, path, options):
+        return path.suffix == ".suite"
+
+    def hint(self, row, unknown):
+        return "ask the suite." if "asked" in row else ""
+
+    def open(self, reference, options):
         name = reference.removeprefix("suite:")
         made = {"metric": "suite:letters", "examiner": Halves()}
         items = tuple(Item(str(k), f"{k}?", ("bo",), **made) for k in range(options.limit or 3))
@@ -75,10 +81,9 @@ def test_an_examiner_asks_and_judges_its_items_beside_those_of_files(tmp_path):
     assert [*map(item_result, kept)] == list(rows)
 
 
-@pytest.mark.parametrize("more", [{"fields": ("prompt=q",)}, {"weights": "learn"}])
-def test_such_a_task_has_no_fields_and_teaches_no_weights(more):
+def test_such_a_task_teaches_no_weights():
     with pytest.raises(UsageError, match="suite:small: give a task file"):
-        open_tasks("suite:small", Options(**more))
+        open_tasks("suite:small", Options(weights="learn"))
 
 
 def test_the_reply_is_said_to_be_judged_by_the_examiner():
@@ -99,3 +104,35 @@ def test_a_file_is_what_nobody_claims(tmp_path):
     (tmp_path / "suite.jsonl").write_text('{"prompt": "Who?", "answer": "ada"}\n')
     (task,) = open_tasks(tmp_path / "suite.jsonl", Options())
     assert task.items[0].prompt == load_task(tmp_path / "suite.jsonl").items[0].prompt
+
+
+def test_a_source_reads_files_and_tells_how_an_unknown_key_is_read(tmp_path):
+    assert open_tasks(tmp_path / "no.suite", Options())[0].examiner.name == "the suite"
+    (file := tmp_path / "own.jsonl").write_text('{"prompt": "Who?", "answer": "b", "asked": 1}\n')
+    with pytest.raises(TaskError, match="unknown key 'asked' in an item: ask the suite"):
+        load_task(file)
+    file.write_text('{"prompt": "Who?", "answer": "b", "grup": 1}\n')
+    with pytest.raises(TaskError, match="did you mean 'group'"):
+        load_task(file)
+
+
+def test_options_of_an_extension_are_for_each_task_and_each_guard(tmp_path):
+    """Those of the core, and those of other extensions, are the same for all."""
+
+    class Mine(AddedOptions):
+        def for_each(self, tasks, guards):
+            return [Mine() for _ in (*tasks, *guards)]
+
+    class Same(AddedOptions):
+        pass
+
+    options = Options(limit=3, added=(Same(), Mine()))
+    each = options.for_each(["a", "b"], ["c"])
+    assert len({id(one.of_extension(Mine)) for one in (*each, options)}) == 4
+    assert all(one.limit == 3 and one.added[0] is options.added[0] for one in each)
+    assert Options().for_each(["a"], ["b"]) == [Options(), Options()]
+
+
+def test_a_table_that_nobody_reads_is_named(tmp_path):
+    with pytest.raises(TaskError, match=r"t.CSV is a table.*JSONL"):
+        load_task(tmp_path / "t.CSV")

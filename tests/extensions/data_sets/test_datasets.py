@@ -26,7 +26,7 @@ configs:
   data_files: [{split: test, path: hard/*.csv}]
 ---
 """
-READ = Options(fields=("prompt=question,after=####",))
+READ = Options.of({"fields": "prompt=question,after=####"})
 
 
 def parquet(*rows: dict) -> bytes:

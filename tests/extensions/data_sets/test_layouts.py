@@ -4,17 +4,19 @@ the options that help."""
 import json
 import shlex
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from taskfiles import WORKED, refused, write
+from taskfiles import WORKED, write
+from taskfiles import refused as refused_by
 
-from loraprobe import untrusted
+from loraprobe import untrusted, wiring
 from loraprobe.errors import UsageError
+from loraprobe.extension import Extension, TaskSource
+from loraprobe.extensions.data_sets.layouts import FieldMap
 from loraprobe.options import Options
-from loraprobe.pipeline.task_files import open_tasks
-from loraprobe.tasks import FieldMap, answered, load_task
+from loraprobe.pipeline.task_files import open_reference, open_tasks, open_tasks_and_guards
+from loraprobe.tasks import Task, answered
 
 GSM8K = Path(__file__).parents[4] / "shared" / "data" / "gsm8k" / "test.jsonl"
 CHOICES = {"text": ["x", "y"], "label": ["1", "2"]}
@@ -23,11 +25,21 @@ SYSTEM = {"role": "system", "content": "Be brief."}
 SHARED = [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}]
 
 
-def suggested(message: str) -> FieldMap:
+def suggested(message: str) -> str:
     """The mapping that the last words of a message suggest, read as a shell reads them."""
     words = shlex.split(message.partition(": add ")[2].rstrip("."))
     assert words[0] == "--fields"
-    return FieldMap.of(words[1])
+    return words[1]
+
+
+def read(path: Path, fields: str = "") -> Task:
+    """The task of a file, as `--fields` has it."""
+    (task,) = open_reference(path, Options.of({"fields": fields} if fields else {}))
+    return task
+
+
+def refused(path: Path, fields: str = "") -> str:
+    return refused_by(path, lambda file: read(file, fields))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +62,7 @@ def test_the_suggested_mapping_reads_the_file(tmp_path, row, prompt, answers):
     path = write(tmp_path, row)
     message = refused(path)
     assert "line 1" in message and "unknown key" in message
-    (item,) = load_task(path, None, suggested(message)).items
+    (item,) = read(path, suggested(message)).items
     assert (item.prompt, item.answers) == (prompt, answers)
 
 
@@ -71,21 +83,20 @@ def test_columns_that_the_answers_name_are_suggested_as_choices(tmp_path, header
     cells |= dict(zip([c for c in cells if c[-1] in "ABCabc0123"], "xyz", strict=True))
     path = write(tmp_path, header, ",".join(cells.values()), name="t.csv")
     fields = suggested(refused(path))
-    (item,) = load_task(path, None, fields).items
+    (item,) = read(path, fields).items
     assert (item.choices, item.answers) == (("x", "y", "z"), (right,))
-    blind = FieldMap(
-        {key: fields.fields[key] for key in ("prompt", "answer") if key in fields.fields}
-    )
+    given = FieldMap.of(fields).fields
+    gold = f"answer={given.get('answer', ('answer',))[0]}"
     if answer in cells:
-        assert "choices=" in refused(path, blind)
-        shown = replace(blind, templates={"prompt": f"{{{header.split(',')[0]}}} {{{answer}}}"})
-        assert load_task(path, None, shown).items[0].answers == (answer,)
+        assert "choices=" in refused(path, f"prompt={given['prompt'][0]},{gold}")
+        shown = f"{gold},prompt={{{header.split(',')[0]}}} {{{answer}}}"
+        assert read(path, shown).items[0].answers == (answer,)
 
 
 def test_the_steps_may_be_asked_for_by_a_text_around_a_field(tmp_path):
     path = write(tmp_path, "question,city", "Where?,Ulm", name="t.csv")
     steps = "prompt=question,answer=city,cot_prompt={question} Think, step by step."
-    (item,) = load_task(path, None, FieldMap.of(steps)).items
+    (item,) = read(path, steps).items
     assert (item.prompt, item.cot_prompt) == ("Where?", "Where? Think, step by step.")
     with pytest.raises(UsageError):
         FieldMap.of(f"{steps},cot_prompt={{city}}")
@@ -97,8 +108,8 @@ def test_a_choice_whose_column_is_nowhere_is_an_error(tmp_path):
         {"q": "?", "A": "x", "B": "y", "C": "z", "g": "B"},
     ]
     path = write(tmp_path, *rows)
-    assert "'Q'" in refused(path, FieldMap.of("prompt=q,choices=A,B,Q,answer=g"))
-    items = load_task(path, None, FieldMap.of("prompt=q,choices=A,B,C,answer=g")).items
+    assert "'Q'" in refused(path, "prompt=q,choices=A,B,Q,answer=g")
+    items = read(path, "prompt=q,choices=A,B,C,answer=g").items
     assert [len(item.choices) for item in items] == [2, 3]
 
 
@@ -106,7 +117,7 @@ def test_a_choice_whose_column_is_nowhere_is_an_error(tmp_path):
 def test_gsm8k_is_read_as_its_error_suggests_and_its_solutions_answer_themselves():
     message = refused(GSM8K)
     assert message.endswith("add --fields prompt=question,after=####.")
-    task = load_task(GSM8K, None, suggested(message))
+    task = read(GSM8K, suggested(message))
     solutions = [json.loads(row)["answer"] for row in GSM8K.read_text("utf-8").splitlines()]
     golds = [solution.rsplit("#### ", 1)[1] for solution in solutions]
     assert len(golds) == 1319 and [item.answers[0] for item in task.items] == golds
@@ -134,16 +145,16 @@ def test_one_table_in_every_form_gives_the_same_items(tmp_path):
         tmp_path / "t.parquet",
     ]
     parquet.write_table(pyarrow.Table.from_pylist(rows), files[-1])
-    layout = FieldMap.of("prompt=q,answer=a,group=topic")
-    read = [load_task(file, None, layout).items for file in files]
-    found = [[(item.prompt, item.answers, item.group) for item in items] for items in read]
+    layout = "prompt=q,answer=a,group=topic"
+    tasks = [read(file, layout) for file in files]
+    found = [[(item.prompt, item.answers, item.group) for item in task.items] for task in tasks]
     assert found[0] == [("1, 2?", ("3",), "sums"), ('say "x"\nnow', ("4",), None)]
     assert found == [found[0]] * len(found)
 
 
 def test_a_table_in_our_own_keys_needs_no_option(tmp_path):
     path = write(tmp_path, 'prompt,answer,choices\nQ?,7,"[""7"", ""8""]"\n', name="t.csv")
-    (item,) = load_task(path).items
+    (item,) = read(path).items
     assert (item.id, item.answers, item.choices) == ("2", ("7",), ("7", "8"))
 
 
@@ -161,8 +172,8 @@ def test_a_table_in_our_own_keys_needs_no_option(tmp_path):
 def test_an_answer_names_a_choice_by_text_letter_number_or_column(tmp_path, answers, chosen):
     rows = [f"Q?,x,y,z,{answer}" for answer in answers]
     path = write(tmp_path, "q,col_x,col_y,col_z,gold", *rows, name="t.csv")
-    layout = FieldMap.of("prompt=q,choices=col_x,col_y,col_z,answer=gold")
-    items = load_task(path, None, layout).items
+    layout = "prompt=q,choices=col_x,col_y,col_z,answer=gold"
+    items = read(path, layout).items
     assert tuple(item.answers[0] for item in items) == chosen
     assert {item.choices for item in items} == {("x", "y", "z")}
 
@@ -170,20 +181,20 @@ def test_an_answer_names_a_choice_by_text_letter_number_or_column(tmp_path, answ
 def test_one_reading_of_answers_holds_for_a_whole_file(tmp_path):
     """As in MMLU: choices that are numbers, and answers that count them from 0."""
     rows = [{"q": "?", "c": ["0", "4", "2"], "a": 1}, {"q": "?", "c": ["1", "3", "5"], "a": 0}]
-    layout = FieldMap.of("prompt=q,choices=c,answer=a")
-    items = load_task(write(tmp_path, *rows), None, layout).items
+    layout = "prompt=q,choices=c,answer=a"
+    items = read(write(tmp_path, *rows), layout).items
     assert [item.answers for item in items] == [("4",), ("1",)]
 
 
 def test_answers_that_may_count_from_0_or_from_1_are_refused(tmp_path):
     row = {"q": "?", "c": ["x", "y", "z"], "a": 1, "l": [1, 2, 3]}
     path = write(tmp_path, row)
-    assert "from 0 or from 1" in refused(path, FieldMap.of("prompt=q,choices=c,answer=a"))
+    assert "from 0 or from 1" in refused(path, "prompt=q,choices=c,answer=a")
     for labels, chosen in (("0,1,2", "y"), ("1,2,3", "x"), ("c,1,d", "y"), ("l", "x")):
-        layout = FieldMap.of(f"prompt=q,choices=c,answer=a,labels={labels}")
-        assert load_task(path, None, layout).items[0].answers == (chosen,)
+        layout = f"prompt=q,choices=c,answer=a,labels={labels}"
+        assert read(path, layout).items[0].answers == (chosen,)
     none = write(tmp_path, row | {"a": []})
-    assert "answer: " in refused(none, FieldMap.of("prompt=q,choices=c,answer=a"))
+    assert "answer: " in refused(none, "prompt=q,choices=c,answer=a")
 
 
 def test_a_template_is_filled_once_and_runs_nothing(tmp_path):
@@ -194,10 +205,10 @@ def test_a_template_is_filled_once_and_runs_nothing(tmp_path):
         "Well, x=1, so {a}, or {c.1}?": "Well, x=1, so x, or y?",
     }.items():
         for fields in (f"prompt={template},answer=a,choices=c", f"choices=c, prompt={template}"):
-            layout = FieldMap.of(fields if "answer" in fields else f"answer=a,{fields}")
-            (item,) = load_task(path, None, layout).items
+            layout = fields if "answer" in fields else f"answer=a,{fields}"
+            (item,) = read(path, layout).items
             assert item.prompt == prompt
-    assert "no field 'q.__class__'" in refused(path, FieldMap.of("prompt={q.__class__}"))
+    assert "no field 'q.__class__'" in refused(path, "prompt={q.__class__}")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +230,7 @@ def test_a_template_is_filled_once_and_runs_nothing(tmp_path):
     ],
 )
 def test_a_bad_table_is_named_with_its_line(tmp_path, content, fields, place, problem):
-    message = refused(write(tmp_path, content, name="t.csv"), FieldMap.of(fields))
+    message = refused(write(tmp_path, content, name="t.csv"), fields)
     assert place in message and problem in message
 
 
@@ -252,7 +263,7 @@ def test_parquet_that_cannot_be_read_or_unpacks_to_too_much(tmp_path, monkeypatc
     many = {"prompt": ["same" * 100] * 5000, "answer": ["same"] * 5000}
     parquet.write_table(pyarrow.table(many), tmp_path / "many.parquet")
     assert (tmp_path / "many.parquet").stat().st_size < 10_000
-    assert len(load_task(tmp_path / "many.parquet").items) == 5000
+    assert len(read(tmp_path / "many.parquet").items) == 5000
     monkeypatch.setattr(untrusted, "UNPACKED", 100_000)
     assert "unpacks to more" in refused(tmp_path / "many.parquet")
 
@@ -260,12 +271,47 @@ def test_parquet_that_cannot_be_read_or_unpacks_to_too_much(tmp_path, monkeypatc
 def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
     own = write(tmp_path, {"prompt": "P?", "answer": "x"}, name="own.jsonl")
     other = write(tmp_path, WORKED, name="other.jsonl")
-    each = Options(fields=("", "prompt=question,after=####"))
-    read = open_tasks([own, other], each)
-    assert [task.items[0].answers for task in read] == [("x",), ("42",)]
-    for tasks, options in (([own, other], Options(fields=("", "", ""))), ([], each)):
+    each = Options.of({"fields": ("", "prompt=question,after=####")})
+    tasks = open_tasks([own, other], each)
+    assert [task.items[0].answers for task in tasks] == [("x",), ("42",)]
+    assert [task.layout for task in tasks] == ["", "prompt=question,after=####"]
+    for tasks, options in (([own, other], Options.of({"fields": ("", "", "")})), ([], each)):
         with pytest.raises(UsageError) as error:
             open_tasks(tasks, options)
         assert error.value.cure
     made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"], "after": "####"}})
-    assert made.fields == ("prompt=q,choices=A,B,after=####",)
+    assert made.value("fields") == ("prompt=q,choices=A,B,after=####",)
+
+
+def test_guards_follow_the_tasks(tmp_path):
+    task = write(tmp_path, WORKED, name="task.jsonl")
+    guard = write(tmp_path, {"prompt": "P?", "answer": "7"}, name="own.jsonl")
+    (text := tmp_path / "notes.txt").write_text("Once upon a time. " * 80)
+    options = {"guards": [guard, text], "fields": "prompt=question,after=####"}
+    tasks, guards = open_tasks_and_guards([task], Options.of(options))
+    assert [one.items[0].answers for one in tasks] == [("42",)]
+    assert [one.name for one in guards] == ["own", "notes"]
+    each = Options.of({"guards": text, "fields": ["prompt=question,after=####", ""]})
+    assert open_tasks_and_guards([task], each)[1] == guards[1:], (
+        "a guard may have a layout of its own"
+    )
+
+
+class Suite(TaskSource):
+    def claims(self, reference):
+        return reference.startswith("suite:")
+
+    def open(self, reference, options):
+        return [Task("small", ())]
+
+
+def test_a_task_of_another_source_has_no_fields(monkeypatch):
+    class Added(Extension):
+        task_sources = (Suite(),)
+
+    others = (*wiring.extensions(), Added())
+    monkeypatch.setattr(wiring, "extensions", lambda: others)
+    assert open_tasks("suite:small", Options())[0].name == "small"
+    options = Options.of({"fields": "prompt=q"})
+    with pytest.raises(UsageError, match="suite:small: give a task file"):
+        open_tasks("suite:small", options)

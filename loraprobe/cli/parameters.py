@@ -44,8 +44,9 @@ if TYPE_CHECKING:
     from loraprobe.registry import Registry
 
 FIRST = "Most used"  # the panel of the options that stand first
-PANELS = "Adapters", "Tasks", "Composition", "Evaluation", "Machine", "Output"  # in their order
-ADAPTERS, TASKS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
+PANELS = "Adapters", "Composition", "Evaluation", "Machine", "Output"  # of the classes of options
+TASKS = "Tasks"  # the panel of --task, where that does not stand first
+ADAPTERS, COMPOSITION, EVALUATION, MACHINE, OUTPUT = PANELS
 REFERENCE = "a directory, or owner/name with @revision and :sub/folder where needed, or NAME=REF"
 LONGEST_FILE = 200_000  # bytes of a file of --config
 FORMATS = "JSONL", *(source.help for source in task_sources())  # what --task takes
@@ -167,8 +168,7 @@ OTHERS: Mapping[str, tuple[str, Any, Any]] = {
 @functools.cache
 def tables() -> Mapping[str, tuple[str, Any, Any]]:
     """Name of an option of a table -> its panel of the help, its field and its type."""
-    panels = (panel for panel in PANELS if panel != TASKS)
-    core = zip(panels, (*Options.__bases__, Output), strict=True)
+    core = zip(PANELS, (*Options.__bases__, Output), strict=True)
     added = ((group.title, group) for group in groups() if issubclass(group, AddedOptions))
     rows = dict(OTHERS)
     for panel, group in (*core, *added):

@@ -67,7 +67,7 @@ def test_commands_stand_in_groups_in_which_a_newcomer_starts():
 
 def test_options_stand_in_panels():
     shown = making.call("merge-and-eval", "--help", env={"COLUMNS": "80"}).stdout
-    panels = "Most used", "Tasks", "Adapters", "Composition", "Evaluation", "Machine", "Output"
+    panels = "Most used", "Adapters", "Composition", "Evaluation", "Machine", "Output"
     places = [shown.index(f"─ {panel} ─") for panel in panels]
     assert places == sorted(places)
     most_used = re.findall(r"--[a-z-]+ ", shown[places[0] : places[1]])

@@ -1,6 +1,6 @@
-"""What an extension may add: commands, options of commands, Python functions, parts of an audit,
-sources of tasks, systems, who asks the base, what answers in its place, what a verdict tells, what
-is written of a result.
+"""What an extension may add: commands, options of commands, Python functions, merge methods,
+routers and other members of registries, parts of an audit, sources of tasks, systems, who asks the
+base, what answers in its place, what a verdict tells, what is written of a result.
 
 The module of an extension has an instance of a class derived from `Extension`, under the name
 EXTENSION, and imports what is heavy in its methods. The core asks every extension and knows none.
@@ -422,6 +422,9 @@ class Extension:
         documentation; `session.options.of_extension(options)` has their values.
     commands: the commands that it adds.
     functions: the Python functions that it adds to `loraprobe`, name -> dotted name.
+    members: the noun of a registry, "merge method", "router", "diagnostic" or "coverage probe" ->
+        the modules that define members which it adds, imported when that registry is used. A member
+        is a class as in a file of the core's folder. A name that is taken is a UsageError.
 
     What a run uses where its options and references ask for it (`system_sources` and `kinds` too):
 
@@ -446,6 +449,7 @@ class Extension:
     options: ClassVar[type[AddedOptions] | None] = None
     commands: ClassVar[Sequence[CommandSpec]] = ()
     functions: ClassVar[Mapping[str, str]] = {}
+    members: ClassVar[Mapping[str, Sequence[str]]] = {}
     task_sources: ClassVar[Sequence[TaskSource]] = ()
     backends: ClassVar[Sequence[Backend]] = ()
     output_formats: ClassVar[Sequence[OutputFormat]] = ()

@@ -1,8 +1,9 @@
-"""Registries: the members of a folder, found by listing it.
+"""Registries: the members of a folder, found by listing it, and those that extensions add.
 
 A member is a frozen dataclass whose fields are its options. A file of the folder defines one or
 several members; files that start with an underscore are helpers. The name of a member is that of
-its class in snake_case (`dare_ties` for `DareTies`) or the class's `registry_name`.
+its class in snake_case (`dare_ties` for `DareTies`) or the class's `registry_name`. An extension
+names its modules with members in `Extension.members`, by the noun of the registry.
 
 `Registry(package, base, noun).make("ties:density=0.3")` finds the class `Ties` in the package and
 builds it with the options, converted to the types of its fields.
@@ -14,6 +15,7 @@ import dataclasses
 import difflib
 import functools
 import importlib
+import inspect
 import pkgutil
 import re
 import typing
@@ -21,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from loraprobe import wiring
 from loraprobe.errors import UsageError
 from loraprobe.formatting import nearest
 
@@ -32,8 +35,8 @@ class Registry(Generic[T]):
     """The members of one folder.
 
     package: the dotted name of the folder, or of a file that has them all. base: the base class of
-    all members. noun: the word for a member in messages. elsewhere: a name that other tools use ->
-    which member that is.
+    all members. noun: the word for a member in messages, by which extensions add some. elsewhere: a
+    name that other tools use -> which member that is.
     """
 
     package: str
@@ -43,29 +46,38 @@ class Registry(Generic[T]):
 
     @functools.cached_property
     def members(self) -> Mapping[str, type[T]]:
-        """Name -> class, sorted by name. Imports all files of the folder.
+        """Name -> class, sorted by name. Imports all files of the folder, and what extensions name.
 
-        Raises TypeError for a file without a member, and for two members of one name.
+        Raises TypeError for a file without a member, UsageError for two members of one name.
         """
-        members: dict[str, type[T]] = {}
         package = importlib.import_module(self.package)
         files = [file.name for file in pkgutil.iter_modules(getattr(package, "__path__", ()))]
         names = [f"{self.package}.{name}" for name in files if not name.startswith("_")]
-        for module in map(importlib.import_module, names or [self.package]):
-            classes = [
-                thing
-                for thing in vars(module).values()
-                if isinstance(thing, type)
-                and issubclass(thing, self.base)
-                and thing.__module__ == module.__name__
-                and not thing.__name__.startswith("_")
-            ]
-            if not classes:
-                raise TypeError(f"{module.__name__} defines no {self.base.__name__}")
-            for cls in classes:
-                if members.setdefault(name_of(cls), cls) is not cls:
-                    raise TypeError(f"Two classes of {self.package} are named {name_of(cls)}")
+        names = names or [self.package]
+        for extension in wiring.extensions():
+            names += extension.members.get(self.noun, ())
+        members, taken = dict[str, type[T]](), dict[str, str]()
+        for cls in (cls for name in names for cls in self._defined_in(name)):
+            wiring.claim(taken, {f"the {self.noun} {name_of(cls)}": cls.__module__})
+            members[name_of(cls)] = cls
         return dict(sorted(members.items()))
+
+    def _defined_in(self, name: str) -> list[type[T]]:
+        """The members that a module defines. Raises TypeError where it has none."""
+        module = importlib.import_module(name)
+        classes = [
+            thing
+            for thing in dict.fromkeys(
+                one for one in vars(module).values() if isinstance(one, type)
+            )
+            if issubclass(thing, self.base)
+            and thing.__module__ == name
+            and not thing.__name__.startswith("_")
+            and not inspect.isabstract(thing)
+        ]
+        if not classes:
+            raise TypeError(f"{name} defines no {self.base.__name__}")
+        return classes
 
     def __contains__(self, spec: str) -> bool:
         """Whether a spec such as "ties:density=0.3" names a member."""

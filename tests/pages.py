@@ -7,24 +7,17 @@ findings.
 tests/core/report/test_docs.py compares the pages with what this gives.
 """
 
-import dataclasses
 import importlib
 import json
-import typing
 from pathlib import Path
 from typing import Any
 
 from loraprobe.adapters.files import trainings
+from loraprobe.cli.methods import documented, registries, row_of
 from loraprobe.cli.parameters import OTHERS, PANELS, tables
-from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.findings import SUBJECTS
-from loraprobe.formatting import flowing
 from loraprobe.lora.spaces import SPACES
-from loraprobe.merging import METHODS
 from loraprobe.options import AddedOptions, groups
-from loraprobe.probes import PROBES
-from loraprobe.registry import Registry, name_of
-from loraprobe.routing import ROUTERS
 from loraprobe.verdict.reasons import CODES
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -37,44 +30,15 @@ ADDED_CODES = {subject: codes for one in ADDED for subject, codes in one.CODES.i
 
 def members() -> list[dict[str, Any]]:
     """Every entry of every registry, and the ways of training, as plain data."""
-    registries: tuple[Registry[Any], ...] = (DIAGNOSTICS, PROBES, METHODS, ROUTERS)
-    rows = [_member(kind, cls) for kind in registries for cls in kind]
+    rows = [row_of(kind, cls) for kind in registries() for cls in kind]
     for name, space in SPACES.items():
-        text = _docstring(space.stacked) | {"formula": space.formula, "paper": space.paper}
+        text = documented(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
     shown = ("name", "summary", "description", "formula", "paper")
     for training in trainings():
         text = {key: training.get(key, "").strip() for key in shown}
         rows.append({"kind": "training method", **text})
     return rows
-
-
-def _member(registry: Registry[Any], cls: type) -> dict[str, Any]:
-    """A member of a registry. Its choices are the options that take one of a few words."""
-    hints = typing.get_type_hints(cls)
-    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init}
-    kinds = {name: hints[field.name] for name, field in fields.items()}
-    literal = {k: kind for k, kind in kinds.items() if typing.get_origin(kind) is typing.Literal}
-    return {
-        "kind": registry.noun,
-        "name": name_of(cls),
-        **_docstring(cls),
-        "options": {
-            name: None if f.default is dataclasses.MISSING else f.default
-            for name, f in fields.items()
-        },
-        "choices": {name: list(typing.get_args(kind)) for name, kind in literal.items()},
-        "formula": getattr(cls, "formula", None),
-        "paper": getattr(cls, "paper", None),
-        "laws": sorted(getattr(cls, "laws", ())),
-        "lossless_in": sorted(getattr(cls, "lossless", ())),
-    }
-
-
-def _docstring(thing: Any) -> dict[str, str]:
-    """The first line of a docstring, and all of it with its paragraphs flowing."""
-    summary = (thing.__doc__ or "").strip().splitlines()[0]
-    return {"summary": summary, "description": flowing(thing.__doc__)}
 
 
 def methods_page() -> str:

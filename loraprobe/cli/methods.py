@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.resources
 import json as json_
 import sys
+import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
@@ -14,7 +16,9 @@ from rich.text import Text
 from loraprobe.cli.parameters import argument
 from loraprobe.cli.running import Output
 from loraprobe.errors import UsageError
-from loraprobe.formatting import nearest, wrapped
+from loraprobe.formatting import flowing, nearest, wrapped
+from loraprobe.registry import Registry, name_of
+from loraprobe.wiring import GROUP, extensions
 
 NAME_WIDTH = 22  # of a member of a registry
 LISTS = "laws", "lossless in"  # what a member has several of
@@ -32,10 +36,52 @@ NamesArgument = Annotated[
 
 def described() -> list[dict[str, Any]]:
     """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
-    themselves need torch, whose import takes longer than all of this command."""
+    themselves need torch, whose import takes longer than all of this command. Those that other
+    packages add are read of themselves."""
     text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
     rows: list[dict[str, Any]] = json_.loads(text)
+    added = {name for one in extensions() for names in one.members.values() for name in names}
+    if theirs := {name for name in added if not name.startswith(f"{GROUP}.")}:
+        rows += [row_of(kind, c) for kind in registries() for c in kind if c.__module__ in theirs]
     return rows
+
+
+def registries() -> tuple[Registry[Any], ...]:
+    """The registries whose members are listed."""
+    from loraprobe.diagnostics import DIAGNOSTICS
+    from loraprobe.merging import METHODS
+    from loraprobe.probes import PROBES
+    from loraprobe.routing import ROUTERS
+
+    return DIAGNOSTICS, PROBES, METHODS, ROUTERS
+
+
+def row_of(registry: Registry[Any], cls: type) -> dict[str, Any]:
+    """A member of a registry. Its choices are the options that take one of a few words."""
+    hints = typing.get_type_hints(cls)
+    fields = {f.name.rstrip("_"): f for f in dataclasses.fields(cls) if f.init}
+    kinds = {name: hints[field.name] for name, field in fields.items()}
+    literal = {k: kind for k, kind in kinds.items() if typing.get_origin(kind) is typing.Literal}
+    return {
+        "kind": registry.noun,
+        "name": name_of(cls),
+        **documented(cls),
+        "options": {
+            name: None if f.default is dataclasses.MISSING else f.default
+            for name, f in fields.items()
+        },
+        "choices": {name: list(typing.get_args(kind)) for name, kind in literal.items()},
+        "formula": getattr(cls, "formula", None),
+        "paper": getattr(cls, "paper", None),
+        "laws": sorted(getattr(cls, "laws", ())),
+        "lossless_in": sorted(getattr(cls, "lossless", ())),
+    }
+
+
+def documented(thing: Any) -> dict[str, str]:
+    """The first line of a docstring, and all of it with its paragraphs flowing."""
+    summary = (thing.__doc__ or "").strip().splitlines()[0]
+    return {"summary": summary, "description": flowing(thing.__doc__)}
 
 
 def _named(rows: list[dict[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -14,10 +14,15 @@ other files, in the order in which to read them:
 
 from loraprobe.merging._engine import Merged, add_change, check_adapters, check_kept, merge
 from loraprobe.merging._method import (
+    EVERY_SPACE,
     METHODS,
+    Deltas,
     FactorMethod,
+    Generators,
     LinearMethod,
+    Matrix,
     MergeConfig,
     MergeInputs,
     MergeMethod,
+    Weights,
 )

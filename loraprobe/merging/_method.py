@@ -199,7 +199,7 @@ ELSEWHERE = {
     "nuslerp": "mergekit's, on deltas, is slerp with weights of sum 1: take slerp.",
     **dict.fromkeys(("karcher", "multislerp"), _ON_SPHERE),
     "pico": "scaling down output directions that the deltas share was not shown to do better than "
-    "scaling down random ones (docs/merging.md): take task_arithmetic or tsv.",
+    "scaling down random ones (docs/merging.md): take task_arithmetic.",
 }
 
 METHODS: Registry[MergeMethod] = Registry(

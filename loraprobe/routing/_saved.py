@@ -411,6 +411,11 @@ def load_composition(directory: str | Path) -> Composition:
         )
     try:
         found = Listing.model_validate(document)
+        if found.router.name not in ROUTERS:
+            raise AdapterError(
+                f"{home / FILE} has the router {found.router.name!r:.100}, which nothing installed "
+                "has; install the extension that has it, or compose the experts anew."
+            )
         router = _router(found.router)
         if found.router.state_sha256 is not None:
             _check_hash(home / STATE, found.router.state_sha256)

@@ -1,8 +1,8 @@
 """Routers that score the experts of a module: the best share a softmax.
 
-`arrow` scores by the strongest input direction of each delta, `spectr` by all of them, `lag` by
-both in turn, `centroid` by the inputs that each expert's prompts gave; `hard` takes the best by one
-of these. A token decides for itself, or a prompt for all of its tokens (`per`).
+`arrow` scores by the strongest input direction of each delta, `centroid` by the inputs that each
+expert's prompts gave; `hard` takes the best by one of these or of another router of one score. A
+token decides for itself, or a prompt for all of its tokens (`per`).
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from loraprobe.composition import Router, TokenGates, watched
 from loraprobe.composition.forward_pass import current_pass
 from loraprobe.composition.router import ExpertPrompts
 from loraprobe.errors import UsageError
-from loraprobe.lora.lowrank import RANK_TOLERANCE, LowRank, owners
-from loraprobe.registry import check_choices
+from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import check_choices, name_of
+from loraprobe.routing import ROUTERS
 from loraprobe.scoring import ModelScorer, read_texts
 
 Per = Literal["token", "sequence"]
-SpectrumKind = Literal["weighted", "flat"]
-By = Literal["arrow", "spectr", "centroid"]
 
 SCORED_LAWS = frozenset({"identity", "order", "gauge", "absent_is_neutral"})
 ONE_EXPERT_LAWS = SCORED_LAWS | {"homogeneity", "input_scale", "absent_is_zero"}  # gates 0 and 1
@@ -74,7 +73,7 @@ class CachedMatrix:
 
 
 @dataclass(frozen=True)
-class _ScoredRouter(Router):
+class ScoredRouter(Router):
     """The top_k experts with the highest scores share a softmax at `temperature`; others get 0.
 
     top_k is clamped to the experts scored. At temperature inf the chosen get equal gates.
@@ -93,6 +92,7 @@ class _ScoredRouter(Router):
 
     constant: ClassVar[bool] = False
     scores_absent: ClassVar[bool] = False  # whether experts without the module get a share there
+    one_score: ClassVar[bool] = True  # whether one score ranks the experts, as `hard` needs
 
     def __post_init__(self) -> None:
         check_choices(self)
@@ -156,7 +156,7 @@ class TokenGate:
 
     path: str
     scores: ExpertScores
-    router: _ScoredRouter
+    router: ScoredRouter
     columns: list[int] | None
 
     shared: ClassVar[bool] = False
@@ -222,7 +222,7 @@ class PromptGate(TokenGate):
 
 
 @dataclass(frozen=True)
-class Arrow(_ScoredRouter):
+class Arrow(ScoredRouter):
     """Gates from the top right singular vector v_i of each expert's delta, per module and token.
 
     score_i = |x . v_i|; the top_k highest share a softmax at `temperature`, the rest get 0. v_i is
@@ -257,107 +257,6 @@ class ArrowScores(ExpertScores):
         return F.linear(x, self.prototypes.like(x)).abs().unsqueeze(-2)
 
 
-@dataclass(frozen=True)
-class SpectR(_ScoredRouter):
-    """Gates from the length of x's projection on the whole right spectrum of each expert's delta.
-
-    With delta W_i = s_i B_i A_i = U S V^T, score_i = ||S V^T x|| = ||s_i B_i A_i x||: the length
-    of what the expert would add to this token. Arrow uses one direction, SpectR all of them. The
-    top_k highest share a softmax at `temperature`. Nothing is normalised: experts with large deltas
-    and tokens with a large norm have high scores; `normalize` divides x by its length.
-
-    There are two definitions. The authors' released code (wfleshman/spectr) projects on orthonormal
-    rows, score_i = ||V^T x||, so that an expert's size does not matter, and gives the chosen 1/k
-    each: `spectrum=flat,temperature=inf` gives those gates. That code sums the A's and the B's
-    separately before they are multiplied, which adds cross terms between experts; here every expert
-    is multiplied out separately. top_k=4 is the default of that code. Directions with singular
-    values below 1e-6 of the largest are rounding and do not count. `per=sequence` decides once for
-    each prompt by the mean of its tokens' scores.
-    """
-
-    top_k: int = 4
-    spectrum: SpectrumKind = "weighted"
-
-    laws: ClassVar[frozenset[str]] = SCORED_LAWS
-    registry_name: ClassVar[str] = "spectr"
-    formula: ClassVar[str] = (
-        "y = W x + sum_i g_i(x) s_i B_i A_i x,  g = softmax(top_k ||s_i B_i A_i x|| / temperature)"
-    )
-    paper: ClassVar[str] = "arXiv 2504.03454"
-
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
-        return SpectralScores(experts, self.spectrum)
-
-
-class SpectralScores(ExpertScores):
-    """||S V^T x|| (weighted) or ||V^T x|| (flat) of the experts of one module."""
-
-    def __init__(self, experts: Sequence[LowRank], spectrum: SpectrumKind) -> None:
-        projections = [projection(expert, spectrum) for expert in experts]
-        rows = torch.cat(projections)
-        owner = owners([len(rows) for rows in projections])
-        self.rows = CachedMatrix(rows)  # [R, in], those of all experts
-        self.owner = CachedMatrix(owner.mT.to(rows.dtype))  # [k, R]
-
-    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 1 k"]:
-        squares = F.linear(x, self.rows.like(x)).square()
-        return F.linear(squares, self.owner.like(x)).sqrt().unsqueeze(-2)
-
-
-@dataclass(frozen=True)
-class LAG(_ScoredRouter):
-    """Gates in two steps, per module and token: `preselect` by Arrow's score, top_k by SpectR's.
-
-    The `preselect` experts with the highest |x . v_i| are kept; of those the top_k with the highest
-    ||s_i B_i A_i x|| share a softmax at `temperature`. With top_k=1, the default, the best has gate
-    1. With at most `preselect` experts the router is SpectR at that top_k; with preselect=1 it is
-    Arrow at top_k=1. Both numbers are clamped to the experts present.
-
-    In the paper the first step saves work in libraries of hundreds of adapters. Here both scores
-    are computed for all experts, so the choice is the paper's but not its speed. preselect=20 is a
-    default of this package. `spectrum` is that of SpectR. `per=sequence` decides once for each
-    prompt, by the means of both scores over its tokens.
-    """
-
-    top_k: int = 1
-    preselect: int = 20
-    spectrum: SpectrumKind = "weighted"
-
-    laws: ClassVar[frozenset[str]] = ONE_EXPERT_LAWS
-    formula: ClassVar[str] = (
-        "P = preselect highest |x . v_i|,  g = softmax(top_k ||s_i B_i A_i x|| / temperature, i in P)"  # noqa: E501
-    )
-    paper: ClassVar[str] = "arXiv 2507.05346"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.preselect < 1:
-            raise ValueError(f"preselect must be at least 1, not {self.preselect}")
-
-    def scores(self, module: str, experts: Sequence[LowRank], n: int) -> ExpertScores:
-        return _TwoSteps(experts, self)
-
-
-class _TwoSteps(ExpertScores):
-    """Arrow's scores and SpectR's: [..., 2, k]."""
-
-    def __init__(self, experts: Sequence[LowRank], options: LAG) -> None:
-        self.arrow = ArrowScores(experts)
-        self.spectral = SpectralScores(experts, options.spectrum)
-        self.preselect = options.preselect
-
-    def __call__(self, x: Float[Tensor, "*tokens in"]) -> Float[Tensor, "*tokens 2 k"]:
-        return torch.cat([self.arrow(x), self.spectral(x)], dim=-2)
-
-    def final(self, scores: Float[Tensor, "*tokens 2 k"]) -> Float[Tensor, "*tokens k"]:
-        arrow, spectral = scores.unbind(-2)
-        if self.preselect >= arrow.shape[-1]:
-            return spectral
-        index = arrow.topk(self.preselect, dim=-1).indices
-        kept = torch.full_like(spectral, float("-inf"))
-        return kept.scatter(-1, index, spectral.gather(-1, index))
-
-
 def prototype(update: LowRank) -> Float[Tensor, "in"]:
     """The top right singular vector [in] of delta W, of arbitrary sign; zero for a zero delta."""
     S, Vh = right_spectrum(update)
@@ -377,14 +276,6 @@ def right_spectrum(
     return torch.where(rounding < S, S, torch.zeros_like(S)), Vh
 
 
-def projection(update: LowRank, spectrum: SpectrumKind = "weighted") -> Float[Tensor, "k in"]:
-    """S V^T, or V^T, for the k singular values above rounding: [k, in]; k = 0 for a zero delta."""
-    S, Vh = right_spectrum(update)
-    kept = (RANK_TOLERANCE * S[:1] < S) & (S > 0)
-    rows = Vh[kept] if spectrum == "flat" else S[kept, None] * Vh[kept]
-    return rows.to(update.A.dtype)
-
-
 # By the inputs of prompts.
 
 
@@ -396,7 +287,7 @@ class Centroids:
 
 
 @dataclass(frozen=True)
-class Centroid(_ScoredRouter):
+class Centroid(ScoredRouter):
     """Gates from the cosine of x with the mean input c_i of the module on each expert's prompts.
 
     c_i is the mean over the tokens of a few unlabelled prompts of adapter i, read by the base
@@ -575,24 +466,22 @@ def mean_inputs(sums: Tensor) -> Float[Tensor, "n in"]:
 # The best one.
 
 
-SCORED: dict[str, type[_ScoredRouter]] = {"arrow": Arrow, "spectr": SpectR, "centroid": Centroid}
-
-
 @dataclass(frozen=True)
 class Hard(Router):
     """The expert with the highest score gets gate 1, the others 0: experts are never mixed.
 
-    by: the router whose score is used, with its other options at their defaults; `arrow:top_k=1` is
-    `hard:by=arrow`. Of equal scores the first in topk's order wins. `by=centroid` has to be fitted,
-    as centroid, and is the only one that can choose an expert without the module, which adds
-    nothing; by the others an expert that is alone in a module always has gate 1 there. With
-    per=sequence one adapter answers a whole prompt in each module, and by=centroid chooses by the
-    mean score of all modules that have read the prompt so far.
+    by: the router whose score is used, one with a single score, such as arrow and centroid, with
+    its other options at their defaults; `arrow:top_k=1` is `hard:by=arrow`. Of equal scores the
+    first in topk's order wins. `by=centroid` has to be fitted, as centroid, and is the only one
+    that can choose an expert without the module, which adds nothing; by the others an expert that
+    is alone in a module always has gate 1 there. With per=sequence one adapter answers a whole
+    prompt in each module, and by=centroid chooses by the mean score of all modules that have read
+    the prompt so far.
     """
 
-    by: By = "arrow"
+    by: str = "arrow"
     per: Per = "token"
-    scored: _ScoredRouter = field(init=False, repr=False)  # that of `by` at top_k=1
+    scored: ScoredRouter = field(init=False, repr=False)  # that of `by` at top_k=1
 
     constant: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = ONE_EXPERT_LAWS
@@ -601,7 +490,11 @@ class Hard(Router):
 
     def __post_init__(self) -> None:
         check_choices(self)
-        object.__setattr__(self, "scored", SCORED[self.by](top_k=1, per=self.per))
+        known = {name_of(cls): cls for cls in ROUTERS if issubclass(cls, ScoredRouter)}
+        names = [name for name, cls in known.items() if cls.one_score]
+        if self.by not in names:
+            raise ValueError(f"by is one of {', '.join(names)}, not {self.by!r}.")
+        object.__setattr__(self, "scored", known[self.by](top_k=1, per=self.per))
 
     @property
     def needs_prompts(self) -> bool:
@@ -637,5 +530,5 @@ class ByPrompt(Hard):
     text of the prompt, as a program in front of a server can.
     """
 
-    by: By = field(default="centroid", init=False)
+    by: str = field(default="centroid", init=False)
     per: Per = field(default="sequence", init=False)

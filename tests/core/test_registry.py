@@ -2,11 +2,17 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from making import dense, random_adapter
 
+from loraprobe import merging, wiring
+from loraprobe.cli import methods
 from loraprobe.diagnostics import DIAGNOSTICS
 from loraprobe.errors import UsageError
+from loraprobe.extension import Extension
 from loraprobe.merging import METHODS
 from loraprobe.probes import PROBES
 from loraprobe.registry import Registry, name_of, spec_of
@@ -91,8 +97,63 @@ def test_a_file_without_a_member_and_two_of_one_name_are_mistakes(animals: Regis
     for text in ("x = 1", FAMILY.format(package=animals.package)):
         (home / "more.py").write_text(text)
         sys.modules.pop(f"{animals.package}.more", None)
-        with pytest.raises(TypeError):
+        with pytest.raises((TypeError, UsageError), match=r"defines no Animal|have the animal cat"):
             Registry(animals.package, animals.base, "animal").names()
+
+
+def test_an_extension_adds_members_by_the_noun(animals: Registry, tmp_path, monkeypatch) -> None:
+    """Modules of another noun are not imported; a name that is taken names both modules."""
+    own = f"theirs_{tmp_path.name.replace('-', '_')}"
+    text = FAMILY.format(package=animals.package).replace("SnowLeopard", "Lynx")
+    (tmp_path / f"{own}.py").write_text(text)
+    several = text.replace("class Cat", "class Ocelot")
+    (tmp_path / f"{own}_more.py").write_text(several)
+    modules = {"animal": (f"{own}_more",), "plant": ("nowhere",)}
+    monkeypatch.setattr(wiring, "extensions", lambda: (SimpleNamespace(members=modules),))
+    registry = Registry(animals.package, animals.base, "animal")
+    assert registry.names() == ["cat", "lynx", "night_bird", "ocelot", "snow_leopard"]
+    assert registry.make("lynx:legs=3").legs == 3
+    modules["animal"] = (own,)
+    with pytest.raises(UsageError, match=rf"felines and {own} both have the animal cat"):
+        Registry(animals.package, animals.base, "animal").names()
+
+
+STRANGER = """
+from dataclasses import dataclass
+from loraprobe.extension import Extension
+from loraprobe.merging import LinearMethod
+
+@dataclass(frozen=True)
+class Thirds(LinearMethod):
+    \"\"\"A third of each.\"\"\"
+
+    takes_weights = False
+    formula = "dW = sum_i dW_i / 3"
+    paper = "none"
+
+    def default_weights(self, n):
+        return (1 / 3,) * n
+"""
+
+
+def test_a_method_of_a_stranger_is_merged_by_and_listed(tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "thirds_of_a_stranger.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    added = type("Added", (Extension,), {"members": {"merge method": ["thirds_of_a_stranger"]}})()
+    both = (*wiring.extensions(), added)
+    for module in (wiring, methods):
+        monkeypatch.setattr(module, "extensions", lambda: both)
+    known = Registry(METHODS.package, METHODS.base, METHODS.noun)
+    assert {*known.names()} == {*METHODS.names(), "thirds"}
+    monkeypatch.setattr(merging, "METHODS", known)
+    rows = {row["name"]: row for row in methods.described()}
+    assert rows["thirds"]["kind"] == "merge method" and len(rows) > len(known.names())
+    one, other = (random_adapter(name, seed=n) for n, name in enumerate("ab"))
+    made = merging.merge([one, other], merging.MergeConfig(known.make("thirds"))).adapter
+    path = next(iter(one.modules))
+    torch.testing.assert_close(
+        dense(made.modules[path]), (dense(one.modules[path]) + dense(other.modules[path])) / 3
+    )
 
 
 @pytest.mark.parametrize("registry", ALL, ids=lambda r: r.noun)

@@ -213,7 +213,7 @@ def test_debug_shows_what_a_sentence_stands_for(tmp_path):
         ("methods", "ties:density=0.3,lam", {"ties:density=0.3,lambda="}),
         ("methods", "tise:de", set()),
         ("routers", "arrow:top", {"arrow:top_k="}),
-        ("systems", "sp", {"spectr"}),
+        ("systems", "cent", {"centroid"}),
         ("systems", "ch", {"chain"}),
         ("systems", "rand", {"random-partner"}),
         ("allow", "base-mis", {"base-mismatch"}),

@@ -64,7 +64,7 @@ def test_ill_conditioned_factors_cost_no_precision(updates):
 
 
 @pytest.mark.parametrize("lost", ["A", "B"])
-@pytest.mark.parametrize("method", ["uniform", "ties:density=1", "slerp", "tsv"])
+@pytest.mark.parametrize("method", ["uniform", "ties:density=1", "slerp", "model_stock"])
 def test_a_dead_component_with_a_huge_partner_takes_nothing_with_it(lost, method):
     """Zeros in one factor and 1e30 in the other are an update of zero, and no more than that."""
     live, dead, other = (random_update(12, 10, 3, seed) for seed in (1, 2, 3))

@@ -182,4 +182,4 @@ def test_an_audit_refuses_before_it_loads_anything():
         check_systems(three[:2], Options(methods=("slerp",), weights=(-1.0, 2.0)))
     with pytest.raises(UsageError, match=r"may be negative, which slerp"):
         check_systems(three[:2], Options(methods=("slerp",), weights="learn"))
-    check_systems(three, Options(methods=("tsv", "task_arithmetic"), weights="learn"))
+    check_systems(three, Options(methods=("ties", "task_arithmetic"), weights="learn"))

@@ -351,7 +351,6 @@ REFUSED = """
     ties:lambda=0 -> lambda
     ties:lambda=nan -> lambda
     ties:rescale=l1 -> has no option
-    iso_cts:common=1.2 -> from 0 to 1, not 1.2
     dare_linear:variant=authors -> mergekit
     dare_ties:density=nan -> density
 """

@@ -7,6 +7,22 @@ import making
 import pytest
 import torch
 from composing import learnable
+from gating import (
+    DELTAS,
+    FOUR,
+    LIBRARY,
+    MEANS,
+    PATH,
+    ROWS,
+    STATE,
+    Seen,
+    X,
+    arrows,
+    composition,
+    gates_of,
+    of_whole_prompt,
+    shared_out,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import hidden, peft_adapter, random_adapter, random_update
@@ -17,84 +33,16 @@ from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.composition import Composition, composed, prepared_layers
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.registry import name_of
 from loraprobe.routing import ROUTERS
-from loraprobe.routing.scored import Arrow, prototype
+from loraprobe.routing.scored import Arrow, ByPrompt, Hard, ScoredRouter, prototype
 from loraprobe.scoring.forward import tail_logits
 from loraprobe.scoring.generation import generate_batch
 from loraprobe.scoring.likelihood import Prefix
 
-PATH = "model.layers.0.mlp.up_proj"  # 16 -> 24
-FOUR = [
-    random_adapter(f"e{i}", {PATH: (24, 16)}, rank, seed=i, scaling=0.1, dtype=torch.float64)
-    for i, rank in enumerate((2, 4, 3, 2))
+SCORED = [
+    name_of(cls) for cls in ROUTERS if issubclass(cls, ScoredRouter | Hard) and cls != ByPrompt
 ]
-DELTAS = [a.modules[PATH].delta() for a in FOUR]
-X = torch.randn(9, 16, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-MEANS = 0.5 * torch.randn(4, 16, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
-STATE = {f"centroid.{PATH}": MEANS.float()}
-
-
-def gates_of(spec: str, x: Tensor = X) -> Tensor:
-    router = ROUTERS.make(spec)
-    if router.needs_prompts:
-        router = router.with_state(STATE)
-    return prepared_layers(Composition("c", tuple(FOUR), router), torch.float64)[0].gates(x)
-
-
-def shared_out(scores: Tensor, top_k: int, temperature: float = 1.0) -> Tensor:
-    """Gates from scores [t, n], one token at a time."""
-    gates = torch.zeros_like(scores)
-    for row, own in zip(gates, scores, strict=True):
-        chosen = sorted(range(len(own)), key=lambda i: -float(own[i]))[:top_k]
-        row[chosen] = (own[chosen] / temperature).softmax(0)
-    return gates
-
-
-def spectral(x: Tensor = X) -> Tensor:
-    return torch.stack([(x @ delta.T).norm(dim=-1) for delta in DELTAS], dim=-1)
-
-
-def flat(x: Tensor = X) -> Tensor:
-    rows = []
-    for delta in DELTAS:
-        _, S, Vh = torch.linalg.svd(delta)
-        rows.append((x @ Vh[: int((1e-9 * S[0] < S).sum())].T).norm(dim=-1))
-    return torch.stack(rows, dim=-1)
-
-
-def arrows(x: Tensor = X) -> Tensor:
-    return torch.stack([(x @ torch.linalg.svd(d).Vh[0]).abs() for d in DELTAS], dim=-1)
-
-
-@pytest.mark.parametrize("top_k", [1, 2, 4, 99])
-def test_spectr_scores_are_norms_of_each_experts_output(top_k):
-    found = gates_of(f"spectr:top_k={top_k},temperature=0.5")
-    torch.testing.assert_close(found, shared_out(spectral(), top_k, 0.5), rtol=1e-9, atol=1e-9)
-
-
-def test_flat_spectr_leaves_out_the_size_and_an_infinite_temperature_the_softmax():
-    found = gates_of("spectr:spectrum=flat,top_k=3")
-    torch.testing.assert_close(found, shared_out(flat(), 3), rtol=1e-9, atol=1e-9)
-    alike = gates_of("spectr:spectrum=flat,top_k=3,temperature=inf")
-    assert torch.equal(alike, (shared_out(flat(), 3) > 0).double() / 3)
-    assert not torch.equal(flat().argmax(-1), spectral().argmax(-1))
-
-
-@pytest.mark.parametrize(("preselect", "top_k"), [(2, 1), (2, 2), (3, 1), (1, 1), (2, 3)])
-def test_lag_chooses_by_the_spectrum_among_those_that_arrow_has_kept(preselect, top_k):
-    kept = shared_out(arrows(), preselect) > 0
-    wanted = shared_out(spectral().masked_fill(~kept, float("-inf")), min(top_k, preselect))
-    found = gates_of(f"lag:preselect={preselect},top_k={top_k}")
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
-    alike = gates_of(f"lag:preselect={preselect},top_k={top_k},temperature=inf")
-    assert torch.equal(alike > 0, wanted > 0)
-    torch.testing.assert_close(alike.sum(-1), torch.ones(9, dtype=torch.float64))
-
-
-def test_lag_lies_between_arrow_and_spectr():
-    assert torch.equal(gates_of("lag:preselect=1"), gates_of("arrow:top_k=1"))
-    assert torch.equal(gates_of("lag:preselect=99"), gates_of("spectr:top_k=1"))
-    assert not torch.equal(gates_of("arrow:top_k=1"), gates_of("spectr:top_k=1"))
 
 
 @pytest.mark.parametrize("center", [True, False])
@@ -122,14 +70,14 @@ def test_a_module_of_one_expert_adds_nothing_to_the_prompts_of_the_others(spec):
     torch.testing.assert_close(found, torch.eye(4, dtype=torch.float64), atol=1e-6, rtol=0)
 
 
-@pytest.mark.parametrize("by", ["arrow", "spectr", "centroid"])
+@pytest.mark.parametrize("by", ["arrow", "centroid"])
 def test_hard_gives_one_expert_everything(by):
     found = gates_of(f"hard:by={by}")
     assert torch.equal(found, gates_of(f"{by}:top_k=1"))
     assert sorted(set(found.flatten().tolist())) == [0.0, 1.0]
 
 
-WRONG = "spectr:spectrum=heavy lag:preselect=0 lag:spectrum=x hard:by=lag hard:top_k=2 "
+WRONG = "hard:by=hard hard:by=by_prompt hard:by=softest hard:top_k=2 "
 WRONG += "arrow:per=row arrow:share=layer centroid:temperature=0 centroid:learned=1 "
 WRONG += "arrow:top_k=0 arrow:temperature=nan arrow:k=2 constant:weights=0.5"
 
@@ -169,38 +117,10 @@ def test_centroid_gives_no_gates_before_it_has_seen_prompts():
 
 # Decisions for a prompt.
 
-LIBRARY = tuple(
-    random_adapter(f"e{i}", making.LLAMA, rank=2 + i, seed=20 + i, scaling=0.3) for i in range(3)
-)
-ROWS = [[3, 1, 4, 1, 5, 9, 2], [6, 5, 3], [8, 9, 7, 9, 3]]
-
 
 @pytest.fixture(scope="module")
 def model():
     return making.tiny_llama(tied=False).double()
-
-
-def composition(spec: str, adapters=LIBRARY) -> Composition:
-    return Composition("c", tuple(adapters), ROUTERS.make(spec))
-
-
-class Seen:
-    """The gates of every module, as they were given in the passes so far."""
-
-    def __init__(self) -> None:
-        self.gates: dict[str, list[Tensor]] = {}
-
-    def __call__(self, path, present, gates) -> None:
-        self.gates.setdefault(path, []).append(gates.clone())
-
-
-def one_pass(model, spec, rows=ROWS[:1], adapters=LIBRARY):
-    from loraprobe.scoring.forward import padded
-
-    seen, (ids, mask) = Seen(), padded(rows, 0, "right")
-    with torch.no_grad(), composed(model, composition(spec, adapters), seen):
-        model(input_ids=ids, attention_mask=mask, use_cache=False)
-    return seen.gates
 
 
 def test_an_observer_learns_which_experts_a_module_has():
@@ -222,32 +142,11 @@ def test_an_observer_learns_which_experts_a_module_has():
     assert set(seen.values()) == {(tuple(range(n)), n)}
 
 
-@pytest.mark.parametrize("spec", ["arrow", "spectr", "lag:preselect=2"])
-def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model, spec):
-    """Against scores computed one token at a time from what reaches the first module."""
-    from loraprobe.composition import watched
-
-    inputs = {}
-    with (
-        torch.no_grad(),
-        watched(model, composition(spec).experts, lambda p, x, y: inputs.update({p: x})),
-    ):
-        model(input_ids=torch.tensor(ROWS[:1]))
-    path = "model.layers.0.self_attn.q_proj"  # nothing is adapted before it
-    deltas = [a.modules[path].to(torch.float64).delta() for a in LIBRARY]
-    x = inputs[path][0]
-    arrow = torch.stack([(x @ torch.linalg.svd(d).Vh[0]).abs().mean() for d in deltas])
-    length = torch.stack([(x @ d.T).norm(dim=-1).mean() for d in deltas])
-    if spec.startswith("lag"):
-        out = arrow.argmin()
-        length[out] = -torch.inf
-        wanted = shared_out(length[None], 1)[0]
-    else:
-        wanted = shared_out((arrow if spec == "arrow" else length)[None], 3)[0]
-    joined = "," if ":" in spec else ":"
-    found = one_pass(model, f"{spec}{joined}per=sequence", [*ROWS[:1], ROWS[1]])[path][0]
-    torch.testing.assert_close(found[0], wanted.expand(7, 3), rtol=1e-9, atol=1e-9)
-    assert not torch.allclose(found[1, 0], wanted)
+def test_a_prompt_is_decided_by_the_mean_of_its_tokens_scores(model):
+    found, other, arrow, _ = of_whole_prompt(model, "arrow:per=sequence")
+    wanted = shared_out(arrow[None], 3)[0]
+    torch.testing.assert_close(found, wanted.expand(7, 3), rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(other, wanted)
 
 
 def test_a_prompt_chooses_by_all_modules_that_have_read_it(model):
@@ -296,7 +195,7 @@ def generated(model, tokens):
 
 
 @pytest.mark.parametrize("options", ["per=token", "per=sequence"])
-@pytest.mark.parametrize("name", ["arrow", "lag"])
+@pytest.mark.parametrize("name", [one for one in SCORED if not ROUTERS.make(one).needs_prompts])
 def test_generation_agrees_with_a_single_forward_pass(model, name, options):
     """Prompts of different lengths, padded on the left; then prompt and answer in one pass."""
     with torch.no_grad(), composed(model, composition(f"{name}:{options}")):
@@ -420,7 +319,7 @@ def test_an_input_whose_rows_are_mixed_up_is_refused(model):
 
 
 @given(
-    name=st.sampled_from(["arrow", "spectr", "lag", "centroid", "hard"]),
+    name=st.sampled_from(SCORED),
     n=st.integers(2, 5),
     width=st.integers(3, 12),
     top_k=st.integers(1, 6),

@@ -353,7 +353,7 @@ def of_compositions() -> dict[str, Tampering]:
             for option, value in OPTIONS.items()
         },
         **{f"listing: {key}": _listing(_set(key, value)) for key, value in OF_LISTING.items()},
-        "listing: another router": _listing(lambda held: held["router"].update(name="spectr")),
+        "listing: another router": _listing(lambda held: held["router"].update(name="hard")),
         "listing: a state": _listing(lambda held: held["router"].update(state_sha256="0" * 64)),
         "a state added": lambda place: save_file(
             {"centroid.x": torch.ones(2, 2)}, str(place / "out/router.safetensors")

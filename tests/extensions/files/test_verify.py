@@ -258,7 +258,7 @@ def test_a_module_that_becomes_zero_is_verified_and_stays_zero(tmp_path):
     [
         ["--router", "constant", "--weights", "0.5,-1"],
         ["--balance", "norm"],
-        ["--router", "spectr"],
+        ["--router", "arrow:normalize=true"],
         ["--router", "arrow:temperature=inf"],
         ["--router", "hard:per=sequence"],
     ],

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from loraprobe.lora.lowrank import RANK_TOLERANCE
-from loraprobe.merging._method import EVERY_SPACE, Deltas, Generators, Matrix, MergeMethod, Weights
+from loraprobe.merging import EVERY_SPACE, Deltas, Generators, Matrix, MergeMethod, Weights
 
 # Rounding error, in float64, of a sum whose terms cancel, as a share of the terms' size.
 ROUNDING = 1e-12

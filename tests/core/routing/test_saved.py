@@ -201,7 +201,7 @@ def of_router(**options):
             damaged(lambda j: j["router"].update(name="os")),
             "the router 'os', which nothing installed has",
         ),
-        (damaged(lambda j: j["router"].update(name="_scored")), "Unknown router"),
+        (damaged(lambda j: j["router"].update(name="_scored")), "which nothing installed has"),
         (of_router(evil=1), "evil"),
         (of_router(top_k=0), "top_k"),
         (of_router(top_k="x"), "valid integer"),

@@ -8,7 +8,16 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from loraprobe.errors import AdapterError
-from loraprobe.text_profile import FILE, LONGEST, READ, SHORTEST, VERSION, TextProfile
+from loraprobe.text_profile import (
+    FILE,
+    FRAME,
+    FRAME_WEIGHT,
+    LONGEST,
+    READ,
+    SHORTEST,
+    VERSION,
+    TextProfile,
+)
 from loraprobe.untrusted import first_problem, read_json
 
 LARGEST = 200_000_000  # bytes of such a file
@@ -25,11 +34,13 @@ class RouterFile(BaseModel):
     """router.json as it is read."""
 
     format: Literal["router by text"]
-    version: int
+    version: Annotated[int, Field(ge=1, le=VERSION)]
     adapters: list[_Adapter] = Field(min_length=1)
     base: str | None
     shortest: Annotated[int, Field(ge=SHORTEST, le=SHORTEST)]
     longest: Annotated[int, Field(ge=LONGEST, le=LONGEST)]
+    frame: Annotated[int, Field(ge=FRAME, le=FRAME)] = FRAME  # version 1 has no n-grams of words
+    frame_weight: Annotated[int, Field(ge=FRAME_WEIGHT, le=FRAME_WEIGHT)] = FRAME_WEIGHT
     read: Annotated[int, Field(ge=READ, le=READ)]
     unseen: Annotated[Number, Field(gt=0)]
     thresholds: list[Number]
@@ -57,7 +68,7 @@ class RouterFile(BaseModel):
     def profile(self) -> TextProfile:
         """What chooses among the adapters."""
         rows = {gram: tuple(row) for gram, row in self.ngrams.items()}
-        return TextProfile(rows, self.unseen, tuple(self.thresholds))
+        return TextProfile(rows, self.unseen, tuple(self.thresholds), self.version)
 
 
 def read_router(place: str | Path) -> RouterFile:

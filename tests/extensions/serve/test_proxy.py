@@ -93,12 +93,18 @@ def test_a_completion_goes_to_an_adapter_by_its_prompt(file):
 def test_fifteen_lines_of_python_choose_alike(file):
     """Those of docs/serving.md."""
     page = (Path(__file__).parents[3] / "docs" / "serving.md").read_text(encoding="utf-8")
-    code = page.partition("```python\nimport json")[2].partition("```")[0]
-    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 16
+    code = page.partition("```python\nimport itertools")[2].partition("```")[0]
+    assert 10 <= len([line for line in code.splitlines() if line.strip()]) <= 20
     names = {"router_file": file}
-    exec("import json" + code.replace('"DIR/router.json"', "router_file"), names)
+    exec("import itertools" + code.replace('"DIR/router.json"', "router_file"), names)
     profile = read_router(file).profile
-    for text in [*SPOUSES, *HOMES, OTHER, "", "x " * 3000 + HOMES[0], "WHO is\tthe spouse\nof Q?"]:
+    near = [
+        "Who is the author of Q?",
+        "Where does the spouse of Q live?",
+        "Where live? Who the the of",
+    ]
+    texts = [*SPOUSES, *HOMES, OTHER, "", "?", *near, "WHO is\tthe spouse\nof Q?"]
+    for text in [*texts, "x " * 3000 + HOMES[0]]:
         chosen = profile.choice(text)
         assert names["adapter_of"](text) == (None if chosen is None else ["spouse", "home"][chosen])
 
@@ -115,12 +121,29 @@ def test_a_file_comes_back_as_it_was(file):
     )
 
 
+def test_a_file_of_version_1_is_read(file, tmp_path):
+    """It has no n-grams of words, and its thresholds are of the largest score."""
+    document = json.loads(file.read_text("utf-8")) | {"version": 1, "thresholds": [0.4, 0.6]}
+    document["ngrams"] = {" who": [1, 0.5, 0.5], "live?": [1, 0.0, 0.9]}
+    (tmp_path / FILE).write_text(json.dumps({k: v for k, v in document.items() if "fra" not in k}))
+    profile = read_router(tmp_path).profile
+    root = (len({g for n in (2, 3, 4, 5) for g in grams(" who ", n)}) - 1) * profile.unseen**2 + 1
+    assert profile.scores("Who") == pytest.approx([0.5 / root**0.5] * 2)
+    assert profile.choice("Who") is None, "the sum would be enough"
+
+
+def grams(text, n):
+    return {text[i : i + n] for i in range(len(text) - n + 1)}
+
+
 BROKEN = {
     "newer": ({"version": VERSION + 1}, "update loraprobe"),
     "another format": ({"format": "other"}, "damaged"),
     "thresholds": ({"thresholds": [0.1]}, "1 thresholds for 2"),
     "weights": ({"ngrams": {"ab": [1, 2]}}, "3 weights"),
     "n-grams of other lengths": ({"shortest": 3}, "shortest"),
+    "frames of other lengths": ({"frame": 3}, "frame"),
+    "no version": ({"version": 0}, "version"),
     "no number": ({"unseen": float("nan")}, "unseen"),
     "same names": ({"adapters": [{"name": "a", "folder": "x", "sha256": ""}] * 2}, "one name"),
 }

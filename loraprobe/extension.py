@@ -440,6 +440,8 @@ class Extension:
         the core's codes that it gives otherwise.
     other_types: a PEFT type other than LORA -> the cure, {place} in it the adapter and {base} its
         base.
+    layouts: the dotted name of each `AdapterLayout` (`loraprobe.adapters.layouts`), in the order in
+        which they bring adapters to the form of the base.
     foreign_weights: a file of weights that another library writes beside adapter_config.json -> the
         dotted name of what reads both as peft would have them, and the code of the finding that
         says so. It takes the directory and the prefix of peft's keys, gives an `AdapterConfig` and
@@ -456,6 +458,7 @@ class Extension:
     logs: ClassVar[Sequence[ResultLog]] = ()
     codes: ClassVar[Path | None] = None
     other_types: ClassVar[Mapping[str, str]] = {}
+    layouts: ClassVar[Sequence[str]] = ()
     foreign_weights: ClassVar[Mapping[str, tuple[str, str]]] = {}
 
     def override(self, command: str, options: Options) -> Callable[..., None] | None:

@@ -21,6 +21,7 @@ EXTENSIONS: tuple[str, ...] = (
     "find",
     "forecast",
     "harness",
+    "layouts",
     "methods",
     "ray",
     "reports",

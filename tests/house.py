@@ -24,9 +24,10 @@ WORDS = {
     *("forecast", "calibration", "prior"),
     "ray",
 }
-# `find` and `data_sets` are everyday words: every text has a method `find`. The core would name one
-# where it is a whole text, as that of a command in `next`; imports are counted apart.
-TEXTS = {"find", "data_sets"}
+# `find`, `data_sets` and `layouts` are everyday words: every text has a method `find`. The core
+# would name one where it is a whole text, as that of a command in `next`; imports are counted
+# apart.
+TEXTS = {"find", "data_sets", "layouts"}
 
 # Merges two adapters, and prints which modules of the package that loaded.
 MERGE = """

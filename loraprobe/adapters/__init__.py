@@ -11,7 +11,7 @@ files       the directory of an adapter, its weights, and what other trainings l
 reading     a directory -> Adapter: what each tensor is
 experts     stacked parameters of mixtures of experts (target_parameters), one module an expert
 building    adapters in memory: of tensors, portable, with repaired or other paths
-fused       splits fused projections and joins single ones, as other adapters or the base are
+layouts     the interface of other forms of updates, which extensions know
 artifact    what commands make and write
 saving      writes a directory and reads it back
 staging     makes outputs complete or absent

@@ -16,30 +16,29 @@ module once for each parameter in the order of registration, so the last one is 
 This is the order of peft 0.19.1 and newer. Older ones exchanged inputs and outputs: 0.17.0 to
 0.18.1 those of modules without `is_transposed`, 0.19.0 those of all modules. Transformers changed
 the order too, and peft reads every file in today's, so neither the file nor its version tells the
-order. The shapes of the base do, unless the matrices are square (`with_known_order`).
+order. The shapes of the base do, unless the matrices are square; an `AdapterLayout` knows how.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from loraprobe.adapters.types import Adapter, Modules
-from loraprobe.errors import CompatibilityError, UsageError
+from loraprobe.adapters.types import Adapter
+from loraprobe.errors import CompatibilityError
 from loraprobe.findings import CODES, finding
 from loraprobe.formatting import count, listing
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.records import Issue
 
-Order = Literal["new", "old"]  # A reads the inputs of an expert, or its outputs
 NESTED = ".base_layer"
 ORDER = "expert-layout"  # the code of findings about the order of inputs and outputs
-CHANGED, TODAY = (0, 19, 0), (0, 19, 1)  # versions of peft: of another order, and of today's
+TODAY = 0, 19, 1  # the first version of peft with today's order
 ORDERED_BY = ".".join(map(str, TODAY))  # what a written config says
 
 
@@ -144,7 +143,7 @@ def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParamete
     Raises CompatibilityError for a parameter that the model lacks or has in another shape.
     """
     targets = []
-    for stack, shape, target in _targeted(model, adapter):
+    for stack, shape, target in targeted(model, adapter):
         if target is None or target.shape != shape:
             lacks = "does not have" if target is None else f"has as {list(target.shape)}"
             owner = owner_of(stack)[0]
@@ -157,7 +156,7 @@ def target_parameters(model: nn.Module, adapter: Adapter) -> list[TargetParamete
     return targets
 
 
-def _targeted(
+def targeted(
     model: nn.Module, adapter: Adapter
 ) -> Iterator[tuple[str, tuple[int, ...], TargetParameter | None]]:
     """Each stack, its shape (E, out, in), and its parameter in a model, None if there is none."""
@@ -178,7 +177,7 @@ def _targeted(
 
 def order_issue(adapter: Adapter) -> Issue | None:
     """The error about experts whose order the version of peft does not show to be today's."""
-    version = _version_of(adapter)
+    version = version_of(adapter)
     stack = next((stack for stack, paths in adapter.stacks.items() if len(paths) > 1), None)
     if stack is None or (version is not None and version >= TODAY):
         return None
@@ -192,105 +191,6 @@ def order_issue(adapter: Adapter) -> Issue | None:
     return finding(ORDER, (adapter.name,), message, stack)
 
 
-def with_known_order(model: nn.Module | None, adapter: Adapter) -> Adapter:
-    """The adapter in today's order and without a finding about it, where a model shows its order.
-
-    Stacks in the other order are exchanged, which moves numbers and rounds none; a note says so.
-    """
-    orders = {} if model is None else _orders(model, adapter)
-    if not orders or None in orders.values():
-        return adapter
-    kept = [issue for issue in adapter.issues if issue.code != ORDER]
-    older = [stack for stack, is_todays in orders.items() if not is_todays]
-    return exchanged(replace(adapter, issues=tuple(kept)), older, "the shapes of the base show")
-
-
-def with_named_order(model: nn.Module | None, adapter: Adapter, order: Order) -> Adapter:
-    """The adapter in today's order, where a user says which one its undecided stacks have.
-
-    Raises UsageError where nothing is undecided: no expert is stacked, or a model or the version of
-    peft shows the order.
-    """
-    if model is None:
-        orders = dict.fromkeys(adapter.stacks, None if order_issue(adapter) else True)
-    else:
-        orders = _orders(model, adapter)
-    undecided = [stack for stack, is_todays in orders.items() if is_todays is None]
-    if adapter.stacks and not orders:  # they do not fit the base, which its check tells
-        return adapter
-    if not undecided:
-        why = "the order is known" if adapter.stacks else "none are stacked"
-        raise UsageError(
-            f"--expert-layout says how stacked experts are stored that nothing else decides; of "
-            f"{adapter.name} {why}, so leave it out."
-        )
-    older = [stack for stack, is_todays in orders.items() if is_todays is False]
-    older += undecided if order == "old" else []
-    kept = [issue for issue in adapter.issues if issue.code != ORDER]
-    config = {**adapter.config, "peft_version": ORDERED_BY}
-    known = replace(adapter, issues=tuple(kept), config=config)
-    return exchanged(known, older, f"--expert-layout={order} says")
-
-
-def exchanged(adapter: Adapter, stacks: Sequence[str], because: str) -> Adapter:
-    """The adapter with A and B of each expert of some stacks exchanged: (B A)^T = A^T B^T."""
-    if not stacks:
-        return adapter
-    older = {path for stack in stacks for path in adapter.stacks[stack]}
-    infos = {
-        path: replace(info, in_features=info.out_features, out_features=info.in_features)
-        if path in older
-        else info
-        for path, info in adapter.layout.items()
-    }
-
-    def read(path: str) -> LowRank:
-        update = adapter.modules[path]
-        if path not in older:
-            return update
-        return LowRank(update.B.mT.contiguous(), update.A.mT.contiguous(), update.scaling)
-
-    message = (
-        f"{adapter.name} has {count(len(stacks), 'stack')} of experts in the order of peft before "
-        f"0.19.1, as {because}; their inputs and outputs were exchanged, which is exact."
-    )
-    note = finding("experts-exchanged", (adapter.name,), message, stacks[0])
-    return replace(adapter, modules=Modules(infos, read), issues=(*adapter.issues, note))
-
-
-def _orders(model: nn.Module, adapter: Adapter) -> dict[str, bool | None]:
-    """Stack -> whether it is in today's order by the shapes of a model; None where that is open.
-
-    One peft stored all of a model's parameters alike, but for those of modules with
-    `is_transposed`. So a stack that is not square decides for the square ones of its kind. {} where
-    a stack fits in neither order.
-    """
-    version = _version_of(adapter)
-    alike: dict[bool, list[str]] = {False: [], True: []}
-    shown: dict[bool, set[bool]] = {False: set(), True: set()}
-    orders: dict[str, bool | None] = {}
-    for stack, shape, target in _targeted(model, adapter):
-        if target is None or sorted(target.shape) != sorted(shape) or target.shape[0] != shape[0]:
-            return {}
-        if target.parameter.dim() != 3:
-            if target.shape != shape:
-                return {}
-            orders[stack] = True
-            continue
-        alike[target.transposed].append(stack)
-        if shape[1] != shape[2]:
-            shown[target.transposed].add(target.shape == shape)
-    for transposed, stacks in alike.items():
-        found = shown[transposed]
-        if len(found) > 1:
-            return {}
-        if not found and version is not None:
-            always = version >= TODAY or (transposed and version < CHANGED)
-            found = {True} if always else set()
-        orders |= dict.fromkeys(stacks, found.pop() if found else None)
-    return orders
-
-
 def transposed_in(a: Adapter, b: Adapter) -> set[str]:
     """The experts that one of two adapters has with inputs and outputs exchanged, as an error of
     one of them says."""
@@ -300,7 +200,7 @@ def transposed_in(a: Adapter, b: Adapter) -> set[str]:
     return {p for p in shared if a.layout[p].shape == b.layout[p].shape[::-1]}
 
 
-def _version_of(adapter: Adapter) -> tuple[int, ...] | None:
+def version_of(adapter: Adapter) -> tuple[int, ...] | None:
     """The version of peft that saved an adapter; that of a development version is the one before.
 
     None if the config does not say it.

@@ -1,4 +1,4 @@
-"""Brings the adapters of one composition to one naming of modules and one layout of projections.
+"""Brings the adapters of one composition to one naming of modules and one layout.
 
 A base with vision has a text-only class too, whose modules have other names (`model.layers.0` and
 `model.language_model.layers.0`), and older versions of transformers had other names again. Which
@@ -13,35 +13,39 @@ from itertools import combinations
 
 from loraprobe import hub
 from loraprobe.adapters import Adapter
-from loraprobe.adapters.experts import with_known_order
-from loraprobe.adapters.fused import one_layout
+from loraprobe.adapters.layouts import BaseForm, in_one_layout
 from loraprobe.adapters.names import root
 from loraprobe.base import Base, ModuleNames, module_names
 from loraprobe.base.naming import named_like, with_base_names
+from loraprobe.options import Options
 from loraprobe.records import Issue
 
 Shape = tuple[int, int]
 LayerShapes = Mapping[str, Mapping[str, Shape]]  # place of layers -> path inside of it -> shape
 
 
-def aligned(adapters: Sequence[Adapter], base: Base | None = None) -> list[Adapter]:
-    """The adapters with one class's names of modules and one layout of fused projections.
+def aligned(
+    adapters: Sequence[Adapter], base: Base | None = None, options: Options | None = None
+) -> list[Adapter]:
+    """The adapters with one class's names of modules and in one layout.
 
-    These are the base's, else the first adapter's names and the split layout. A translated adapter
-    gets a note `modules-renamed` or `fused-translated`. One that cannot be translated stays as it
-    is, and `check` reports it. Compositions and merges use these adapters.
+    These are the base's, else the first adapter's names and the layout that all can have. A
+    translated adapter gets a note, such as `modules-renamed`. One that cannot be translated stays
+    as it is, and `check` reports it. Compositions and merges use these adapters. options: those of
+    the command that reads the adapters.
     """
-    return align(adapters, base)[0]
+    return align(adapters, base, options)[0]
 
 
-def align(adapters: Sequence[Adapter], base: Base | None) -> tuple[list[Adapter], list[Issue]]:
+def align(
+    adapters: Sequence[Adapter], base: Base | None, options: Options | None = None
+) -> tuple[list[Adapter], list[Issue]]:
     """`aligned`, and an error for each reason why layers could not get one layout."""
     if base is None:
-        return one_layout(one_naming(adapters))
+        return in_one_layout(one_naming(adapters), BaseForm(), options)
     shapes = {path: base.shapes.get(path) for path in base.weights}
     renamed = named_like(base.module_paths, adapters, lambda: module_names(base.path))
-    renamed = [with_known_order(base.skeleton, a) if a.stacks else a for a in renamed]
-    return one_layout(renamed, shapes, base.config)
+    return in_one_layout(renamed, BaseForm(shapes, base.config, lambda: base.skeleton), options)
 
 
 def one_naming(adapters: Sequence[Adapter]) -> list[Adapter]:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, Extra, LayerKind, copied_weight, same_weight
-from loraprobe.adapters.experts import TargetParameter, target_parameters, with_known_order
-from loraprobe.adapters.fused import may_be_fused, one_layout
+from loraprobe.adapters.experts import TargetParameter, target_parameters
+from loraprobe.adapters.layouts import BaseForm, in_one_layout
 from loraprobe.base import ModuleNames
 from loraprobe.base.naming import named_like
 from loraprobe.composition.dora import device_of, fingerprint
@@ -128,7 +128,7 @@ def watched(
 def on_layout_of(model: nn.Module, composition: Composition) -> Composition:
     """The composition; its experts are converted if the model lacks some of their layers."""
     modules = dict(model.named_modules(remove_duplicate=False))
-    if all(path in modules for path in composition.paths if may_be_fused(path)):
+    if all(path in modules for expert in composition.experts for path in expert.unstacked):
         return composition
     known = _ALIGNED.setdefault(model, weakref.WeakKeyDictionary())
     if composition not in known:  # kept, so that its layers are prepared only once
@@ -196,8 +196,8 @@ def aligned_to(model: nn.Module, adapters: Sequence[Adapter]) -> list[Adapter]:
     }
     declared = config.to_dict() if config is not None else None
 
-    named = [with_known_order(model, one) for one in named_like(paths, adapters, names)]
-    return one_layout(named, shapes, declared)[0]
+    form = BaseForm(shapes, declared or {}, lambda: model)
+    return in_one_layout(named_like(paths, adapters, names), form)[0]
 
 
 def check_model(model: nn.Module) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # a merge needs none of them
 class Inputs:
     """The opened inputs of a command.
 
-    `adapters` have one layout of fused projections, the base's if there is one; `given` are the
+    `adapters` have one layout, the base's if there is one; `given` are the
     same adapters in the layout of their files. `guards` are what must not get worse.
     """
 
@@ -60,7 +60,7 @@ def open_inputs(
         raise UsageError("No adapter was given; give at least one.")
     options.check_count(len(loaded))
     found = base_apart(loaded, session, base)
-    return Inputs(compatibility.aligned(loaded, found), loaded, found, *read)
+    return Inputs(compatibility.aligned(loaded, found, options), loaded, found, *read)
 
 
 def _hub_name(base: Base | Ref | None) -> str | None:

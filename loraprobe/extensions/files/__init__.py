@@ -106,7 +106,7 @@ class Files(Extension):
                 "loraprobe convert ./legal -o portable",
                 "loraprobe convert ./loha --base auto -o lora",
             ),
-            "base like expert_layout allow rank keep_energy portable to threads target overwrite "
+            "base like allow rank keep_energy portable to threads target overwrite "
             "json explain quiet",
             changed={
                 "rank": {

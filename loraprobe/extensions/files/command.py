@@ -32,15 +32,6 @@ def convert(
             ADAPTERS,
         ),
     ] = None,
-    expert_layout: Annotated[
-        str | None,
-        setting(
-            "ORDER",
-            "What A of stacked experts reads where the base's shapes do not tell: new: the inputs, "
-            "as peft 0.19.1 and later store it; old: the outputs.",
-            ADAPTERS,
-        ),
-    ] = None,
     to: Annotated[
         str,
         setting("LIBRARY", "Who reads what is written: peft and servers, or mlx (mlx-lm).", OUTPUT),
@@ -72,8 +63,7 @@ def convert(
     least --keep-energy of each change. An adapter of mlx-lm is read as any other, and --to mlx
     writes one.
     """
-    made = {"like": like, "portable": portable, "keep_energy": keep_energy}
-    made |= {"expert_layout": expert_layout, "to": to}
+    made = {"like": like, "portable": portable, "keep_energy": keep_energy, "to": to}
     save(output, options, "convert", [ref], base, None, module=CONVERTING, **made)
 
 

@@ -34,7 +34,6 @@ from loraprobe.adapters import (
 )
 from loraprobe.adapters.building import with_paths
 from loraprobe.adapters.config import CONFIG, PATTERN, untargeted_paths
-from loraprobe.adapters.experts import Order, with_named_order
 from loraprobe.adapters.files import PICKLE, SAFETENSORS, foreign_weights, open_tensors
 from loraprobe.adapters.reading import FIELDS, PREFIX
 from loraprobe.adapters.saving import SELECTORS, config_of
@@ -79,8 +78,7 @@ SAMPLE = 64  # tokens on which peft computes both
 MEMORY, TIMES = 1_000_000_000, 3
 # Findings that are gone once an adapter is written again.
 MENDED = frozenset({"doubled-prefix", "unprefixed-keys", "pickled", "tensors-unused"})
-# Notes of an adapter whose layout was made that of a base.
-TRANSLATED = frozenset({"experts-exchanged", "fused-translated"})
+RENAMED = frozenset({"modules-renamed"})  # a note, where no more than names is the base's
 # Parts of the keys of numbers that are no sizes of tensors.
 COUNTS = ("alpha", "seed", "prng_key", "lambda", "dropout", "tinit", "tfinal", "delta", "step",
     "layers", "scale", "scaling", "std", "weight", "beta", "version")  # fmt: skip
@@ -118,7 +116,6 @@ def convert(
     like: Ref | None = None,
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
-    expert_layout: Order | None = None,
     to: Literal["peft", "mlx"] = "peft",
 ) -> Outcome:
     """One adapter with peft's keys, one safetensors file and, if portable, one rank and scaling.
@@ -129,15 +126,13 @@ def convert(
     base: gives the file the layout of its experts, and compares a copy of an embedding or head that
     the file may hold. Raises CompatibilityError for what cannot be kept exactly: tensors of an
     unknown kind, an initialisation that changed the base. like: a base or an adapter whose names of
-    modules are written. expert_layout: the order of experts of which nothing else tells it. to:
-    the library that reads what is written; mlx has one rank and one scaling.
+    modules are written. to: the library that reads what is written; mlx has one rank and one
+    scaling.
     """
     if to not in ("peft", "mlx"):
         raise UsageError(f"--to={to} is no library that convert writes for; take peft or mlx.")
     if to == "mlx" and not portable:
         raise UsageError("mlx-lm has one rank and one scale for all modules; leave out --compact.")
-    if expert_layout not in (None, "new", "old"):
-        raise UsageError(f"--expert-layout={expert_layout} is no layout; take new or old.")
     if not 0 < keep_energy <= 1:
         raise UsageError(f"--keep-energy={keep_energy:g} is no share; give a number in (0, 1].")
     session.command = "convert"
@@ -149,10 +144,8 @@ def convert(
         raise UsageError("--rank goes with an adapter of another type than LoRA; leave it out.")
     inputs = open_inputs(made_lora[:1] if made_lora else given, session, base)
     (original,), (adapter,) = inputs.given, inputs.adapters
-    if expert_layout is not None:
-        skeleton = None if inputs.base is None else inputs.base.skeleton
-        adapter = with_named_order(skeleton, adapter, expert_layout)
-    elif not any(issue.code in TRANSLATED for issue in adapter.issues):
+    own, aligned = ({issue.code for issue in one.issues} for one in (original, adapter))
+    if own ^ aligned <= RENAMED:
         adapter = original  # with the names of its file
     # Extras must be known to be refused.
     sound = replace(_with_repaired_paths(adapter), extras=adapter.extras)
@@ -359,8 +352,8 @@ def _changes(given: Adapter, made: Adapter, ranks: tuple[int, int]) -> Iterator[
     codes = {issue.code for issue in given.issues}
     if any(path.startswith(PREFIX) for path in given.layout):
         yield f"The prefix {PREFIX!r}, which the keys had twice, stands once."
-    told = {"modules-renamed", *TRANSLATED}
-    yield from (issue.message for issue in made.issues if issue.code in told)
+    new = [i for i in made.issues if i.code in RENAMED or i not in given.issues]
+    yield from (issue.message for issue in new)
     if "unprefixed-keys" in codes:
         yield f"The keys have the prefix {PREFIX!r}, without which peft loads nothing."
     if "mlx-file" in codes:

@@ -24,7 +24,6 @@ def convert(
     like: str | Path | None = None,
     portable: bool = True,
     keep_energy: float = KEPT_ENERGY,
-    expert_layout: Literal["new", "old"] | None = None,
     to: Literal["peft", "mlx"] = "peft",
     **options: Any,
 ) -> Converted:
@@ -34,8 +33,7 @@ def convert(
     embedding or head that the file may hold. like: a base or an adapter
     whose names of modules are written. portable: one rank and one scaling in all modules, or those
     of the file. keep_energy: the least share of ||dW||_F^2 that a LoRA made of another PEFT type
-    keeps of each module. expert_layout: whether A of stacked experts reads the inputs ("new") or
-    the outputs ("old"), where the base's shapes do not tell. to: peft and servers, or mlx-lm.
+    keeps of each module. to: peft and servers, or mlx-lm.
     Raises CompatibilityError for what cannot be kept exactly.
     """
     from loraprobe.extensions.files import converting
@@ -48,7 +46,6 @@ def convert(
         like=like,
         portable=portable,
         keep_energy=keep_energy,
-        expert_layout=expert_layout,
         to=to,
     )
     return cast("Converted", outcome.made)

@@ -90,7 +90,6 @@ C_ATTN = {f"transformer.h.{i}.attn.c_attn": (48, 16) for i in range(2)}
 GPT2 = another(C_ATTN)
 HALVES = [another({p: s for p, s in LLAMA.items() if n in p}, n) for n in ("attn", "mlp")]
 ATTENTION, ELSEWHERE = "m.layers.0.self_attn", {"m.layers.0.x": (4, 4)}
-SINGLE = another({f"{ATTENTION}.q_proj": (16, 16), **ELSEWHERE}, "a")
 FUSED = another({f"{ATTENTION}.qkv_proj": (48, 16), **ELSEWHERE})
 HALF = another(FIRST_LAYER, rank=2)
 PARTLY = {"targets-differ": "note", "ranks-differ": "note"}
@@ -123,7 +122,6 @@ FIT = {
     "another prefix": ((A, PREFIXED), {"prefix-mismatch": "error"}),
     "another architecture": ((A, GPT2), {"architecture-mismatch": "error"}),
     "other modules": (HALVES, {"targets-disjoint": "note"}),
-    "a fused layer": ((SINGLE, FUSED), {"fused-targets": "error", "targets-differ": "note"}),
     "no layer that is fused": ((FUSED, another(ELSEWHERE, "c")), {"targets-differ": "note"}),
     "half of the layers": ((A, HALF), {**PARTLY, "depth-differs": "warning"}),
     "half of them, as stated": ((A, with_config(HALF, layers_to_transform=[0])), PARTLY),
@@ -191,7 +189,6 @@ def test_findings_name_the_adapters_and_the_module():
     assert issue.module == PATH and "[16, 16]" in issue.message and "[16, 17]" in issue.message
     assert found(A, CHAT)["base-mismatch"].adapters == ("a", "b")
     assert found(A, QUANTISED)["quantised-base"].adapters == ("b",)
-    assert found(SINGLE, FUSED)["fused-targets"].module == f"{ATTENTION}.qkv_proj"
     assert "b lacks 7" in found(A, HALF)["targets-differ"].message
     issue = found(SPOILED, B)["not-finite"]
     assert (issue.adapters, issue.module) == (("c",), PATH)

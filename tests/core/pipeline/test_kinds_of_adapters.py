@@ -142,6 +142,7 @@ def in_the_other_order(place: Path, out: Path, version: str | None) -> Path:
     return out
 
 
+@pytest.mark.needs("--expert-layout")
 @pytest.mark.parametrize(
     ("version", "base", "turned", "found"),
     [

@@ -27,13 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from loraprobe.adapters.layouts import AdapterLayout, BaseForm, Shapes
 from loraprobe.adapters.types import Adapter, Extra, Modules, Tensors
 from loraprobe.findings import finding
 from loraprobe.formatting import count, listing
 from loraprobe.lora.lowrank import LowRank
+from loraprobe.options import Options
 from loraprobe.records import Issue
 
-Shapes = Mapping[str, tuple[int, int] | None]  # path in the base -> (out, in), None if packed
 Piece = tuple[str, slice]  # rows of the output of a fused layer, by its path
 
 QKV = ("q_proj", "k_proj", "v_proj")
@@ -62,6 +63,15 @@ BLOCKS = "its rows are cut into blocks for several devices (CodeGen's layout)"
 
 class NotSplit(Exception):
     """Raised with the reason why a fused layer, or single ones, stay as they are."""
+
+
+class FusedProjections(AdapterLayout):
+    """Splits fused projections, or joins single ones."""
+
+    def align(
+        self, adapters: Sequence[Adapter], base: BaseForm, options: Options | None
+    ) -> tuple[Sequence[Adapter], Sequence[Issue]]:
+        return one_layout(adapters, base.shapes, base.config)
 
 
 def one_layout(
@@ -95,12 +105,6 @@ def one_layout(
             refused.setdefault(str(why), []).append(path)
     issues = [_refusal(reason, paths, adapters) for reason, paths in refused.items()]
     return [_join(_split(adapter, rows), joined) for adapter in adapters], issues
-
-
-def may_be_fused(path: str) -> bool:
-    """Whether the name of a module is that of a fused layer or of a part of one."""
-    name = path.rpartition(".")[2]
-    return name in PARTS or name in FUSED_OF
 
 
 def parts_of(path: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Writes the adapters of stacked experts beside this file, with the peft that is installed.
 
-    python tests/core/adapters/older_peft/make.py
+    python tests/extensions/layouts/older_peft/make.py
 
 Run it in an environment with the version of peft that is wanted; only peft, torch and safetensors
 are needed. Each directory is what `save_pretrained` of this version writes, and its file

@@ -18,10 +18,11 @@ from peft import PeftModel
 
 import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
-from loraprobe.adapters.fused import one_layout
+from loraprobe.compatibility import check
 from loraprobe.composition import Composition, composed
 from loraprobe.composition.composition import on_layout_of
 from loraprobe.errors import CompatibilityError
+from loraprobe.extensions.layouts.fused import one_layout
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.routing import ROUTERS
 
@@ -211,6 +212,15 @@ def test_nothing_is_done_where_nothing_needs_it():
     apart = [fused[0], random_adapter("b", {"model.layers.1.self_attn.q_proj": (16, 12)})]
     for adapters, *base in ((fused,), (fused, FUSED_BASE), (singles,), (singles, BASE), (apart,)):
         assert one_layout(adapters, *base) == (adapters, [])
+
+
+def test_layers_of_which_one_cannot_be_made_of_the_other_are_an_error_of_the_check():
+    single = random_adapter("s", {f"{ATTENTION}.q_proj": (16, 12), "x": (4, 4)})
+    fused = random_adapter("f", {f"{ATTENTION}.qkv_proj": (48, 12), "x": (4, 4)}, seed=1)
+    found = {issue.code: issue for issue in check([single, fused]).issues}
+    assert found["fused-targets"].severity == "error"
+    assert found["fused-targets"].module == f"{ATTENTION}.qkv_proj"
+    assert found["targets-differ"].severity == "note"
 
 
 def test_a_fused_adapter_runs_on_a_split_model_as_peft_runs_it_on_the_fused_one(tmp_path):

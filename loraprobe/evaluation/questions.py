@@ -155,7 +155,7 @@ class Question:
         if self.worked:
             marks = asked_marks(self.prompt)
             return has_answer(marks) if marks else None
-        return METRICS[self.metric].ended()
+        return METRICS[self.metric].ended
 
     def result(
         self, system: str, value: float, text: str, contains: bool = False, cut: bool = False

@@ -393,7 +393,8 @@ def record_of(
         return None
     own = {name: Path(file) for name, file in options.router_prompts}
     left = {name: list(lines) for name, lines in prompts.items()}
-    for file, fields in _files(tasks, options):
+    of_tasks = [(Path(t.path), t.layout) for t in tasks if t.path and t.commit is None]
+    for file, fields in dict.fromkeys([*((file, None) for file in own.values()), *of_tasks]):
         with contextlib.suppress(LoraprobeError):
             at = {line: place for place, line in enumerate(prompt_lines(file, fields))}
             places = {
@@ -408,13 +409,6 @@ def record_of(
     if any(left.values()):
         return None
     return {"chat": chat, "dtype": session.dtype, "files": rows}
-
-
-def _files(tasks: Sequence[Task], options: Options) -> list[tuple[Path, str | None]]:
-    """Local files of prompts: with None where each line is one, with the layout of a task."""
-    of_tasks = [(Path(t.path), t.layout) for t in tasks if t.path and t.commit is None]
-    given = [(Path(file), None) for _, file in options.router_prompts]
-    return list(dict.fromkeys([*given, *of_tasks]))
 
 
 def prompt_lines(file: Path, fields: str | None) -> list[str]:

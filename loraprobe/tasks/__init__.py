@@ -1,6 +1,6 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
-`items` holds the records. `sources` reads rows, `reading` makes items of them and names bad lines.
+`items` holds the records. `reading` makes items of the rows of files and names bad lines.
 `metrics` says which metric judges an item, and reads the answer in a
 generated text. `checking` tells what a task allows a verdict to say, and `splits` sets items apart.
 """

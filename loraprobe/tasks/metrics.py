@@ -17,7 +17,7 @@ import json
 import string
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -29,6 +29,7 @@ from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.patterns import PatternError, compiled
 from loraprobe.tasks.items import Item, Task, of_one_question
+from loraprobe.untrusted import nested_values
 
 PATTERN_SECONDS = 1.0
 LONGEST_REPLY = 200_000  # characters of a reply that are judged
@@ -286,6 +287,28 @@ def first_lines(text: str, answer: str) -> str:
     return "\n".join(lines[first : first + answer.strip().count("\n") + 1])
 
 
+def json_at_start(text: str) -> tuple[Any, str] | None:
+    """The JSON value with which a text starts, and its text; None where there is none.
+
+    A fence (```json) before it is skipped. The rest of the value's last line must be blank.
+    """
+    text = regex.sub(r"^\s*```\w*[^\S\n]*\n", "", text).lstrip()
+    try:
+        value, end = json.JSONDecoder().raw_decode(text)
+    except (ValueError, RecursionError):
+        return None
+    rest = text[end:].partition("\n")[0].strip().removeprefix("```")
+    return None if rest else (value, text[:end])
+
+
+def json_ended(text: str) -> bool:
+    """Whether a text, up to the end of a line, has begun with a whole JSON value or with none."""
+    begun = text.lstrip()
+    return bool(begun) and (
+        not begun.startswith(("{", "[", "```")) or json_at_start(text) is not None
+    )
+
+
 # ---- metrics ------------------------------------------------------------------------------------
 
 
@@ -301,13 +324,16 @@ class Metric:
     """Judges the replies to a question by its right answers.
 
     whole: more than the right answer is wrong. patterns: the answers are patterns, not texts.
-    reading: how `task sample` says it, where the form of the question does not say it.
+    reading: how `task sample` says it, where the form of the question does not say it. ended: tells
+    of a plain reply, up to the end of a line, whether what follows cannot count; None where it may
+    count up to the limit of tokens.
     """
 
     generated = True  # a reply is written; else given texts are scored
     whole = False
     patterns = False
     reading = ""
+    ended: Callable[[str], bool] | None = None
 
     def check(self, answers: Sequence[str], pattern: str | None) -> None:
         """Raises TaskError for an answer that the metric cannot compare with."""
@@ -315,13 +341,6 @@ class Metric:
     def one_line(self, answers: Sequence[str]) -> bool:
         """Whether the first line of a plain reply is all that counts."""
         return True
-
-    def ended(self) -> Callable[[str], bool] | None:
-        """Tells of a plain reply, up to the end of a line, whether what follows cannot count.
-
-        None where it may count up to the limit of tokens.
-        """
-        return None
 
     def judge(
         self, text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
@@ -384,11 +403,10 @@ class Strict(Metric):
 class Contains(Metric):
     """A right answer stands in the reading as whole words; of JSON, its values."""
 
+    ended = staticmethod(json_ended)  # where more than one line counts
+
     def one_line(self, answers: Sequence[str]) -> bool:
         return not any(map(is_structure, answers))
-
-    def ended(self) -> Callable[[str], bool]:
-        return json_ended  # where more than one line counts
 
     def judge(
         self, text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
@@ -475,6 +493,7 @@ class Json(Metric):
     """The JSON value with which the reply begins."""
 
     reading = "the JSON value with which the reply begins is compared with it."
+    ended = staticmethod(json_ended)
 
     def check(self, answers: Sequence[str], pattern: str | None) -> None:
         for answer in answers:
@@ -482,9 +501,6 @@ class Json(Metric):
 
     def one_line(self, answers: Sequence[str]) -> bool:
         return False
-
-    def ended(self) -> Callable[[str], bool]:
-        return json_ended
 
     def judge(
         self, text: str, answers: Sequence[str], *, cot: bool = False, pattern: str | None = None
@@ -542,28 +558,6 @@ def _gold_number(answer: str) -> Fraction:
     return numbers[0][1]
 
 
-def json_at_start(text: str) -> tuple[Any, str] | None:
-    """The JSON value with which a text starts, and its text; None where there is none.
-
-    A fence (```json) before it is skipped. The rest of the value's last line must be blank.
-    """
-    text = regex.sub(r"^\s*```\w*[^\S\n]*\n", "", text).lstrip()
-    try:
-        value, end = json.JSONDecoder().raw_decode(text)
-    except (ValueError, RecursionError):
-        return None
-    rest = text[end:].partition("\n")[0].strip().removeprefix("```")
-    return None if rest else (value, text[:end])
-
-
-def json_ended(text: str) -> bool:
-    """Whether a text, up to the end of a line, has begun with a whole JSON value or with none."""
-    begun = text.lstrip()
-    return bool(begun) and (
-        not begun.startswith(("{", "[", "```")) or json_at_start(text) is not None
-    )
-
-
 def _gold_value(answer: str) -> Any:
     value = json_at_start(answer)
     if value is None or value[1].strip() != answer.strip():
@@ -603,19 +597,9 @@ def _names(text: str, answer: str) -> bool:
     """Whether an answer is a JSON object or list of which all values, at least one, stand in a
     text."""
     read = json_at_start(answer) if is_structure(answer) else None
-    values = [] if read is None else [str(value) for value in _leaves(read[0])]
+    inside = () if read is None else (value for _, value, _ in nested_values({"": read[0]}))
+    values = [str(one) for one in inside if one is not None and not isinstance(one, dict | list)]
     return bool(values) and all(_holds(text, value) for value in values)
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    """The texts, numbers and truth values inside a JSON value."""
-    inside = [value]
-    while inside:
-        part = inside.pop()
-        if isinstance(part, dict | list):
-            inside += part.values() if isinstance(part, dict) else part
-        elif part is not None:
-            yield part
 
 
 METRICS: Mapping[str, Metric] = {
@@ -629,6 +613,7 @@ METRICS: Mapping[str, Metric] = {
     "strict": Strict(),
 }
 
+ITEM_METRICS = [name for name in METRICS if name != LOSS]  # a loss is for all tasks at once
 _EXACT = "exact_match, or choice where the items have choices?"
 ELSEWHERE = {  # names that other tools have for metrics
     "acc": _EXACT,
@@ -649,11 +634,6 @@ def is_generated(metric: str) -> bool:
 
 
 # ---- which metric judges an item ---------------------------------------------------------------
-
-
-def item_metrics() -> list[str]:
-    """The metrics that an item may name; a loss is for all tasks at once."""
-    return [name for name in METRICS if name != LOSS]
 
 
 def given_metric(task: str, metric: str | None) -> str | None:
@@ -726,8 +706,8 @@ def _with_metric(task: Task, given: str | None) -> Task:
         items.append(replace(item, metric=chosen))
     metric = "+".join(sorted({item.judge for item in items}))
     items, repeated = of_one_question(items)
-    whole = replace(task, items=tuple(items), repeated=repeated)
-    return replace(whole, metric=metric, needs=needs, why=why)
+    known = replace(task, metric=metric, needs=needs, why=why)
+    return replace(known, items=tuple(items), repeated=repeated)
 
 
 def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
@@ -737,11 +717,10 @@ def _metric_of(item: Item, task: str, given: str | None, needs: str) -> str:
     if given == LOSS:
         return LOSS
     chosen = item.metric or given or ("choice" if item.choices else needs)
-    known = item_metrics()
-    if chosen not in known:
+    if chosen not in ITEM_METRICS:
         raise UsageError(
             f"Unknown metric {chosen!r} of item {item.id!r} of task {task}:",
-            _nearest_metric(chosen, known),
+            _nearest_metric(chosen, ITEM_METRICS),
         )
     if chosen == "choice" and not item.choices:
         raise UsageError(

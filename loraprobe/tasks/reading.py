@@ -8,9 +8,10 @@ files of other forms, as rows with the keys of an item. Probe files are plain li
 from __future__ import annotations
 
 import hashlib
+import json
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,9 +22,8 @@ from loraprobe.defaults import FEWEST_ITEMS, LOSS
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.formatting import nearest
 from loraprobe.tasks.items import REFERENCE, Hop, Item, ProbePrompts, Task
-from loraprobe.tasks.metrics import METRICS, compile_pattern, item_metrics
-from loraprobe.tasks.sources import DataRow, read_file, read_lines, read_rows
-from loraprobe.untrusted import first_problem, is_unicode
+from loraprobe.tasks.metrics import ITEM_METRICS, METRICS, compile_pattern
+from loraprobe.untrusted import error_line, first_problem, is_unicode, unique_keys
 
 
 def _checked(text: str) -> str:
@@ -77,6 +77,32 @@ class _ItemKeys(BaseModel):
 ITEM_KEYS = tuple(_ItemKeys.model_fields)
 WINDOW = 500  # characters of a text that are scored together, a hundred tokens or more
 TABLES = (".csv", ".tsv", ".parquet")  # which an extension reads
+
+
+@dataclass(frozen=True)
+class DataRow:
+    """One row with its place in its file; `number` counts what `unit` says, as "line".
+
+    Raises TaskError for content that is no object.
+    """
+
+    file: Path
+    unit: str
+    number: int
+    content: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.content, Mapping):
+            raise self.error("there is no JSON object with prompt and answer.")
+
+    def error(self, problem: str, cure: str = "") -> TaskError:
+        """The error that names this row."""
+        return TaskError(problem, cure).at(self.place)
+
+    @property
+    def place(self) -> str:
+        """The row as errors name it."""
+        return f"{self.file}, {self.unit} {self.number}"
 
 
 def load_task(path: str | Path, limit: int | None = None) -> Task:
@@ -191,14 +217,13 @@ def load_probe(path: str | Path) -> ProbePrompts:
 
 def with_known_keys(row: DataRow) -> DataRow:
     """The row. Raises TaskError for a key that no item has, with how extensions would read it."""
-    unknown = next((key for key in row.content if key not in ITEM_KEYS), None)
-    if unknown is None:
-        return row
-    sources = (source for one in wiring.extensions() for source in one.task_sources)
-    hints = filter(None, (source.hint(row.content, unknown) for source in sources))
-    known = f"known are {', '.join(ITEM_KEYS)}; {TaskError.remedy}"
-    hint = next(hints, "") or nearest(unknown, ITEM_KEYS, known)
-    raise row.error(f"unknown key {unknown!r} in an item:", hint)
+    for unknown in (key for key in row.content if key not in ITEM_KEYS):
+        sources = (source for one in wiring.extensions() for source in one.task_sources)
+        hints = filter(None, (source.hint(row.content, unknown) for source in sources))
+        known = f"known are {', '.join(ITEM_KEYS)}; {TaskError.remedy}"
+        hint = next(hints, "") or nearest(unknown, ITEM_KEYS, known)
+        raise row.error(f"unknown key {unknown!r} in an item:", hint)
+    return row
 
 
 def _item(content: Mapping[str, Any], number: int) -> Item:
@@ -215,8 +240,9 @@ def _item(content: Mapping[str, Any], number: int) -> Item:
     if line.answer_pattern is not None:
         compile_pattern(line.answer_pattern)
     if metric is not None:
-        if metric not in (known := item_metrics()):
-            hint = nearest(metric, known, f"known are {', '.join(known)}; {TaskError.remedy}")
+        if metric not in ITEM_METRICS:
+            known = f"known are {', '.join(ITEM_METRICS)}; {TaskError.remedy}"
+            hint = nearest(metric, ITEM_METRICS, known)
             raise TaskError(f"unknown metric {metric!r}:", hint)
         if metric == "choice" and not choices:
             raise TaskError("metric choice needs 'choices':", "add them, or choose another metric.")
@@ -241,3 +267,66 @@ def _item(content: Mapping[str, Any], number: int) -> Item:
         group=line.group,
         metric=metric,
     )
+
+
+# ---- files, lines and rows -----------------------------------------------------------------------
+
+
+def read_file(path: Path, noun: str) -> bytes:
+    """The bytes of a file. Raises TaskError if it cannot be read or is too large."""
+    if untrusted.is_endless(path):
+        raise TaskError(f"{path} is a pipe or a device; write the {noun} into a file.")
+    try:
+        size = path.stat().st_size
+        if size > untrusted.ITEMS:
+            raise TaskError(
+                f"The {noun} file {path} has {size:,} bytes, at most "
+                f"{untrusted.ITEMS:,} are read; split it."
+            )
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise TaskError(f"There is no {noun} file {path}:", "check the path.") from None
+    except IsADirectoryError:
+        raise TaskError(f"{path} is a directory:", f"name the {noun} file in it.") from None
+    except OSError as error:
+        raise TaskError(f"The {noun} file {path} cannot be read: {error.strerror}.") from None
+
+
+def read_lines(data: bytes, path: Path) -> Iterator[tuple[int, str]]:
+    """Numbered lines that are not blank, split only at line feeds, as JSONL requires."""
+    for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        if len(raw) > untrusted.LINE:
+            raise TaskError(
+                f"{path}, line {number}: {len(raw):,} bytes in one line, at most "
+                f"{untrusted.LINE:,} are read; write one item a line."
+            )
+        try:
+            line = raw.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise TaskError(
+                f"{path}, line {number}: not UTF-8 (byte {error.start + 1}); save it as UTF-8."
+            ) from None
+        if "\x00" in line:
+            raise TaskError(f"{path}, line {number}: holds a zero byte; is this a text file?")
+        if line.strip():
+            yield number, line.rstrip("\r")
+
+
+def read_rows(path: Path, data: bytes) -> Iterator[DataRow]:
+    """The rows of a file of JSONL whose bytes are `data`.
+
+    Raises TaskError with the place of the first row that cannot be read.
+    """
+    for number, line in read_lines(data, path):
+        yield DataRow(path, "line", number, parse_json(path, line, number))
+
+
+def parse_json(path: Path, text: str, line: int | None = None) -> Any:
+    """The JSON value of a line, or of a whole file. Raises TaskError with its place."""
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:
+        place, problem = line or error.lineno, f"{error.msg} at column {error.colno}"
+    except (ValueError, RecursionError) as error:
+        place, problem = line or 1, error_line(error)
+    raise TaskError(f"{path}, line {place}: not JSON ({problem}).")

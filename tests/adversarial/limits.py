@@ -143,10 +143,11 @@ def _(place: Path) -> str:
 def _peak_of_reading(file: Path) -> str:
     """How much memory it takes to read the rows of a file, in a process of its own."""
     program = (
-        "import resource, sys; from pathlib import Path; from loraprobe.tasks.sources import *\n"
+        "import resource, sys; from pathlib import Path\n"
+        "from loraprobe.extensions.data_sets.tables import *\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "file, before = Path(sys.argv[1]), peak()\n"
-        "try: list(read_rows(file, file.read_bytes()))\n"
+        "try: list(data_rows(file, file.read_bytes()))\n"
         "except TaskError: print(peak() - before)\n"
     )
     done = subprocess.run(

@@ -19,8 +19,7 @@ from typing import Any
 from loraprobe.errors import TaskError, UsageError
 from loraprobe.extensions.data_sets.tables import data_rows
 from loraprobe.formatting import count, listing, nearest, shortly
-from loraprobe.tasks.reading import ITEM_KEYS, TABLES, with_known_keys
-from loraprobe.tasks.sources import DataRow
+from loraprobe.tasks.reading import ITEM_KEYS, TABLES, DataRow, with_known_keys
 
 LABELS = "labels"  # a field of the mapping only: what the answer calls the choices
 AFTER = "after"  # of the mapping only: the text before the gold answer in its field
@@ -39,7 +38,10 @@ _CALLED = {
 # Fields of other files that make one prompt, in this order.
 _TOGETHER = (("instruction", "input"), ("context", "question"), ("passage", "question"))
 _NUMBERED = re.compile(r"(.*?)(\d+|[A-Za-z])")
-_SERIES = (string.ascii_lowercase, string.ascii_uppercase, [*map(str, range(27))])
+_SERIES = (
+    *(string.ascii_lowercase, string.ascii_uppercase),
+    *([*map(str, range(first, 27))] for first in (0, 1)),
+)
 _ASSISTANT = ("assistant", "gpt", "model")  # who answers in a conversation
 
 
@@ -55,7 +57,7 @@ class FieldMap:
 
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
-    after: str | None = None
+    after: str = ""
 
     @classmethod
     def of(cls, text: str) -> FieldMap:
@@ -64,8 +66,7 @@ class FieldMap:
         A prompt or cot_prompt with a { is a template. Raises UsageError for a text that cannot be
         read.
         """
-        fields, templates = dict[str, tuple[str, ...]](), dict[str, str]()
-        after = None
+        fields, templates, after = dict[str, tuple[str, ...]](), dict[str, str](), ""
         for part in filter(str.strip, _NEXT_KEY.split(text)):
             key, _, value = part.partition("=")
             key, names = key.strip(), tuple(name.strip() for name in value.split(","))
@@ -103,9 +104,12 @@ class FieldMap:
 
     def _items(self, rows: Iterable[DataRow]) -> list[DataRow]:
         """The rows with the keys of an item. Raises TaskError, which names the row."""
-        mapped, of_choices = list[DataRow](), list[tuple[DataRow, list[str]]]()
-        rows = list(rows)
-        self._check_columns(rows)
+        rows, mapped, of_choices = list(rows), list[DataRow](), list[tuple[DataRow, list[str]]]()
+        for key in ("choices", "entities"):  # a row may lack one of several columns
+            names = self.fields.get(key, ())
+            for name in names if rows and len(names) > 1 else ():
+                if all(_looked_up(row, name, optional=True) is None for row in rows):
+                    raise _no_field(rows[0], name)
         for row in rows:
             item, labels = self._item(row)
             mapped.append(replace(row, content=item))
@@ -120,14 +124,6 @@ class FieldMap:
         if not of_choices and "prompt" not in self.templates:
             _check_choices_are_seen(rows, mapped)
         return mapped
-
-    def _check_columns(self, rows: Sequence[DataRow]) -> None:
-        """Raises TaskError for a name among several that no row has; a row may lack one."""
-        for key in ("choices", "entities"):
-            names = self.fields.get(key, ())
-            for name in names if rows and len(names) > 1 else ():
-                if all(_looked_up(row, name, optional=True) is None for row in rows):
-                    raise _no_field(rows[0], name)
 
     def _item(self, row: DataRow) -> tuple[dict[str, Any], list[str]]:
         """The keys of an item that have a value, and what its answers may call the choices."""
@@ -152,16 +148,14 @@ class FieldMap:
         one_field = len(self.fields.get(key, ())) < 2
         if key == "hops" or (key in _LISTS and one_field):
             value = _from_json(value, row, name)
-        if key == "hops":
-            return value
-        if isinstance(value, list):
+        if isinstance(value, list) and key != "hops":
             return [self._text(row, key, text) for text in value]
-        return self._text(row, key, value)
+        return value if key == "hops" else self._text(row, key, value)
 
     def _text(self, row: DataRow, key: str, value: Any) -> Any:
         """A value as text; of an answer what follows the mark before it."""
         text = _as_text(value)
-        if key != "answer" or self.after is None or not isinstance(text, str):
+        if key != "answer" or not self.after or not isinstance(text, str):
             return text
         _, mark, rest = text.rpartition(self.after)
         if not mark:
@@ -170,27 +164,20 @@ class FieldMap:
 
 
 def hint(row: Mapping[str, Any], unknown: str) -> str:
-    """The --fields that read a row of another layout, as a cure of an unknown key.
+    """The --fields that read a row of another layout, as the cure of an unknown key.
 
-    "" where that key looks like a misspelt one.
+    "" where none is evident and the key looks like a misspelt one.
     """
-    if fields := _suggested(row):
-        words = fields if re.fullmatch(r"[\w.,=#-]+", fields) else shlex.quote(fields)
+    fields, needed = _of_conversation(row) or _of_columns(row), {"prompt", "answer"}
+    changed = ",".join(f"{key}={name}" for key, name in fields.items() if key != name)
+    if changed and needed <= fields.keys():
+        answer = row.get(fields["answer"])
+        changed += f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
+        words = changed if re.fullmatch(r"[\w.,=#-]+", changed) else shlex.quote(changed)
         return f"add --fields={words}."
-    if {"prompt", "answer"} <= row.keys() or difflib.get_close_matches(unknown, ITEM_KEYS, 1):
+    if needed <= row.keys() or difflib.get_close_matches(unknown, ITEM_KEYS, 1):
         return ""
     return f"name its fields by --fields=prompt=FIELD,answer=FIELD (it has {shortly(row)})."
-
-
-def _suggested(row: Mapping[str, Any]) -> str:
-    """The --fields with which a row of another layout would be read; "" where none is evident."""
-    fields = _of_conversation(row) or _of_columns(row)
-    changed = ",".join(f"{key}={name}" for key, name in fields.items() if key != name)
-    if not {"prompt", "answer"} <= fields.keys() or not changed:
-        return ""
-    answer = row.get(fields["answer"])
-    marked = f",{AFTER}={MARK}" if isinstance(answer, str) and MARK in answer else ""
-    return changed + marked
 
 
 def _of_columns(row: Mapping[str, Any]) -> dict[str, str]:
@@ -219,38 +206,28 @@ def _of_columns(row: Mapping[str, Any]) -> dict[str, str]:
 
 def _of_choices(row: Mapping[str, Any], answer: str) -> dict[str, str]:
     """Choices that stand in fields of their own, such as A, B, C, where the answer is one."""
-    for names in _series(row):
-        ends = [_ending(name)[1] for name in names]
-        said = answer.strip("(). ")
-        letters = string.ascii_uppercase[: len(names)]
-        if answer in names or answer in [row[name] for name in names]:
-            return {"choices": ",".join(names)}
-        if said.isdecimal() and said in ends:
-            return {"choices": ",".join(names), LABELS: ",".join(ends)}
-        if len(said) == 1 and said.upper() in letters:
-            return {"choices": ",".join(names)}
+    said = answer.strip("(). ")
+    for ends in _series(row):
+        choices = {"choices": ",".join(ends)}
+        named = answer in ends or answer in [row[name] for name in ends]
+        if not named and said.isdecimal() and said in ends.values():
+            return choices | {LABELS: ",".join(ends.values())}
+        if named or (len(said) == 1 and said.upper() in string.ascii_uppercase[: len(ends)]):
+            return choices
     return {}
 
 
-def _series(row: Mapping[str, Any]) -> list[list[str]]:
-    """Fields that are called alike but for a letter or a number at the end, counted through."""
-    alike: dict[str, list[str]] = {}
-    for name in row:
-        if start := _ending(name):
-            alike.setdefault(start[0], []).append(name)
-    counted = []
-    for names in alike.values():
-        ends = [_ending(name)[1] for name in names]
-        ways = (*_SERIES, _SERIES[-1][1:])
-        if len(names) > 1 and any(ends == [*way[: len(ends)]] for way in ways):
-            counted.append(names)
-    return counted
-
-
-def _ending(name: str) -> tuple[str, ...]:
-    """A name without its last letter or number, and that; empty without either."""
-    match = _NUMBERED.fullmatch(name)
-    return match.groups() if match else ()
+def _series(row: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Fields that are called alike but for a letter or a number at the end, counted through: of
+    each series the names with these ends."""
+    alike: dict[str, dict[str, str]] = {}
+    for match in filter(None, map(_NUMBERED.fullmatch, row)):
+        alike.setdefault(match[1], {})[match[0]] = match[2]
+    return [
+        ends
+        for ends in alike.values()
+        if len(ends) > 1 and any([*ends.values()] == [*way[: len(ends)]] for way in _SERIES)
+    ]
 
 
 def _of_conversation(row: Mapping[str, Any]) -> dict[str, str]:
@@ -258,8 +235,7 @@ def _of_conversation(row: Mapping[str, Any]) -> dict[str, str]:
     turns = []
     for name, value in row.items():
         for k, turn in enumerate(value if isinstance(value, list) else ()):
-            if not isinstance(turn, Mapping):
-                continue
+            turn = turn if isinstance(turn, Mapping) else {}
             said = next((key for key in ("content", "value") if isinstance(turn.get(key), str)), "")
             who = turn.get("role", turn.get("from"))
             turns += [(who, f"{name}.{k}.{said}")] if who and said else []
@@ -394,9 +370,5 @@ def _readings(row: DataRow, labels: Sequence[str]) -> list[list[str] | None]:
         (numbers, answers),
         (numbers[1:], answers),
     ]
-    readings = list[list[str] | None]()
-    for called, said in ways:
-        choice_of = dict(zip(called, choices, strict=False))
-        known = all(one in choice_of for one in said)
-        readings.append([choice_of[one] for one in said] if known else None)
-    return readings
+    choices_by = [(dict(zip(called, choices, strict=False)), said) for called, said in ways]
+    return [[of[x] for x in said] if of.keys() >= {*said} else None for of, said in choices_by]

@@ -13,8 +13,13 @@ from typing import Any
 
 from loraprobe import untrusted
 from loraprobe.errors import TaskError
-from loraprobe.tasks.reading import TABLES
-from loraprobe.tasks.sources import DataRow, object_row, parse_json, read_lines, read_rows
+from loraprobe.tasks.reading import (
+    TABLES,
+    DataRow,
+    parse_json,
+    read_lines,
+    read_rows,
+)
 from loraprobe.untrusted import error_line
 
 PARQUET_EXTRA = "pip install 'loraprobe[datasets]'"
@@ -34,7 +39,7 @@ def data_rows(path: Path, data: bytes) -> Iterator[DataRow]:
         return _table(path, data, "\t" if kind == ".tsv" else ",")
     if kind == ".json" and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         values = enumerate(parse_json(path, _text(path, data)), 1)
-        return (object_row(path, "item", number, value) for number, value in values)
+        return (DataRow(path, "item", number, value) for number, value in values)
     return read_rows(path, data)
 
 

@@ -160,7 +160,7 @@ def first_of_all(written: Written, until: Any) -> Written:
     return written
 
 
-UNTIL = {"steps": has_answer(("####", "boxed", "answer is")), "json": METRICS["json"].ended()}
+UNTIL = {"steps": has_answer(("####", "boxed", "answer is")), "json": METRICS["json"].ended}
 TEXTS = [
     "", "\n\n", "a\n#### 7\nb\n#### 8\nc", "\n \n{\n}\n{}\n", '{"a":\n1}\n\n2', "```\n12\n34\n",
     "```json\n[1,\n2]\n```\nx\n", "the answer is 4.\r\nno\r\n", "x\u2028#### 5\u2028y",

@@ -275,7 +275,12 @@ def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
     tasks = open_tasks([own, other], each)
     assert [task.items[0].answers for task in tasks] == [("x",), ("42",)]
     assert [task.layout for task in tasks] == ["", "prompt=question,after=####"]
-    for tasks, options in (([own, other], Options.of({"fields": ("", "", "")})), ([], each)):
+    same = Options.of({"fields": "prompt=question,after=####"})
+    another = write(tmp_path, WORKED | {"answer": "#### 7"}, name="another.jsonl")
+    read_alike = open_tasks([other, another], same)
+    assert [task.items[0].answers for task in read_alike] == [("42",), ("7",)]
+    three = Options.of({"fields": ("", "", "")})
+    for tasks, options in (([own, other], three), ([], each), ([], same)):
         with pytest.raises(UsageError) as error:
             open_tasks(tasks, options)
         assert error.value.cure

@@ -198,7 +198,7 @@ def test_a_missing_file_and_json_errors(place):
     assert shown.exit_code == 2 and json.loads(shown.stdout)["error"]["code"] == "reference"
 
 
-@pytest.mark.needs("fields")
+@pytest.mark.needs("--fields")
 def test_fields_are_a_mapping(place):
     (place / "q.csv").write_text("land,a,b,right\nPeru,Lima,Rome,A\n", encoding="utf-8")
     fields = "fields: {prompt: 'Well, {land}:', choices: [a, b], answer: right}\n"
@@ -219,7 +219,7 @@ def test_every_command_takes_it(place, command):
     assert list(json.loads(shown.stdout).items())[:2] == list(start.items())
 
 
-@pytest.mark.needs("fields")
+@pytest.mark.needs("--fields")
 def test_a_report_keeps_texts_that_only_look_like_paths(place):
     """Folders above the working directory are private and leave a report, those below it stay;
     templates and patterns are no folders."""

@@ -142,9 +142,9 @@ def test_a_sample_is_what_the_scorer_reads(tmp_path):
     making.tiny_llama().save_pretrained(tmp_path / "base")
     template = "{% for m in messages %}<s> user {{ m.content }} </s>{% endfor %} bo"
     word_tokenizer(chat_template=template).save_pretrained(tmp_path / "base")
-    file = tmp_path / "t.csv"
-    file.write_text("who,is\nada,cy\n", encoding="utf-8")
-    rest = (file, "--fields", "prompt=who is {who} ?,answer=is", "--json")
+    file = tmp_path / "t.jsonl"
+    file.write_text('{"prompt": "who is ada ?", "answer": "cy"}\n', encoding="utf-8")
+    rest = (file, "--json")
 
     def sampled(*options):
         shown = making.call("task", "sample", *rest, *options)

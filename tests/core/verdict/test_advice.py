@@ -43,6 +43,7 @@ def command(verdict, tasks=("t.jsonl",), limited=False):
     return str(next_command(verdict, Request(("./a", "owner/b"), tasks=tasks, given=given)))
 
 
+@pytest.mark.needs("--fields")
 def test_the_next_command_reads_and_judges_the_tasks_in_the_same_way():
     words = (("--fields", "prompt=question"), ("--metric", "numeric"), ("--margin", "0.1"))
     request = Request(("./a", "owner/b"), tasks=("hf://datasets/o/n@c0:main/test",), given=words)
@@ -86,6 +87,7 @@ def test_what_keeps_a_gain_open_is_asked_again(asked):
     assert ("--metric" in told) == (found.missing == "controls")
 
 
+@pytest.mark.needs("--fields")
 @pytest.mark.parametrize(
     ("figures", "wanted"),
     [

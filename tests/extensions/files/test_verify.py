@@ -285,6 +285,7 @@ def learned(tmp_path_factory):
     return place / "out", tasks, [*adapters, *base]
 
 
+@pytest.mark.needs("--fields")
 def test_a_router_that_learned_from_tasks_is_fitted_again(learned, tmp_path):
     out, tasks, made_of = learned
     prompts = read_front_matter((out / CARD).read_text())["loraprobe"]["learned"]
@@ -310,6 +311,7 @@ def _first_place(at: int):
     return tampering.card(change)
 
 
+@pytest.mark.needs("--fields")
 @pytest.mark.parametrize(
     ("tamper", "check", "passed"),
     [

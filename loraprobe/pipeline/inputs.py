@@ -51,10 +51,12 @@ def open_inputs(
     options = session.options
     check_names(options)
     read: tuple[Sequence[Task], Sequence[Task]] = (), ()
-    if tasks or options.added or options.metric != "auto":  # which are checked with the tasks
+    if tasks or options.metric != "auto":  # which is checked with the tasks
         from loraprobe.pipeline.task_files import open_tasks_and_guards
 
         read = open_tasks_and_guards(tasks, options)
+    else:
+        options.for_each((), ())  # some need tasks
     loaded = hub.one_base(hub.load_all(adapters), _hub_name(base))
     if not loaded:
         raise UsageError("No adapter was given; give at least one.")

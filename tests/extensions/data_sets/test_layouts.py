@@ -6,6 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import making
 import pytest
 from taskfiles import WORKED, write
 from taskfiles import refused as refused_by
@@ -286,6 +287,11 @@ def test_an_option_is_for_all_tasks_or_one_for_each(tmp_path):
         assert error.value.cure
     made = Options.of({"fields": {"prompt": "q", "choices": ["A", "B"], "after": "####"}})
     assert made.value("fields") == ("prompt=q,choices=A,B,after=####",)
+
+
+def test_a_merge_without_a_task_has_no_fields(tmp_path):
+    refused = making.call("merge", "a", "b", "-o", tmp_path / "out", "--fields", "prompt=q")
+    assert refused.exit_code == 2 and "--task" in refused.stderr
 
 
 def test_guards_follow_the_tasks(tmp_path):

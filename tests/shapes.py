@@ -20,6 +20,7 @@ CHECKED = (
     "loraprobe.lora.lowrank",
     "loraprobe.lora.grams",
     "loraprobe.lora.spaces",
+    "loraprobe.extensions.methods",
     "loraprobe.merging",
     "loraprobe.routing",
 )

@@ -32,8 +32,7 @@ TELLS = 0.01  # mean difference of base and adapter from which a server's roundi
 NOISIER, CHANCE = 2.0, 1e-4
 WRONG = 0.01  # share of wrong decisions with the measured noise above which it is left open
 DRAWS = 1000  # of the noise
-SCALED = 0.1  # a scale is told that differs by more from 0 and 1, and by ERRORS standard errors
-ERRORS = 4.0
+SCALED = 0.1  # a scale is told that differs by more from 0 and 1
 BETTER = 20.0  # an F value of 1 and some 24 degrees of freedom; chance gives it once in 6,000
 SCALES = 2.0 ** np.arange(-4, 4)  # between which the best is looked for
 WORDS = 8  # tokens that an adapter writes after a prompt; the text is asked after each of them
@@ -104,33 +103,30 @@ def recognise(
     theirs: the server's log-probabilities, [n]. known: those of the base, of the adapter, and of
     others, [k, n]. noise: how far the server's base is from the base here, [n]; None where that is
     not known, and the distance to the closest stands for it. scaled: a scale -> figures with the
-    adapter scaled by it, [n]; it is called where no known figures are close.
+    adapter scaled by it, [n]; it is called where more than rounding is left.
     """
     distances = _rms(theirs - known)
-    best, along = int(distances.argmin()), known[1] - known[0]
+    best = int(distances.argmin())
     closest = min(float(_rms(known[best] - one)) for i, one in enumerate(known) if i != best)
     close, residuals = distances[best] <= closest / CLOSER, theirs - known[best]
-    scale, figures = 0.0, known[best]
+    scale, left = 1.0, float(distances[best])
+    if left > TELLS:  # more than rounding, so it may be another scale
+        scale, figures = _best_scale(theirs, scaled)
+        left = float(_rms(theirs - figures))
+        if left < distances[best]:
+            residuals = theirs - figures
     if noise is not None:
         residuals = noise
-    elif not close:
-        scale, figures = _best_scale(theirs, scaled)
-        residuals = min(residuals, theirs - figures, key=_rms)
     spread = float(_rms(residuals))
     limit = _limit(theirs.size, 0.0 if noise is None else spread)
     wrong = _wrong(known, best, residuals)
-    if wrong > WRONG or limit >= closest:  # such noise would hide an adapter that is not known
+    error = 1.0 + (2.0 * theirs.size) ** -0.5  # a standard error above the measured spread
+    if wrong > WRONG or limit * error >= closest:  # would hide an adapter that is not known
         return Recognised(best, wrong, clear=False)
     fits = close or distances[best] <= limit
-    if fits and (best > 1 or not _between(theirs[None], known, spread)[0]):
-        return Recognised(best, wrong)
-    if not scale:
-        scale, figures = _best_scale(theirs, scaled)
-    left = float(_rms(theirs - figures))
-    unit = max(left, spread if noise is not None else 0.0, TELLS / 2)
-    better = theirs.size * (distances[best] ** 2 - left**2) / unit**2 > BETTER
+    better = theirs.size * (distances[best] ** 2 - left**2) / max(left, TELLS / 2) ** 2 > BETTER
     told = min(abs(scale - 1.0), abs(scale)) > SCALED
-    if better and told and left <= max(limit, float(_rms(along)) / CLOSER):
+    if better and told and left <= max(limit, float(_rms(known[1] - known[0])) / CLOSER):
         return Recognised(None, wrong, scale=scale)
     near = noise is None and distances[best] < closest / NEAR  # it may be noise, or may not
     return Recognised(best if fits else None, wrong, clear=fits or not near)
@@ -146,15 +142,6 @@ def _limit(n: int, spread: float) -> float:
     return max(spread * max(NOISIER, chance), TELLS)
 
 
-def _between(theirs: Array, known: Array, spread: float) -> Array:
-    """Of rows of figures, [m, n], whether they are of another scale than 0 and 1 to first order."""
-    along = known[1] - known[0]
-    size = max(float(along @ along), 1e-30)
-    share = (theirs - known[0]) @ along / size
-    least = max(SCALED, ERRORS * spread / size**0.5)
-    return np.asarray(np.minimum(abs(share), abs(share - 1.0)) > least)
-
-
 def _wrong(known: Array, best: int, residuals: Array) -> float:
     """The share of draws in which the rule would take another for `best`, or `best` for another.
 
@@ -163,14 +150,11 @@ def _wrong(known: Array, best: int, residuals: Array) -> float:
     drawn = np.random.default_rng(0)
     shape = DRAWS, residuals.size
     noise = drawn.choice(residuals, shape) * drawn.choice([-1.0, 1.0], shape)
-    spread, shares = float(_rms(residuals)), []
+    shares = list[float]()
     for truth, figures in enumerate(known):
         theirs = np.minimum(figures + noise, 0.0)
         found = np.stack([_rms(theirs - one) for one in known]).argmin(0)
-        errs = (found == best) != (truth == best)
-        if truth < 2:
-            errs |= (truth == best) & _between(theirs, known, spread)
-        shares.append(float(errs.mean()))
+        shares.append(float(((found == best) != (truth == best)).mean()))
     return max(shares)
 
 

@@ -616,22 +616,6 @@ CORE = (
         "explain quiet exit_zero",
     ),
     CommandSpec(
-        "task new",
-        "loraprobe.cli.task.new",
-        "Start",
-        ("loraprobe task new questions.jsonl",),
-    ),
-    CommandSpec(
-        "task check",
-        "loraprobe.cli.task.check",
-        "Start",
-        (
-            "loraprobe task check questions.jsonl",
-            "loraprobe task check questions.jsonl own.jsonl --margin 0.1",
-        ),
-        "metric margin json",
-    ),
-    CommandSpec(
         "task sample",
         "loraprobe.cli.task.sample",
         "Start",

@@ -27,6 +27,7 @@ EXTENSIONS: tuple[str, ...] = (
     "reports",
     "screen",
     "serve",
+    "task_check",
     "train",
 )  # fmt: skip
 # What the core has by name, as `claim` takes it: the modules that have it say so here.

@@ -54,7 +54,7 @@ TYPERS_USAGE: Any = typer.BadParameter.__mro__[1]
 HELP_SHOWN = "NoArgsIsHelpError"
 
 COMMANDS = commands()
-GROUPS = {"task": "Write, check and preview a file of questions."}
+GROUPS = {"task": "Work with a file of questions."}
 SECTIONS = "Start", "Make", "Library", "Other"  # in the order of the help
 NAMES = {
     name.partition(" ")[0]: section
@@ -86,7 +86,8 @@ def command_of(name: str) -> Any:
             add_help_option=not passed_on,
             context_settings={"allow_extra_args": passed_on, "ignore_unknown_options": passed_on},
         )(of_command(COMMANDS[known], function))
-    return typer.main.get_command(app)
+    made = typer.main.get_group if name in GROUPS else typer.main.get_command
+    return made(app)  # a group stays one where it has a single command
 
 
 def function_of(name: str) -> Callable[..., None]:

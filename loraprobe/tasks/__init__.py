@@ -1,11 +1,10 @@
 """Task and probe files, and how the answer in a generated text is read and compared.
 
 `items` holds the records. `reading` makes items of the rows of files and names bad lines.
-`metrics` says which metric judges an item, and reads the answer in a
-generated text. `checking` tells what a task allows a verdict to say, and `splits` sets items apart.
+`metrics` says which metric judges an item, and reads the answer in a generated text. `splits` sets
+items apart.
 """
 
-from loraprobe.tasks.checking import TaskCheck, check_task
 from loraprobe.tasks.items import Examiner, Hop, Item, ProbePrompts, Task, fill
 from loraprobe.tasks.metrics import (
     METRICS,

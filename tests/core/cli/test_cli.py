@@ -72,7 +72,7 @@ HEAVY = set("torch transformers peft scipy numpy jinja2".split())
         ("cache", set()),
         ("env", set()),
         ("--json-schema", set()),
-        ("task new questions.jsonl", set()),
+        pytest.param("task new q.jsonl", set(), marks=pytest.mark.needs("task new")),
     ],
 )
 def test_what_needs_no_model_imports_nothing_heavy(place, arguments, others):

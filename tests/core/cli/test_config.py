@@ -209,10 +209,10 @@ def test_fields_are_a_mapping(place):
     assert (row["prompt"], row["answers"]) == ("Well, Peru:", ["Lima"])
 
 
-@pytest.mark.parametrize("command", ["methods", "env", "cache", "task check"])
+@pytest.mark.parametrize("command", ["methods", "env", "cache", "task sample"])
 def test_every_command_takes_it(place, command):
     (place / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")
-    files = "files: q.jsonl\n" if command == "task check" else ""
+    files = "files: q.jsonl\n" if command == "task sample" else ""
     shown = making.call(*command.split(), "--config", yaml(place, f"{files}json: true"))
     assert shown.exit_code == 0
     start = {"schema_version": 1, "command": command}

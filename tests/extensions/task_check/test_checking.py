@@ -1,4 +1,4 @@
-"""`task check` and `task sample`: what a file allows to tell, before any model is asked."""
+"""`task new` and `task check`: what a file allows to tell, before any model is asked."""
 
 import json
 
@@ -8,9 +8,9 @@ import pytest
 
 from loraprobe.defaults import FEWEST_ITEMS
 from loraprobe.evaluation import System, measure_gains
+from loraprobe.extensions.task_check.checking import check_task, questions_needed
 from loraprobe.records import ItemResult
-from loraprobe.tasks import Hop, Item, Task, check_task, with_metrics
-from loraprobe.tasks.checking import questions_needed
+from loraprobe.tasks import Hop, Item, Task, with_metrics
 
 
 def check(*items: Item, metric: str | None = None):
@@ -114,7 +114,7 @@ def decided(n: int, true: float, lost: float, runs: int = 60) -> float:
     return found / runs
 
 
-def test_new_check_and_sample_on_the_command_line(tmp_path):
+def test_new_and_check_on_the_command_line(tmp_path):
     file = tmp_path / "q.jsonl"
     made = making.call("task", "new", file)
     assert made.exit_code == 0
@@ -127,35 +127,22 @@ def test_new_check_and_sample_on_the_command_line(tmp_path):
     (told,) = json.loads(checked.stdout)["tasks"]
     assert told["parts"] == {"question": 3, "hop1": 1, "hop2": 1, "steps": 1}
     assert list(told["findings"]) == ["few-questions"]
-    shown = making.call("task", "sample", file)
-    assert shown.exit_code == 0 and "In which city does Ada live?" in shown.stdout
     bad = making.call("task", "check", tmp_path / "absent.jsonl")
     assert bad.exit_code == 2 and bad.stderr.startswith("error: ")
-    for command, width in (("check", 60), ("check", 80), ("sample", 80)):
-        shown = making.call("task", command, file, env={"COLUMNS": str(width)})
+    for width in (60, 80):
+        shown = making.call("task", "check", file, env={"COLUMNS": str(width)})
         assert max(map(len, shown.stdout.splitlines())) <= width
 
 
-def test_a_sample_is_what_the_scorer_reads(tmp_path):
-    from words import word_tokenizer
+def test_what_exact_match_spoils_is_a_finding():
+    def found(*golds, metric=None):
+        items = tuple(Item(str(k), f"q{k}?", (gold,)) for k, gold in enumerate(golds))
+        (task,) = with_metrics([Task("t", items)], metric)
+        told = check_task(task, 0.05).findings
+        return told.get("normalised-answers", "").partition(". ")[2] or None
 
-    making.tiny_llama().save_pretrained(tmp_path / "base")
-    template = "{% for m in messages %}<s> user {{ m.content }} </s>{% endfor %} bo"
-    word_tokenizer(chat_template=template).save_pretrained(tmp_path / "base")
-    file = tmp_path / "t.jsonl"
-    file.write_text('{"prompt": "who is ada ?", "answer": "cy"}\n', encoding="utf-8")
-    rest = (file, "--json")
-
-    def sampled(*options):
-        shown = making.call("task", "sample", *rest, *options)
-        assert shown.exit_code == 0, shown.stderr
-        (row,) = json.loads(shown.stdout)["previews"]
-        return row["prompt"], row["tokens"], row["answers"]
-
-    base = ("--base", tmp_path / "base")
-    assert sampled() == ("who is ada ?", None, ["cy"])
-    assert sampled(*base) == ("<s> user who is ada ? </s> bo", 8, ["cy"])
-    assert sampled(*base, "--chat-template", "off") == ("who is ada ?", 5, ["cy"])
-    for wrong in (("--chat-template", "on"), ("--base", "auto")):
-        refused = making.call("task", "sample", *rest, *wrong)
-        assert refused.exit_code == 2 and "--base" in refused.stderr
+    assert found('{"a": 1}', metric="exact_match") == "Take --metric json."
+    assert found("1.5", "15", metric="exact_match") == "Take --metric numeric."
+    assert found("US", "us", metric="exact_match") == "Take --metric strict."
+    assert found("US", "us") is None and found("Ulm", metric="exact_match") is None
+    assert found(*(f"x{k}" for k in range(30)), "C#") == "Take --metric strict."

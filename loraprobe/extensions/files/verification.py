@@ -10,8 +10,8 @@ from typing import Any
 from loraprobe.adapters import layer_of, local_name
 from loraprobe.adapters.names import kinds_of_modules, number_in
 from loraprobe.extensions.files import FullModel
-from loraprobe.extensions.files import contents as of_weights
-from loraprobe.extensions.files.contents import Contents, ModuleContents, ModuleState
+from loraprobe.extensions.files.contents import records as of_weights
+from loraprobe.extensions.files.contents.records import Contents, ModuleContents, ModuleState
 from loraprobe.formatting import clean, count, first_names, listing
 from loraprobe.records import Command
 from loraprobe.report.parts import TERMINAL, Answer, Line, Section, Table, text

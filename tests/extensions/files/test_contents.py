@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM
 import loraprobe
 from loraprobe.adapters import adapter_of
 from loraprobe.errors import UsageError
-from loraprobe.extensions.files.contents import _Fit, _unlike, grid_of
+from loraprobe.extensions.files.contents.fit import Fit, grid_of, unlike
 from loraprobe.lora.lowrank import LowRank
 
 WIDTH, INNER, LAYERS = 128, 256, 4
@@ -146,8 +146,8 @@ def test_two_merges_by_peft_in_bfloat16_are_repeated_number_by_number(world, tmp
     before, after = (load_file(tmp_path / x / "model.safetensors") for x in ("base", "out"))
     deltas = [dense(loraprobe.load(world / x).modules[UP[:-7]]).float() for x in "ab"]
     how = "safely in order" if safe else "in order"
-    fit = _Fit(after[UP], before[UP], deltas, torch.bfloat16, (how,))
-    wrong = _unlike(fit.stored([1, 1], fit.sum([1, 1])).bfloat16(), after[UP].flatten())
+    fit = Fit(after[UP], before[UP], deltas, torch.bfloat16, (how,))
+    wrong = unlike(fit.stored([1, 1], fit.sum([1, 1])).bfloat16(), after[UP].flatten())
     assert wrong <= 3 or (safe and wrong <= 30)
     for name in "ab":
         shutil.copytree(world / name, tmp_path / name)
@@ -158,9 +158,9 @@ def test_two_merges_by_peft_in_bfloat16_are_repeated_number_by_number(world, tmp
 def test_numbers_of_narrow_dtypes_are_compared_by_their_bits(dtype):
     one = torch.randn(7, 33).to(dtype)
     other = one.clone()
-    other[3, 5:9] = 0.5
-    assert _unlike(one, other) == int((one.float() != other.float()).sum()) == 4
-    assert _unlike(one[2:5], other[2:5]) == 4 and _unlike(one[4:], other[4:]) == 0
+    other[3, 5:9] = 16.0  # which no draw is
+    assert unlike(one, other) == int((one.float() != other.float()).sum()) == 4
+    assert unlike(one[2:5], other[2:5]) == 4 and unlike(one[4:], other[4:]) == 0
 
 
 def test_numbers_that_went_through_bfloat16_are_rounded_though_stored_in_float32(world, merged):

@@ -699,21 +699,7 @@ CORE = (
         ("loraprobe methods", "loraprobe methods ties arrow"),
         "json",
     ),
-    CommandSpec(
-        "cache",
-        "loraprobe.cli.information.cache",
-        "Other",
-        ("loraprobe cache", "loraprobe cache --clear --older 30"),
-        "clear older json",
-    ),
-    CommandSpec("env", "loraprobe.cli.information.env", "Other", ("loraprobe env",), "json"),
-    CommandSpec(
-        "skill",
-        "loraprobe.cli.information.skill",
-        "Other",
-        ("loraprobe skill",),
-    ),
-    CommandSpec("lab", "loraprobe.cli.information.lab", "Other", ("loraprobe lab --help",)),
+    CommandSpec("lab", "loraprobe.cli.lab.lab", "Other", ("loraprobe lab --help",)),
 )
 EVERYWHERE = "config", "debug"  # the options that every command takes
 _LISTED = [name for spec in CORE for name in f"{spec.first} {spec.options}".split()]

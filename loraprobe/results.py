@@ -1,4 +1,4 @@
-"""Files of results with one line for each, which a later run goes on from, and all that are kept.
+"""Files of results with one line for each, which a later run goes on from.
 
 The first line holds a fingerprint of everything on which the results depend. Every further line is
 one row as JSON. Each batch is written and synchronised, so an interruption loses at most one. An
@@ -11,14 +11,12 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from loraprobe.cache import FROM_FILES, VERDICTS, cache_directory
-from loraprobe.errors import LoraprobeError, OutputError, UsageError, unwritable
+from loraprobe.cache import cache_directory
+from loraprobe.errors import OutputError, UsageError, unwritable
 from loraprobe.records import plain
 
 FORMAT = "loraprobe-results-3"
@@ -195,50 +193,6 @@ def names_in(fingerprint: Mapping[str, Any], key: str) -> list[str]:
     return sorted(held) if isinstance(held, dict) else []
 
 
-@dataclass(frozen=True)
-class KeptRun:
-    """The results of one run, which the same call with --resume uses.
-
-    `used` is the time of the last result in seconds since 1970.
-    """
-
-    place: Path
-    adapters: tuple[str, ...]
-    tasks: tuple[str, ...]
-    size: int
-    used: float
-
-
 def kept_files() -> list[Path]:
     """The files of all runs whose results are kept."""
     return sorted((cache_directory() / "runs").glob(f"*/{NAME}"))
-
-
-def kept_runs() -> list[KeptRun]:
-    """All runs whose results are kept, the latest first."""
-    return sorted(map(_run, kept_files()), key=lambda run: -run.used)
-
-
-def clear_kept(runs: Sequence[KeptRun], readings: bool = True) -> list[KeptRun]:
-    """Deletes runs; returns those that are in use, which stay.
-
-    readings: also the hashes and readings of files, and the verdicts on compositions.
-    """
-    left = []
-    for run in runs:
-        try:
-            locked(run.place / NAME).release()
-        except LoraprobeError:
-            left.append(run)
-            continue
-        shutil.rmtree(run.place, ignore_errors=True)
-    for name in (*FROM_FILES, VERDICTS) if readings else ():
-        shutil.rmtree(cache_directory() / name, ignore_errors=True)
-    return left
-
-
-def _run(file: Path) -> KeptRun:
-    fingerprint = read_fingerprint(file) or {}
-    adapters, tasks = (tuple(names_in(fingerprint, key)) for key in ("adapters", "tasks"))
-    size = sum(path.stat().st_size for path in file.parent.rglob("*") if path.is_file())
-    return KeptRun(file.parent, adapters, tasks, size, file.stat().st_mtime)

@@ -29,6 +29,7 @@ EXTENSIONS: tuple[str, ...] = (
     "serve",
     "task_check",
     "train",
+    "upkeep",
 )  # fmt: skip
 # What the core has by name, as `claim` takes it: the modules that have it say so here.
 OF_CORE: dict[str, str] = {}

@@ -216,7 +216,7 @@ def _(place: Path, row: tuple[BaseException, str, tuple[str, ...]]) -> str:
 
 @cases(
     "stdout",
-    {"head": "--help | head -1", "full": "--help > /dev/full", "closed": "env --help >&-"},
+    {"head": "--help | head -1", "full": "--help > /dev/full", "closed": "methods --help >&-"},
 )
 def _(place: Path, command: str) -> str:
     line = f'"{sys.executable}" -m loraprobe {command}; echo "exit ${{PIPESTATUS[0]}}" >&2'

@@ -209,7 +209,7 @@ def test_fields_are_a_mapping(place):
     assert (row["prompt"], row["answers"]) == ("Well, Peru:", ["Lima"])
 
 
-@pytest.mark.parametrize("command", ["methods", "env", "cache", "task sample"])
+@pytest.mark.parametrize("command", ["methods", "task sample"])
 def test_every_command_takes_it(place, command):
     (place / "q.jsonl").write_text('{"prompt": "a", "answer": "b"}\n', encoding="utf-8")
     files = "files: q.jsonl\n" if command == "task sample" else ""

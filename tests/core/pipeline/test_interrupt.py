@@ -159,8 +159,8 @@ def spoil():
     except KeyboardInterrupt:
         raise RecursionError("half imported") from None
 
-sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
-sys.argv = ["loraprobe", "env"]
+sys.modules["loraprobe.cli.methods"] = types.SimpleNamespace(methods=spoil)
+sys.argv = ["loraprobe", "methods"]
 cli.main()
 """
 
@@ -192,8 +192,8 @@ def spoil():
     import slow_module, time
     time.sleep(300)
 
-sys.modules["loraprobe.cli.information"] = types.SimpleNamespace(env=spoil)
-sys.argv = ["loraprobe", "env"]
+sys.modules["loraprobe.cli.methods"] = types.SimpleNamespace(methods=spoil)
+sys.argv = ["loraprobe", "methods"]
 cli.main()
 """
 

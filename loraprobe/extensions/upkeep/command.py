@@ -1,5 +1,4 @@
-"""The commands about what surrounds the runs: cache (what they keep), env (the machine), skill
-(what an agent reads); and `lab`, which is handed over."""
+"""The command line of `cache`, `env` and `skill`."""
 
 from __future__ import annotations
 
@@ -13,18 +12,16 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
 from rich.console import Console
 
 from loraprobe._version import __version__
 from loraprobe.cli.parameters import setting
-from loraprobe.cli.running import Output, imports_done
-from loraprobe.errors import UsageError
+from loraprobe.cli.running import Output
 from loraprobe.formatting import clean, count, size
 from loraprobe.wiring import GROUP
 
 if TYPE_CHECKING:
-    from loraprobe.results import KeptRun
+    from loraprobe.extensions.upkeep.kept_runs import KeptRun
 
 PACKAGES = (
     "torch transformers peft safetensors tokenizers huggingface_hub accelerate bitsandbytes "
@@ -47,7 +44,7 @@ def cache(
     downloads is its own: hf cache.
     """
     from loraprobe.cache import cache_directory
-    from loraprobe.results import clear_kept, kept_runs
+    from loraprobe.extensions.upkeep.kept_runs import clear_kept, kept_runs
 
     now = time.time()
     runs = [run for run in kept_runs() if now - run.used >= older * DAY]
@@ -184,22 +181,3 @@ def skill_text() -> str:
             typed = f"{words['flags'][0]} {words['metavar']}".strip()
             lines.append(f"- `{typed}`: {words['help']}")
     return "\n".join(lines) + "\n"
-
-
-def lab(
-    ctx: typer.Context,
-) -> None:
-    """Build controlled worlds whose right verdict is known, and repeat the experiments on them."""
-    for point in importlib.metadata.entry_points(group="loraprobe.commands", name="lab"):
-        try:
-            app = point.load()
-        except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] != point.module.partition(".")[0]:
-                raise
-            continue
-        command = typer.main.get_command(app)
-        imports_done()
-        with command.make_context("lab", ctx.args or ["--help"], parent=ctx.parent) as inner:
-            command.invoke(inner)
-        return
-    raise UsageError("The lab is not installed:", "pip install 'loraprobe[lab]'.")

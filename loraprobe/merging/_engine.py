@@ -337,8 +337,10 @@ def _apply_method(inputs: MergeInputs, path: str, factors: SideBySide) -> LowRan
     work = torch.float32 if config.dense and not factors.double else torch.float64
     space = "core" if config.space == "full" and not config.dense else config.space
     stacked = space_named(space).stacked(factors.updates(work))
-    masks = seeded_generators(factors.updates(torch.float64), path, config.seed)
-    return stacked.back(method(stacked.matrices, weights.to(work), masks))
+    generators = list[torch.Generator]()
+    if method.takes_generators:
+        generators = seeded_generators(factors.updates(torch.float64), path, config.seed)
+    return stacked.back(method(stacked.matrices, weights.to(work), generators))
 
 
 @torch.no_grad()

@@ -52,6 +52,7 @@ class MergeMethod(ABC):
         f(U M V^T) = U f(M) V^T for the isometries U, V of the space. The default space is `core` if
         it is lossless (also if `full` is asked for, since the result is the same), else `full`.
     takes_weights: False if the method computes its own weights and ignores given ones.
+    takes_generators: True if the method draws random numbers; only then it is given generators.
     carried: the kinds of extra, tensors of an adapter that are no factors, that a merge keeps.
     formula, paper: what `loraprobe methods` prints.
     """
@@ -59,6 +60,7 @@ class MergeMethod(ABC):
     laws: ClassVar[frozenset[str]]
     lossless: ClassVar[frozenset[str]] = frozenset({"full"})
     takes_weights: ClassVar[bool] = True
+    takes_generators: ClassVar[bool] = False
     carried: ClassVar[frozenset[str]] = frozenset()
     formula: ClassVar[str]
     paper: ClassVar[str]
@@ -71,8 +73,9 @@ class MergeMethod(ABC):
     def __call__(self, deltas: Deltas, weights: Weights, generators: Generators = ()) -> Matrix:
         """Merge deltas [n, p, q] with weights [n] into [p, q].
 
-        `generators`, one per adapter, are the source of all randomness. They are seeded by the
-        content of the adapters, so the order of the adapters does not matter.
+        `generators`, one per adapter, are the source of all randomness where the method takes
+        them. They are seeded by the content of the adapters, so the order of the adapters does not
+        matter.
         """
 
     def default_weights(self, n: int) -> tuple[float, ...]:

@@ -231,6 +231,7 @@ class DareLinear(_Sparse):
 
     variant: Variant = "peft"
 
+    takes_generators = True
     formula = "dW = sum_i w_i (m_i * dW_i) / density, m_i ~ Bernoulli(density)"
     paper = "Yu et al. 2024, Language models are super Mario (arXiv 2311.03099)"
 
@@ -271,6 +272,7 @@ class DellaLinear(_Sparse):
     epsilon: float = 0.15
     variant: Literal["authors", "mergekit"] = "authors"
 
+    takes_generators = True
     formula = "dW = sum_i w_i m_i * dW_i / p_i, m_i ~ Bernoulli(p_i), p_i as in della"
     paper = "Deep et al. 2024, DELLA-Merging (arXiv 2406.11617)"
 

@@ -148,9 +148,9 @@ def _decide_asked(evidence: Evidence) -> Verdict:
     if nothing_answers(evidence):
         return unanswered(evidence)
     if level == "evaluation":
-        return decide_compositions(evidence)
+        return _decide_answered(evidence)
     if level == "pilot":
-        return _of_first_round(decide_compositions(evidence), evidence)
+        return _of_first_round(_decide_answered(evidence), evidence)
     if evidence.level == "evaluation":
         return _decide_without_compositions(evidence)
     return _decide_baselines(evidence) if level == "base" else _undecided(level)
@@ -286,8 +286,11 @@ def _action_of_asked(evidence: Evidence, baselines: Verdict, chain: TestResult |
 
 def decide_compositions(evidence: Evidence) -> Verdict:
     """The verdict on scored compositions, without the reasons of weights and coverage."""
-    if nothing_answers(evidence):
-        return unanswered(evidence)
+    return unanswered(evidence) if nothing_answers(evidence) else _decide_answered(evidence)
+
+
+def _decide_answered(evidence: Evidence) -> Verdict:
+    """The same where some system answers more than guessing."""
     plain, steps = candidates(evidence, QUESTION), candidates(evidence, STEPS)
     if not plain and not steps:
         return Verdict("inconclusive", "evaluation", (reason_of("no-comparison"),))

@@ -38,6 +38,7 @@ from loraprobe.records.measurements import (
     SHRUNK,
     STEPS,
     TOGETHER,
+    ActionKind,
     Attribution,
     ChainHop,
     Comparison,

@@ -19,24 +19,43 @@ from loraprobe.wiring import claim, extensions
 
 # ---- who is asked, and what ----------------------------------------------------------------------
 
+ActionKind = Literal[
+    "merge",
+    "route",
+    "step-by-step",  # ask a merge or a router with worked steps
+    "chain",  # ask the adapters hop after hop
+    "use-single",
+    "use-base",
+    "switch-adapters",  # ask each task's own adapter
+    "train-target-adapter",
+    "gather-evidence",
+    "fix",  # mend the files, or give others
+]
+
 
 @dataclass(frozen=True)
 class Kind:
     """What holds for every system of a kind.
 
-    role: a *baseline* is what a composition has to beat, the decision is about a *composition*, an
-    *alternative* composes no weights, a *reference* is what an extension adds (`SystemSource`), a
-    *control* shows what the partners add. A reference is compared with all others and changes no
-    decision. action: what is advised where such a system is the best; of an adapter it names the
-    adapter, and of worked steps it is "step-by-step". name: of the one system of the kind that the
-    action uses; of a reference no other one is advised. words: what sentences call that system.
-    loadable: whether programs that load LoRA files can answer it: a router weighs adapters by the
-    text, which none does. A client of such a program names the adapter of each question of
-    `switch`, and asks a `chain` hop after hop.
+    role: what the verdict does with such a system.
+        "baseline": a composition has to beat it;
+        "composition": the decision is about it;
+        "alternative": it composes no weights;
+        "reference": an extension adds it (`SystemSource`); it is compared with all others and
+            changes no decision;
+        "control": it shows what the partners add.
+    action: what is advised where such a system is the best; None for a control. For a composition
+        that is asked with worked steps the advice is "step-by-step".
+    name: the name of the one system that the action uses; "" where any system of the kind may be
+        used.
+    words: what sentences call the system of that name.
+    loadable: whether programs that load LoRA files can answer as such a system. None of them can
+        answer as a router, which weighs adapters by the text. For `switch` their client names the
+        adapter of each question, and for `chain` it asks hop after hop.
     """
 
     role: Literal["baseline", "composition", "alternative", "reference", "control"]
-    action: str
+    action: ActionKind | None
     name: str = ""
     words: str = ""
     loadable: bool = True
@@ -50,7 +69,7 @@ KINDS: Mapping[str, Kind] = {
     "router": Kind("composition", "route", loadable=False),
     "switch": Kind("alternative", "switch-adapters", words="each task's own adapter"),
     "chain": Kind("alternative", "chain", "chain", "a chain"),
-    "control": Kind("control", ""),
+    "control": Kind("control", None),
 }
 BASELINES = tuple(name for name, kind in KINDS.items() if kind.role == "baseline")
 COMPOSITIONS = tuple(name for name, kind in KINDS.items() if kind.role == "composition")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, cast
 
 from loraprobe.defaults import MARGIN
 from loraprobe.records.command import NOTHING, Command
-from loraprobe.records.measurements import Interval, ItemPart, kinds
+from loraprobe.records.measurements import ActionKind, Interval, ItemPart, kinds
 from loraprobe.records.plain import WrittenAsText
 
 Decision = Literal["likely", "unlikely", "inconclusive", "incompatible"]
@@ -72,14 +72,12 @@ class DecisiveGain:
 
 @dataclass(frozen=True)
 class Action(WrittenAsText):
-    """What to do. `adapter` names the adapter of `use-single`; it is "" for any other kind.
+    """What to do; as a text it is its kind, and `use-single:NAME`.
 
-    `kind` is `merge`, `route`, `step-by-step`, `chain`, `use-single`, `use-base`,
-    `switch-adapters`, `train-target-adapter`, `gather-evidence` or `fix`. The text is the kind, and
-    `use-single:NAME`.
+    adapter: the name of the adapter of "use-single"; "" for any other kind.
     """
 
-    kind: str
+    kind: ActionKind
     adapter: str = ""
 
     def __str__(self) -> str:
@@ -89,7 +87,7 @@ class Action(WrittenAsText):
     def read(cls, text: str) -> Action:
         """The action that a JSON document has as this text."""
         kind, _, adapter = text.partition(":")
-        return cls(kind, adapter)
+        return cls(cast(ActionKind, kind), adapter)
 
 
 @dataclass(frozen=True)

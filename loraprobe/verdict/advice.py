@@ -12,7 +12,7 @@ is never advised.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from loraprobe.defaults import BY_PROMPT, BY_TEXT, CHAIN_WORTH, TIES_OF_NOISE
@@ -24,6 +24,7 @@ from loraprobe.records import (
     QUESTION,
     STEPS,
     Action,
+    ActionKind,
     Decision,
     EvaluationRecords,
     ItemPart,
@@ -308,15 +309,19 @@ def _about_cause(evidence: Evidence, system: str, cause: str, advice: str = "") 
 def _against_cause(evidence: Evidence, system: str, cause: str) -> Advice:
     """What to do against a cause of failure where nothing answers."""
     worked = any(score.part == STEPS for score in evidence.measured.scores)
-    other = ("train-target-adapter", "train an adapter on the composed question")
+    other: tuple[ActionKind, str] = (
+        "train-target-adapter",
+        "train an adapter on the composed question",
+    )
     if not worked:
         other = ("step-by-step", "give the items a cot_prompt, to ask step by step")
-    action, words = {
+    cures: Mapping[str, tuple[ActionKind, str]] = {
         "unknown": ("train-target-adapter", "train the adapter that should know it"),
         "said_otherwise": ("gather-evidence", "if that is right for you, use --metric contains"),
         "cut_off": ("gather-evidence", "give a higher --max-new-tokens"),
         "interference": ("train-target-adapter", "train one adapter on both"),
-    }.get(cause, other)
+    }
+    action, words = cures.get(cause, other)
     reason = _about_cause(evidence, system, cause, f": {words}")
     return Advice(
         Action(action), [reason], missing="wording" if cause == "said_otherwise" else None

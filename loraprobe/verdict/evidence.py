@@ -298,11 +298,12 @@ class ScoredSystem:
 
     @property
     def action(self) -> Action:
-        """The action that uses it."""
+        """The action that uses it. None uses a control."""
         if self.kind in COMPOSITIONS and self.part == STEPS:
             return Action("step-by-step")
-        adapter = self.system if self.kind == "adapter" else ""
-        return Action(kinds()[self.kind].action, adapter)
+        kind = kinds()[self.kind].action
+        assert kind is not None
+        return Action(kind, self.system if self.kind == "adapter" else "")
 
 
 @dataclass(frozen=True)

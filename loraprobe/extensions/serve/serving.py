@@ -444,11 +444,11 @@ class Serving:
 
         made: the verdict's composition, where that is a merge.
         """
-        head, single = verdict.action.kind, verdict.action.adapter
+        single = verdict.action.adapter
         routed = (verdict.system or "") if verdict.composes and made is None else ""
         by_text = routed.startswith(BY_TEXT)
         by_prompt = by_text or routed.startswith(BY_PROMPT)
-        head = SWITCH if by_prompt else head  # a server runs both alike
+        head = SWITCH if by_prompt else verdict.action.kind  # a server runs both alike
         members = {"use-single": [single], "chain": [hop.adapter for hop in chain], "use-base": []}
         each = {**verdict.by_task}.values() if not by_prompt else ()
         members[SWITCH] = [*each] or [adapter.name for adapter in self.given]

@@ -43,7 +43,11 @@ class Added(Extension):
         return [Outside()]
 
     def kinds(self):
-        return {"outside": Kind("reference", "use-outside", "outside", "what comes from outside")}
+        return {
+            "outside": Kind(
+                "reference", "train-target-adapter", "outside", "what comes from outside"
+            )
+        }
 
 
 def install(monkeypatch, *added):
@@ -99,7 +103,7 @@ def with_outside(value, **composed):
 
 def test_one_is_advised_where_nothing_gains_and_it_is_the_best(added):
     verdict = decide(with_outside(0.8, sum=0.3))
-    assert (verdict.decision, str(verdict.action)) == ("unlikely", "use-outside")
+    assert (verdict.decision, str(verdict.action)) == ("unlikely", "train-target-adapter")
     assert verdict.used == "outside" and not verdict.composes
     step = next_command(verdict, Request(("a", "b")), with_outside(0.8, sum=0.3).measured)
     assert step.verb == "merge-and-eval" and ("-o", "DIR") in step.options

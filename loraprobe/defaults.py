@@ -31,6 +31,10 @@ CUT_MATTERS = 0.1  # the share of answers cut by these limits that causes a warn
 SPOILED = MARGIN  # the share of gold answers that exact match may spoil: it cannot make a gain
 SAID_OTHERWISE = 0.1  # the share of answers right in other words only that causes a note
 
+# The compositions that are evaluated unless others are asked for.
+DEFAULT_METHODS = "uniform", "sum"
+DEFAULT_ROUTERS = ("arrow",)
+
 # Rounds of an evaluation; a first round may show a gain, so it has the items that this takes.
 FIRST_ROUND = FEWEST_ITEMS  # clusters of the first round
 ROUNDS_FROM = 40  # clusters of the smallest task; with fewer there is one round

@@ -17,7 +17,7 @@ from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar, cast
 
-from loraprobe.defaults import LOSS, MARGIN, RETENTION, SPELLED
+from loraprobe.defaults import DEFAULT_METHODS, DEFAULT_ROUTERS, LOSS, MARGIN, RETENTION, SPELLED
 from loraprobe.errors import LoraprobeError, UsageError
 from loraprobe.formatting import count, listing, nearest, wrapped
 from loraprobe.wiring import OF_CORE, extensions, option_names
@@ -144,7 +144,7 @@ class CompositionOptions:
     """
 
     methods: tuple[str, ...] = option(
-        ("uniform", "sum"),
+        DEFAULT_METHODS,
         "TEXT",
         "Merge method, such as ties:density=0.3, without the default routers; may be repeated; "
         "none: no merge, but the routers.",
@@ -153,7 +153,7 @@ class CompositionOptions:
         completes=("loraprobe.merging.METHODS",),
     )
     routers: tuple[str, ...] = option(
-        ("arrow",),
+        DEFAULT_ROUTERS,
         "TEXT",
         "Router, such as arrow:top_k=1; may be repeated; none: no router.",
         "--router",

@@ -11,6 +11,7 @@ from typing import Literal
 from loraprobe.adapters import Adapter, Source
 from loraprobe.adapters.config import CONFIG
 from loraprobe.adapters.names import local_name
+from loraprobe.defaults import DEFAULT_METHODS, DEFAULT_ROUTERS
 from loraprobe.errors import BadReference, UsageError
 from loraprobe.records import FIXED
 
@@ -21,7 +22,7 @@ ON_HUB = re.compile(
 )
 LOCAL_START = (".", "/", "~", "\\")
 # Results are stored by name: no adapter has that of a fixed system, or of a default composition.
-SYSTEMS = frozenset({*FIXED, "uniform", "sum", "arrow"})
+SYSTEMS = frozenset({*FIXED, *DEFAULT_METHODS, *DEFAULT_ROUTERS})
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
 
-from loraprobe.defaults import ALPHA, FEWEST_ITEMS, LOSS, PLAIN_TOKENS
+from loraprobe.defaults import (
+    ALPHA,
+    DEFAULT_METHODS,
+    DEFAULT_ROUTERS,
+    FEWEST_ITEMS,
+    LOSS,
+    PLAIN_TOKENS,
+)
 from loraprobe.formatting import count
 from loraprobe.records import QUESTION, ItemPart, TaskSummary
 from loraprobe.records.measurements import items_needed
@@ -17,7 +24,7 @@ from loraprobe.tasks.items import Task
 GAINS = (0.1, 0.15, 0.2, 0.3, 0.5)
 LOST = 0.1  # the share of answers that a composition loses, in the worse case that is counted
 MARK = "####"  # before the gold answer of a worked text, as in gsm8k
-SYSTEMS = 3  # that contend by default: uniform, sum and arrow
+SYSTEMS = len(DEFAULT_METHODS + DEFAULT_ROUTERS)  # that contend by default
 _CRITICAL = NormalDist().inv_cdf(1 - ALPHA / 2 / SYSTEMS)
 
 

@@ -1,13 +1,18 @@
 """How the arguments and options of a command are written on a command line and in a file.
 
-The `CommandSpec` of a command lists its options. One of the tables, which are `loraprobe.options`,
-`Output` and OTHERS, is written as its field says; any other option, and an argument, is a parameter
-of the command's function, whose annotation says it. Every command also takes `--debug` and
-`--config FILE.yaml`, whose keys are the long names of the options; `adapters` holds the references.
-What the command line gives, the file does not add to. The options of Machine have a default in the
-environment, such as LORAPROBE_DEVICE for `--device`, behind both. Paths are those of the current
-directory. A file may come from a stranger, so an option that sends, runs, writes or overwrites is
-taken from the command line alone; its declaration says `typed`.
+A command has parameters of three sources:
+
+- The options that its `CommandSpec` names stand in three tables: `loraprobe.options`, `Output` and
+  OTHERS. A field of a table says how its option is written.
+- Further options and the arguments are parameters of the command's function. Their annotations say
+  how they are written.
+- Every command takes `--debug` and `--config FILE.yaml` too (EVERYWHERE).
+
+The keys of a file of `--config` are the long names of options; its key `adapters` lists references.
+Paths in it are relative to the current directory. An option on the command line replaces that of
+the file. An option of Machine, such as `--device`, that neither of them gives is taken from the
+environment (LORAPROBE_DEVICE). A file may come from a stranger. So an option that sends, runs,
+writes or overwrites can stand on the command line only; its declaration says `typed`.
 """
 
 from __future__ import annotations

@@ -92,11 +92,14 @@ Sources = tuple[tuple[SystemSource, TaskSplit], ...]
 class Plan:
     """Which compositions are evaluated, and on which items.
 
-    specs: merge methods, routers and "chain". tasks: with the items on which systems are scored.
-    parts: the items that are set apart, from which routers and weights learn, and the others.
-    learning: the routers that learn from prompts, by spec. added: those of the specs that no
-    option names. left_out: notes on default routers that cannot be used. sources: of the systems
-    that extensions add, each with the items that were set apart for it.
+    specs: the compositions: merge methods, routers and "chain".
+    tasks: the tasks, each with the items on which systems are scored.
+    parts: the items from which routers or weights learn, and the items that are left; None where
+        nothing learns from items.
+    learning: spec -> router, for the routers that learn from prompts.
+    added: the specs that no option names.
+    left_out: a note on each default router that cannot be used.
+    sources: the `SystemSource`s of extensions, each with the items that are set apart for it.
     """
 
     specs: tuple[str, ...] = ()
@@ -112,9 +115,12 @@ class Plan:
 class Fitted:
     """What was fitted before systems are asked.
 
-    weights: those of `--weights learn`. routers: those that learn from prompts, by spec. prompts:
-    the ones of each adapter to which they were fitted. record: how and where these were read, as a
-    card says it; None where no file holds them all.
+    weights: the weights that `--weights learn` found.
+    routers: spec -> fitted router, for the routers that learn from prompts.
+    prompts: adapter -> the prompts to which routers were fitted.
+    record: how and where the prompts were read, as a card says it; None where no file holds them
+        all.
+    notes: sentences about the fit.
     """
 
     weights: LearnedWeights | None = None

@@ -240,9 +240,15 @@ def show_questions(request: Request) -> Command:
 
 
 def _fix(request: Request) -> Command:
-    """The base on which an adapter was trained, where that holds others; the same with another base
-    or with what peft ignores, where that is all that is wrong; else those adapters that fit
-    together, else others of one base, else what mends their files.
+    """The command after a structural conflict. The first of these rows that holds decides:
+
+    - an adapter was trained on a base that holds other adapters: the command writes that base;
+    - only the base is wrong: the request is repeated with the base that the adapters name;
+    - only weights that peft ignores are wrong: the request is repeated and allows them;
+    - some of the adapters fit together: these are inspected;
+    - the adapters have several bases, or no change of their files makes them fit: the command finds
+      other adapters of one base;
+    - anything else: the adapters are inspected again, once their files are mended.
     """
     conflict, bases = request.conflict, request.bases
     if conflict.parents:

@@ -28,6 +28,7 @@ is adapted only as an embedding and not as the head, as in peft's forward pass (
 changes both).
 """
 
-from loraprobe.composition.composition import aligned_to, composed, prepared_layers, watched
+from loraprobe.composition.attaching import aligned_to, composed, prepared_layers, watched
+from loraprobe.composition.composition import Composition
 from loraprobe.composition.dora import change_norm
-from loraprobe.composition.router import Composition, Router, TokenGates
+from loraprobe.composition.router import Router, TokenGates

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter, LayerKind
 from loraprobe.adapters.experts import TargetParameter
+from loraprobe.composition.composition import Composition
 from loraprobe.composition.dora import bias_of, dora_update
-from loraprobe.composition.router import Composition, TokenGates
+from loraprobe.composition.router import TokenGates
 from loraprobe.errors import UsageError
 from loraprobe.lora.lowrank import LowRank
 

@@ -1,21 +1,22 @@
-"""Experts and gates: a composition, and the interface of routers, which compute the gates."""
+"""The interface of routers, which compute the gates of experts."""
 
 from __future__ import annotations
 
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from loraprobe.adapters import Adapter
 from loraprobe.errors import UsageError
-from loraprobe.formatting import shortly
 from loraprobe.lora.lowrank import LowRank
 from loraprobe.registry import name_of
+
+if TYPE_CHECKING:
+    from loraprobe.composition.composition import Composition
 
 TokenGates = Callable[[Tensor], Tensor]  # x [..., in] -> gates [..., k]
 ExpertPrompts = Mapping[str, Sequence[str]]  # expert's name -> its prompts
@@ -121,46 +122,3 @@ class Router(ABC):
         if state:
             raise UsageError(f"Router {self.name} learns nothing, so it takes no stored state.")
         return self
-
-
-@dataclass(frozen=True)
-class Composition:
-    """Experts and the router that gives them gates. No experts: the base model as it is.
-
-    `into(model)` is `composed`, which attaches it.
-    """
-
-    into: ClassVar[Callable[..., contextlib.AbstractContextManager[nn.Module]]]
-
-    name: str
-    experts: tuple[Adapter, ...]
-    router: Router
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "experts", tuple(self.experts))
-        self.router.check(len(self.experts))
-
-    def __repr__(self) -> str:
-        experts = shortly(expert.name for expert in self.experts) or "no adapter"
-        return f"<Composition {shortly([self.name])}: {self.router.name} of {experts}>"
-
-    def answering(self, prompt: str) -> Composition:
-        """What answers a prompt: one expert or none where the router reads the text, else all."""
-        return self.router.answering(self, prompt)
-
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """The modules that at least one expert adapts, in the experts' order."""
-        return tuple(dict.fromkeys(path for expert in self.experts for path in expert.modules))
-
-    def gates(
-        self, module: str, present: Sequence[int], updates: Sequence[LowRank] = ()
-    ) -> Tensor | TokenGates:
-        """Gates of the k experts present in a module, or of those that replace a parameter.
-
-        updates: of the experts present; () for an embedding and for a whole parameter, which have
-        no input to route by.
-        """
-        if updates or self.router.constant:
-            return self.router.gates(module, updates, present, len(self.experts))
-        return self.router.embedding_gates(module, present)

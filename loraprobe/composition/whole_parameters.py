@@ -25,7 +25,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from loraprobe.adapters import Adapter
-from loraprobe.composition.router import Composition, unroutable
+from loraprobe.composition.composition import Composition
+from loraprobe.composition.router import unroutable
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 
 AFFINE = (nn.Linear, nn.Embedding)

@@ -23,8 +23,7 @@ from making import hidden, random_adapter
 from torch import nn
 
 from loraprobe.adapters import adapter_of
-from loraprobe.composition import Composition, composed, prepared_layers
-from loraprobe.composition import composition as forming
+from loraprobe.composition import Composition, attaching, composed, prepared_layers
 from loraprobe.composition.dora import CANCELS, dense_weight, magnitude_ratio
 from loraprobe.errors import CompatibilityError, UnsupportedAdapter
 from loraprobe.lora.lowrank import LowRank
@@ -182,7 +181,7 @@ def test_preparation_follows_the_weights_of_the_model():
     assert right(copy.deepcopy(one))
     one.model.layers[1].mlp.up_proj.weight = nn.Parameter(torch.randn(24, 16))
     assert right(one)
-    assert len(forming._PREPARED[composition]) <= 2  # one of each dtype, the newest
+    assert len(attaching._PREPARED[composition]) <= 2  # one of each dtype, the newest
     del one, other
     gc.collect()
     assert right(making.tiny_llama(2))

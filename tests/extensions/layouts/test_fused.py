@@ -20,7 +20,7 @@ import loraprobe
 from loraprobe.adapters import adapter_of, read_adapter
 from loraprobe.compatibility import check
 from loraprobe.composition import Composition, composed
-from loraprobe.composition.composition import on_layout_of
+from loraprobe.composition.attaching import on_layout_of
 from loraprobe.errors import CompatibilityError
 from loraprobe.extensions.layouts.fused import one_layout
 from loraprobe.lora.lowrank import LowRank

@@ -68,7 +68,6 @@ APART_LEAST = 4  # the fewest; a smaller task is refused
 ROUTER_MOST = 20  # the most items of a task from which a router learns, as in the lab's table
 ROUTER_LEAST = 10  # the fewest; a task has to keep FEWEST_ITEMS beside them
 PROMPTS_WRITTEN = 32  # prompts that an adapter writes for a router that learns from them
-GATE_PROMPTS = 24  # prompts on which the gates of a router are averaged
 
 LOSS = "answer_loss"  # the metric of which less is better
 

@@ -104,7 +104,7 @@ class AuditPart:
     def sections(self, audit: Audit) -> Iterable[tuple[str, Any]]:
         """Sections of a report, each behind the name of that of the core before which it stands:
         "gains", "causes", "examples", "findings", "pairs", "modules", "adapters", "coverage",
-        "gates", "reasons" or "provenance".
+        "reasons" or "provenance".
 
         `loraprobe.report.sections.section` makes one of its name, which is an id, its title, and
         pairs of the views that show parts and these parts: texts, and what `loraprobe.report.parts`
@@ -305,6 +305,14 @@ class SourceInputs:
     ends: float = float("inf")
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What an extension measured: records of its `AuditPart`, and notes for the report."""
+
+    records: Sequence[Any] = ()
+    notes: Sequence[str] = ()
+
+
 class SystemSource(ABC):
     """Systems of kinds of its own (`Extension.kinds`) that an extension adds to evaluations: those
     of `merge-and-eval`, and of the sets that `screen` proves.
@@ -486,6 +494,20 @@ class Extension:
         """What tells something beside the decision of a verdict, such as a probability; it can only
         leave that open."""
         return ()
+
+    def measure(
+        self,
+        scorer: ModelScorer,
+        composed: Sequence[System],
+        tasks: Sequence[Task],
+        session: Session,
+    ) -> Measured:
+        """What is measured of the compositions of merge-and-eval after all questions were asked.
+
+        scorer: the base in memory, by transformers, whose model is as before afterwards. tasks:
+        those of the last round. No decision depends on it.
+        """
+        return Measured()
 
     def remarks(self, session: Session, result: Result) -> Remarks:
         """What is told of the result of `session.command`, beside its verdict.

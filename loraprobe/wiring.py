@@ -20,6 +20,7 @@ EXTENSIONS: tuple[str, ...] = (
     "files",
     "find",
     "forecast",
+    "gates",
     "harness",
     "layouts",
     "methods",

@@ -23,7 +23,6 @@ from loraprobe.records import (
     Coverage,
     EvaluationRecords,
     Gain,
-    GateStatistics,
     Issue,
     LayerGroup,
     Measurement,
@@ -74,17 +73,13 @@ def an_audit(name: str = "a") -> Audit:
             attribution=(Attribution("uniform", "t", 1, 2, 3, 4, 0),),
         ),
         samples=(Sample("t", QUESTION, name, f"Who is {name}?", (name, "x"), replies),),
-        gates=(
-            GateStatistics("arrow", {name: 0.75, "b": 0.25}, 0.5, 0.72, 4, 90),
-            GateStatistics("spectr", {name: 1.0, "b": 0.0}, 0.0, 0.0, 2, 90),
-        ),
         verdict=Verdict("unlikely", "evaluation", (reason,), "uniform", Action("use-single", name)),
         notes=(f"A note on {name}.",),
     )
 
 
 # An audit for which nobody was asked.
-NOTHING = dict.fromkeys("scores gains comparisons attribution samples gates coverage".split(), ())
+NOTHING = dict.fromkeys("scores gains comparisons attribution samples coverage".split(), ())
 
 
 def rendered(audit: Audit, width: int = 100, explain: bool = True) -> str:

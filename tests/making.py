@@ -351,3 +351,19 @@ def hidden(model: Any, vocab: int = 40) -> Tensor:
     tokens = torch.arange(2 * 7).reshape(2, 7) * 5 % vocab
     with torch.no_grad():
         return model(input_ids=tokens).logits
+
+
+def narrow(monkeypatch, most: int, error: Exception) -> list[int]:
+    """Every Llama now fails above so many sequences, half way through its layers."""
+    from transformers.models.llama import modeling_llama
+
+    real, seen = modeling_llama.LlamaDecoderLayer.forward, []
+
+    def forward(self, hidden_states, *args, **kwargs):
+        seen.append(hidden_states.shape[0])
+        if self.self_attn.layer_idx == 1 and seen[-1] > most:
+            raise error
+        return real(self, hidden_states, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", forward)
+    return seen

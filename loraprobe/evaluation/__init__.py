@@ -2,8 +2,7 @@
 
 `questions` says what is asked and in which rounds, `template` in which form; `asking` asks the
 model and keeps the answers. `gains` makes scores, comparisons and gains of the results,
-`attribution` says why answers are wrong, `gate_statistics` how routers shared their gates. Only
-`statistics` has formulas of intervals.
+`attribution` says why answers are wrong. Only `statistics` has formulas of intervals.
 """
 
 from loraprobe.evaluation.asking import Asker, ResponseCache, chain_notes

@@ -286,7 +286,6 @@ def merge_and_eval(
         prepared,
         verdict,
         beside,
-        gates=evaluated.gates,
         search=evaluated.builder.fitted.weights,
         samples=evaluated.wrong(verdict),
         added=evaluated.added.records,

@@ -27,9 +27,8 @@ from dataclasses import dataclass, field, replace
 from loraprobe import evaluation, probes
 from loraprobe.defaults import CEILING_ITEMS, HOP_ITEMS, PILOT_ITEMS
 from loraprobe.evaluation import Round, System
-from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.evaluation.questions import BASE, pilot_round, spread_sample
-from loraprobe.extension import AddedSystems, SourceInputs
+from loraprobe.extension import AddedSystems, SourceInputs, installed
 from loraprobe.formatting import count
 from loraprobe.options import Options
 from loraprobe.pipeline.conclusion import evidence_of, exclusions
@@ -47,7 +46,6 @@ from loraprobe.records import (
     Coverage,
     EvaluationRecords,
     EvidenceLevel,
-    GateStatistics,
     ItemResult,
     Rounds,
     Sample,
@@ -73,12 +71,11 @@ DECIDED = ("likely", "unlikely")
 class Evaluated:
     """What an evaluation of a whole plan found, and what can be saved and shown of it.
 
-    added: the systems of extensions.
+    added: what extensions made and measured.
     """
 
     records: EvaluationRecords
     notes: Sequence[str]
-    gates: tuple[GateStatistics, ...]
     builder: SystemBuilder
     compositions: Sequence[System]
     added: AddedSystems
@@ -108,7 +105,6 @@ def unanswered_samples(samples: Sequence[Sample], records: EvaluationRecords) ->
 
 def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Session) -> Evaluated:
     """Builds the compositions and asks them, the base, the single adapters and the controls."""
-    options = session.options
     with open_evaluator(inputs, plan, session, prepared.subtrahends) as evaluator:
         builder = builder_for(evaluator, prepared)
         with session.stage("compose"):
@@ -123,8 +119,8 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
         ).ask()
         tasks = result.round.tasks
         coverage = replace(evaluator, tasks=tasks).probe_tasks(result.results)
-        with session.stage("gates"):
-            gates, gate_note = gate_statistics(evaluator.local, composed, tasks, options.seed)
+        measured = [one.measure(evaluator.local, composed, tasks, session) for one in installed()]
+    every = [*added.records, *(record for one in measured for record in one.records)]
     with session.stage("statistics"):
         records = result.records(coverage=coverage)
     fitted = builder.fitted
@@ -132,10 +128,11 @@ def evaluate(inputs: Inputs, plan: Plan, prepared: PreparedAdapters, session: Se
     notes += ["Single adapters were evaluated as they are."] if prepared.steps else []
     notes += [learned_note(fitted.weights)] if fitted.weights else []
     notes += [*added.notes, *plan.left_out]
-    notes += [gate_note, *result.notes(), *evaluation.chain_notes(result.systems, plan.tasks)]
+    notes += [note for one in measured for note in one.notes]
+    notes += [*result.notes(), *evaluation.chain_notes(result.systems, plan.tasks)]
     notes.append(evaluator.scorer.note())
     samples = evaluation.samples_of(result.results, result.systems, tasks)
-    return Evaluated(records, notes, gates, builder, composed, added, samples)
+    return Evaluated(records, notes, builder, composed, replace(added, records=every), samples)
 
 
 def builder_for(evaluator: Evaluator, prepared: PreparedAdapters) -> SystemBuilder:

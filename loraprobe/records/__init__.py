@@ -46,7 +46,6 @@ from loraprobe.records.measurements import (
     Estimate,
     EvaluationRecords,
     Gain,
-    GateStatistics,
     GuardScore,
     Interval,
     ItemPart,
@@ -125,7 +124,6 @@ class Audit:
     diagnostics: tuple[Measurement, ...] = ()
     evaluation: EvaluationRecords = field(default_factory=EvaluationRecords)
     samples: tuple[Sample, ...] = ()
-    gates: tuple[GateStatistics, ...] = ()
     added: tuple[Any, ...] = ()
     verdict: Verdict | None = None
     notes: tuple[str, ...] = ()

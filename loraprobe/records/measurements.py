@@ -1,4 +1,4 @@
-"""Records of what was measured: diagnostics, probes, answers, scores, gains, gates.
+"""Records of what was measured: diagnostics, probes, answers, scores, gains.
 
 Kinds of systems, the parts of an item, and a figure with its interval come first.
 """
@@ -637,23 +637,6 @@ class EvaluationRecords:
     def unsafe(self) -> set[str]:
         """The systems that are shown to lose a guard."""
         return {row.system for row in self.guards if row.outcome == "unlikely"}
-
-
-@dataclass(frozen=True)
-class GateStatistics:
-    """How a token router shared its gates among the adapters while it read the tasks' prompts.
-
-    Means over `n` tokens and the `modules` that at least two adapters have. `share` is each
-    adapter's mean gate, `entropy` that of the gates in nats, `entropy_share` the same over the
-    logarithm of the number of adapters present: 0 is one adapter a token, 1 all alike.
-    """
-
-    system: str
-    share: Mapping[str, float]
-    entropy: float
-    entropy_share: float
-    modules: int
-    n: int
 
 
 @dataclass(frozen=True)

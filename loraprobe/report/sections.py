@@ -227,7 +227,6 @@ def _of_the_run(audit: Audit) -> Iterator[Section]:
     """What is behind the verdict, and where everything comes from."""
     known = (FULL, coverage(audit))
     yield section("coverage", "What base and adapters know alone", known, folded=True)
-    yield section("gates", "Gates of routers", (FULL, [gates(audit)]), folded=True)
     told: list[Part] = [*reasons(audit), *(f"- {note}" for note in audit.notes)]
     yield section("reasons", "Every reason", (FULL, told), concludes=True, folded=True)
     yield section(
@@ -620,22 +619,6 @@ def coverage(audit: Audit) -> list[Table]:
         )
         for task in dict.fromkeys(row.task for row in audit.evaluation.coverage)
     ]
-
-
-def gates(audit: Audit) -> Table:
-    """How each token router shared its gates, over all layers."""
-    names = list(dict.fromkeys(name for row in audit.gates for name in row.share))
-    lines = [
-        [
-            display_name(row.system),
-            *(number(row.share.get(name)) for name in names),
-            f"{number(row.entropy)} ({number(row.entropy_share)})",
-        ]
-        for row in audit.gates
-    ]
-    evenness = "entropy in nats (share of the largest)"
-    columns = [text("router"), *figures(*names, evenness)]
-    return Table("Mean share of each adapter's gate on the prompts", columns, lines)
 
 
 def reasons(audit: Audit) -> list[Table]:

@@ -1,8 +1,6 @@
-"""Routers that learn from prompts, and the figures of gates, on the world that ships."""
+"""Routers that learn from prompts, on the world that ships."""
 
 from __future__ import annotations
-
-import math
 
 import pytest
 import torch
@@ -14,8 +12,6 @@ from loraprobe.adapters import read_adapter
 from loraprobe.base import load_base, open_base
 from loraprobe.composition import Composition, composed, watched
 from loraprobe.errors import UsageError
-from loraprobe.evaluation import System
-from loraprobe.evaluation.gate_statistics import GateTally, gate_statistics
 from loraprobe.options import Options
 from loraprobe.pipeline.fitting import fit_routers, fitted_in, gather_prompts
 from loraprobe.pipeline.plan import Fitted, Plan, SystemBuilder, plan_of
@@ -24,7 +20,7 @@ from loraprobe.records import BY_PROMPT
 from loraprobe.routing import ROUTERS
 from loraprobe.scoring import ModelScorer
 from loraprobe.scoring.generation import generate_batch
-from loraprobe.tasks import Item, Task, load_task
+from loraprobe.tasks import Task, load_task
 from loraprobe_lab import shipped_world
 from loraprobe_lab.training import build_tokenizer
 
@@ -213,63 +209,14 @@ def test_routers_of_one_run_learn_once_and_keep_their_options(scorer, pair, item
     assert fit_routers(pair, PreparedAdapters(pair), Options(), scorer, Plan()) == Fitted()
 
 
-def test_gates_are_counted_token_by_token():
-    tally = GateTally(3)
-    tally.see(torch.tensor([[0, 1, 1], [0, 1, 0]]).bool())
-    gates = torch.tensor([[[9.0, 9], [1, 0], [0.5, 0.5]], [[9, 9], [0.25, 0.75], [9, 9]]])
-    tally.add("a.0.q", (0, 2), gates)
-    tally.add("a.0.q", (0, 2), gates.reshape(6, 2))  # flattened rows are the same tokens
-    sums = tally.modules["a.0.q"]
-    third = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
-    entropies = [math.log(2) + third, 1 + third / math.log(2)]
-    assert sums.tolist() == pytest.approx([2 * x for x in (1.75, 0, 1.25, *entropies, 3)])
-    tally.add("alone", (1,), torch.ones(2, 3, 1))
-    tally.add("head", (0, 1), torch.ones(2, 1, 2))
-    assert set(tally.modules) == {"a.0.q"}
-
-
-def test_gate_statistics_are_those_of_the_composed_model(scorer, pair, items):
-    """One prompt, against the gates of a pass of one's own."""
-    task = Task("t", (Item("1", "Where does the spouse of Stakri live?", ("x",)),))
-    arrow = Composition("arrow", tuple(pair), ROUTERS.make("arrow"))
-    constant = Composition("uniform", tuple(pair), ROUTERS.make("constant"))
-    systems = [
-        System("base", "base"),
-        System("arrow", "router", arrow),
-        System("uniform", "merge", constant),
-    ]
-    rows, note = gate_statistics(scorer, systems, [task])
-    seen = {}
-    ids = torch.tensor(scorer.encoder.prompts([task.items[0].prompt]))
-    with torch.no_grad(), composed(scorer.model, arrow, lambda p, i, g: seen.update({p: g[0]})):
-        scorer.model(input_ids=ids)
-    (row,) = rows
-    assert row.system == "arrow" and "1 prompts" in note
-    own = [g.double() for g in seen.values()]
-    assert (row.modules, row.n) == (len(own), ids.shape[1])
-    mean = torch.stack([g.mean(0) for g in own]).mean(0)
-    assert list(row.share.values()) == pytest.approx(mean.tolist(), abs=1e-6)
-    entropy = torch.stack([-(g * g.log()).sum(-1).mean() for g in own]).mean()
-    assert row.entropy == pytest.approx(float(entropy), abs=1e-6)
-    assert row.entropy_share == pytest.approx(row.entropy / math.log(2))
-    assert sum(row.share.values()) == pytest.approx(1)
-    few, note = gate_statistics(scorer, systems, [items[0]], most=5)
-    again, _ = gate_statistics(scorer, systems, [items[0]], most=5)
-    assert few == again and "5 of 60 prompts" in note
-    assert gate_statistics(scorer, systems[:1], [task]) == ((), "")
-
-
-def test_merge_and_eval_fits_and_reports_gates(items, tmp_path):
+def test_merge_and_eval_fits_routers(items, tmp_path):
     """With prompts in the tasks' form, one adapter a prompt keeps both skills."""
     prompts = [f"--router-prompts={name}={file}" for name, file in files_of(items[1], tmp_path)]
     router = "hard:by=centroid,per=sequence"
-    options = "--router arrow:per=sequence --limit 10 --exit-zero"
+    options = "--limit 10 --exit-zero"
     asked = [*shipped("disjoint"), "--router", router, *prompts, *options.split()]
     found = document("merge-and-eval", *asked)
     router = BY_PROMPT  # the name of what was typed
     scores = {(row["system"], row["part"]): row["value"] for row in found["evaluation"]}
     assert scores[router, "hop1"] == scores[router, "hop2"] == 1.0
-    assert {row["system"] for row in found["gates"]} == {router, "arrow:per=sequence"}
-    whole = next(row for row in found["gates"] if row["system"] == router)
-    assert whole["entropy"] == 0.0 and sum(whole["share"].values()) == pytest.approx(1)
     assert any("learned from 30 prompts for spouse" in note for note in found["notes"])

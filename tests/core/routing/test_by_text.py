@@ -17,7 +17,6 @@ from loraprobe import text_profile
 from loraprobe.composition import Composition
 from loraprobe.errors import UsageError
 from loraprobe.evaluation import Asker, ResponseCache, System
-from loraprobe.evaluation.gate_statistics import gate_statistics
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.constant import single
 from loraprobe.routing.text import ByText
@@ -201,19 +200,3 @@ def test_it_answers_as_the_adapters_did_that_it_chooses():
     rows, questions = asked(trained=False)  # they were changed before they are composed
     assert [row.text.split()[0] for row in rows] == ["by-text"] * 4 + ["base"]
     assert len(questions) == 15 + 4
-
-
-def test_gates_are_how_often_each_adapter_is_chosen():
-    experts = tuple(random_adapter(n, rank=2, seed=i) for i, n in enumerate(("spouse", "home")))
-    routed = System("by-text", "router", Composition("by-text", experts, fitted()))
-    prompts = [*SPOUSES[6:], HOMES[6], OTHERS[0]]
-    tasks = [Task("t", tuple(Item(str(i), p, ("y",)) for i, p in enumerate(prompts)))]
-
-    class Reader:
-        context = None
-
-        class encoder:
-            prompts = staticmethod(lambda texts: [[1]] * len(texts))
-
-    (row,), _ = gate_statistics(Reader(), [routed], tasks)
-    assert row.share == {"spouse": 0.5, "home": 0.25} and row.n == 4

@@ -11,9 +11,8 @@ import torch
 from shipped_audits import SHORT, audit, call, calm, differences
 from words import word_tokenizer
 
-from loraprobe.composition import Composition, composed
+from loraprobe.composition import Composition
 from loraprobe.errors import OutOfMemory
-from loraprobe.evaluation.gate_statistics import GateTally
 from loraprobe.memory import is_out_of_memory
 from loraprobe.routing import ROUTERS
 from loraprobe.routing.scored import InputSums
@@ -29,22 +28,6 @@ ERRORS = {
     "python": MemoryError(),
     "mmap": OSError(12, "Cannot allocate memory"),
 }
-
-
-def narrow(monkeypatch, most: int, error: Exception) -> list[int]:
-    """Every Llama now fails above so many sequences, half way through its layers."""
-    from transformers.models.llama import modeling_llama
-
-    real, seen = modeling_llama.LlamaDecoderLayer.forward, []
-
-    def forward(self, hidden_states, *args, **kwargs):
-        seen.append(hidden_states.shape[0])
-        if self.self_attn.layer_idx == 1 and seen[-1] > most:
-            raise error
-        return real(self, hidden_states, *args, **kwargs)
-
-    monkeypatch.setattr(modeling_llama.LlamaDecoderLayer, "forward", forward)
-    return seen
 
 
 @pytest.mark.parametrize("kind", ERRORS)
@@ -116,7 +99,7 @@ class TestWatchers:
     def both(self, monkeypatch, made, place) -> tuple:
         plain, halved = made(), made()
         self.read(plain, place(plain))
-        seen = narrow(monkeypatch, 2, ERRORS["cuda"])
+        seen = making.narrow(monkeypatch, 2, ERRORS["cuda"])
         self.read(halved, place(halved))
         assert max(seen) == 5 and 1 in seen
         return plain, halved
@@ -125,17 +108,6 @@ class TestWatchers:
     def routed(self):
         experts = tuple(making.random_adapter(name, seed=i) for i, name in enumerate("ab", 1))
         return Composition("arrow", experts, ROUTERS.make("arrow"))
-
-    def test_gates(self, monkeypatch, routed):
-        plain, halved = self.both(
-            monkeypatch,
-            lambda: GateTally(2),
-            lambda tally: lambda model: composed(model, routed, tally.add),
-        )
-        assert plain.modules.keys() == halved.modules.keys()
-        for path, sums in plain.modules.items():
-            assert halved.modules[path][-1] == sums[-1] > 5
-            torch.testing.assert_close(halved.modules[path], sums, rtol=1e-5, atol=0)
 
     def test_means_of_inputs(self, monkeypatch, routed):
         from loraprobe.composition import watched
@@ -152,14 +124,14 @@ class TestWatchers:
 
 def test_samples_are_drawn_in_smaller_batches(monkeypatch):
     scorer = ModelScorer(making.tiny_llama(), word_tokenizer())
-    narrow(monkeypatch, 3, ERRORS["linux"])
+    making.narrow(monkeypatch, 3, ERRORS["linux"])
     assert len(scorer.sample(20, seed=1, max_new_tokens=3)) == 20
     assert scorer.batcher.failed == 16
 
 
 def test_an_audit_halves_the_batch_with_a_note(monkeypatch):
     first = calm()
-    seen = narrow(monkeypatch, 7, ERRORS["cuda"])
+    seen = making.narrow(monkeypatch, 7, ERRORS["cuda"])
     found = call(*audit("skill-and-facts"), *SHORT)
     assert max(seen) > 7
     *notes, last = found.pop("notes")
@@ -170,7 +142,7 @@ def test_an_audit_halves_the_batch_with_a_note(monkeypatch):
 
 
 def test_one_sequence_beyond_memory_names_the_option_to_change(monkeypatch):
-    narrow(monkeypatch, 0, ERRORS["cuda"])
+    making.narrow(monkeypatch, 0, ERRORS["cuda"])
     done = making.call(*audit("skill-and-facts"), *SHORT, "--json")
     assert done.exit_code == 2
     assert json.loads(done.stdout)["error"]["code"] == "out-of-memory"

@@ -26,7 +26,7 @@ from loraprobe.verdict import decide
 def test_short_list_and_library_have_their_places_on_a_page():
     names = [heading.attrib["id"] for heading in all_of(parsed(page(a_screen())), "h2")]
     wanted = "verdict short-list gains causes examples findings pairs modules library adapters"
-    assert names == [*wanted.split(), "coverage", "gates", "reasons", "provenance"]
+    assert names == [*wanted.split(), "coverage", "reasons", "provenance"]
 
 
 def test_a_short_list_stands_in_a_terminal_in_place_of_scores_and_adapters():

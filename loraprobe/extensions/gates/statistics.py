@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from loraprobe.composition import Composition, composed
-from loraprobe.defaults import GATE_PROMPTS
 from loraprobe.evaluation import System
-from loraprobe.records import GateStatistics
+from loraprobe.extensions.gates.records import GateStatistics
 from loraprobe.scoring import ModelScorer, read_texts
 from loraprobe.tasks import Task
+
+GATE_PROMPTS = 24  # prompts on which the gates of a router are averaged
 
 
 def gate_statistics(

@@ -8,7 +8,9 @@ tests/core/report/test_docs.py compares the pages with what this gives.
 """
 
 import importlib
+import itertools
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from loraprobe.findings import SUBJECTS
 from loraprobe.lora.spaces import SPACES
 from loraprobe.options import AddedOptions, groups
 from loraprobe.verdict.reasons import CODES
+from loraprobe.wiring import GROUP, extensions
 
 DOCS = Path(__file__).parents[1] / "docs"
 ADDED = [
@@ -28,9 +31,31 @@ ADDED = [
 ADDED_CODES = {subject: codes for one in ADDED for subject, codes in one.CODES.items()}
 
 
+PACKAGE = DOCS.parent / "loraprobe"
+ADDING = [one for one in extensions() if one.members and type(one).__module__.startswith(GROUP)]
+
+
 def members() -> list[dict[str, Any]]:
     """Every entry of every registry, and the ways of training, as plain data."""
-    rows = [row_of(kind, cls) for kind in registries() for cls in kind]
+    return sorted([*of_core(), *itertools.chain(*map(of_extension, ADDING))], key=kind_and_name)
+
+
+def kind_and_name(row: dict[str, Any]) -> tuple[int, str]:
+    """By which rows are sorted; spaces and ways of training stand in the order of their tables."""
+    nouns = [one.noun for one in registries()]
+    return (nouns.index(row["kind"]), row["name"]) if row["kind"] in nouns else (len(nouns), "")
+
+
+def of_extension(extension: Any) -> list[dict[str, Any]]:
+    """The entries that an extension adds."""
+    modules = {name for names in extension.members.values() for name in names}
+    return [row_of(kind, c) for kind in registries() for c in kind if c.__module__ in modules]
+
+
+def of_core() -> list[dict[str, Any]]:
+    """The entries of the core, and the ways of training."""
+    added = f"{GROUP}."
+    rows = [row_of(k, cls) for k in registries() for cls in k if added not in cls.__module__]
     for name, space in SPACES.items():
         text = documented(space.stacked) | {"formula": space.formula, "paper": space.paper}
         rows.append({"kind": "space", "name": name, **text})
@@ -103,9 +128,9 @@ def codes_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def methods_data() -> str:
+def methods_data(rows: list[dict[str, Any]]) -> str:
     """What `loraprobe methods` prints, without an import of what it describes."""
-    return json.dumps(members(), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(rows, indent=1, ensure_ascii=False) + "\n"
 
 
 def llms_page() -> str:
@@ -131,7 +156,13 @@ PAGES = {
     DOCS / "methods.md": methods_page,
     DOCS / "options.md": options_page,
     DOCS / "codes.md": codes_page,
-    DOCS.parent / "loraprobe" / "cli" / "methods.json": methods_data,
+    PACKAGE / "cli" / "methods.json": lambda: methods_data(of_core()),
+    **{
+        PACKAGE / "extensions" / type(one).__module__.rpartition(".")[2] / "methods.json": partial(
+            lambda added: methods_data(of_extension(added)), one
+        )
+        for one in ADDING
+    },
     **{DOCS / name: page for one in ADDED for name, page in one.PAGES.items()},
     DOCS / "llms.txt": llms_page,
 }

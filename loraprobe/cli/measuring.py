@@ -36,7 +36,8 @@ def merge_and_eval(
     """Compose adapters every reasonable way, measure each on your task, and give a verdict.
 
     Systems: the base, each adapter alone, merges, routers, a chain of the adapters where the task
-    has hops, and two controls. Exit code 0: composing likely works; 1: it does not; 3: undecided.
+    has hops, and two controls. Exit code 0: composing likely works, or no merge and no router was
+    asked for; 1: it does not; 3: undecided.
     """
     outcome = run(output, options, "merge_and_eval", refs, base, task or [])
     write(outcome, output, options)

@@ -35,14 +35,32 @@ NamesArgument = Annotated[
 
 
 def described() -> list[dict[str, Any]]:
-    """Every entry of every registry as plain data, as `tests/pages.py` wrote it: the members
-    themselves need torch, whose import takes longer than all of this command. Those that other
-    packages add are read of themselves."""
-    text = importlib.resources.files("loraprobe.cli").joinpath("methods.json").read_text("utf-8")
+    """Every entry of every registry as plain data.
+
+    `tests/pages.py` wrote those of the core, and of each extension, into a file beside them: the
+    members themselves need torch, whose import takes longer than all of this command. Those that
+    other packages add are read of themselves.
+    """
+    rows, more, theirs = _stored("loraprobe.cli"), list[dict[str, Any]](), set[str]()
+    for one in extensions():
+        package = type(one).__module__
+        if not package.startswith(f"{GROUP}."):
+            theirs |= {name for names in one.members.values() for name in names}
+        elif one.members:
+            more += _stored(package)
+    if theirs:
+        more += [row_of(kind, c) for kind in registries() for c in kind if c.__module__ in theirs]
+    kinds, added = list(dict.fromkeys(row["kind"] for row in rows)), {row["kind"] for row in more}
+
+    def place(row: dict[str, Any]) -> tuple[int, str]:  # spaces stand in the order of their table
+        return kinds.index(row["kind"]), row["name"] if row["kind"] in added else ""
+
+    return sorted([*rows, *more], key=place)
+
+
+def _stored(package: str) -> list[dict[str, Any]]:
+    text = importlib.resources.files(package).joinpath("methods.json").read_text("utf-8")
     rows: list[dict[str, Any]] = json_.loads(text)
-    added = {name for one in extensions() for names in one.members.values() for name in names}
-    if theirs := {name for name in added if not name.startswith(f"{GROUP}.")}:
-        rows += [row_of(kind, c) for kind in registries() for c in kind if c.__module__ in theirs]
     return rows
 
 

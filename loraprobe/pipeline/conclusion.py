@@ -31,7 +31,7 @@ from loraprobe.records import (
 )
 from loraprobe.verdict import Annotator, Evidence, Exclusion, Request, decide, next_command
 from loraprobe.verdict.next_command import (
-    BASE,
+    FILL_BASE,
     MERGE_AND_EVAL,
     NEW,
     NOTHING_MEASURED,
@@ -170,7 +170,7 @@ def request_of(options: Options, inputs: Inputs) -> Request:
     """The request as a command line spells it."""
     named = {public_name(a.base_model): a.base_model for a in inputs.given if a.base_model}
     agreed = agreed_base(adapter.base_model or "" for adapter in inputs.given)
-    on_hub = [hub_id(one) or BASE for one in named.values()]
+    on_hub = [hub_id(one) or FILL_BASE for one in named.values()]
     declared = public_name(agreed)
     base = "auto" if declared else ""
     if inputs.base is not None and inputs.base.reference != agreed:
@@ -178,7 +178,7 @@ def request_of(options: Options, inputs: Inputs) -> Request:
     return Request(
         adapters=tuple(map(reference_of, inputs.given)),
         base=base,
-        bases=tuple(sorted(on_hub, key=lambda one: one == BASE)),
+        bases=tuple(sorted(on_hub, key=lambda one: one == FILL_BASE)),
         tasks=tuple(task.reference for task in inputs.tasks),
         given=given_flags(options, inputs),
     )

@@ -22,7 +22,7 @@ from loraprobe.extension import CardPart, installed
 from loraprobe.formatting import listing
 from loraprobe.front_matter import KEY
 from loraprobe.merging import Merged
-from loraprobe.options import Options
+from loraprobe.options import Options, commands
 from loraprobe.records import (
     AdapterSummary,
     Audit,
@@ -102,6 +102,7 @@ def card_text(
         scores=evaluations(audit),
         measured=audit.verdict is not None and audit.verdict.gain is not None,
         told=answer(audit),
+        commands=commands(),
         **values,
     )
     return f"---\n{yaml.safe_dump(dict(front_matter))}---\n{text}"

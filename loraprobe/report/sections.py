@@ -680,7 +680,8 @@ def one_line(audit: Audit) -> str:
     """The result in one line, for --quiet."""
     verdict = audit.verdict
     if verdict is not None and verdict.evidence != "weights":
-        return clean(f"{verdict.decision} {verdict.action}")
+        decision = "measured" if verdict.compositions_not_asked else verdict.decision
+        return clean(f"{decision} {verdict.action}")
     if short := next(filter(None, (one.short for one in summaries(audit))), ""):
         return short
     return "compatible" if audit.compatibility.compatible else "incompatible"

@@ -139,8 +139,8 @@ class ByText(Router):
         """Raises UsageError: a module has no text to route by."""
         raise UsageError(
             f"Router {self.name} chooses by a prompt's text, which no layer of a model sees:",
-            "put composition.answering(prompt) into the model for each prompt, or serve the "
-            "adapters behind loraprobe proxy.",
+            "put composition.answering(prompt) into the model for each prompt, or let a client of "
+            "a server choose by router.json, which route -o DIR writes.",
         )
 
     def embedding_gates(self, module: str, present: Sequence[int]) -> Any:

@@ -31,11 +31,11 @@ from loraprobe.verdict.reasons import limit_of_tokens, most_cut
 
 Flag = tuple[str, ...]  # a flag with its value, if it takes one
 # What stands for a thing that does not exist yet.
-NEW, TASK, BASE, OTHER = "NEW", "questions.jsonl", "BASE", "OTHER"
+NEW, TASK, FILL_BASE, OTHER = "NEW", "questions.jsonl", "BASE", "OTHER"
 TO_FILL_IN = {
     NEW: "an adapter that you train on what you ask",
     TASK: "your file, a question with its answer a line",
-    BASE: "the base model that they were trained on",
+    FILL_BASE: "the base model that they were trained on",
     OTHER: "another adapter of the same base",
 }
 MORE, HARDER = "MORE-", "HARDER-"  # before the name of a task: a file of further questions
@@ -87,8 +87,8 @@ class Request:
     """What a command worked on, in the words of a command line.
 
     base: "auto" where the adapters name it themselves, "" where nobody does. bases: those that they
-    name, BASE for a path. given: the options that were set. evaluation: the command that evaluates,
-    with its adapters where these are others.
+    name, FILL_BASE for a path. given: the options that were set. evaluation: the command that
+    evaluates, with its adapters where these are others.
     """
 
     adapters: tuple[str, ...]
@@ -139,7 +139,7 @@ def next_command(
         case "chain":
             return _evaluate(request, CHAIN)
         case "gather-evidence" if verdict.evidence == "weights":
-            return _inspect(request, ("--base", request.base or BASE), PROBE)
+            return _inspect(request, ("--base", request.base or FILL_BASE), PROBE)
         case "use-base" if verdict.missing == "harder-items":
             return _evaluate(request, tasks=_further_files(HARDER, request.tasks))
         case "use-base" | "train-target-adapter":
@@ -234,8 +234,8 @@ def _shrink(request: Request, adapter: str) -> Command:
 def show_questions(request: Request) -> Command:
     """The command that shows the questions as a model reads them."""
     base = request.base if request.base != "auto" else next(iter(request.bases), "")
-    options = (("--base", base),) if base not in ("", BASE) else ()
-    reading = (option for option in request.given if option[0] in ("--fields", "--metric"))
+    options = (("--base", base),) if base not in ("", FILL_BASE) else ()
+    reading = _options_for(request.without("--limit"), "task sample")
     return Command("task sample", request.tasks, (*options, *reading))
 
 
@@ -254,7 +254,7 @@ def _fix(request: Request) -> Command:
     if conflict.parents:
         return conflict.parents
     if conflict.kind == "base":
-        base = bases[0] if len(bases) == 1 and bases[0] != request.base else BASE
+        base = bases[0] if len(bases) == 1 and bases[0] != request.base else FILL_BASE
         if request.tasks:
             return _evaluate(replace(request, base=base))
         return _inspect(request, ("--base", base))
@@ -267,7 +267,7 @@ def _fix(request: Request) -> Command:
     if 1 < len(conflict.fitting) < len(request.adapters):
         return Command("inspect", conflict.fitting)
     if len(bases) > 1 or conflict.kind == "unlike":
-        others = adapters_of(next(iter(bases), BASE))
+        others = adapters_of(next(iter(bases), FILL_BASE))
         return others or Command("inspect", (request.adapters[0], OTHER))
     return Command("inspect", request.adapters)
 
@@ -330,7 +330,7 @@ def _options_for(request: Request, verb: str) -> list[Flag]:
 
 
 def _base_option(request: Request) -> tuple[Flag, ...]:
-    return () if request.base == "auto" else (("--base", request.base or BASE),)
+    return () if request.base == "auto" else (("--base", request.base or FILL_BASE),)
 
 
 def _further_files(start: str, tasks: Sequence[str]) -> tuple[str, ...]:

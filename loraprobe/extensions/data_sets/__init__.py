@@ -20,7 +20,7 @@ ENDINGS = (".json", ".csv", ".tsv", ".parquet")  # of files whose form is not ou
 
 
 @dataclass(frozen=True)
-class LayoutOptions(AddedOptions):
+class FieldOptions(AddedOptions):
     """How the file of a task is read: one text for all tasks or one for each, "" for none."""
 
     title: ClassVar[str] = "Files of another form"
@@ -64,7 +64,7 @@ class LayoutOptions(AddedOptions):
                 raise UsageError(
                     f"--fields cannot be used with {one}:", "give a task file (JSONL)."
                 )
-        return [LayoutOptions((text,) if text else ()) for text in each]
+        return [FieldOptions((text,) if text else ()) for text in each]
 
 
 class DataFiles(TaskSource):
@@ -101,13 +101,13 @@ class DataFiles(TaskSource):
 
 def _fields(options: Options) -> str:
     """The --fields of one task; "" without."""
-    return next(iter(options.of_extension(LayoutOptions).fields), "")
+    return next(iter(options.of_extension(FieldOptions).fields), "")
 
 
 class DataSets(Extension):
     """Reads tasks of other forms than the core's own."""
 
-    options = LayoutOptions
+    options = FieldOptions
     task_sources = (DataFiles(),)
 
 

@@ -152,6 +152,9 @@ def skill_text() -> str:
     from loraprobe.formatting import flowing
     from loraprobe.options import options_of
 
+    new_file = ""
+    if "task new" in cli.COMMANDS:
+        new_file = "`loraprobe task new FILE` writes and explains a file of questions, "
     lines = [
         "---",
         "name: loraprobe",
@@ -167,8 +170,7 @@ def skill_text() -> str:
         "the schema of results. Read `verdict.decision`, `verdict.action`, `verdict.gain` and "
         "`verdict.reasons`, and run `verdict.next`, which is for a `shell` or for `python` as "
         "`verdict.next_in` says; words in capitals and files that you lack have to be replaced "
-        "before. `loraprobe task new FILE` writes and explains a file of questions, `--dry-run` "
-        "tells time and memory first.",
+        f"before. {new_file}`--dry-run` tells time and memory first.",
         "",
         flowing(cli.options.__doc__),
     ]
